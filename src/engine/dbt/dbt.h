@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside of the dbt engine: the vCPU as emitted code, interpreter and MMU see it.
+ *
+ * Rooms
+ *   decode.c            bytes -> struct insn (insn.def)
+ *   native.c thunk.c    run an INSN_NATIVE instruction on the host CPU (emit_native, thunks)
+ *   interp_user.c       INSN_HAND handlers       interp_sys.c, task.c   INSN_SYSTEM handlers
+ *   exception.c         delivery of exceptions and interrupts in every mode
+ *   mmu.c mem.c         page walks, soft TLB, checked guest memory operands
+ *   translate.c ...     blocks, chaining, dispatch (xlate.h)
+ *   dbt.c               the engine_ops
+ *
+ * Invariants
+ *  1. cpu->s is the truth whenever C code runs, but for the FPU: while cpu->is_fpu_in_regs the x87,
+ *     SSE and AVX state is in the host's registers and s.xsave is stale.
+ *  2. Everything under src/engine/dbt is compiled -mgeneral-regs-only and calls nothing that may touch
+ *     vector registers while is_fpu_in_regs (dbt_fpu_to_mem() first: before every call up through
+ *     vcpu_up, before logging, before libc functions other than the asm-labelled ones below).
+ *  3. An instruction either completes or raises; a raise leaves cpu->s as before the instruction (but for
+ *     what the manual says: CR2, completed string iterations ...).
+ *  4. Raising is dbt_raise*(): it does not return.  Only code under interp_one() or
+ *     dbt_deliver_interrupt() may raise.
+ *  5. Translated code runs only when: no interrupt shadow, TF = 0, no enabled debug register, no guest
+ *     debug, and no pending event.  All those cases are the interpreter's.
+ */
+#ifndef VIV_DBT_DBT_H
+#define VIV_DBT_DBT_H
+
+#include <pthread.h>
+#include <setjmp.h>
+
+#include "engine/dbt/decode.h"
+#include "engine/engine.h"
+
+/* Vector-free libc replacements (dbt_libc.c): also what the compiler's implicit calls resolve to. */
+extern void *memcpy(void *, const void *, size_t) __asm__("dbt_memcpy");
+extern void *memmove(void *, const void *, size_t) __asm__("dbt_memmove");
+extern void *memset(void *, int, size_t) __asm__("dbt_memset");
+extern int memcmp(const void *, const void *, size_t) __asm__("dbt_memcmp");
+
+/* ---- soft TLB ----------------------------------------------------------------------------- */
+/*
+ * Direct-mapped, one set of arrays per access mode.  Index of a linear address: (va >> 12) & (size - 1);
+ * emitted code computes it with pext(va, tlb_mask) where tlb_mask = (size - 1) << 12.
+ *
+ *   rneg[i], wneg[i]  minus the page address if reads / writes may go straight to memory, else
+ *                     DBT_TLB_INVALID(i).  va + rneg[i] < 4096 is a hit.
+ *   xlat[i]           host address of the page minus (page address & 0xf000):
+ *                     host pointer = xlat + (va & 0xffff), so that speculation with a wrong va stays within
+ *                     64 KiB of a RAM page (RAM_GUARD_BYTES).
+ *   phys[i]           offset of the page in the RAM mapping | DBT_TLB_GLOBAL; for C code only
+ *
+ * Only plain RAM enters.  wneg is valid only if a write would need no notice: page writable in this
+ * mode, D bit set, RAM not read-only, page flags & (CODE | TRACK | WATCH) == 0.
+ */
+enum dbt_tlb_mode {
+	DBT_TLB_USER,	   /* CPL 3 */
+	DBT_TLB_KERNEL,	   /* CPL 0..2; with CR4.SMAP: RFLAGS.AC = 0 */
+	DBT_TLB_KERNEL_AC, /* CPL 0..2 with CR4.SMAP and AC = 1 */
+	DBT_TLB_MODES
+};
+#define DBT_TLB_BITS_MAX 13
+#define DBT_TLB_MAX (1u << DBT_TLB_BITS_MAX)
+#define DBT_TLB_BITS_MIN 10
+#define DBT_TLB_INVALID(i) (0 - ((1ULL << 63) | ((uint64_t)(~(i) & 1) << 12)))
+#define DBT_TLB_GLOBAL 1ULL
+
+struct dbt_tlb {
+	uint64_t rneg[DBT_TLB_MAX];
+	uint64_t wneg[DBT_TLB_MAX];
+	uint64_t xlat[DBT_TLB_MAX];
+	uint64_t phys[DBT_TLB_MAX];
+};
+
+/* Code fetch TLB (instruction fetch permission is separate: NX, SMEP). */
+#define DBT_CTLB_SIZE 256u
+struct dbt_ctlb_entry {
+	uint64_t page; /* linear page address | 1 = valid for user, | 2 = valid for kernel */
+	uint64_t phys; /* offset in the RAM mapping | DBT_TLB_GLOBAL */
+};
+
+/* ---- inline branch table (jump cache), see xlate.h ---- */
+#define DBT_JC_SIZE 4096u
+struct dbt_jc_entry {
+	uint64_t neg_tag; /* -(rip + key): rip + jc_key + neg_tag == 0 is a hit */
+	void *code;
+};
+
+/* ---- what a vCPU is asked to do at its next safepoint (cpu->requests, atomic) ---- */
+enum {
+	DBT_REQ_KICK = 1,	/* leave vcpu_run */
+	DBT_REQ_INTR = 2,	/* INTR line is high (level: stays set while the line is) */
+	DBT_REQ_NMI = 4,	/* an NMI waits */
+	DBT_REQ_EXCLUSIVE = 8,	/* another vCPU wants the world stopped */
+	DBT_REQ_TLB_FLUSH = 16, /* flush everything (RAM layout or dirty tracking changed) */
+};
+
+/* Mode bits: everything a translation depends on besides its bytes (cpu->mode_key). */
+enum {
+	DBT_MODE_CODE16 = 0, DBT_MODE_CODE32 = 1, DBT_MODE_CODE64 = 2, /* bits 1..0 */
+	DBT_MODE_USER = 1 << 2,	     /* CPL 3 */
+	DBT_MODE_SS32 = 1 << 3,	     /* stack address size 32 (not 16) outside 64-bit mode */
+	DBT_MODE_FLAT = 1 << 4,	     /* CS DS ES SS: base 0, limit 4G, usable; always set in 64-bit mode */
+	DBT_MODE_NO_FPU = 1 << 5,    /* CR0.EM or CR0.TS */
+	DBT_MODE_NO_SSE = 1 << 6,    /* !CR4.OSFXSR or EM or TS */
+	DBT_MODE_NO_AVX = 1 << 7,    /* !CR4.OSXSAVE or XCR0[2:1] != 3 or TS */
+	DBT_MODE_PE = 1 << 8,	     /* protected mode (CR0.PE, not VM86) */
+	DBT_MODE_VM86 = 1 << 9,
+	DBT_MODE_AC_TLB = 1 << 10,   /* data accesses use DBT_TLB_KERNEL_AC */
+	DBT_MODE_ALIGN = 1 << 11,    /* alignment checks on (CR0.AM, AC, CPL 3) */
+	DBT_MODE_CPL_SHIFT = 12,     /* bits 13..12: CPL */
+};
+
+struct dbt_vm;
+struct insn;
+
+struct dbt_cpu {
+	struct x86_state s; /* first member: emitted code addresses it through gs: */
+
+	/* Hot words of emitted code. */
+	uint64_t pc_base;	/* RIP minus the offset in its guest-physical page, of the running block */
+	uint64_t tlb_mask;	/* (size - 1) << 12 */
+	uint64_t page_mask;	/* ~0xfff: constant operand of emitted pext */
+	uint64_t jc_key;	/* changes with address space, CPL and mode_key */
+	_Atomic uint64_t poll;	/* non-zero: leave translated code at the next poll point */
+	uint64_t host_rsp;	/* stack of the dispatcher while translated code runs */
+	uint64_t tmp[8];	/* scratch of emitted code */
+	uint64_t exit_info;	/* set by emitted exits */
+	struct dbt_jc_entry jc[DBT_JC_SIZE];
+	struct dbt_tlb tlb[DBT_TLB_MODES];
+
+	/* Cold. */
+	struct dbt_ctlb_entry ctlb[DBT_CTLB_SIZE];
+	_Atomic uint32_t requests; /* DBT_REQ_* */
+	uint32_t mode_key;	   /* DBT_MODE_*, kept by dbt_mode_changed() */
+	uint8_t cpl;		   /* cached, kept by dbt_mode_changed() */
+	uint8_t code_bits;	   /* 16, 32, 64 */
+	uint8_t tlb_mode;	   /* enum dbt_tlb_mode of explicit data accesses now */
+	bool is_fpu_in_regs;	   /* invariant 1 */
+	bool is_shutdown;	   /* triple fault */
+	bool in_exception;	   /* delivering: for double and triple faults */
+	uint8_t tlb_bits;	   /* log2 of the size in use */
+	uint64_t tlb_misses, tlb_flushes; /* counters */
+	int64_t tsc_offset;	   /* guest TSC = host TSC + offset */
+
+	/* Interpreter. */
+	void *raise_jmp[5];	   /* __builtin_setjmp buffer of interp_one */
+	uint64_t next_rip;	   /* RIP after the current instruction (handlers change it) */
+	uint8_t raise_vector;
+	bool raise_has_error;
+	uint32_t raise_error;
+	uint64_t dr6_pending;	   /* #DB bits gathered by the current instruction (data breakpoints, TF, task) */
+	bool is_rf_cleared;	   /* RF is cleared at the end of the instruction */
+	bool no_step_trap;	   /* this instruction swallows the TF trap (MOV SS ...) */
+	uint64_t insn_count;	   /* instructions interpreted: counter */
+
+	struct dbt_vm *vm;
+	unsigned index; /* APIC id */
+	struct vcpu_up up;
+	struct engine_debug debug;
+	bool is_debug_hit;
+	struct xlate_cpu *xlate; /* translator's part */
+	struct thunk_cpu *thunk; /* thunk interpreter's part (decode cache ...) */
+	pthread_t thread;
+};
+
+struct dbt_vm {
+	struct guest_ram *ram;
+	struct cpu_model model; /* a copy */
+	struct engine_config cfg;
+	unsigned ncpus;
+	struct dbt_cpu *cpus[255];
+	uint32_t tsc_khz;
+	uint64_t phys_mask; /* bits of a physical address that exist */
+	pthread_mutex_t lock; /* translation, code table, list of vCPUs, exclusive state */
+	struct xlate_vm *xlate;
+	struct thunk_vm *thunk;
+};
+
+/* ---- common services ---- */
+
+/** dbt_raise() - the current instruction faults; @err_code for vectors that have one. */
+_Noreturn void dbt_raise(struct dbt_cpu *cpu, unsigned vector);
+_Noreturn void dbt_raise_err(struct dbt_cpu *cpu, unsigned vector, uint32_t err_code);
+/** dbt_raise_pf() - page fault at @va: sets CR2. */
+_Noreturn void dbt_raise_pf(struct dbt_cpu *cpu, uint64_t va, uint32_t err_code);
+
+enum { EXC_DE, EXC_DB, EXC_NMI, EXC_BP, EXC_OF, EXC_BR, EXC_UD, EXC_NM, EXC_DF, EXC_TS = 10, EXC_NP, EXC_SS,
+       EXC_GP, EXC_PF, EXC_MF = 16, EXC_AC, EXC_MC, EXC_XM };
+
+/** dbt_mode_changed() - recompute mode_key, cpl, code_bits, tlb_mode, jc_key after a change of CR0, CR4, EFER,
+ * XCR0, a segment, RFLAGS.VM/AC.  Cheap; does not flush any TLB. */
+void dbt_mode_changed(struct dbt_cpu *cpu);
+
+/** dbt_fpu_to_mem() / dbt_fpu_to_regs() - move the FPU state (invariant 1); idempotent.  After to_mem the
+ * host registers hold the ABI's defaults. */
+void dbt_fpu_to_mem(struct dbt_cpu *cpu);
+void dbt_fpu_to_regs(struct dbt_cpu *cpu);
+
+/** dbt_exit() - call the machine for an exit; saves the FPU first.  Returns what on_exit did. */
+int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x);
+
+/** dbt_exclusive_begin() - wait until every other vCPU is outside of guest execution and keep them
+ * there until dbt_exclusive_end().  The caller is a vCPU thread at a safepoint in C code. */
+void dbt_exclusive_begin(struct dbt_cpu *cpu);
+void dbt_exclusive_end(struct dbt_cpu *cpu);
+
+/** dbt_code_written() - RAM [@offset, +@len) changed and the page has RAM_PAGE_CODE: drop blocks. */
+void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len);
+
+/** xlate_mapping_changed() - linear-to-physical changed for the page of @va, or all with @is_all. */
+void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, bool is_all);
+
+static inline uint64_t dbt_rdtsc(const struct dbt_cpu *cpu)
+{
+	return __builtin_ia32_rdtsc() + (uint64_t)cpu->tsc_offset;
+}
+static inline bool dbt_is_long(const struct dbt_cpu *cpu)
+{
+	return cpu->s.efer & X86_EFER_LMA;
+}
+static inline bool dbt_is_protected(const struct dbt_cpu *cpu) /* PE and not VM86 */
+{
+	return cpu->mode_key & DBT_MODE_PE;
+}
+
+#endif

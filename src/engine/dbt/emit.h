@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Emitter: writes host instructions into a bounded buffer.
+ *
+ * Host register roles of emitted code (docs/design/engine): guest rax rdx rbx rbp rsi rdi r8 r12 live in
+ * themselves; guest rcx, r13, r14 in r9, r10, r11; guest rsp in r13; guest r9 r10 r11 r15 in memory
+ * (gs: state).  rcx, r14, r15 are scratch; rsp is the host stack; gs base is the struct dbt_cpu.
+ */
+#ifndef VIV_DBT_EMIT_H
+#define VIV_DBT_EMIT_H
+
+#include "engine/dbt/dbt.h"
+
+/* Host register numbers. */
+enum { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14,
+       H_R15, H_NONE = 0xff };
+
+#define H_ADDR H_R14 /* checked host pointer of the memory operand */
+
+struct emit {
+	uint8_t *p, *start, *end; /* writing past end sets is_full and drops the bytes */
+	bool is_full;
+	intptr_t exec_delta; /* executable address - p (W^X by two mappings); 0 for thunks in tests */
+};
+
+static inline void emit_u8(struct emit *e, uint8_t b)
+{
+	if (unlikely(e->p >= e->end)) {
+		e->is_full = true;
+		return;
+	}
+	*e->p++ = b;
+}
+static inline void emit_u32(struct emit *e, uint32_t v)
+{
+	for (int i = 0; i < 4; i++)
+		emit_u8(e, (uint8_t)(v >> (8 * i)));
+}
+static inline void emit_u64(struct emit *e, uint64_t v)
+{
+	for (int i = 0; i < 8; i++)
+		emit_u8(e, (uint8_t)(v >> (8 * i)));
+}
+static inline void emit_bytes(struct emit *e, const uint8_t *b, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		emit_u8(e, b[i]);
+}
+
+/* Where a guest register lives: host register, or H_NONE for the four in memory. */
+extern const uint8_t emit_host_reg[16];
+
+/* Offset of guest register @r in struct dbt_cpu, for gs: operands. */
+#define CPU_OFF(member) ((int32_t)offsetof(struct dbt_cpu, member))
+#define CPU_GPR_OFF(r) ((int32_t)(offsetof(struct dbt_cpu, s.gpr) + 8 * (r)))
+
+/* mov, flags untouched.  @size 4 or 8 (4 zero-extends). */
+void emit_mov_rr(struct emit *e, unsigned dst, unsigned src, unsigned size);
+void emit_mov_ri(struct emit *e, unsigned dst, uint64_t imm);
+void emit_load_gs(struct emit *e, unsigned dst, int32_t off, unsigned size);  /* dst = gs:[off] */
+void emit_store_gs(struct emit *e, int32_t off, unsigned src, unsigned size); /* gs:[off] = src; size 1 2 4 8 */
+void emit_store_gs_imm(struct emit *e, int32_t off, int32_t imm, unsigned size);
+/* lea dst, [base + index * scale + disp]; base or index may be H_NONE; @size 4 or 8. */
+void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale, int32_t disp,
+	      unsigned size);
+/* One instruction with ModRM memory operand [base + disp], by opcode bytes (prefix/REX computed). */
+void emit_op_mem(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc, unsigned reg,
+		 unsigned base, int32_t disp);
+
+/**
+ * emit_guest_get() - host register holding guest @r: its own, or @scratch loaded from memory.
+ * emit_guest_put() - write host @src to guest @r (64 bits).
+ */
+unsigned emit_guest_get(struct emit *e, unsigned r, unsigned scratch);
+void emit_guest_put(struct emit *e, unsigned r, unsigned src);
+
+/**
+ * emit_native() - an INSN_NATIVE instruction over the register map, flags live on both sides.
+ *
+ * The memory operand, if any, is at [H_ADDR] (checked, permitted).  Uses rcx and r15 freely, r14 too when
+ * there is no memory operand.  Loads guest registers kept in memory, stores those it changed; handles
+ * implicit rcx (shift counts), AH..BH, 16- and 32-bit code (re-encoded for 64-bit mode), LOCK.
+ * Returns false when this form has no native encoding (the caller interprets it); nothing is emitted then.
+ */
+bool emit_native(struct emit *e, const struct insn *in);
+
+/** emit_ea() - effective address of the memory operand into host @dst (rcx, r14 or r15), wrapped to the
+ * address size, segment base added (FS/GS from state; others only if not flat).  Flags untouched.
+ * RIP-relative: uses pc_base + @page_off_next (offset of the next instruction in its page).
+ * Uses @dst and @tmp (another scratch). */
+void emit_ea(struct emit *e, const struct insn *in, unsigned dst, unsigned tmp, uint32_t page_off_next);
+
+#endif

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Guest memory as instructions see it: page walks, the soft TLB, checked operands.
+ *
+ * Linear addresses in, host pointers out.  All functions that may raise say so; they raise #PF with the
+ * architectural error code, #GP/#SS for segment and canonical violations, #AC for alignment.
+ *
+ * Source: SDM vol. 3 chapter 4 (paging), 5 (protection); APM vol. 2 chapter 5.
+ */
+#ifndef VIV_DBT_MMU_H
+#define VIV_DBT_MMU_H
+
+#include "engine/dbt/dbt.h"
+
+enum { ACC_READ = 1, ACC_WRITE = 2, ACC_RW = 3, ACC_EXEC = 4 };
+
+/* Page-fault error code bits. */
+enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16, PF_PK = 32 };
+
+struct mmu_page {
+	gpa_t gpa;	   /* of the page */
+	uint64_t offset;   /* in the RAM mapping; only if is_ram */
+	bool is_ram;	   /* else a hole or a device */
+	bool is_writable;  /* RAM and not read-only */
+	bool is_global;
+	uint64_t size;	   /* 4K, 2M, 4M, 1G: of the translation */
+};
+
+/**
+ * mmu_walk() - translate the page of @va for an access; sets A/D bits as the access would.
+ * @mode: whose rights (enum dbt_tlb_mode);  @acc: one of ACC_READ, ACC_WRITE, ACC_EXEC
+ * Returns true, or false with the #PF error code in @pf_err.  Never raises.
+ */
+bool mmu_walk(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc, struct mmu_page *out,
+	      uint32_t *pf_err);
+/** mmu_peek() - as mmu_walk with supervisor rights and no A/D updates (debuggers, introspection). */
+bool mmu_peek(struct dbt_cpu *cpu, uint64_t va, gpa_t *gpa);
+
+/**
+ * mmu_fill() - slow path of emitted code: can [@va, +@size) be accessed directly now?
+ * Walks, fills the entry of @mode and returns true; false when the access must be interpreted
+ * (fault, device, page crossing, noticed write, debug).  Never raises, never calls up.
+ */
+bool mmu_fill(struct dbt_cpu *cpu, uint64_t va, unsigned size, bool is_write, unsigned mode);
+
+/** mmu_fetch() - host pointer to code at linear @va, and how many bytes until the page ends.
+ * @offset: where the page lies in the RAM mapping.  Raises #PF; returns NULL if it is not RAM. */
+const uint8_t *mmu_fetch(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, uint64_t *offset);
+/** mmu_fetch_probe() - the same for the dispatcher: NULL instead of raising. */
+const uint8_t *mmu_fetch_probe(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, uint64_t *offset);
+
+/* Invalidation; each also tells the translator (xlate_mapping_changed). */
+void mmu_flush_all(struct dbt_cpu *cpu);	/* CR0/CR4 paging bits, INVPCID all, reset */
+void mmu_flush_nonglobal(struct dbt_cpu *cpu);	/* MOV CR3 */
+void mmu_flush_page(struct dbt_cpu *cpu, uint64_t va); /* INVLPG, #PF on the page; covers large pages */
+/** mmu_drop_write() - the RAM page at @offset must not be write-mapped any more.  The vCPU is the
+ * caller's own or stopped. */
+void mmu_drop_write(struct dbt_cpu *cpu, uint64_t offset);
+
+/* ---- operands of interpreted instructions (may raise) ---- */
+
+/** mem_linear() - segment + offset -> linear, with the mode's limit, type and canonical checks. */
+uint64_t mem_linear(struct dbt_cpu *cpu, unsigned seg, uint64_t ea, unsigned size, unsigned acc);
+
+/* Little-endian values of 1, 2, 4, 8 bytes at seg:ea with the current rights. */
+uint64_t mem_read(struct dbt_cpu *cpu, unsigned seg, uint64_t ea, unsigned size);
+void mem_write(struct dbt_cpu *cpu, unsigned seg, uint64_t ea, unsigned size, uint64_t val);
+/* By linear address (segment already applied). */
+uint64_t mem_read_lin(struct dbt_cpu *cpu, uint64_t va, unsigned size);
+void mem_write_lin(struct dbt_cpu *cpu, uint64_t va, unsigned size, uint64_t val);
+/* Descriptor tables, TSS, exception frames: supervisor rights whatever the CPL. */
+uint64_t sys_read(struct dbt_cpu *cpu, uint64_t va, unsigned size);
+void sys_write(struct dbt_cpu *cpu, uint64_t va, unsigned size, uint64_t val);
+/** sys_check_write() - raise now if sys_write of [@va, +@len) would (all-or-nothing frames). */
+void sys_check_write(struct dbt_cpu *cpu, uint64_t va, unsigned len);
+
+/*
+ * A memory operand of up to 1024 bytes for a thunk.  mem_begin checks the whole access (raising before
+ * anything is changed) and gives a pointer to use: straight into RAM where possible (locked
+ * instructions are then atomic), else a bounce buffer filled from memory or device when @acc reads.
+ * mem_commit writes a bounced operand back, marks dirty, drops translated code.
+ */
+struct mem_op {
+	void *ptr;
+	uint64_t va;
+	uint32_t size;
+	uint8_t acc;
+	bool is_bounced;
+	bool is_noted;	   /* direct, but a write must be followed by dbt_code_written / dirty marking */
+	bool is_exclusive; /* a locked access that had to stop the world */
+	uint64_t note_offset;
+	_Alignas(64) uint8_t bounce[1024];
+};
+void mem_begin(struct dbt_cpu *cpu, struct mem_op *op, unsigned seg, uint64_t ea, unsigned size, unsigned acc,
+	       bool is_locked);
+void mem_commit(struct dbt_cpu *cpu, struct mem_op *op);
+/** mem_abort() - the instruction faulted after mem_begin: undo is_exclusive, nothing is written. */
+void mem_abort(struct dbt_cpu *cpu, struct mem_op *op);
+
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The engine seam: everything the machine knows of what executes guest instructions.
+ *
+ * An engine is a const table of functions (struct engine_ops).  vCPU state crosses as one plain
+ * struct (x86_state); what the engine cannot do itself crosses as one tagged union (vcpu_exit) given
+ * to the machine's callback, on the vCPU's own thread, in the middle of the instruction.
+ *
+ * Rules
+ *  1. vcpu_run, get_state, set_state of one vCPU are called by one thread at a time, its own.
+ *  2. vcpu_kick, set_intr, raise_nmi, invalidate may be called by any thread at any time.
+ *  3. Callbacks (struct vcpu_up) are called on the vCPU's thread without any engine lock held; the
+ *     callee may take the machine's lock.  They never call back into vcpu_run.
+ *  4. A guest can make an engine return any result below, never an abort, never an endless stay:
+ *     after vcpu_kick, vcpu_run returns within a bounded number of instructions.
+ */
+#ifndef VIV_ENGINE_ENGINE_H
+#define VIV_ENGINE_ENGINE_H
+
+#include "base/error.h"
+#include "engine/cpuid.h"
+#include "engine/x86_state.h"
+#include "mem/ram.h"
+
+struct engine_vm;   /* an engine's part of a machine */
+struct engine_vcpu; /* an engine's part of a vCPU */
+
+enum exit_kind {
+	EXIT_PIO,	/* port access; string I/O comes one element at a time */
+	EXIT_MMIO,	/* physical access outside RAM */
+	EXIT_CR8,	/* read or write of the task priority (CR8) */
+	EXIT_MSR,	/* an MSR the machine owns: x2APIC 800H..8FFH, IA32_APIC_BASE, TSC_DEADLINE */
+	EXIT_HYPERCALL, /* VMCALL / VMMCALL: registers are in the state */
+};
+
+struct vcpu_exit {
+	enum exit_kind kind;
+	bool is_write;
+	uint8_t size;	/* PIO: 1 2 4; MMIO: 1..8; others: 8 */
+	uint64_t addr;	/* port, guest-physical address, MSR index, 0 for CR8 */
+	uint64_t data;	/* written, or to be filled by the callee (zero-extended) */
+};
+
+/* What the machine gives each vCPU. */
+struct vcpu_up {
+	/*
+	 * Serve an exit.  Returns 0, or -EPERM: the access faults (#GP(0)) as hardware would (unknown
+	 * MSR, reserved bits).  PIO and MMIO never fail: reads of nothing give all ones.
+	 */
+	int (*on_exit)(void *ctx, struct vcpu_exit *x);
+	/*
+	 * INTA cycle: the vector of the interrupt to deliver now, acknowledged; -1 when it went away.
+	 * Only called by engines that do not own the LAPIC, when set_intr said there is one.
+	 */
+	int (*intr_ack)(void *ctx);
+	void *ctx;
+};
+
+/* Why vcpu_run came back. */
+enum run_result {
+	RUN_KICKED,   /* vcpu_kick, or time to look around */
+	RUN_HALTED,   /* HLT, nothing deliverable: state.mp_state is MP_HALTED.  The caller waits */
+	RUN_SHUTDOWN, /* triple fault: the machine resets */
+	RUN_DEBUG,    /* a breakpoint, watchpoint or single step asked for by set_debug */
+	RUN_FAILED,   /* the engine cannot go on; error set.  The machine stops with that sentence */
+};
+
+struct engine_config {
+	struct guest_ram *ram; /* borrowed, complete before creation */
+	const struct cpu_model *model; /* borrowed */
+	unsigned vcpus;
+	bool is_strict;	   /* dbt: exact dead flags, verifier on every block (tests) */
+	unsigned check_every; /* dbt: lockstep check of every n-th block; 0: off */
+	bool use_interp_only; /* dbt: no translation (tests) */
+};
+
+/* Figures of a probe; strings are static or inside the struct. */
+struct engine_probe {
+	bool is_usable;
+	double mips;	  /* ring-0 long-mode instructions, measured; 0 when not measured */
+	char reason[256]; /* one clause, for people: why usable or why not */
+};
+
+struct engine_debug { /* guest debug by the host (gdb stub) */
+	bool single_step;
+	unsigned nbreak;
+	struct {
+		gva_t addr;
+		uint8_t kind; /* 0 execute, 1 write, 3 read or write (DR7 encoding) */
+		uint8_t len;
+	} bp[4];
+};
+
+struct engine_ops {
+	const char *name;	/* "dbt", "kvm" */
+	bool owns_lapic;	/* LAPIC is inside the engine: set_intr is ExtINT only, use deliver_msi */
+
+	/* Takes at most 200 ms; never prints. */
+	void (*probe)(struct engine_probe *out);
+
+	int (*vm_create)(struct engine_vm **out, const struct engine_config *cfg, struct error *err);
+	void (*vm_destroy)(struct engine_vm *vm); /* after all its vCPUs; NULL is fine */
+	/* RAM regions changed (ROM added, PAM): called with all vCPUs out of vcpu_run. */
+	int (*vm_ram_changed)(struct engine_vm *vm, struct error *err);
+	/* Only where owns_lapic: an MSI write; returns 0 or -errno. */
+	int (*deliver_msi)(struct engine_vm *vm, uint64_t addr, uint32_t data);
+
+	/* @index is the APIC id.  @up is copied. */
+	int (*vcpu_create)(struct engine_vcpu **out, struct engine_vm *vm, unsigned index,
+			   const struct vcpu_up *up, struct error *err);
+	void (*vcpu_destroy)(struct engine_vcpu *v); /* NULL is fine */
+
+	enum run_result (*vcpu_run)(struct engine_vcpu *v, struct error *err);
+	void (*vcpu_kick)(struct engine_vcpu *v);
+
+	void (*get_state)(struct engine_vcpu *v, struct x86_state *out);
+	int (*set_state)(struct engine_vcpu *v, const struct x86_state *in, struct error *err);
+	/* LAPIC registers (4 KiB page layout, SDM vol. 3 table 10-1), only where owns_lapic. */
+	int (*get_lapic)(struct engine_vcpu *v, uint8_t regs[1024]);
+	int (*set_lapic)(struct engine_vcpu *v, const uint8_t regs[1024]);
+
+	/* Level of the CPU's INTR input.  Wakes a vCPU that is inside vcpu_run; the caller wakes one it
+	 * keeps waiting itself. */
+	void (*set_intr)(struct engine_vcpu *v, bool level);
+	void (*raise_nmi)(struct engine_vcpu *v);
+
+	uint64_t (*read_tsc)(struct engine_vcpu *v); /* any thread */
+	uint32_t (*tsc_khz)(struct engine_vm *vm);
+
+	/* The dirty log: start, collect-and-clear into @bitmap (a bit per page of the mapping, by host
+	 * offset), stop.  Called with all vCPUs out of vcpu_run, except collect. */
+	int (*dirty_start)(struct engine_vm *vm, struct error *err);
+	int (*dirty_collect)(struct engine_vm *vm, uint64_t *bitmap, struct error *err);
+	void (*dirty_stop)(struct engine_vm *vm);
+
+	int (*set_debug)(struct engine_vcpu *v, const struct engine_debug *dbg);
+
+	/* Engine counters as name/value lines for `viv info`; NULL-terminated by count. */
+	unsigned (*counters)(struct engine_vcpu *v, const char **names, uint64_t *values, unsigned max);
+};
+
+extern const struct engine_ops engine_dbt;
+extern const struct engine_ops engine_kvm;
+
+/**
+ * engine_pick() - choose an engine.
+ * @want: "auto", "dbt", "kvm"
+ * @reason: filled with the sentence that is told to the user (never empty)
+ * Returns the engine, or NULL with @err set (unknown name; wanted engine can't serve here).
+ */
+const struct engine_ops *engine_pick(const char *want, char reason[256], struct error *err);
+
+#endif

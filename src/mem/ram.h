@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Guest RAM: one private host mapping, some regions of guest-physical space in it, one checked
+ * door for everybody outside the engines, and one flag byte per page.
+ *
+ *   host offset   0 ........ low_size | ........ size | rom ...
+ *   guest gpa     0 ........ low_size | 4G ...        | wherever
+ *
+ * Invariants
+ *  1. The mapping never moves and never shrinks while the machine lives; it ends in a guard area
+ *     of RAM_GUARD_BYTES without access (the translator's speculation bound relies on it).
+ *  2. Every write to guest RAM that does not come from an engine's own vCPU goes through ram_write
+ *     or is followed by ram_note_write: it marks pages dirty and drops translated code.
+ *  3. A page's flag byte is changed with atomic operations only.
+ */
+#ifndef VIV_MEM_RAM_H
+#define VIV_MEM_RAM_H
+
+#include <sys/uio.h>
+
+#include "base/util.h"
+
+struct error;
+
+#define GUEST_PAGE_SHIFT 12
+#define GUEST_PAGE_SIZE 4096ULL
+#define RAM_GUARD_BYTES (1 * MIB)
+#define RAM_MAX_REGIONS 16
+
+/* Flags of a page, by host offset >> 12. */
+enum {
+	RAM_PAGE_CODE = 1,  /* holds translated code: engines must not map it writable */
+	RAM_PAGE_TRACK = 2, /* dirty log armed: the first write must be noticed (clears this bit) */
+	RAM_PAGE_DIRTY = 4, /* written since the dirty log was last collected */
+	RAM_PAGE_WATCH = 8, /* a watchpoint: every write takes the slow path */
+};
+
+struct ram_region {
+	gpa_t gpa;	     /* page-aligned */
+	uint64_t size_bytes; /* page-aligned */
+	uint64_t offset;     /* in the host mapping, page-aligned */
+	bool is_readonly;    /* ROM: guest writes are dropped */
+};
+
+struct guest_ram {
+	uint8_t *base;	     /* host mapping */
+	uint64_t size_bytes; /* of all regions together */
+	uint64_t low_bytes;  /* RAM below 4G (at most 3 GiB), the region at gpa 0 */
+	uint64_t high_bytes; /* RAM from 4G on */
+	_Atomic uint8_t *page_flags; /* size_bytes >> 12 bytes */
+	unsigned nregions;
+	struct ram_region regions[RAM_MAX_REGIONS];
+	/* Called after a write by ram_note_write hit a RAM_PAGE_CODE page; set by the engine. */
+	void (*on_code_write)(void *arg, uint64_t offset, uint64_t len);
+	void *on_code_write_arg;
+};
+
+#define PC_LOW_RAM_MAX (3 * GIB) /* PCI hole from 3G to 4G */
+
+/**
+ * ram_create() - reserve and map RAM.
+ * @ram_bytes: guest RAM, page-aligned, 1 MiB .. 1 TiB; lies at 0..3G and from 4G on
+ * @rom_bytes: further page-aligned bytes at the end of the mapping for ROM regions, may be 0
+ * Pages are zero and not yet backed.  Returns 0, -ENOMEM, -EINVAL with @err set.
+ */
+int ram_create(struct guest_ram *ram, uint64_t ram_bytes, uint64_t rom_bytes, struct error *err);
+void ram_destroy(struct guest_ram *ram); /* half-built is fine */
+
+/** ram_add_rom() - give @size_bytes of the ROM part a guest address; returns its host pointer. */
+void *ram_add_rom(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct error *err);
+
+/** ram_find() - the region that holds @gpa, or NULL (a hole, a device). */
+const struct ram_region *ram_find(const struct guest_ram *ram, gpa_t gpa);
+
+/** ram_ptr() - host pointer to [@gpa, @gpa+@len), NULL unless all of it lies in one region. */
+void *ram_ptr(const struct guest_ram *ram, gpa_t gpa, uint64_t len);
+
+/* The checked door.  Return 0 or -EFAULT (part of the range is not RAM; nothing was copied). */
+int ram_read(const struct guest_ram *ram, gpa_t gpa, void *dst, uint64_t len);
+int ram_write(struct guest_ram *ram, gpa_t gpa, const void *src, uint64_t len);
+
+/**
+ * ram_iov() - translate a guest range to at most @max host vectors (appends at *@n).
+ * @for_write: refuse read-only regions; the caller calls ram_note_write after writing.
+ * Returns 0, -EFAULT, or -E2BIG.
+ */
+int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write,
+	    struct iovec *iov, unsigned max, unsigned *n);
+
+/** ram_note_write() - the host wrote [@gpa, +@len): dirty, and translated code dropped. */
+void ram_note_write(struct guest_ram *ram, gpa_t gpa, uint64_t len);
+/** ram_note_write_ptr() - the same, by host pointer inside the mapping. */
+void ram_note_write_ptr(struct guest_ram *ram, const void *ptr, uint64_t len);
+
+#endif
