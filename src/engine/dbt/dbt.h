@@ -82,10 +82,6 @@ struct dbt_ctlb_entry {
 
 /* ---- inline branch table (jump cache), see xlate.h ---- */
 #define DBT_JC_SIZE 4096u
-struct dbt_jc_entry {
-	uint64_t neg_tag; /* -(rip + key): rip + jc_key + neg_tag == 0 is a hit */
-	void *code;
-};
 
 /* ---- what a vCPU is asked to do at its next safepoint (cpu->requests, atomic) ---- */
 enum {
@@ -127,12 +123,16 @@ struct dbt_cpu {
 	uint64_t host_rsp;	/* stack of the dispatcher while translated code runs */
 	uint64_t tmp[8];	/* scratch of emitted code */
 	uint64_t exit_info;	/* set by emitted exits */
-	struct dbt_jc_entry jc[DBT_JC_SIZE];
+	uint64_t jc_mask;	/* bits of RIP that index the branch table: constant operand */
+	uint64_t not_df;	/* ~X86_FL_DF, ~X86_FL_IF: constant operands */
+	uint64_t not_if;
+	uint64_t jc_neg[DBT_JC_SIZE]; /* -(rip + key): rip + jc_key + jc_neg[i] == 0 is a hit */
+	void *jc_code[DBT_JC_SIZE];   /* far entry of the block */
 	struct dbt_tlb tlb[DBT_TLB_MODES];
 
 	/* Cold. */
 	struct dbt_ctlb_entry ctlb[DBT_CTLB_SIZE];
-	_Atomic uint32_t requests; /* DBT_REQ_* */
+	_Atomic uint64_t requests; /* DBT_REQ_* */
 	uint32_t mode_key;	   /* DBT_MODE_*, kept by dbt_mode_changed() */
 	uint8_t cpl;		   /* cached, kept by dbt_mode_changed() */
 	uint8_t code_bits;	   /* 16, 32, 64 */
@@ -143,6 +143,7 @@ struct dbt_cpu {
 	uint8_t tlb_bits;	   /* log2 of the size in use */
 	uint64_t tlb_misses, tlb_flushes; /* counters */
 	int64_t tsc_offset;	   /* guest TSC = host TSC + offset */
+	_Atomic bool is_running;   /* executing guest instructions: exclusive sections wait for false */
 
 	/* Interpreter. */
 	void *raise_jmp[5];	   /* __builtin_setjmp buffer of interp_one */
