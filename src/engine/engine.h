@@ -126,6 +126,10 @@ struct engine_ops {
 
 	uint64_t (*read_tsc)(struct engine_vcpu *v); /* any thread */
 	uint32_t (*tsc_khz)(struct engine_vm *vm);
+	/* Guest TSC = host TSC + offset.  set_state with another tsc changes it too, but only this sets all
+	 * vCPUs to the very same clock.  Called with all vCPUs out of vcpu_run. */
+	int64_t (*get_tsc_offset)(struct engine_vcpu *v);
+	void (*set_tsc_offset)(struct engine_vcpu *v, int64_t offset);
 
 	/* The dirty log: start, collect-and-clear into @bitmap (a bit per page of the mapping, by host
 	 * offset), stop.  Called with all vCPUs out of vcpu_run, except collect. */

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The machine: one PC, from its parts to its end.
+ *
+ *   create -> start -> { pause <-> resume, reset, stop } -> run() returns -> destroy
+ *
+ * Threads: the LOOP thread is the one that calls machine_run(); timers, backends and the control
+ * socket live on it.  Each vCPU has a thread of its own.
+ *
+ * The lock (machine_lock) is the one lock of devices, interrupt routing and this struct.  The loop
+ * takes it around every callback; vCPU threads take it around every exit; neither holds it while
+ * waiting for the host.  The verbs below are called with the lock held (inside a loop callback it
+ * is); those marked (releases the lock) wait on a condition and let others in meanwhile.
+ *
+ * A machine has one construction path, machine_create().  What a guest does never makes a function
+ * here abort; what goes wrong on the host ends the machine with a sentence (struct machine_end).
+ */
+#ifndef VIV_VM_MACHINE_H
+#define VIV_VM_MACHINE_H
+
+#include "base/error.h"
+#include "base/loop.h"
+#include "engine/engine.h"
+
+struct char_dev;
+struct machine;
+
+#define MACHINE_MAX_CPUS 64
+#define MACHINE_MAX_DISKS 8
+#define MACHINE_MAX_NICS 4
+#define MACHINE_MIN_MEM (2 * MIB)
+#define MACHINE_MAX_MEM (1024 * GIB)
+#define MACHINE_MAX_CMDLINE 65536 /* with the final NUL; a boot protocol may allow less */
+
+struct machine_disk {
+	const char *path;
+	const char *format; /* "raw" */
+	bool is_readonly;
+	bool is_snapshot; /* writes are thrown away at the end */
+};
+
+struct machine_nic {
+	int fd; /* connected SOCK_SEQPACKET socket to `viv net`; taken by machine_create */
+	uint8_t mac[6];
+};
+
+/* All strings and arrays are borrowed for the call of machine_create only. */
+struct machine_config {
+	const char *name;
+	const char *engine;  /* "auto", "dbt", "kvm"; NULL: auto */
+	const struct engine_ops *engine_ops; /* not NULL: this engine (tests); @engine is ignored */
+	const char *cpu;     /* CPU model; NULL: "host" */
+	unsigned cpus;	     /* 1..MACHINE_MAX_CPUS */
+	uint64_t mem_bytes;  /* multiple of 4 KiB, MACHINE_MIN_MEM..MACHINE_MAX_MEM */
+	const char *kernel;  /* bzImage, ELF with a PVH note, multiboot; or NULL */
+	const char *initrd;  /* NULL: none; only with @kernel */
+	const char *append;  /* kernel command line; NULL: empty */
+	const char *firmware; /* BIOS image; NULL: the default one if there is no @kernel */
+	struct machine_disk disks[MACHINE_MAX_DISKS];
+	unsigned ndisks;
+	struct machine_nic nics[MACHINE_MAX_NICS];
+	unsigned nnics;
+	/*
+	 * Backends, borrowed from the creator, outliving the machine; NULL: nothing connected.
+	 * @make_backends is called once the loop exists and may fill these in.
+	 */
+	int (*make_backends)(void *arg, struct loop *loop, struct machine_config *cfg, struct error *err);
+	void *make_backends_arg;
+	struct char_dev *serial;  /* COM1, 3F8H, IRQ 4 */
+	struct char_dev *console; /* virtio console (hvc0) */
+	struct char_dev *agent;	  /* virtio port org.qemu.guest_agent.0 */
+	bool no_reboot;	      /* a reset asked for by the guest ends the machine */
+	bool is_strict;	      /* engine_config.is_strict */
+	bool use_interp_only; /* engine_config.use_interp_only */
+	unsigned check_every; /* engine_config.check_every */
+};
+
+enum machine_state { MACHINE_CREATED, MACHINE_RUNNING, MACHINE_PAUSED, MACHINE_ENDED };
+
+enum machine_end_reason {
+	END_POWEROFF,	/* the guest switched the machine off: status 0 */
+	END_STOPPED,	/* somebody outside ended it: status 0 */
+	END_RESET,	/* reset with no_reboot: status 0 */
+	END_SHUTDOWN,	/* triple fault with no_reboot: status 1 */
+	END_DEBUG_EXIT, /* debug exit port: status (code << 1) | 1, as a process can pass it */
+	END_FAILED,	/* the host or the engine could not go on: status 1, text says why */
+};
+
+struct machine_end {
+	enum machine_end_reason reason;
+	int status;	/* 0..255 */
+	char text[512]; /* one sentence, never empty */
+};
+
+/* ---- life cycle ---- */
+
+/**
+ * machine_create() - build the whole machine; nothing runs yet.
+ * @engine_reason: receives why this engine was chosen; may be NULL
+ * Returns 0 or -errno with @err set (files, memory, engine) and nothing left behind.  Called
+ * without the lock.
+ */
+int machine_create(struct machine **out, const struct machine_config *cfg, char engine_reason[256],
+		   struct error *err);
+
+/** machine_destroy() - NULL is fine.  After machine_run() returned, or never started.  No lock. */
+void machine_destroy(struct machine *m);
+
+/** machine_start() - power on: CPUs start, or the state stays paused when @is_paused. */
+int machine_start(struct machine *m, bool is_paused, struct error *err);
+
+/** machine_run() - serve the machine on this thread until it ended.  Called without the lock. */
+void machine_run(struct machine *m, struct machine_end *end);
+
+/* ---- verbs (lock held) ---- */
+
+/** machine_pause() - (releases the lock) no vCPU executes and the clock stands still afterwards.
+ * Returns 0, -EALREADY when paused, -ESHUTDOWN when ended. */
+int machine_pause(struct machine *m, struct error *err);
+int machine_resume(struct machine *m, struct error *err);
+
+/** machine_reset() - like the reset button; asynchronous. */
+int machine_reset(struct machine *m, struct error *err);
+
+/** machine_stop() - press the power button; @timeout_ns of host time later end it the hard way
+ * (0: at once).  A paused machine is resumed to hear the button.  Asynchronous. */
+int machine_stop(struct machine *m, int64_t timeout_ns, struct error *err);
+
+/** machine_end() - end now, for @reason, with @text.  The first caller wins.  Asynchronous. */
+void machine_end(struct machine *m, enum machine_end_reason reason, int status, const char *text);
+
+/* ---- queries (lock held unless noted) ---- */
+struct loop *machine_loop(struct machine *m);		/* any time */
+pthread_mutex_t *machine_lock(struct machine *m);	/* any time */
+enum machine_state machine_state(const struct machine *m);
+const char *machine_state_name(enum machine_state s);
+const struct engine_ops *machine_engine(const struct machine *m);
+struct guest_ram *machine_ram(struct machine *m);
+
+struct machine_info {
+	enum machine_state state;
+	const char *engine, *cpu;
+	unsigned cpus;
+	uint64_t mem_bytes;
+	int64_t clock_ns; /* machine time since power-on */
+	uint64_t resets;
+};
+void machine_info(struct machine *m, struct machine_info *out);
+
+/* One counter a call of @fn: exits by kind, engine counters. */
+struct machine_counter_sink {
+	void (*fn)(void *arg, unsigned vcpu, const char *name, uint64_t value);
+	void *arg;
+};
+void machine_counters(struct machine *m, const struct machine_counter_sink *sink);
+
+/** machine_inject_nmi() - to vCPU @index. */
+int machine_inject_nmi(struct machine *m, unsigned index, struct error *err);
+
+#endif
