@@ -156,6 +156,14 @@ struct dbt_cpu {
 	bool no_step_trap;	   /* this instruction swallows the TF trap (MOV SS ...) */
 	uint64_t insn_count;	   /* instructions interpreted: counter */
 
+	/* System level. */
+	uint64_t pdpte[4];	   /* PAE paging: the page-directory pointers, loaded when CR3 is (SDM
+				    * vol. 3 4.4.1); the walker uses these.  cr_load_pdptes() after set_state */
+	uint64_t as_gen;	   /* address-space generation, part of jc_key.  Starts random; whoever
+				    * wants every inline branch entry forgotten adds 1 and calls
+				    * dbt_mode_changed() */
+	uint32_t exc_ext;	   /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
+
 	struct dbt_vm *vm;
 	unsigned index; /* APIC id */
 	struct vcpu_up up;

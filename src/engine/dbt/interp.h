@@ -48,6 +48,16 @@ void exc_interrupt(struct dbt_cpu *cpu, unsigned vector, bool is_nmi);
 enum exc_soft { EXC_SOFT_INT, EXC_SOFT_INT3_INTO, EXC_SOFT_INT1 };
 void exc_software(struct dbt_cpu *cpu, unsigned vector, enum exc_soft kind);
 
+/* sys_cr.c */
+/** cr_load_pdptes() - PAE paging: load cpu->pdpte from the table @cr3 points to.  Returns false with
+ * nothing changed when one of them has reserved bits set (SDM vol. 3 4.4.1). */
+bool cr_load_pdptes(struct dbt_cpu *cpu, uint64_t cr3);
+/** cr_uses_pdptes() - CR0.PG = 1, CR4.PAE = 1, EFER.LMA = 0: after set_state cr_load_pdptes() is due. */
+static inline bool cr_uses_pdptes(const struct dbt_cpu *cpu)
+{
+	return cpu->s.cr0 & X86_CR0_PG && cpu->s.cr4 & X86_CR4_PAE && !(cpu->s.efer & X86_EFER_LMA);
+}
+
 /* segment.c */
 /** seg_load() - load a data or stack segment register as MOV/POP do; raises. */
 void seg_load(struct dbt_cpu *cpu, unsigned seg, uint16_t selector);
