@@ -63,9 +63,13 @@ void emit_store_gs_imm(struct emit *e, int32_t off, int32_t imm, unsigned size);
 /* lea dst, [base + index * scale + disp]; base or index may be H_NONE; @size 4 or 8. */
 void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale, int32_t disp,
 	      unsigned size);
-/* One instruction with ModRM memory operand [base + disp], by opcode bytes (prefix/REX computed). */
+/* One instruction with ModRM memory operand [base + disp], by opcode bytes (prefix/REX computed).
+ * @prefix: 66H, F2H, F3H or 0;  @base H_NONE: gs:[disp].  Not for byte registers 4..7. */
 void emit_op_mem(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc, unsigned reg,
 		 unsigned base, int32_t disp);
+/* The same with a register in ModRM.rm. */
+void emit_op_reg(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc, unsigned reg,
+		 unsigned rm);
 
 /**
  * emit_guest_get() - host register holding guest @r: its own, or @scratch loaded from memory.
@@ -84,10 +88,26 @@ void emit_guest_put(struct emit *e, unsigned r, unsigned src);
  */
 bool emit_native(struct emit *e, const struct insn *in);
 
-/** emit_ea() - effective address of the memory operand into host @dst (rcx, r14 or r15), wrapped to the
- * address size, segment base added (FS/GS from state; others only if not flat).  Flags untouched.
+/**
+ * emit_ea() - linear address of the memory operand into host @dst (rcx, r14 or r15); @tmp is another of them.
+ * Wrapped to the address size, base of FS and GS added from the state (ES CS SS DS are taken as flat), in
+ * 16- and 32-bit code wrapped to 32 bits.  Checks nothing: no limit, no canonical form.  Flags untouched.
  * RIP-relative: uses pc_base + @page_off_next (offset of the next instruction in its page).
- * Uses @dst and @tmp (another scratch). */
+ * For BT/BTS/BTR/BTC with a register bit offset the address is that of the addressed unit of
+ * memory (mem_size bytes), as insn_ea() does; only on hosts with BMI2 (emit_has_bmi2()).
+ */
 void emit_ea(struct emit *e, const struct insn *in, unsigned dst, unsigned tmp, uint32_t page_off_next);
+/** emit_ea_seg() - the same with the bases of all segments added when @is_flat is false. */
+void emit_ea_seg(struct emit *e, const struct insn *in, unsigned dst, unsigned tmp,
+		 uint32_t page_off_next, bool is_flat);
+
+/** emit_has_bmi2() - the host has BMI2 (pext, sarx: flag-free bit operations). */
+bool emit_has_bmi2(void);
+
+/** insn_is_bit_string() - BT, BTS, BTR, BTC on memory with the bit offset in a register, which moves the address. */
+bool insn_is_bit_string(const struct insn *in);
+
+/** insn_is_high8() - byte register @reg of @in's operand @op names AH, CH, DH or BH. */
+bool insn_is_high8(const struct insn *in, const struct opnd *op, unsigned reg);
 
 #endif
