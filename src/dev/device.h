@@ -15,6 +15,8 @@
 #ifndef VIV_DEV_DEVICE_H
 #define VIV_DEV_DEVICE_H
 
+#include <stdio.h>
+
 #include "base/log.h"
 #include "base/loop.h"
 #include "mem/ram.h"
@@ -56,6 +58,12 @@ struct device {
 	char id[24]; /* instance, "virtio-blk0" */
 	struct device *next; /* the machine's list */
 };
+static inline void device_init(struct device *d, const struct device_class *cls, const char *id)
+{
+	d->cls = cls;
+	snprintf(d->id, sizeof(d->id), "%s", id);
+	d->next = NULL;
+}
 
 /* ---- the bus: ports and memory outside RAM ---- */
 struct bus;

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * IOAPIC with 24 inputs (Intel 82093AA data sheet 290566; version 20H with the EOI register of
+ * ICH 5 data sheet 252516 9.5).  Messages leave as MSIs through env->msi, so the same device serves
+ * LAPICs here and in the kernel.  Inputs are logical levels: the polarity bit is stored, not applied.
+ */
+#ifndef VIV_DEV_CHIPSET_IOAPIC_H
+#define VIV_DEV_CHIPSET_IOAPIC_H
+
+#include "dev/device.h"
+
+#define IOAPIC_PINS 24
+#define IOAPIC_BASE 0xfec00000u
+
+struct ioapic {
+	struct device dev;
+	struct dev_env env;
+	struct bus_range *range;
+	uint64_t redir[IOAPIC_PINS];
+	uint32_t lines; /* input levels */
+	uint32_t irr;	/* edge requests not yet sent */
+	uint8_t id;	/* 0..15 */
+	uint8_t select; /* IOREGSEL */
+	uint8_t pad_[6];
+};
+
+extern const struct device_class ioapic_class;
+
+int ioapic_create(struct ioapic **out, const struct dev_env *env, struct error *err);
+/** ioapic_set_irq() - level of pin @n (others are ignored).  Fits irq_line.set. */
+void ioapic_set_irq(void *ioapic, unsigned n, bool level);
+/** ioapic_eoi() - EOI broadcast of a LAPIC: pins with @vector may fire again. */
+void ioapic_eoi(void *ioapic, uint8_t vector);
+
+#endif
