@@ -41,19 +41,24 @@ void vclock_set(struct vclock *clk, int64_t now_ns);
  * Returns 0 or -errno with @err set.
  */
 int loop_create(struct loop **out, pthread_mutex_t *lock, struct error *err);
-void loop_destroy(struct loop *l); /* NULL is fine */
+/** loop_destroy() - NULL is fine.  Watches and posts still there vanish; timers must be gone. */
+void loop_destroy(struct loop *l);
 
 /** loop_run() - until loop_stop(); returns the code given to it.  Call from one thread. */
 int loop_run(struct loop *l);
 /** loop_stop() - from any thread or callback. */
 void loop_stop(struct loop *l, int code);
-/** loop_run_once() - one round, waiting at most @timeout_ms (-1: for ever).  For tests. */
+/** loop_run_once() - one round, waiting at most @timeout_ms (-1: for ever).  For tests.
+ * Returns how many callbacks ran. */
 int loop_run_once(struct loop *l, int timeout_ms);
 
 /** loop_post() - run @fn(@arg) on the loop's thread soon.  Any thread.  Aborts never: -ENOMEM. */
 int loop_post(struct loop *l, void (*fn)(void *arg), void *arg);
 
-/* File descriptors.  The watch borrows the fd. */
+/* File descriptors, each in at most one watch.  The watch borrows the fd.  LOOP_HUP and LOOP_ERR are
+ * always told, but for a watch whose events are 0: it is asleep.  loop_fd_add gives NULL with errno
+ * set: ENOMEM, EPERM (a regular file: always ready, epoll refuses it), EEXIST.  Called, as modify and
+ * remove are, under the loop's lock. */
 enum { LOOP_IN = 1, LOOP_OUT = 4, LOOP_HUP = 0x10, LOOP_ERR = 0x8 }; /* = EPOLLIN ... */
 struct loop_fd;
 typedef void (*loop_fd_fn)(void *arg, int fd, unsigned events);
@@ -66,6 +71,7 @@ void loop_fd_remove(struct loop_fd *w); /* NULL is fine; safe inside any callbac
  * the loop's thread, under the lock, at or after the deadline while the clock runs.
  */
 struct vtimer;
+/* NULL: no memory; arming never fails. */
 struct vtimer *vtimer_create(struct loop *l, struct vclock *clk, void (*fn)(void *arg), void *arg);
 void vtimer_arm(struct vtimer *t, int64_t deadline_ns);
 void vtimer_cancel(struct vtimer *t);

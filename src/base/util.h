@@ -20,17 +20,15 @@ typedef uint64_t gva_t; /* guest-virtual (linear) address */
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-#define MIN(a, b)                                                                                  \
+/* Each expansion has names of its own, so that they nest. */
+#define MIN(a, b) MINMAX_(a, b, <, __COUNTER__)
+#define MAX(a, b) MINMAX_(a, b, >, __COUNTER__)
+#define MINMAX_(a, b, op, n) MINMAX__(a, b, op, n)
+#define MINMAX__(a, b, op, n)                                                                      \
 	({                                                                                         \
-		__typeof__(a) _a = (a);                                                            \
-		__typeof__(b) _b = (b);                                                            \
-		_a < _b ? _a : _b;                                                                 \
-	})
-#define MAX(a, b)                                                                                  \
-	({                                                                                         \
-		__typeof__(a) _a = (a);                                                            \
-		__typeof__(b) _b = (b);                                                            \
-		_a > _b ? _a : _b;                                                                 \
+		__typeof__(a) a_##n = (a);                                                         \
+		__typeof__(b) b_##n = (b);                                                         \
+		a_##n op b_##n ? a_##n : b_##n;                                                    \
 	})
 
 /* @align is a power of two. */

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/unit.h"
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/host.h"
+#include "base/log.h"
+
+static void error_prefixes_and_truncates(void **state)
+{
+	struct error e = {0};
+
+	assert_int_equal(error_set(&e, -ENOENT, "cannot open %s", "x\ny"), -ENOENT);
+	assert_string_equal(e.text, "cannot open x?y");
+	error_prefix(&e, "disk %d", 2);
+	assert_string_equal(e.text, "disk 2: cannot open x?y");
+	assert_int_equal(error_set(NULL, -EIO, "nobody listens"), -EIO);
+	error_prefix(NULL, "nobody");
+
+	error_set(&e, -EINVAL, "again: %s", e.text); /* arguments inside the target */
+	assert_string_equal(e.text, "again: disk 2: cannot open x?y");
+
+	char big[2000];
+	memset(big, 'a', sizeof(big));
+	big[sizeof(big) - 1] = 0;
+	error_set(&e, -EINVAL, "%s", big);
+	assert_int_equal(strlen(e.text), sizeof(e.text) - 1);
+	error_prefix(&e, "p");
+	assert_int_equal(strlen(e.text), sizeof(e.text) - 1);
+	assert_memory_equal(e.text, "p: aaa", 6);
+	for (size_t n = 500; n < 520; n++) { /* prefixes about as long as the room */
+		big[n] = 0;
+		error_set(&e, -EINVAL, "tail");
+		error_prefix(&e, "%s", big);
+		assert_true(strlen(e.text) < sizeof(e.text));
+		assert_memory_equal(e.text, big, 500);
+		big[n] = 'a';
+	}
+}
+
+static void bytes_round_trip(void **state)
+{
+	struct bytes b = {0};
+
+	bytes_put_u8(&b, 1);
+	bytes_put_u16(&b, 0x203);
+	bytes_put_u32(&b, 0x4050607);
+	bytes_put_u64(&b, 0x8090a0b0c0d0e0fULL);
+	bytes_put(&b, "xyz", 3);
+	bytes_put(&b, NULL, 0);
+	bytes_printf(&b, "%s-%d", "hello", 42);
+	assert_false(b.is_failed);
+	assert_int_equal(b.len, 1 + 2 + 4 + 8 + 3 + 8);
+	assert_int_equal(b.data[1], 3); /* little-endian */
+
+	struct byte_reader r = {.data = b.data, .len = b.len};
+	char text[8];
+	assert_int_equal(bytes_get_u8(&r), 1);
+	assert_int_equal(bytes_get_u16(&r), 0x203);
+	assert_int_equal(bytes_get_u32(&r), 0x4050607);
+	assert_int_equal(bytes_get_u64(&r), 0x8090a0b0c0d0e0fULL);
+	assert_true(bytes_get(&r, text, 3));
+	assert_memory_equal(text, "xyz", 3);
+	assert_true(bytes_get(&r, text, 8));
+	assert_memory_equal(text, "hello-42", 8);
+	assert_false(r.is_failed);
+	assert_int_equal(bytes_get_u8(&r), 0);
+	assert_true(r.is_failed);
+	bytes_free(&b);
+	assert_null(b.data);
+	bytes_put_u8(&b, 7); /* usable again */
+	assert_int_equal(b.data[0], 7);
+	bytes_free(&b);
+}
+
+static void bytes_read_past_end_gives_zeros(void **state)
+{
+	uint8_t data[4] = {1, 2, 3, 4};
+	struct byte_reader r = {.data = data, .len = 4};
+	uint8_t out[8] = {9, 9, 9, 9, 9, 9, 9, 9}, zero[8] = {0};
+
+	assert_int_equal(bytes_get_u16(&r), 0x201);
+	assert_false(bytes_get(&r, out, 3));
+	assert_memory_equal(out, zero, 3);
+	assert_int_equal(bytes_get_u16(&r), 0); /* failed stays failed */
+	r = (struct byte_reader){.data = data, .len = 4};
+	assert_false(bytes_get(&r, out, 8));
+	assert_memory_equal(out, zero, 8);
+}
+
+static unsigned fail_at, ncalls;
+static void *failing_realloc(void *p, size_t len)
+{
+	return ++ncalls == fail_at ? NULL : realloc(p, len);
+}
+
+static void bytes_failed_growth_sticks(void **state)
+{
+	for (fail_at = 1; fail_at <= 4; fail_at++) {
+		struct bytes b = {0};
+		ncalls = 0;
+		host.realloc = failing_realloc;
+		for (unsigned i = 0; i < 300; i++)
+			bytes_put_u8(&b, (uint8_t)i);
+		host = host_calls_real;
+		assert_true(b.is_failed);
+		assert_true(b.len < 300);
+		bytes_put_u8(&b, 1);
+		bytes_printf(&b, "x");
+		assert_true(b.is_failed);
+		for (size_t i = 0; i < b.len; i++)
+			assert_int_equal(b.data[i], (uint8_t)i);
+		bytes_free(&b);
+	}
+}
+
+static size_t read_log(int fd, char *text, size_t cap)
+{
+	ssize_t n = pread(fd, text, cap - 1, 0);
+
+	assert_true(n >= 0);
+	text[n] = 0;
+	return (size_t)n;
+}
+
+static unsigned count_lines(const char *text)
+{
+	unsigned n = 0;
+
+	for (; *text; text++)
+		n += *text == '\n';
+	return n;
+}
+
+static void log_levels_and_rate(void **state)
+{
+	char text[8192];
+	int fd = memfd_create("log", MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	log_set_fd(fd);
+	log_set_level(LOG_INFO);
+	log_debug("area", "not shown");
+	log_guest("area", "not shown");
+	log_info("area", "shown %d\033[2J", 1);
+	read_log(fd, text, sizeof(text));
+	assert_string_equal(text, "viv: info: area: shown 1?[2J\n");
+
+	assert_int_equal(ftruncate(fd, 0), 0);
+	lseek(fd, 0, SEEK_SET);
+	log_set_level(LOG_DEBUG);
+	for (int i = 0; i < 1000; i++)
+		log_guest("dev", "bad value %d", i);
+	read_log(fd, text, sizeof(text));
+	assert_in_range(count_lines(text), 10, 25); /* 10, or more where a second went by */
+
+	assert_int_equal(ftruncate(fd, 0), 0);
+	lseek(fd, 0, SEEK_SET);
+	char big[3000];
+	memset(big, 'a', sizeof(big));
+	big[sizeof(big) - 1] = 0;
+	log_error("dev", "%s", big);
+	assert_true(read_log(fd, text, sizeof(text)) <= 1024);
+	assert_int_equal(count_lines(text), 1);
+	log_set_fd(STDERR_FILENO);
+	log_set_level(LOG_WARN);
+	close(fd);
+}
+
+static void host_table_is_replaceable(void **state)
+{
+	_cleanup_close_ int fd = host.open("/dev/zero", O_RDONLY | O_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	host.malloc = NULL;
+	host = host_calls_real;
+	assert_ptr_equal(host.malloc, host_calls_real.malloc);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(error_prefixes_and_truncates),
+		cmocka_unit_test(bytes_round_trip),
+		cmocka_unit_test(bytes_read_past_end_gives_zeros),
+		cmocka_unit_test(bytes_failed_growth_sticks),
+		cmocka_unit_test(log_levels_and_rate),
+		cmocka_unit_test(host_table_is_replaceable),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

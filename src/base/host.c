@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+
+#include "base/host.h"
+
+static int real_open(const char *path, int flags, mode_t mode)
+{
+	return open(path, flags, mode);
+}
+
+#define REAL_CALLS                                                                                 \
+	{                                                                                          \
+		.open = real_open, .mmap = mmap, .pread = pread, .pwrite = pwrite,                 \
+		.preadv = preadv, .pwritev = pwritev, .fsync = fsync, .fdatasync = fdatasync,      \
+		.ftruncate = ftruncate, .fallocate = fallocate, .socket = socket,                  \
+		.epoll_create1 = epoll_create1, .eventfd = eventfd,                                \
+		.timerfd_create = (int (*)(int, int))timerfd_create, .malloc = malloc,             \
+		.realloc = realloc                                                                 \
+	}
+
+struct host_calls host = REAL_CALLS;
+const struct host_calls host_calls_real = REAL_CALLS;

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Host calls that can fail, in one replaceable table, so that tests can fail the n-th of them.
+ *
+ * Code that must survive a failing host call makes it as host.open(...), host.mmap(...).  The table
+ * is replaced only by tests, before other threads exist.  Add a row only for a call whose failure
+ * some code handles and some test provokes.
+ */
+#ifndef VIV_BASE_HOST_H
+#define VIV_BASE_HOST_H
+
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "base/util.h"
+
+struct host_calls {
+	int (*open)(const char *path, int flags, mode_t mode);
+	void *(*mmap)(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
+	ssize_t (*pread)(int fd, void *buf, size_t len, off_t offset);
+	ssize_t (*pwrite)(int fd, const void *buf, size_t len, off_t offset);
+	ssize_t (*preadv)(int fd, const struct iovec *iov, int niov, off_t offset);
+	ssize_t (*pwritev)(int fd, const struct iovec *iov, int niov, off_t offset);
+	int (*fsync)(int fd);
+	int (*fdatasync)(int fd);
+	int (*ftruncate)(int fd, off_t len);
+	int (*fallocate)(int fd, int mode, off_t offset, off_t len);
+	int (*socket)(int domain, int type, int protocol);
+	int (*epoll_create1)(int flags);
+	int (*eventfd)(unsigned int value, int flags);
+	int (*timerfd_create)(int clock, int flags);
+	void *(*malloc)(size_t len);
+	void *(*realloc)(void *p, size_t len);
+};
+
+extern struct host_calls host;		   /* what is called; the real ones unless a test says otherwise */
+extern const struct host_calls host_calls_real;
+
+#endif
