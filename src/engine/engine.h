@@ -31,6 +31,7 @@ enum exit_kind {
 	EXIT_CR8,	/* read or write of the task priority (CR8) */
 	EXIT_MSR,	/* an MSR the machine owns: x2APIC 800H..8FFH, IA32_APIC_BASE, TSC_DEADLINE */
 	EXIT_HYPERCALL, /* VMCALL / VMMCALL: registers are in the state */
+	EXIT_EOI,	/* only where owns_lapic: EOI of vector addr, seen before as a level MSI (IOAPIC) */
 };
 
 struct vcpu_exit {
@@ -102,7 +103,8 @@ struct engine_ops {
 	void (*vm_destroy)(struct engine_vm *vm); /* after all its vCPUs; NULL is fine */
 	/* RAM regions changed (ROM added, PAM): called with all vCPUs out of vcpu_run. */
 	int (*vm_ram_changed)(struct engine_vm *vm, struct error *err);
-	/* Only where owns_lapic: an MSI write; returns 0 or -errno. */
+	/* Only where owns_lapic: an MSI write; returns 0 or -errno.  Data bit 15 (level) makes the engine
+	 * report the vector's EOI as EXIT_EOI. */
 	int (*deliver_msi)(struct engine_vm *vm, uint64_t addr, uint32_t data);
 
 	/* @index is the APIC id.  @up is copied. */
@@ -115,7 +117,9 @@ struct engine_ops {
 
 	void (*get_state)(struct engine_vcpu *v, struct x86_state *out);
 	int (*set_state)(struct engine_vcpu *v, const struct x86_state *in, struct error *err);
-	/* LAPIC registers (4 KiB page layout, SDM vol. 3 table 10-1), only where owns_lapic. */
+	/* LAPIC registers (4 KiB page layout, SDM vol. 3 table 10-1), only where owns_lapic; bytes
+	 * 3F8H..3FFH carry IA32_TSC_DEADLINE.  Loaded after set_state, whose APIC_BASE and TSC they
+	 * depend on; NULL loads the power-up values (after a reset). */
 	int (*get_lapic)(struct engine_vcpu *v, uint8_t regs[1024]);
 	int (*set_lapic)(struct engine_vcpu *v, const uint8_t regs[1024]);
 
@@ -130,6 +134,9 @@ struct engine_ops {
 	 * vCPUs to the very same clock.  Called with all vCPUs out of vcpu_run. */
 	int64_t (*get_tsc_offset)(struct engine_vcpu *v);
 	void (*set_tsc_offset)(struct engine_vcpu *v, int64_t offset);
+	/* Where kvmclock is the engine's (NULL otherwise): make it read @now_ns of machine time.  Called at
+	 * start, resume and restore, with all vCPUs out of vcpu_run. */
+	int (*set_clock)(struct engine_vm *vm, int64_t now_ns, struct error *err);
 
 	/* The dirty log: start, collect-and-clear into @bitmap (a bit per page of the mapping, by host
 	 * offset), stop.  Called with all vCPUs out of vcpu_run, except collect. */
