@@ -16,6 +16,7 @@ struct char_user { /* what the device gives */
 	void (*receive)(void *ctx, const uint8_t *data, size_t len);
 	void (*resized)(void *ctx, unsigned cols, unsigned rows); /* may be NULL */
 	void (*connected)(void *ctx, bool is_connected);	  /* may be NULL */
+	void (*writable)(void *ctx); /* after a short write: more can be taken; may be NULL */
 	void *ctx;
 };
 struct char_ops {

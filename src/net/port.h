@@ -30,6 +30,7 @@ struct net_card {
 	 * it until net_ops.rx_ready is called. */
 	int (*receive)(void *ctx, const struct net_offload *off, const struct iovec *iov, unsigned niov);
 	void (*link_changed)(void *ctx, bool is_up);
+	void (*tx_ready)(void *ctx); /* after send gave -EAGAIN: try again */
 	void *ctx;
 };
 struct net_ops {

@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "dev/virtio/virtqueue.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/log.h"
+
+static int check_vq(const void *obj, struct error *err)
+{
+	const struct virtqueue *vq = obj;
+
+	if (vq->size & (vq->size - 1) || vq->size > VQ_SIZE_MAX)
+		return error_set(err, -EINVAL, "virtqueue size %u is no power of two up to %u",
+				 vq->size, VQ_SIZE_MAX);
+	if (vq->is_enabled && !vq->size)
+		return error_set(err, -EINVAL, "virtqueue is enabled without a size");
+	for (unsigned i = 0; i < sizeof(vq->reserved); i++)
+		if (vq->reserved[i])
+			return error_set(err, -EINVAL, "virtqueue has reserved bytes set");
+	return 0;
+}
+
+// clang-format off
+static const struct field vq_fields[] = {
+	F_U64(struct virtqueue, desc_gpa),
+	F_U64(struct virtqueue, avail_gpa),
+	F_U64(struct virtqueue, used_gpa),
+	F_U16(struct virtqueue, size),
+	F_U16(struct virtqueue, last_avail),
+	F_U16(struct virtqueue, used_idx),
+	F_U16(struct virtqueue, signalled),
+	F_U16(struct virtqueue, msix_vector),
+	F_BOOL(struct virtqueue, is_signalled_valid),
+	F_BOOL(struct virtqueue, is_enabled),
+	F_BOOL(struct virtqueue, is_broken),
+	F_BYTES(struct virtqueue, reserved),
+	F_HOST(struct virtqueue, host),
+	F_END,
+};
+// clang-format on
+const struct state_desc vq_state = {
+	.name = "virtqueue",
+	.version = 1,
+	.size = sizeof(struct virtqueue),
+	.fields = vq_fields,
+	.check = check_vq,
+};
+
+void vq_init(struct virtqueue *vq, struct guest_ram *ram, uint16_t max_size)
+{
+	assert(max_size <= VQ_SIZE_MAX && !(max_size & (max_size - 1)));
+	memset(vq, 0, sizeof(*vq));
+	vq->host.ram = ram;
+	vq->host.max_size = max_size;
+	vq_reset(vq);
+}
+
+void vq_reset(struct virtqueue *vq)
+{
+	struct vq_host host = {.ram = vq->host.ram, .max_size = vq->host.max_size};
+
+	memset(vq, 0, sizeof(*vq));
+	vq->host = host;
+	vq->size = host.max_size;
+	vq->msix_vector = 0xffff;
+}
+
+static int set_broken(struct virtqueue *vq, const char *why)
+{
+	log_guest("virtio", "the driver broke a virtqueue: %s", why);
+	vq->is_broken = true;
+	return -EINVAL;
+}
+
+/* One area of the ring: in one piece of RAM, or NULL. */
+static void *map_area(struct virtqueue *vq, gpa_t gpa, uint64_t len, unsigned align, bool is_written)
+{
+	struct iovec iov;
+	unsigned n = 0;
+
+	if (gpa & (align - 1) || ram_iov(vq->host.ram, gpa, len, is_written, &iov, 1, &n) < 0 ||
+	    n != 1 || iov.iov_len != len)
+		return NULL;
+	return iov.iov_base;
+}
+
+int vq_map(struct virtqueue *vq, bool has_event_idx, bool has_indirect)
+{
+	uint64_t n = vq->size;
+
+	vq->host.has_event_idx = has_event_idx;
+	vq->host.has_indirect = has_indirect;
+	vq->host.in_flight = 0;
+	vq->host.pending = 0;
+	vq->host.desc = NULL;
+	if (!n || n > vq->host.max_size)
+		return set_broken(vq, "no usable size");
+	/* 2.7: alignments 16, 2, 4; the event words end the rings */
+	const struct vq_desc *desc = map_area(vq, vq->desc_gpa, n * sizeof(*desc), 16, false);
+	vq->host.avail = map_area(vq, vq->avail_gpa, sizeof(struct vq_avail) + n * 2 + 2, 2, false);
+	vq->host.used = map_area(vq, vq->used_gpa,
+				 sizeof(struct vq_used) + n * sizeof(struct vq_used_elem) + 2, 4,
+				 true);
+	if (!desc || !vq->host.avail || !vq->host.used)
+		return set_broken(vq, "an area lies outside of RAM or is misaligned");
+	vq->host.desc = desc;
+	return 0;
+}
+
+/* ---- the ring's words: each read or written once, atomically ---- */
+
+static uint16_t load_avail_idx(const struct virtqueue *vq)
+{
+	return __atomic_load_n(&vq->host.avail->idx, __ATOMIC_ACQUIRE);
+}
+
+static uint16_t load_u16(const uint16_t *p)
+{
+	return __atomic_load_n(p, __ATOMIC_RELAXED);
+}
+
+static void store_u16(struct virtqueue *vq, uint16_t *p, uint16_t v, int order)
+{
+	if (order == __ATOMIC_RELEASE)
+		__atomic_store_n(p, v, __ATOMIC_RELEASE);
+	else
+		__atomic_store_n(p, v, __ATOMIC_RELAXED);
+	ram_note_write_ptr(vq->host.ram, p, sizeof(*p));
+}
+
+static uint16_t *avail_event(struct virtqueue *vq)
+{
+	return (uint16_t *)&vq->host.used->ring[vq->size];
+}
+
+/* A descriptor, copied once: the guest may change it meanwhile. */
+static struct vq_desc load_desc(const void *table, unsigned i)
+{
+	struct vq_desc d;
+
+	/* An indirect table may lie at any address. */
+	memcpy(&d, (const uint8_t *)table + i * sizeof(d), sizeof(d));
+	__asm__ volatile("" ::: "memory");
+	return d;
+}
+
+/* Adds one buffer to the chain. */
+static int add_buffer(struct virtqueue *vq, struct vq_elem *e, const struct vq_desc *d)
+{
+	bool is_in = d->flags & VQ_DESC_F_WRITE;
+	unsigned n = e->nout + e->nin, before = n;
+
+	if (!is_in && e->nin)
+		return set_broken(vq, "a readable buffer follows a writable one"); /* 2.7.4.2 */
+	if (!d->len)
+		return 0; /* nothing there: legal, carries nothing */
+	if (e->out_bytes + e->in_bytes + d->len > UINT32_MAX)
+		return set_broken(vq, "a chain of 4 GiB or more");
+	if (ram_iov(vq->host.ram, d->addr, d->len, is_in, e->iov, VQ_IOV_MAX, &n) < 0)
+		return set_broken(vq, "a buffer outside of RAM");
+	if (is_in) {
+		e->nin += n - before;
+		e->in_bytes += d->len;
+	} else {
+		e->nout += n - before;
+		e->out_bytes += d->len;
+	}
+	return 0;
+}
+
+/* The table an indirect descriptor points to; it must lie in one piece of RAM. */
+static const void *indirect_table(struct virtqueue *vq, const struct vq_desc *d, unsigned *n)
+{
+	if (!vq->host.has_indirect || d->flags & VQ_DESC_F_NEXT || !d->len ||
+	    d->len % sizeof(struct vq_desc))
+		return NULL;
+	*n = d->len / sizeof(struct vq_desc);
+	/* A longer table is legal as long as the chain in it is not; entries past 2^16 are unreachable. */
+	return ram_ptr(vq->host.ram, d->addr, d->len);
+}
+
+static int walk_chain(struct virtqueue *vq, struct vq_elem *e)
+{
+	const void *table = vq->host.desc;
+	unsigned table_len = vq->size, i = e->head, steps = 0;
+	bool is_indirect = false;
+
+	for (;;) {
+		if (i >= table_len)
+			return set_broken(vq, "a descriptor index past the table");
+		if (steps++ >= vq->host.max_size)
+			return set_broken(vq, "a chain longer than the queue, or a loop");
+		struct vq_desc d = load_desc(table, i);
+		if (d.flags & VQ_DESC_F_INDIRECT) {
+			/* 2.7.5.3.1: not nested, not together with NEXT, only if negotiated */
+			table = is_indirect ? NULL : indirect_table(vq, &d, &table_len);
+			if (!table)
+				return set_broken(vq, "a bad indirect descriptor");
+			is_indirect = true;
+			i = 0;
+			continue;
+		}
+		int r = add_buffer(vq, e, &d);
+		if (r < 0)
+			return r;
+		if (!(d.flags & VQ_DESC_F_NEXT))
+			return 0;
+		i = d.next;
+	}
+}
+
+unsigned vq_available(struct virtqueue *vq)
+{
+	if (!vq_is_ready(vq))
+		return 0;
+	uint16_t n = load_avail_idx(vq) - vq->last_avail;
+	if (n > vq->size) {
+		set_broken(vq, "the available index jumped");
+		return 0;
+	}
+	return n;
+}
+
+int vq_peek(struct virtqueue *vq, struct vq_elem *elem)
+{
+	struct iovec *iov = elem->iov;
+
+	unsigned n = vq_available(vq);
+	if (vq->is_broken)
+		return -EINVAL;
+	if (!n)
+		return 0;
+	if (vq->host.in_flight >= vq->size)
+		return set_broken(vq, "more chains in flight than the ring holds");
+	*elem = (struct vq_elem){.iov = iov};
+	elem->head = load_u16(&vq->host.avail->ring[vq->last_avail & (vq->size - 1)]);
+	int r = walk_chain(vq, elem);
+	return r < 0 ? r : 1;
+}
+
+int vq_pop(struct virtqueue *vq, struct vq_elem *elem)
+{
+	int r = vq_peek(vq, elem);
+
+	if (r > 0) {
+		vq->last_avail++;
+		vq->host.in_flight++;
+	}
+	return r;
+}
+
+void vq_unpop(struct virtqueue *vq, unsigned n)
+{
+	if (!vq_is_ready(vq))
+		return;
+	assert(n <= vq->host.in_flight);
+	vq->last_avail -= n;
+	vq->host.in_flight -= n;
+}
+
+void vq_put(struct virtqueue *vq, const struct vq_elem *elem, uint64_t written)
+{
+	if (written > elem->in_bytes)
+		written = elem->in_bytes;
+	uint64_t left = written;
+	const struct iovec *iov = vq_in_iov(elem);
+	for (unsigned i = 0; i < elem->nin && left; i++) {
+		uint64_t n = MIN(left, (uint64_t)iov[i].iov_len);
+		ram_note_write_ptr(vq->host.ram, iov[i].iov_base, n);
+		left -= n;
+	}
+	if (!vq_is_ready(vq) || !vq->host.in_flight)
+		return;
+	uint16_t slot = (vq->used_idx + vq->host.pending) & (vq->size - 1);
+	struct vq_used_elem *u = &vq->host.used->ring[slot];
+	u->id = elem->head;
+	u->len = written;
+	ram_note_write_ptr(vq->host.ram, u, sizeof(*u));
+	vq->host.in_flight--;
+	vq->host.pending++;
+}
+
+/* 2.7.10.1: did the index pass @event on its way from @old to @now? */
+static bool passed_event(uint16_t event, uint16_t now, uint16_t old)
+{
+	return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
+}
+
+bool vq_flush(struct virtqueue *vq)
+{
+	if (!vq_is_ready(vq) || !vq->host.pending)
+		return false;
+	vq->used_idx += vq->host.pending;
+	vq->host.pending = 0;
+	store_u16(vq, &vq->host.used->idx, vq->used_idx, __ATOMIC_RELEASE);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (!vq->host.has_event_idx)
+		return !(load_u16(&vq->host.avail->flags) & VQ_AVAIL_F_NO_INTERRUPT);
+	uint16_t event = load_u16(&vq->host.avail->ring[vq->size]);
+	bool want = !vq->is_signalled_valid || passed_event(event, vq->used_idx, vq->signalled);
+	vq->signalled = vq->used_idx;
+	vq->is_signalled_valid = true;
+	return want;
+}
+
+bool vq_arm_kick(struct virtqueue *vq)
+{
+	if (!vq_is_ready(vq))
+		return false;
+	if (vq->host.has_event_idx)
+		store_u16(vq, avail_event(vq), vq->last_avail, __ATOMIC_RELAXED);
+	else
+		store_u16(vq, &vq->host.used->flags, 0, __ATOMIC_RELAXED);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return load_avail_idx(vq) != vq->last_avail;
+}
+
+void vq_disarm_kick(struct virtqueue *vq)
+{
+	/* With EVENT_IDX an avail_event left behind does it. */
+	if (vq_is_ready(vq) && !vq->host.has_event_idx)
+		store_u16(vq, &vq->host.used->flags, VQ_USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
+}
+
+/* ---- iovecs ---- */
+
+static size_t iov_copy(const struct iovec *iov, unsigned n, size_t off, void *buf, size_t len, bool is_to)
+{
+	size_t done = 0;
+
+	for (unsigned i = 0; i < n && done < len; i++) {
+		if (off >= iov[i].iov_len) {
+			off -= iov[i].iov_len;
+			continue;
+		}
+		size_t part = MIN(iov[i].iov_len - off, len - done);
+		uint8_t *at = (uint8_t *)iov[i].iov_base + off;
+		if (is_to)
+			memcpy((uint8_t *)buf + done, at, part);
+		else
+			memcpy(at, (uint8_t *)buf + done, part);
+		done += part;
+		off = 0;
+	}
+	return done;
+}
+
+size_t iov_to_buf(const struct iovec *iov, unsigned n, size_t off, void *dst, size_t len)
+{
+	return iov_copy(iov, n, off, dst, len, true);
+}
+
+size_t iov_from_buf(const struct iovec *iov, unsigned n, size_t off, const void *src, size_t len)
+{
+	return iov_copy(iov, n, off, (void *)(uintptr_t)src, len, false);
+}
+
+size_t iov_bytes(const struct iovec *iov, unsigned n)
+{
+	size_t sum = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		sum += iov[i].iov_len;
+	return sum;
+}
+
+unsigned iov_slice(const struct iovec *iov, unsigned n, size_t off, size_t len, struct iovec *out)
+{
+	unsigned m = 0;
+
+	for (unsigned i = 0; i < n && len; i++) {
+		if (off >= iov[i].iov_len) {
+			off -= iov[i].iov_len;
+			continue;
+		}
+		size_t part = MIN(iov[i].iov_len - off, len);
+		out[m++] = (struct iovec){(uint8_t *)iov[i].iov_base + off, part};
+		len -= part;
+		off = 0;
+	}
+	return m;
+}
