@@ -10,6 +10,7 @@
 #ifndef VIV_DBT_THUNK_H
 #define VIV_DBT_THUNK_H
 
+#include <signal.h>
 #include <ucontext.h>
 
 #include "engine/dbt/dbt.h"
@@ -59,5 +60,11 @@ struct decoded {
 
 /** thunk_decode_slot() - where the instruction at linear @va is cached, if it is. */
 struct decoded *thunk_decode_slot(struct dbt_cpu *cpu, uint64_t va);
+
+/** native_exec_cached() - native_exec() of a cached instruction with its thunk. */
+void native_exec_cached(struct dbt_cpu *cpu, struct decoded *d);
+
+/** dbt_host_mxcsr_mask() - MXCSR bits that exist on this host. */
+uint32_t dbt_host_mxcsr_mask(void);
 
 #endif

@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Re-encoding of guest instructions for the host: same operation, registers renamed, memory operand replaced.
+ *
+ * How it works.  The decoder says which fields of the encoding name a register and where the opcode and the
+ * immediate lie.  The instruction is put together anew: prefixes it needs (LOCK, operand size, mandatory),
+ * REX or VEX with the host's register numbers, opcode, ModRM, immediate.  Segment overrides, address-size
+ * prefixes and everything the guest wrote without effect are gone; so is every guest displacement.
+ *
+ * Where a register can't be encoded it goes through a scratch register:
+ *   guest r9 r10 r11 r15   live in memory: loaded before, stored after
+ *   AH CH DH BH            cannot be encoded beside a REX prefix, and guest rcx is host r9: unless all
+ *                          operands can do without REX, the byte is moved to a scratch register and back
+ *   implicit rcx           (shift counts, PCMPxSTRI's result) is copied from and to r9
+ *
+ * Invariants
+ *  1. All moves around the instruction leave the flags alone: flags live across it on both sides.
+ *  2. Guest registers and memory are written only by the instruction itself or after it: a fault in it
+ *     leaves the guest's state as it was.
+ *  3. rsp at the instruction is what it was at the start.
+ *
+ * Source: SDM vol. 2 chapter 2.
+ */
+#include <assert.h>
+#include <cpuid.h>
+
+#include "engine/dbt/emit.h"
+
+enum { REX_B = 1, REX_X = 2, REX_R = 4, REX_W = 8 };
+
+bool emit_has_bmi2(void)
+{
+	static _Atomic int known; /* 0: not asked yet, 1: no, 2: yes */
+	unsigned a, b, c, d;
+
+	if (!known)
+		known = __get_cpuid_count(7, 0, &a, &b, &c, &d) && b & bit_BMI2 ? 2 : 1;
+	return known == 2;
+}
+
+bool insn_is_bit_string(const struct insn *in)
+{
+	return in->has_mem && !in->vex && in->map == MAP_0F &&
+	       (in->opcode == 0xa3 || in->opcode == 0xab || in->opcode == 0xb3 || in->opcode == 0xbb);
+}
+
+bool insn_is_high8(const struct insn *in, const struct opnd *op, unsigned reg)
+{
+	return op->size == 1 && in->desc->attr & INSN_HIGH8_OK && !in->has_rex && !in->vex && reg >= 4 &&
+	       reg < 8;
+}
+
+/* ---- effective addresses ---- */
+
+static void emit_movzx16(struct emit *e, unsigned dst)
+{
+	emit_op_reg(e, 0, false, (const uint8_t[]){0x0f, 0xb7}, 2, dst, dst);
+}
+
+/* VEX-encoded 0F38 instruction on general registers. */
+static void emit_vex38(struct emit *e, unsigned pp, bool w, uint8_t opcode, unsigned reg, unsigned vvvv,
+		       unsigned rm)
+{
+	emit_u8(e, 0xc4);
+	emit_u8(e, (uint8_t)((reg & 8 ? 0 : 0x80) | 0x40 | (rm & 8 ? 0 : 0x20) | 2));
+	emit_u8(e, (uint8_t)((w ? 0x80 : 0) | (~vvvv & 15) << 3 | pp));
+	emit_u8(e, opcode);
+	emit_u8(e, (uint8_t)(0xc0 | (reg & 7) << 3 | (rm & 7)));
+}
+
+/* @dst = index of the unit of memory that a bit string's offset register selects, signed. */
+static void emit_bit_unit(struct emit *e, const struct insn *in, unsigned dst, unsigned tmp)
+{
+	unsigned bits = in->opsize == 2 ? 4 : in->opsize == 4 ? 5 : 6;
+	unsigned src = emit_guest_get(e, in->reg, dst);
+
+	if (in->opsize == 2) /* movsx dst, src16 */
+		emit_op_reg(e, 0, true, (const uint8_t[]){0x0f, 0xbf}, 2, dst, src);
+	else if (in->opsize == 4) /* movsxd */
+		emit_op_reg(e, 0, true, (const uint8_t[]){0x63}, 1, dst, src);
+	emit_mov_ri(e, tmp, bits);
+	emit_vex38(e, 2, true, 0xf7, dst, tmp, in->opsize == 8 ? src : dst); /* sarx */
+}
+
+void emit_ea_seg(struct emit *e, const struct insn *in, unsigned dst, unsigned tmp,
+		 uint32_t page_off_next, bool is_flat)
+{
+	unsigned size = in->addrsize == 8 ? 8 : 4, base, index;
+	int64_t disp = in->disp;
+	bool has_unit = insn_is_bit_string(in);
+
+	assert(dst != tmp);
+	if (has_unit) {
+		/* dst = unit * size + base + disp; then the index. */
+		emit_bit_unit(e, in, dst, tmp);
+		if (in->rip_rel) {
+			emit_load_gs(e, tmp, CPU_OFF(pc_base), 8);
+			emit_lea(e, tmp, tmp, H_NONE, 1, (int32_t)page_off_next, 8);
+			base = tmp;
+		} else {
+			base = in->base == 0xff ? H_NONE : emit_guest_get(e, in->base, tmp);
+		}
+		emit_lea(e, dst, base, dst, in->opsize, (int32_t)disp, size);
+		if (in->index != 0xff) {
+			index = emit_guest_get(e, in->index, tmp);
+			emit_lea(e, dst, dst, index, in->scale, 0, size);
+		}
+	} else if (in->rip_rel) {
+		emit_load_gs(e, dst, CPU_OFF(pc_base), 8);
+		emit_lea(e, dst, dst, H_NONE, 1, (int32_t)page_off_next, 8);
+		emit_lea(e, dst, dst, H_NONE, 1, (int32_t)disp, size);
+	} else {
+		base = in->base == 0xff ? H_NONE : emit_guest_get(e, in->base, dst);
+		index = in->index == 0xff ? H_NONE : emit_guest_get(e, in->index, tmp);
+		if (base == H_NONE && index == H_NONE)
+			emit_mov_ri(e, dst, size == 8 ? (uint64_t)disp : (uint32_t)disp);
+		else
+			emit_lea(e, dst, base, index, in->scale, (int32_t)disp, size);
+	}
+	if (in->addrsize == 2)
+		emit_movzx16(e, dst);
+
+	if (in->seg == SEG_FS || in->seg == SEG_GS || (!is_flat && in->mode != 64)) {
+		emit_load_gs(e, tmp, (int32_t)(offsetof(struct dbt_cpu, s.seg) + in->seg * sizeof(struct x86_seg) +
+					       offsetof(struct x86_seg, base)), 8);
+		emit_lea(e, dst, dst, tmp, 1, 0, in->mode == 64 ? 8 : 4);
+	}
+}
+
+void emit_ea(struct emit *e, const struct insn *in, unsigned dst, unsigned tmp, uint32_t page_off_next)
+{
+	emit_ea_seg(e, in, dst, tmp, page_off_next, true);
+}
+
+/* ---- the instruction ---- */
+
+/* A general register named by a field of the encoding. */
+struct field {
+	bool is_used;
+	bool is_high8;
+	uint8_t guest;	/* 0..15; of AH..BH the register that holds it (0..3) */
+	uint8_t size;	/* bytes */
+	uint8_t access; /* OPND_READ | OPND_WRITE */
+	uint8_t host;	/* register to encode; 4..7 as AH..BH with is_high8 in the direct form */
+	bool is_scratch;
+};
+
+enum { F_REG, F_RM, F_VVVV, F_OPCODE, F_COUNT };
+
+struct work {
+	const struct insn *in;
+	struct emit *e;
+	struct field f[F_COUNT];
+	int reg, rm, vvvv; /* numbers to encode where the field is no general register */
+	bool rcx_read, rcx_write; /* implicit */
+	bool is_direct8; /* AH..BH are encoded as such, nothing needs REX, memory is at [rcx] */
+	uint8_t pool[3], npool;
+};
+
+static void set_field(struct work *w, unsigned which, const struct opnd *op, unsigned reg)
+{
+	bool high = insn_is_high8(w->in, op, reg);
+
+	w->f[which] = (struct field){
+		.is_used = true, .is_high8 = high, .guest = (uint8_t)(high ? reg - 4 : reg),
+		.size = (uint8_t)op->size, .access = op->access,
+	};
+}
+
+static void gather(struct work *w)
+{
+	const struct insn *in = w->in;
+
+	w->reg = in->modrm >> 3 & 7;
+	w->rm = in->modrm & 7;
+	w->vvvv = in->vvvv;
+	for (unsigned i = 0; i < in->nops; i++) {
+		const struct opnd *op = &in->op[i];
+
+		switch (op->kind) {
+		case OPND_GPR_REG:
+			set_field(w, F_REG, op, in->reg);
+			break;
+		case OPND_GPR_RM:
+			if (!in->has_mem)
+				set_field(w, F_RM, op, in->rm);
+			break;
+		case OPND_GPR_VVVV:
+			set_field(w, F_VVVV, op, in->vvvv);
+			break;
+		case OPND_GPR_OPCODE:
+			set_field(w, F_OPCODE, op, (in->opcode & 7) | (in->rex_b ? 8 : 0));
+			break;
+		case OPND_XMM_REG:
+			w->reg = in->reg;
+			break;
+		case OPND_MMX_REG:
+			w->reg = in->reg & 7;
+			break;
+		case OPND_XMM_RM:
+			w->rm = in->rm;
+			break;
+		case OPND_MMX_RM:
+			w->rm = in->rm & 7;
+			break;
+		case OPND_FIXED_GPR:
+			if (op->reg == R_RCX && !insn_is_high8(in, op, op->reg)) {
+				w->rcx_read |= op->access & OPND_READ;
+				w->rcx_write |= (op->access & OPND_WRITE) != 0;
+			}
+			break;
+		default:
+			break;
+		}
+	}
+	w->rcx_read |= in->desc->gpr_read >> R_RCX & 1;
+	w->rcx_write |= in->desc->gpr_write >> R_RCX & 1;
+}
+
+/* Can all operands be encoded without REX, with AH, DH, BH as they are? */
+static bool can_direct8(const struct work *w)
+{
+	bool any = false;
+
+	for (unsigned i = 0; i < F_COUNT; i++) {
+		const struct field *f = &w->f[i];
+
+		if (!f->is_used)
+			continue;
+		if (f->guest == R_RCX || emit_host_reg[f->guest] >= 8)
+			return false;
+		if (!f->is_high8 && f->size == 1 && emit_host_reg[f->guest] >= 4)
+			return false;
+		any |= f->is_high8;
+	}
+	return any && !w->rcx_read && !w->rcx_write && !w->in->rex_w && w->reg < 8 && w->rm < 8;
+}
+
+static uint8_t take(struct work *w)
+{
+	assert(w->npool > 0);
+	return w->pool[--w->npool];
+}
+
+/* Gives every field its host register; loads those that go through scratch registers. */
+static void bind_fields(struct work *w)
+{
+	struct emit *e = w->e;
+	bool rcx_free = !w->rcx_read && !w->rcx_write;
+
+	/* Taken from the end: r15, rcx, r14. */
+	if (!w->in->has_mem)
+		w->pool[w->npool++] = H_R14;
+	if (rcx_free)
+		w->pool[w->npool++] = H_RCX;
+	w->pool[w->npool++] = H_R15;
+
+	for (unsigned i = 0; i < F_COUNT; i++) {
+		struct field *f = &w->f[i];
+		const struct field *same = NULL;
+
+		if (!f->is_used)
+			continue;
+		if (!f->is_high8 && emit_host_reg[f->guest] != H_NONE) {
+			f->host = emit_host_reg[f->guest];
+			continue;
+		}
+		if (w->is_direct8) {
+			f->host = (uint8_t)(emit_host_reg[f->guest] + 4);
+			continue;
+		}
+		f->is_scratch = true;
+		for (unsigned j = 0; j < i; j++)
+			if (w->f[j].is_scratch && w->f[j].guest == f->guest && w->f[j].is_high8 == f->is_high8)
+				same = &w->f[j];
+		if (same) {
+			f->host = same->host;
+			continue;
+		}
+		f->host = take(w);
+		if (!f->is_high8) {
+			emit_load_gs(e, f->host, CPU_GPR_OFF(f->guest), 8);
+			continue;
+		}
+		/* movzx ecx, AH..BH.  rcx is free still: taken last, and implicit rcx is loaded later. */
+		if (f->guest == R_RCX)
+			emit_mov_rr(e, H_RCX, emit_host_reg[R_RCX], 8);
+		emit_op_reg(e, 0, false, (const uint8_t[]){0x0f, 0xb6}, 2, H_RCX, f->guest + 4u);
+		if (f->host != H_RCX)
+			emit_mov_rr(e, f->host, H_RCX, 4);
+	}
+	if (w->rcx_read || w->rcx_write)
+		emit_mov_rr(e, H_RCX, emit_host_reg[R_RCX], 8);
+	if (w->is_direct8 && w->in->has_mem)
+		emit_mov_rr(e, H_RCX, H_ADDR, 8);
+}
+
+/* AH..BH back from a scratch register. */
+static void put_high8(struct emit *e, const struct field *f)
+{
+	if (f->guest == R_RCX) {
+		int32_t tmp = CPU_OFF(tmp[7]);
+
+		emit_store_gs(e, tmp, emit_host_reg[R_RCX], 8);
+		emit_store_gs(e, tmp + 1, f->host, 1);
+		emit_load_gs(e, emit_host_reg[R_RCX], tmp, 8);
+		return;
+	}
+	if (f->host != H_RCX)
+		emit_mov_rr(e, H_RCX, f->host, 4);
+	emit_op_reg(e, 0, false, (const uint8_t[]){0x8a}, 1, f->guest + 4u, H_RCX);
+}
+
+static void write_back(struct work *w)
+{
+	struct emit *e = w->e;
+
+	/* What is in rcx first: put_high8 uses it. */
+	if (w->rcx_write)
+		emit_mov_rr(e, emit_host_reg[R_RCX], H_RCX, 8);
+	for (unsigned pass = 0; pass < 2; pass++)
+		for (unsigned i = 0; i < F_COUNT; i++) {
+			const struct field *f = &w->f[i];
+
+			if (!f->is_used || !f->is_scratch || !(f->access & OPND_WRITE) ||
+			    (f->host == H_RCX) != (pass == 0))
+				continue;
+			if (f->is_high8)
+				put_high8(e, f);
+			else
+				emit_store_gs(e, CPU_GPR_OFF(f->guest), f->host, 8);
+		}
+}
+
+/* Does the legacy encoding need 66H to say 16 bits? */
+static bool needs_opsize16(const struct insn *in)
+{
+	if (in->opsize != 2 || in->desc->attr & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX))
+		return false;
+	if (in->pp == 0)
+		return true; /* no effect on byte operations */
+	for (unsigned i = 0; i < in->nops; i++)
+		if (in->op[i].size == 2)
+			return true;
+	return false;
+}
+
+static void put_opcode(struct emit *e, const struct insn *in, uint8_t opcode)
+{
+	if (in->map != MAP_1BYTE)
+		emit_u8(e, 0x0f);
+	if (in->map == MAP_0F38)
+		emit_u8(e, 0x38);
+	else if (in->map == MAP_0F3A)
+		emit_u8(e, 0x3a);
+	emit_u8(e, opcode);
+}
+
+static void put_legacy(struct work *w, int reg, int rm)
+{
+	const struct insn *in = w->in;
+	struct emit *e = w->e;
+	uint8_t opcode = in->opcode;
+	bool has_modrm = in->has_modrm;
+	unsigned rex = in->rex_w ? REX_W : 0;
+
+	if (w->f[F_OPCODE].is_used) {
+		const struct field *f = &w->f[F_OPCODE];
+
+		rex |= f->host & 8 ? REX_B : 0;
+		if (in->map == MAP_1BYTE && in->opcode >= 0x40 && in->opcode < 0x50) {
+			/* INC, DEC of 16- and 32-bit code: FF /0, /1 */
+			opcode = 0xff;
+			has_modrm = true;
+			reg = in->opcode >> 3 & 1;
+			rm = f->host;
+		} else {
+			opcode = (uint8_t)((in->opcode & ~7) | (f->host & 7));
+		}
+	}
+	if (has_modrm)
+		rex |= (reg & 8 ? REX_R : 0) | (rm & 8 ? REX_B : 0);
+	for (unsigned i = 0; i < F_COUNT; i++) {
+		const struct field *f = &w->f[i];
+
+		/* BPL, SIL, DIL are written with REX. */
+		if (f->is_used && f->size == 1 && f->host >= 4 && !(f->is_high8 && w->is_direct8))
+			rex |= 0x40;
+	}
+	assert(!w->is_direct8 || !rex);
+
+	if (in->lock)
+		emit_u8(e, 0xf0);
+	if (in->pp == 0x66 || needs_opsize16(in))
+		emit_u8(e, 0x66);
+	if (in->pp == 0xf2 || in->pp == 0xf3)
+		emit_u8(e, in->pp);
+	if (rex)
+		emit_u8(e, (uint8_t)(0x40 | rex));
+	put_opcode(e, in, opcode);
+	if (has_modrm)
+		emit_u8(e, (uint8_t)((in->has_mem ? 0 : 0xc0) | (reg & 7) << 3 | (rm & 7)));
+}
+
+static void put_vex(struct work *w, int reg, int rm)
+{
+	const struct insn *in = w->in;
+	struct emit *e = w->e;
+	unsigned pp = in->pp == 0x66 ? 1 : in->pp == 0xf3 ? 2 : in->pp == 0xf2 ? 3 : 0;
+	unsigned vvvv = w->f[F_VVVV].is_used ? w->f[F_VVVV].host : (unsigned)w->vvvv;
+	/* VEX.W says nothing about general registers outside of 64-bit mode. */
+	bool wide = in->rex_w && (in->mode == 64 || !(w->f[F_REG].is_used || w->f[F_RM].is_used ||
+						      w->f[F_VVVV].is_used));
+
+	/* VPINSRQ, VMOVQ, VCVTSI2SD from memory: the general operand is the memory. */
+	if (in->mode != 64 && in->has_mem)
+		for (unsigned i = 0; i < in->nops; i++)
+			if (in->op[i].kind == OPND_GPR_RM)
+				wide = false;
+
+	emit_u8(e, 0xc4);
+	emit_u8(e, (uint8_t)((reg & 8 ? 0 : 0x80) | 0x40 | (rm & 8 ? 0 : 0x20) | in->map));
+	emit_u8(e, (uint8_t)((wide ? 0x80 : 0) | (~vvvv & 15) << 3 | (in->vex_l ? 4 : 0) | pp));
+	emit_u8(e, in->opcode);
+	if (in->has_modrm)
+		emit_u8(e, (uint8_t)((in->has_mem ? 0 : 0xc0) | (reg & 7) << 3 | (rm & 7)));
+}
+
+/* ecx = bit offset of a bit string within its unit; the guest's register stays. */
+static void put_bit_offset(struct emit *e, const struct insn *in)
+{
+	uint32_t mask = (uint32_t)in->opsize * 8 - 1;
+	unsigned src = emit_guest_get(e, in->reg, H_RCX);
+
+	if (emit_has_bmi2()) {
+		emit_mov_ri(e, H_R15, mask);
+		emit_vex38(e, 2, false, 0xf5, H_RCX, src, H_R15); /* pext ecx, src, r15d */
+		return;
+	}
+	emit_mov_rr(e, H_RCX, src, 4);
+	emit_u8(e, 0x9c); /* pushfq */
+	emit_bytes(e, (const uint8_t[]){0x83, 0xe1, (uint8_t)mask}, 3); /* and ecx, mask */
+	emit_u8(e, 0x9d); /* popfq */
+}
+
+bool emit_native(struct emit *e, const struct insn *in)
+{
+	struct work w = {.in = in, .e = e};
+	int reg, rm;
+
+	if (in->desc->kind != INSN_NATIVE || in->desc->attr & INSN_VSIB)
+		return false;
+	gather(&w);
+	if (insn_is_bit_string(in)) {
+		put_bit_offset(e, in);
+		w.f[F_REG].host = H_RCX;
+	} else {
+		w.is_direct8 = can_direct8(&w);
+		bind_fields(&w);
+	}
+
+	reg = w.f[F_REG].is_used ? w.f[F_REG].host : w.reg;
+	rm = in->has_mem ? (w.is_direct8 ? H_RCX : H_ADDR) : w.f[F_RM].is_used ? w.f[F_RM].host : w.rm;
+	if (in->vex)
+		put_vex(&w, reg, rm);
+	else
+		put_legacy(&w, reg, rm);
+	if (in->imm_len)
+		emit_bytes(e, in->bytes + in->imm_off, in->imm_len);
+
+	write_back(&w);
+	return true;
+}
