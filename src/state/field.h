@@ -72,6 +72,19 @@ struct state_desc {
 	  .count = sizeof(((type *)0)->member) / sizeof(((type *)0)->member[0]), .sub = desc_ }
 #define F_END { .name = NULL }
 
+/*
+ * Wire format; integers little-endian, nothing aligned.
+ *
+ *   object  =  u8 name length, name, u16 version, u32 bytes of all fields, field...
+ *   field   =  u8 name length, name, u32 bytes of the payload, payload
+ *   payload =  the elements in order: integers in their own size, bool one byte, bytes as they are,
+ *              FIELD_STRUCT each an object
+ *
+ * Fields come in the table's order; a reader accepts any order, each name once.
+ */
+#define STATE_NAME_MAX 63
+#define STATE_FIELDS_MAX 256 /* in one table */
+
 /* A growing byte buffer (struct bytes in base/bytes.h) receives, a bounded reader gives. */
 struct bytes;
 struct byte_reader;
@@ -81,12 +94,20 @@ int state_save(const struct state_desc *desc, const void *obj, struct bytes *out
 
 /**
  * state_load() - read one object.  Hostile input.
- * Returns 0, -EINVAL (wrong, truncated, unknown field, refused by check), @obj untouched on failure
- * (FIELD_HOST members are never touched).
+ * Returns 0, -EINVAL (wrong, truncated, unknown field, refused by check), -ENOMEM; @obj untouched on
+ * failure (FIELD_HOST members are never touched).  @in stands behind the object on success.
  */
 int state_load(const struct state_desc *desc, void *obj, struct byte_reader *in, struct error *err);
 
-/** state_show() - readable text, a field a line, into @out. */
+/** state_show() - readable text, a field a line, into @out.  Returns 0 or -ENOMEM. */
 int state_show(const struct state_desc *desc, const void *obj, struct bytes *out);
+
+/**
+ * state_desc_verify() - is the description itself right?  For tests over every description.
+ * Each byte of the object belongs to exactly one field (padding must be a member, F_HOST or F_BYTES);
+ * names are unique and short enough; sizes fit the kinds; versions lie in 1..version; nested tables
+ * likewise.  Returns 0, or -EINVAL with the first fault in @err.
+ */
+int state_desc_verify(const struct state_desc *desc, struct error *err);
 
 #endif
