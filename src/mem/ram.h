@@ -12,10 +12,16 @@
  *  2. Every write to guest RAM that does not come from an engine's own vCPU goes through ram_write
  *     or is followed by ram_note_write: it marks pages dirty and drops translated code.
  *  3. A page's flag byte is changed with atomic operations only.
+ *  4. Regions are disjoint and sorted by address; they change only while no vCPU runs.
+ *  5. RAM_PAGE_WMAP: a vCPU sets it, with a read-modify-write that also tells it the other flags, before
+ *     it enters a write mapping of the page; whoever sets CODE, TRACK or WATCH sees in the old
+ *     value whether some vCPU may hold one.  If so: stop the vCPUs, drop their mappings (only then
+ *     clear WMAP), go on.  If not, nobody holds one and none can come.
  */
 #ifndef VIV_MEM_RAM_H
 #define VIV_MEM_RAM_H
 
+#include <stdatomic.h>
 #include <sys/uio.h>
 
 #include "base/util.h"
@@ -33,6 +39,7 @@ enum {
 	RAM_PAGE_TRACK = 2, /* dirty log armed: the first write must be noticed (clears this bit) */
 	RAM_PAGE_DIRTY = 4, /* written since the dirty log was last collected */
 	RAM_PAGE_WATCH = 8, /* a watchpoint: every write takes the slow path */
+	RAM_PAGE_WMAP = 16, /* some vCPU may hold a mapping that writes without notice (invariant 5) */
 };
 
 struct ram_region {
@@ -47,6 +54,7 @@ struct guest_ram {
 	uint64_t size_bytes; /* of all regions together */
 	uint64_t low_bytes;  /* RAM below 4G (at most 3 GiB), the region at gpa 0 */
 	uint64_t high_bytes; /* RAM from 4G on */
+	uint64_t rom_used_bytes; /* of the ROM part, which starts at low_bytes + high_bytes */
 	_Atomic uint8_t *page_flags; /* size_bytes >> 12 bytes */
 	unsigned nregions;
 	struct ram_region regions[RAM_MAX_REGIONS];
@@ -66,11 +74,23 @@ struct guest_ram {
 int ram_create(struct guest_ram *ram, uint64_t ram_bytes, uint64_t rom_bytes, struct error *err);
 void ram_destroy(struct guest_ram *ram); /* half-built is fine */
 
-/** ram_add_rom() - give @size_bytes of the ROM part a guest address; returns its host pointer. */
+/**
+ * ram_add_rom() - give @size_bytes of the ROM part a guest address; returns its host pointer.
+ * It covers what was there: RAM underneath is no longer reachable.  NULL with @err set: not
+ * page-aligned, ROM part used up, too many regions.
+ */
 void *ram_add_rom(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct error *err);
+/** ram_punch() - make [@gpa, +@size_bytes) a hole (device memory).  0, -EINVAL, -ENOSPC. */
+int ram_punch(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct error *err);
 
 /** ram_find() - the region that holds @gpa, or NULL (a hole, a device). */
-const struct ram_region *ram_find(const struct guest_ram *ram, gpa_t gpa);
+static inline const struct ram_region *ram_find(const struct guest_ram *ram, gpa_t gpa)
+{
+	for (unsigned i = 0; i < ram->nregions; i++)
+		if (gpa - ram->regions[i].gpa < ram->regions[i].size_bytes)
+			return &ram->regions[i];
+	return NULL;
+}
 
 /** ram_ptr() - host pointer to [@gpa, @gpa+@len), NULL unless all of it lies in one region. */
 void *ram_ptr(const struct guest_ram *ram, gpa_t gpa, uint64_t len);
@@ -87,9 +107,24 @@ int ram_write(struct guest_ram *ram, gpa_t gpa, const void *src, uint64_t len);
 int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write,
 	    struct iovec *iov, unsigned max, unsigned *n);
 
-/** ram_note_write() - the host wrote [@gpa, +@len): dirty, and translated code dropped. */
+/** ram_note_write() - the host wrote [@gpa, +@len): dirty, and translated code dropped.
+ * TRACK becomes DIRTY; on_code_write is called for each touched page with CODE.  What is not RAM
+ * is passed over. */
 void ram_note_write(struct guest_ram *ram, gpa_t gpa, uint64_t len);
 /** ram_note_write_ptr() - the same, by host pointer inside the mapping. */
 void ram_note_write_ptr(struct guest_ram *ram, const void *ptr, uint64_t len);
+
+/** ram_note_dirty() - the dirty half alone, for one page by host offset: if TRACK is armed, it is cleared
+ * and DIRTY set.  Returns the page's flags before. */
+static inline uint8_t ram_note_dirty(const struct guest_ram *ram, uint64_t offset)
+{
+	_Atomic uint8_t *flags = &ram->page_flags[offset >> GUEST_PAGE_SHIFT];
+	uint8_t old = atomic_load_explicit(flags, memory_order_relaxed);
+
+	while (old & RAM_PAGE_TRACK &&
+	       !atomic_compare_exchange_weak(flags, &old, (old & ~RAM_PAGE_TRACK) | RAM_PAGE_DIRTY))
+		;
+	return old;
+}
 
 #endif

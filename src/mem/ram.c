@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/host.h"
+#include "mem/ram.h"
+
+#define HUGE_PAGE (2 * MIB)
+#define RAM_MAX_BYTES (1ULL << 40)
+#define MAP_ANON_NORESERVE (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+
+static bool is_page_aligned(uint64_t v)
+{
+	return v % GUEST_PAGE_SIZE == 0;
+}
+
+/*
+ * Address space with guards on both sides, the accessible part aligned to huge pages so that the kernel
+ * can back it with them.
+ */
+static uint8_t *map_guarded(uint64_t size)
+{
+	uint64_t span = RAM_GUARD_BYTES + HUGE_PAGE + size + RAM_GUARD_BYTES;
+	uint8_t *all = host.mmap(NULL, span, PROT_NONE, MAP_ANON_NORESERVE, -1, 0);
+
+	if (all == MAP_FAILED)
+		return NULL;
+	uint8_t *base = (uint8_t *)ALIGN_UP((uintptr_t)all + RAM_GUARD_BYTES, HUGE_PAGE);
+	uint8_t *start = base - RAM_GUARD_BYTES;
+	uint8_t *end = base + size + RAM_GUARD_BYTES;
+	if (host.mmap(base, size, PROT_READ | PROT_WRITE, MAP_ANON_NORESERVE | MAP_FIXED, -1, 0) ==
+	    MAP_FAILED) {
+		int e = errno;
+		munmap(all, span);
+		errno = e;
+		return NULL;
+	}
+	if (start > all)
+		munmap(all, (size_t)(start - all));
+	if (all + span > end)
+		munmap(end, (size_t)(all + span - end));
+	/* Fewer host TLB misses; a kernel without huge pages refuses, which is fine. */
+	madvise(base, size, MADV_HUGEPAGE);
+	return base;
+}
+
+int ram_create(struct guest_ram *ram, uint64_t ram_bytes, uint64_t rom_bytes, struct error *err)
+{
+	if (!is_page_aligned(ram_bytes) || !is_page_aligned(rom_bytes) || ram_bytes < MIB ||
+	    ram_bytes > RAM_MAX_BYTES || rom_bytes > GIB)
+		return error_set(err, -EINVAL,
+				 "guest memory of %llu bytes is not possible: it must be 1M to 1T, in pages",
+				 (unsigned long long)ram_bytes);
+	uint64_t size = ram_bytes + rom_bytes;
+	struct guest_ram r = {
+		.size_bytes = size,
+		.low_bytes = MIN(ram_bytes, PC_LOW_RAM_MAX),
+	};
+	r.high_bytes = ram_bytes - r.low_bytes;
+	r.base = map_guarded(size);
+	if (!r.base) {
+		int e = -errno;
+		return error_set(err, e == -ENOMEM ? e : -ENOMEM,
+				 "cannot reserve %llu MiB of memory for the guest: %s",
+				 (unsigned long long)(size / MIB), strerror(-e));
+	}
+	void *flags = host.mmap(NULL, size >> GUEST_PAGE_SHIFT, PROT_READ | PROT_WRITE,
+				MAP_ANON_NORESERVE, -1, 0);
+	if (flags == MAP_FAILED) {
+		int e = errno;
+		munmap(r.base - RAM_GUARD_BYTES, size + 2 * RAM_GUARD_BYTES);
+		return error_set(err, -ENOMEM, "cannot allocate page flags for the guest: %s",
+				 strerror(e));
+	}
+	r.page_flags = flags;
+	r.regions[r.nregions++] = (struct ram_region){.size_bytes = r.low_bytes};
+	if (r.high_bytes)
+		r.regions[r.nregions++] = (struct ram_region){
+			.gpa = 4 * GIB, .size_bytes = r.high_bytes, .offset = r.low_bytes};
+	*ram = r;
+	return 0;
+}
+
+void ram_destroy(struct guest_ram *ram)
+{
+	if (ram->base)
+		munmap(ram->base - RAM_GUARD_BYTES, ram->size_bytes + 2 * RAM_GUARD_BYTES);
+	if (ram->page_flags)
+		munmap((void *)ram->page_flags, ram->size_bytes >> GUEST_PAGE_SHIFT);
+	*ram = (struct guest_ram){0};
+}
+
+/* @regions without [@gpa, @gpa+@size) and, with @add, that in its place.  At most RAM_MAX_REGIONS + 2. */
+static unsigned cut_regions(const struct guest_ram *ram, gpa_t gpa, uint64_t size,
+			    const struct ram_region *add, struct ram_region *out)
+{
+	unsigned n = 0;
+	gpa_t end = gpa + size;
+	bool is_added = !add;
+
+	for (unsigned i = 0; i < ram->nregions; i++) {
+		struct ram_region r = ram->regions[i];
+		gpa_t r_end = r.gpa + r.size_bytes;
+
+		if (r.gpa < gpa) {
+			out[n] = r;
+			out[n++].size_bytes = MIN(r_end, gpa) - r.gpa;
+		}
+		if (!is_added && r_end > gpa) {
+			out[n++] = *add;
+			is_added = true;
+		}
+		if (r_end > end) {
+			uint64_t skip = end > r.gpa ? end - r.gpa : 0;
+			out[n] = r;
+			out[n].gpa += skip;
+			out[n].offset += skip;
+			out[n++].size_bytes -= skip;
+		}
+	}
+	if (!is_added)
+		out[n++] = *add;
+	return n;
+}
+
+static int set_regions(struct guest_ram *ram, gpa_t gpa, uint64_t size,
+		       const struct ram_region *add, struct error *err)
+{
+	struct ram_region regions[2 * RAM_MAX_REGIONS + 1];
+	unsigned n;
+
+	if (!size || !is_page_aligned(gpa) || !is_page_aligned(size) || gpa + size < gpa)
+		return error_set(err, -EINVAL, "a memory region at %#llx of %#llx bytes is not in pages",
+				 (unsigned long long)gpa, (unsigned long long)size);
+	n = cut_regions(ram, gpa, size, add, regions);
+	if (n > RAM_MAX_REGIONS)
+		return error_set(err, -ENOSPC, "too many memory regions (%u)", n);
+	memcpy(ram->regions, regions, n * sizeof(regions[0]));
+	ram->nregions = n;
+	return 0;
+}
+
+void *ram_add_rom(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct error *err)
+{
+	uint64_t offset = ram->low_bytes + ram->high_bytes + ram->rom_used_bytes;
+
+	if (size_bytes > ram->size_bytes - offset) {
+		error_set(err, -ENOSPC, "a ROM of %llu bytes does not fit: %llu are left",
+			  (unsigned long long)size_bytes,
+			  (unsigned long long)(ram->size_bytes - offset));
+		return NULL;
+	}
+	struct ram_region rom = {
+		.gpa = gpa, .size_bytes = size_bytes, .offset = offset, .is_readonly = true};
+	if (set_regions(ram, gpa, size_bytes, &rom, err))
+		return NULL;
+	ram->rom_used_bytes += size_bytes;
+	return ram->base + offset;
+}
+
+int ram_punch(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct error *err)
+{
+	return set_regions(ram, gpa, size_bytes, NULL, err);
+}
+
+void *ram_ptr(const struct guest_ram *ram, gpa_t gpa, uint64_t len)
+{
+	const struct ram_region *r = ram_find(ram, gpa);
+
+	if (!r || len > r->size_bytes - (gpa - r->gpa))
+		return NULL;
+	return ram->base + r->offset + (gpa - r->gpa);
+}
+
+/* Does all of [@gpa, +@len) lie in regions (writable ones with @for_write)? */
+static bool is_covered(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write)
+{
+	while (len) {
+		const struct ram_region *r = ram_find(ram, gpa);
+		if (!r || (for_write && r->is_readonly))
+			return false;
+		uint64_t n = MIN(len, r->size_bytes - (gpa - r->gpa));
+		len -= n;
+		if (len && gpa + n < gpa)
+			return false;
+		gpa += n;
+	}
+	return true;
+}
+
+/* The host bytes at @gpa that lie together, at most @len. */
+static uint8_t *piece(const struct guest_ram *ram, gpa_t gpa, uint64_t len, uint64_t *n)
+{
+	const struct ram_region *r = ram_find(ram, gpa);
+	uint64_t in = gpa - r->gpa;
+
+	*n = MIN(len, r->size_bytes - in);
+	return ram->base + r->offset + in;
+}
+
+int ram_read(const struct guest_ram *ram, gpa_t gpa, void *dst, uint64_t len)
+{
+	uint64_t n;
+
+	if (!is_covered(ram, gpa, len, false))
+		return -EFAULT;
+	for (; len; len -= n, gpa += n, dst = (uint8_t *)dst + n) {
+		const uint8_t *src = piece(ram, gpa, len, &n);
+		memcpy(dst, src, n);
+	}
+	return 0;
+}
+
+int ram_write(struct guest_ram *ram, gpa_t gpa, const void *src, uint64_t len)
+{
+	uint64_t n;
+
+	if (!is_covered(ram, gpa, len, true))
+		return -EFAULT;
+	for (; len; len -= n, gpa += n, src = (const uint8_t *)src + n) {
+		uint8_t *dst = piece(ram, gpa, len, &n);
+		memcpy(dst, src, n);
+		ram_note_write_ptr(ram, dst, n);
+	}
+	return 0;
+}
+
+int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write,
+	    struct iovec *iov, unsigned max, unsigned *n)
+{
+	unsigned used = *n;
+
+	if (!is_covered(ram, gpa, len, for_write))
+		return -EFAULT;
+	while (len) {
+		uint64_t part;
+		uint8_t *p = piece(ram, gpa, len, &part);
+		if (used >= max)
+			return -E2BIG;
+		iov[used++] = (struct iovec){.iov_base = p, .iov_len = part};
+		gpa += part;
+		len -= part;
+	}
+	*n = used;
+	return 0;
+}
+
+void ram_note_write(struct guest_ram *ram, gpa_t gpa, uint64_t len)
+{
+	while (len) {
+		const struct ram_region *r = ram_find(ram, gpa);
+		uint64_t n = MIN(len, GUEST_PAGE_SIZE - gpa % GUEST_PAGE_SIZE);
+		if (r) {
+			uint64_t in = gpa - r->gpa;
+			n = MIN(len, r->size_bytes - in);
+			ram_note_write_ptr(ram, ram->base + r->offset + in, n);
+		}
+		gpa += n;
+		len -= n;
+	}
+}
+
+void ram_note_write_ptr(struct guest_ram *ram, const void *ptr, uint64_t len)
+{
+	uint64_t offset = (uint64_t)((const uint8_t *)ptr - ram->base);
+
+	while (len) {
+		uint64_t n = MIN(len, GUEST_PAGE_SIZE - offset % GUEST_PAGE_SIZE);
+		if (ram_note_dirty(ram, offset) & RAM_PAGE_CODE && ram->on_code_write)
+			ram->on_code_write(ram->on_code_write_arg, offset, n);
+		offset += n;
+		len -= n;
+	}
+}
