@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the present mode is: everything the interpreter and translations depend on. */
+#include "engine/dbt/dbt.h"
+
+/* Base 0, limit 4 GiB, and of @type as MOV from and to it needs. */
+static bool seg_is_flat(const struct x86_seg *s, unsigned type_mask, unsigned type)
+{
+	return s->base == 0 && s->limit == 0xffffffff && !(s->attr & SEG_ATTR_UNUSABLE) &&
+	       s->attr & SEG_ATTR_P && (s->attr & type_mask) == type;
+}
+
+static bool is_flat(const struct x86_state *s)
+{
+	const unsigned data_mask = SEG_ATTR_S | 0xe, data = SEG_ATTR_S | 2; /* writable, expand-up */
+
+	return seg_is_flat(&s->seg[SEG_CS], SEG_ATTR_S | 2, SEG_ATTR_S | 2) && /* readable */
+	       seg_is_flat(&s->seg[SEG_SS], data_mask, data) &&
+	       seg_is_flat(&s->seg[SEG_DS], data_mask, data) &&
+	       seg_is_flat(&s->seg[SEG_ES], data_mask, data);
+}
+
+/* A permutation of 64-bit values with good diffusion (SplitMix64's finalizer). */
+static uint64_t mix(uint64_t x)
+{
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+	x = (x ^ x >> 27) * 0x94d049bb133111eb;
+	return x ^ x >> 31;
+}
+
+/*
+ * Key of inline branch entries: RIP + key tells entries apart.  Two modes are 2^49 apart, more
+ * than two canonical RIPs can be, so code of one mode never answers for another.  Within a mode,
+ * generations (and, outside flat 64-bit code, code segments) differ by an offset that a guest
+ * cannot guess (as_gen starts random).
+ */
+static uint64_t branch_key(const struct dbt_cpu *cpu)
+{
+	const struct x86_seg *cs = &cpu->s.seg[SEG_CS];
+	uint64_t x = cpu->as_gen;
+
+	if (cpu->code_bits != 64)
+		x += mix(cs->base << 32 | cs->limit);
+	return ((uint64_t)cpu->mode_key << 49) + (mix(x) & ((1ULL << 48) - 1));
+}
+
+void dbt_mode_changed(struct dbt_cpu *cpu)
+{
+	const struct x86_state *s = &cpu->s;
+	bool is_pe = s->cr0 & X86_CR0_PE, is_vm86 = is_pe && s->rflags & X86_FL_VM;
+	bool has_ts = s->cr0 & X86_CR0_TS, has_em = s->cr0 & X86_CR0_EM;
+	uint32_t key = 0;
+
+	if (is_vm86)
+		cpu->cpl = 3;
+	else
+		cpu->cpl = is_pe ? s->seg[SEG_SS].attr >> SEG_ATTR_DPL_SHIFT & 3 : 0;
+
+	if (s->efer & X86_EFER_LMA && s->seg[SEG_CS].attr & SEG_ATTR_L)
+		cpu->code_bits = 64;
+	else
+		cpu->code_bits = !is_vm86 && s->seg[SEG_CS].attr & SEG_ATTR_DB ? 32 : 16;
+
+	if (cpu->code_bits == 64) {
+		key |= DBT_MODE_CODE64 | DBT_MODE_FLAT;
+	} else {
+		if (cpu->code_bits == 32)
+			key |= DBT_MODE_CODE32;
+		if (s->seg[SEG_SS].attr & SEG_ATTR_DB)
+			key |= DBT_MODE_SS32;
+		if (is_flat(s))
+			key |= DBT_MODE_FLAT;
+	}
+	if (cpu->cpl == 3)
+		key |= DBT_MODE_USER;
+	if (has_em || has_ts)
+		key |= DBT_MODE_NO_FPU;
+	if (!(s->cr4 & X86_CR4_OSFXSR) || has_em || has_ts)
+		key |= DBT_MODE_NO_SSE;
+	if (!(s->cr4 & X86_CR4_OSXSAVE) || (s->xcr0 & 6) != 6 || has_ts)
+		key |= DBT_MODE_NO_AVX;
+	if (is_vm86)
+		key |= DBT_MODE_VM86;
+	else if (is_pe)
+		key |= DBT_MODE_PE;
+
+	if (cpu->cpl == 3) {
+		cpu->tlb_mode = DBT_TLB_USER;
+	} else if (s->cr4 & X86_CR4_SMAP && s->rflags & X86_FL_AC) {
+		cpu->tlb_mode = DBT_TLB_KERNEL_AC;
+		key |= DBT_MODE_AC_TLB;
+	} else {
+		cpu->tlb_mode = DBT_TLB_KERNEL;
+	}
+	if (cpu->cpl == 3 && s->cr0 & X86_CR0_AM && s->rflags & X86_FL_AC)
+		key |= DBT_MODE_ALIGN;
+	key |= (uint32_t)cpu->cpl << DBT_MODE_CPL_SHIFT;
+
+	cpu->mode_key = key;
+	cpu->jc_key = branch_key(cpu);
+}
