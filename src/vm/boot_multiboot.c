@@ -141,7 +141,7 @@ static int load_image(const struct boot_request *rq, struct boot_map *map, uint3
 int boot_load_multiboot(const struct boot_request *rq, struct x86_state *bsp, struct error *err)
 {
 	struct boot_map map;
-	uint32_t entry;
+	uint32_t entry = 0;
 	gpa_t at, initrd;
 
 	boot_map_init(&map, rq->ram);
