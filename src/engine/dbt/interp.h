@@ -27,6 +27,14 @@ void insn_check(struct dbt_cpu *cpu, const struct insn *in);
 /** insn_ea() - effective address (offset in insn.seg), wrapped to the address size. */
 uint64_t insn_ea(const struct dbt_cpu *cpu, const struct insn *in);
 
+/** interp_decode() - insn_decode() for @cpu's model: what a missing feature turns into another instruction
+ * (TZCNT, LZCNT without BMI1, ABM) is decoded as that.  The translator decodes with it, too. */
+enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, const uint8_t *code, unsigned avail,
+				 unsigned mode);
+
+/** fpu_is_error_pending() - an unmasked x87 exception waits (FSW.ES). */
+bool fpu_is_error_pending(const struct dbt_cpu *cpu);
+
 /** native_exec() - run an INSN_NATIVE instruction in a thunk (thunk.c).  May raise. */
 void native_exec(struct dbt_cpu *cpu, const struct insn *in);
 

@@ -344,6 +344,13 @@ static const struct {
 	_Alignas(64) uint8_t b[X86_XSAVE_BYTES];
 } fpu_init = {{[FX_MXCSR] = 0x80, [FX_MXCSR + 1] = 0x1f}};
 
+void thunk_set_fpu_pointers(struct dbt_cpu *cpu, uint64_t fip, uint64_t fdp, uint16_t fop)
+{
+	cpu->thunk->fip = fip;
+	cpu->thunk->fdp = fdp;
+	cpu->thunk->fop = fop & 0x7ff;
+}
+
 void dbt_fpu_to_mem(struct dbt_cpu *cpu)
 {
 	struct thunk_cpu *t = cpu->thunk;

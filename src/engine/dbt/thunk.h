@@ -64,6 +64,10 @@ struct decoded *thunk_decode_slot(struct dbt_cpu *cpu, uint64_t va);
 /** native_exec_cached() - native_exec() of a cached instruction with its thunk. */
 void native_exec_cached(struct dbt_cpu *cpu, struct decoded *d);
 
+/** thunk_set_fpu_pointers() - the guest's x87 instruction and data pointers and opcode, while its state is in
+ * the host's registers (thunk.c, invariant 4). */
+void thunk_set_fpu_pointers(struct dbt_cpu *cpu, uint64_t fip, uint64_t fdp, uint16_t fop);
+
 /** dbt_host_mxcsr_mask() - MXCSR bits that exist on this host. */
 uint32_t dbt_host_mxcsr_mask(void);
 
