@@ -123,6 +123,7 @@ struct dbt_cpu {
 	uint64_t host_rsp;	/* stack of the dispatcher while translated code runs */
 	uint64_t tmp[8];	/* scratch of emitted code */
 	uint64_t exit_info;	/* set by emitted exits */
+	struct dbt_cpu *self;	/* this struct: emitted code has it only as gs base */
 	uint64_t jc_mask;	/* bits of RIP that index the branch table: constant operand */
 	uint64_t not_df;	/* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
