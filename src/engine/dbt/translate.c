@@ -38,13 +38,12 @@ struct ctx {
 	unsigned sp_size;	/* bytes of stack pointer operations: 4 or 8 */
 	uint64_t phys;		/* of the block */
 	unsigned n;
-	struct insn in[XLATE_MAX_INSNS];
-	uint16_t off[XLATE_MAX_INSNS + 1]; /* page offsets; off[n] is one past the last */
+	struct insn in[XLATE_MAX_INSNS + 1];
+	uint16_t off[XLATE_MAX_INSNS + 2]; /* page offsets; off[n] is one past the last */
 	uint16_t live_after[XLATE_MAX_INSNS]; /* flags live after the instruction */
 	unsigned ncold;
 	struct cold cold[MAX_COLD];
 	struct xlate_link links[XLATE_MAX_LINKS];
-	uint8_t *link_stub[XLATE_MAX_LINKS];
 	unsigned nlinks;
 	unsigned cur;
 };
@@ -863,8 +862,11 @@ static bool decode_run(struct ctx *c)
 	const uint8_t *page = c->cpu->vm->ram->base + (c->phys & ~0xfffULL);
 	unsigned off = c->phys & 0xfff;
 
+	unsigned nbranches = 0;
+
 	c->n = 0;
-	while (c->n < XLATE_MAX_INSNS) {
+	c->off[0] = (uint16_t)off;
+	while (c->n < XLATE_MAX_INSNS && nbranches < XLATE_MAX_LINKS - 1) {
 		struct insn *in = &c->in[c->n];
 
 		c->off[c->n] = (uint16_t)off;
@@ -877,6 +879,7 @@ static bool decode_run(struct ctx *c)
 		c->off[c->n] = (uint16_t)off;
 		if (ends_flow(in))
 			return false;
+		nbranches += !!(in->desc->attr & INSN_BRANCH);
 		/* Those never go on in translated code. */
 		if (in->desc->kind == INSN_SYSTEM && in->desc->id != I_CLI && in->desc->id != I_STI)
 			return false;
@@ -884,7 +887,29 @@ static bool decode_run(struct ctx *c)
 	return false;
 }
 
-/* Backward: which flags does anybody read before they are written again?  At exits: all. */
+/* May the instruction leave the flags it names as written as they were (a shift by zero)? */
+static bool may_keep_flags(const struct insn *in)
+{
+	switch (in->desc->id) {
+	case I_SHL:
+	case I_SHR:
+	case I_SAR:
+	case I_ROL:
+	case I_ROR:
+	case I_RCL:
+	case I_RCR:
+	case I_SHLD:
+	case I_SHRD:
+		return !in->imm_len || !(in->imm & 31);
+	default:
+		return false;
+	}
+}
+
+/*
+ * Backward: which flags does the program itself read before they are written again?  At every way out
+ * of the block all of them.  In strict mode they are always kept, so that exception frames are exact too.
+ */
 static void find_live(struct ctx *c)
 {
 	uint16_t live = FL_ARITH;
@@ -893,19 +918,12 @@ static void find_live(struct ctx *c)
 		const struct insn_desc *d = c->in[i].desc;
 
 		c->live_after[i] = live;
-		if (d->kind != INSN_NATIVE && (d->attr & INSN_BRANCH))
+		if ((d->attr & INSN_BRANCH) || d->kind == INSN_SYSTEM || c->cpu->vm->cfg.is_strict)
 			live = FL_ARITH;
-		else if (d->kind == INSN_SYSTEM || c->cpu->vm->cfg.is_strict)
-			live = FL_ARITH;
+		else if (may_keep_flags(&c->in[i]))
+			live |= d->flags_read;
 		else
 			live = (uint16_t)((live & ~d->flags_written) | d->flags_read);
-		/* A fault or an interpreter exit shows the flags before the instruction: only what the
-		 * program itself can read counts here (strict mode keeps them all). */
-		/* Shifts and rotates by a variable count may leave the flags as they are. */
-		if (d->flags_written && d->kind == INSN_NATIVE && (d->gpr_read & (1u << R_RCX)))
-			live |= d->flags_written;
-		if (d->kind == INSN_HAND && d->id != I_LEA && d->id != I_NOP && !is_simple_hand(d->id))
-			live = FL_ARITH;
 	}
 }
 
@@ -947,11 +965,102 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	}
 }
 
+static void emit_entry(struct ctx *c)
+{
+	struct emit *e = &c->e;
+
+	emit_load_gs(e, H_RCX, CPU_OFF(s.rip), 8);
+	emit_lea(e, H_R14, H_RCX, H_NONE, 1, -(int32_t)(c->phys & 0xfff), 8);
+	emit_store_gs(e, CPU_OFF(pc_base), H_R14, 8);
+	emit_load_gs(e, H_RCX, CPU_OFF(poll), 8);
+	OP(0xe3, 0x05);
+	emit_jmp_exec(c, c->x->exit_poll); /* s.rip is exact here */
+}
+
 struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t key)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
-	static struct ctx ctx; /* under vm->lock... */
-	struct ctx *c = &ctx;
+	struct ctx ctx, *c = &ctx;
+	struct emit *e = &c->e;
+	struct xlate_insn_map map[XLATE_MAX_INSNS];
 
-	return NULL;
+	c->cpu = cpu;
+	c->x = x;
+	c->key = key;
+	c->bits = (key & 3) == DBT_MODE_CODE64 ? 64 : 32;
+	c->sp_size = c->bits / 8;
+	c->phys = phys;
+	c->ncold = c->nlinks = 0;
+	bool is_stuck = decode_run(c);
+
+	find_live(c);
+	x->cc.used = ALIGN_UP(x->cc.used, 16);
+	e->p = e->start = x->cc.rw + x->cc.used;
+	e->end = x->cc.rw + x->cc.size;
+	e->is_full = false;
+	e->exec_delta = x->cc.rx - x->cc.rw;
+
+	emit_entry(c);
+	uint8_t *near_entry = e->p;
+	enum done done = DONE_NEXT;
+	unsigned guest_end = c->off[c->n];
+
+	for (c->cur = 0; c->cur < c->n && done == DONE_NEXT; c->cur++) {
+		map[c->cur].host_off = (uint32_t)(e->p - e->start);
+		map[c->cur].page_off = c->off[c->cur];
+		done = tr_insn(c, &c->in[c->cur]);
+		if (done == DONE_INTERP) {
+			guest_end = c->off[c->cur + 1];
+			break;
+		}
+	}
+	unsigned nmapped = c->cur;
+
+	if (done == DONE_INTERP) {
+		emit_jmp_cold(c, COLD_INTERP);
+	} else if (done == DONE_NEXT) {
+		if (is_stuck) {
+			guest_end = 4096;
+			emit_jmp_cold(c, COLD_INTERP);
+		} else {
+			emit_goto(c, c->off[c->n]);
+		}
+	}
+
+	struct xlate_block *b = xlate_alloc(x, sizeof(*b) + nmapped * sizeof(map[0]) +
+						       c->nlinks * sizeof(struct xlate_link));
+
+	if (!b || e->is_full)
+		return NULL;
+	b->links = (struct xlate_link *)(void *)(b + 1);
+	b->map = (struct xlate_insn_map *)(void *)(b->links + c->nlinks);
+	memcpy(b->links, c->links, c->nlinks * sizeof(struct xlate_link));
+	memcpy(b->map, map, nmapped * sizeof(map[0]));
+	for (unsigned i = 0; i < c->nlinks; i++) {
+		b->links[i].from = b;
+		b->links[i].to = NULL;
+		b->links[i].next_in = NULL;
+	}
+	for (unsigned i = 0; i < c->ncold; i++) {
+		if (c->cold[i].kind == COLD_LINK)
+			c->cold[i].link = b->links + (c->cold[i].link - c->links);
+		emit_cold(c, &c->cold[i]);
+	}
+	if (e->is_full)
+		return NULL;
+	b->phys = phys;
+	b->key = key;
+	b->guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff));
+	b->ninsns = (uint16_t)nmapped;
+	b->nlinks = (uint16_t)c->nlinks;
+	b->is_dead = false;
+	b->is_interp = nmapped == 0;
+	b->far_entry = e->start + e->exec_delta;
+	b->near_entry = near_entry + e->exec_delta;
+	b->code_len = (uint32_t)(e->p - e->start);
+	b->hash_next = NULL;
+	b->page_next = NULL;
+	b->in = NULL;
+	x->cc.used += b->code_len;
+	return b;
 }
