@@ -55,18 +55,19 @@ static bool others_run(const struct dbt_vm *vm, const struct dbt_cpu *me)
 	return false;
 }
 
-void dbt_exclusive_begin(struct dbt_cpu *cpu)
+/* @cpu NULL: a thread that is no vCPU (dirty log); the owner is then the vm itself. */
+static void exclusive_begin(struct dbt_vm *vm, struct dbt_cpu *cpu)
 {
-	struct dbt_vm *vm = cpu->vm;
-
 	pthread_mutex_lock(&vm->excl_lock);
 	while (vm->excl_owner) { /* somebody else's turn: be stopped meanwhile */
-		__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
+		if (cpu)
+			__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
 		pthread_cond_broadcast(&vm->excl_stopped);
 		pthread_cond_wait(&vm->excl_done, &vm->excl_lock);
 	}
-	__atomic_store_n(&vm->excl_owner, cpu, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&cpu->is_running, true, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&vm->excl_owner, cpu ? (void *)cpu : (void *)vm, __ATOMIC_SEQ_CST);
+	if (cpu)
+		__atomic_store_n(&cpu->is_running, true, __ATOMIC_SEQ_CST);
 	for (unsigned i = 0; i < vm->ncpus; i++)
 		if (vm->cpus[i] && vm->cpus[i] != cpu)
 			__atomic_store_n(&vm->cpus[i]->poll, 1, __ATOMIC_SEQ_CST);
@@ -75,14 +76,32 @@ void dbt_exclusive_begin(struct dbt_cpu *cpu)
 	pthread_mutex_unlock(&vm->excl_lock);
 }
 
-void dbt_exclusive_end(struct dbt_cpu *cpu)
+static void exclusive_end(struct dbt_vm *vm)
 {
-	struct dbt_vm *vm = cpu->vm;
-
 	pthread_mutex_lock(&vm->excl_lock);
 	__atomic_store_n(&vm->excl_owner, NULL, __ATOMIC_SEQ_CST);
 	pthread_cond_broadcast(&vm->excl_done);
 	pthread_mutex_unlock(&vm->excl_lock);
+}
+
+void dbt_exclusive_begin(struct dbt_cpu *cpu)
+{
+	exclusive_begin(cpu->vm, cpu);
+}
+
+void dbt_exclusive_end(struct dbt_cpu *cpu)
+{
+	exclusive_end(cpu->vm);
+}
+
+void dbt_exclusive_begin_foreign(struct dbt_vm *vm)
+{
+	exclusive_begin(vm, NULL);
+}
+
+void dbt_exclusive_end_foreign(struct dbt_vm *vm)
+{
+	exclusive_end(vm);
 }
 
 int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x)
@@ -115,6 +134,7 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 	uint64_t req = __atomic_load_n(&cpu->requests, __ATOMIC_SEQ_CST);
 
 	if (unlikely(__atomic_load_n(&cpu->vm->excl_owner, __ATOMIC_SEQ_CST))) {
+		dbt_fpu_to_mem(cpu);
 		dbt_run_leave(cpu);
 		dbt_run_enter(cpu);
 	}

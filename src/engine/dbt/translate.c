@@ -345,10 +345,8 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 			return DONE_INTERP;
 		if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
 			return DONE_INTERP;
-		if (in->has_mem && in->desc->op[1].kind == OPND_GPR_REG &&
-		    (in->desc->id == I_BT || in->desc->id == I_BTS || in->desc->id == I_BTR ||
-		     in->desc->id == I_BTC))
-			return DONE_INTERP; /* addresses memory beyond the operand */
+		if (insn_is_bit_string(in) && !c->x->has_bmi2)
+			return DONE_INTERP; /* emit_ea cannot move the address without touching flags */
 		emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, flags_live_before(c));
 	}
 	if (!emit_native(&c->e, in)) {

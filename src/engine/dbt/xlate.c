@@ -159,9 +159,16 @@ static unsigned jc_index(uint64_t rip)
 	return (rip >> 1) & (DBT_JC_SIZE - 1);
 }
 
+static unsigned jc_page_bit(uint64_t va)
+{
+	return (unsigned)(((va >> 12) * 0x9e3779b97f4a7c15ULL) >> 52);
+}
+
 void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 {
-	unsigned i = jc_index(rip);
+	unsigned i = jc_index(rip), bit = jc_page_bit(rip);
+
+	cpu->xlate->jc_pages[bit / 64] |= 1ULL << bit % 64;
 
 	cpu->jc_code[i] = b->far_entry;
 	cpu->jc_neg[i] = 0 - (rip + cpu->jc_key);
@@ -300,10 +307,17 @@ void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, bool is_all)
 	 * Branch table entries map RIPs to physical code.  A change of everything shows in jc_key
 	 * (dbt_mode_changed); one page's entries are few: clear those whose RIP lies in it.
 	 */
-	if (is_all)
+	if (is_all) {
+		cpu->as_gen++;
+		dbt_mode_changed(cpu);
+		memset(cpu->xlate->jc_pages, 0, sizeof(cpu->xlate->jc_pages));
 		return;
+	}
 	uint64_t page = va & ~0xfffULL;
+	unsigned bit = jc_page_bit(va);
 
+	if (!(cpu->xlate->jc_pages[bit / 64] & (1ULL << bit % 64)))
+		return;
 	for (unsigned i = 0; i < DBT_JC_SIZE; i++) {
 		uint64_t rip = 0 - cpu->jc_neg[i] - cpu->jc_key;
 
@@ -460,13 +474,13 @@ static struct xlate_block *block_by_pc(struct xlate_vm *x, const uint8_t *pc)
 	return pc < b->far_entry + b->code_len ? b : NULL;
 }
 
-bool xlate_fault(struct dbt_cpu *cpu, void *ucontext, int sig)
+bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 {
 	static const uint8_t greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
 					     REG_RDI, REG_R8,  REG_R9,	REG_R10, REG_R11, REG_R12, REG_R13,
 					     REG_R14, REG_R15 };
 	struct xlate_vm *x = cpu->vm->xlate;
-	greg_t *g = ((ucontext_t *)ucontext)->uc_mcontext.gregs;
+	greg_t *g = uc->uc_mcontext.gregs;
 	const uint8_t *pc = (const uint8_t *)(uintptr_t)g[REG_RIP];
 
 	if (!x || pc < x->cc.rx || pc >= x->cc.rx + x->cc.size)

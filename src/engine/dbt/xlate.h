@@ -23,6 +23,8 @@
 #ifndef VIV_DBT_XLATE_H
 #define VIV_DBT_XLATE_H
 
+#include <ucontext.h>
+
 #include "engine/dbt/dbt.h"
 #include "engine/dbt/emit.h"
 
@@ -74,6 +76,7 @@ struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* why the interpreter was entered from translated code */
 	uint64_t fill_true, fill_false;
+	uint64_t jc_pages[64]; /* hashed set of pages with entries in the branch table */
 };
 
 struct code_cache {
@@ -115,8 +118,9 @@ void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_bl
 void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b);
 /** xlate_flush() - drop all translations; the world is stopped by the caller or single. */
 void xlate_flush(struct dbt_vm *vm);
-/** xlate_fault() - a host signal with its pc in translated code: set up an exit to the interpreter. */
-bool xlate_fault(struct dbt_cpu *cpu, void *ucontext, int sig);
+/** xlate_signal() - a host signal with its pc in translated code: set up an exit to the interpreter
+ * (dbt_xlate_fault in thunk.h). */
+bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
 
 /** xlate_mode_ok() - may code of this mode key be translated? */
 bool xlate_mode_ok(uint32_t key);
@@ -134,5 +138,8 @@ void *xlate_alloc(struct xlate_vm *x, size_t bytes);
 void dbt_run_enter(struct dbt_cpu *cpu);
 void dbt_run_leave(struct dbt_cpu *cpu);
 enum run_result dbt_run(struct dbt_cpu *cpu);
+
+/** dbt_probe() - engine_ops.probe: runs a small guest and measures (src/engine/dbt_probe.c). */
+void dbt_probe(struct engine_probe *out);
 
 #endif
