@@ -4,6 +4,8 @@
  *
  * They stand at the start of the code cache and survive a flush.  Register roles are those of emit.h.
  */
+#include <errno.h>
+
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/xlate.h"
 
