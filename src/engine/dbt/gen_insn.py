@@ -237,11 +237,12 @@ def add(line):
     if mod == 2:
         a.append("INSN_RM_REG_ONLY")
     uses_vvvv = any(o[0] in ("GPR_VVVV", "XMM_VVVV") for o in opnds)
-    variants = [(int(opc, 16), fr)]
     if opc.endswith("+r"):
         variants = [(int(opc[:-2], 16) + i, fr) for i in range(8)]
     elif opc.endswith("+c"):
         variants = [(int(opc[:-2], 16) + i, flags(CC[i])) for i in range(16)]
+    else:
+        variants = [(int(opc, 16), fr)]
     if has_cc and len(variants) != 16:
         sys.exit(f"cc without +c: {line}")
     # ENDS_BLOCK of POP_SEG SS etc. is set by the row; MOV to segment registers too

@@ -2,6 +2,7 @@
 /*
  * The code cache and the table of blocks: finding, linking, dropping.  See xlate.h for the invariants.
  */
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
