@@ -32,7 +32,7 @@ struct insn_row {
 	uint8_t pp;	/* 0xff: any */
 	uint8_t reg;	/* ModRM.reg, 0xff: any */
 	uint8_t mod;	/* 1 memory only, 2 register only */
-	uint8_t modrm;	/* this very byte, 0xff: any */
+	uint16_t modrm;	/* this very byte, 0x100: any */
 	uint8_t w, l;	/* VEX.W (REX.W), VEX.L; 0xff: any */
 	bool no_rex_b;
 	bool has_modrm;
@@ -99,7 +99,7 @@ static const struct insn_row *find_row(const struct insn *in, unsigned table, ui
 		if (row->has_modrm) {
 			if (row->reg != 0xff && row->reg != (in->modrm >> 3 & 7))
 				continue;
-			if (row->modrm != 0xff && row->modrm != in->modrm)
+			if (row->modrm != 0x100 && row->modrm != in->modrm)
 				continue;
 			if ((row->mod == 1 && in->mod == 3) || (row->mod == 2 && in->mod != 3))
 				continue;

@@ -167,7 +167,8 @@ def add(line):
         pp = 0 if tok[0] == "NP" else int(tok[0], 16)
         tok = tok[1:]
     mp, opc = MAPS[tok[0]], tok[1]
-    reg = modrm = w = l = 0xFF
+    reg = w = l = 0xFF
+    modrm = 0x100
     mod = norexb = 0
     for t in tok[2:]:
         if t[0] == "/":
@@ -224,10 +225,10 @@ def add(line):
         imms.append("IMM_UB")
     if any(o[0].startswith("GPR") and o[3] == 1 for o in opnds):
         a.append("INSN_HIGH8_OK")
-    codes = {o[5][0] for o in opnds}
+    codes = {o[5][0] for o in opnds if o[0].endswith(("_RM", "_REG"))}
     uses_rm = any(o[0] in ("GPR_RM", "XMM_RM", "MMX_RM", "X87_RM") for o in opnds)
     fixed_fields = any(o[0] in ("GPR_REG", "XMM_REG", "MMX_REG", "SEG_REG", "CR_REG", "DR_REG") for o in opnds)
-    has_modrm = uses_rm or fixed_fields or reg != 0xFF or modrm != 0xFF or mod
+    has_modrm = uses_rm or fixed_fields or reg != 0xFF or modrm != 0x100 or mod
     if not mod and codes & {"M"}:
         mod = 1
     if not mod and codes & {"U", "N", "R"} and not (mp == 1 and opc in ("20", "21", "22", "23")):
@@ -270,7 +271,7 @@ def main():
     with open(out_ids, "w") as f:
         f.write("/* Generated from insn.table by gen_insn.py. */\n")
         f.writelines(f"X({n})\n" for n in natives)
-    rows.sort(key=lambda r: (r["vex"], r["map"], r["opc"], r["norexb"] == 0, r["pp"] == 0xFF, r["modrm"] == 0xFF,
+    rows.sort(key=lambda r: (r["vex"], r["map"], r["opc"], r["norexb"] == 0, r["pp"] == 0xFF, r["modrm"] == 0x100,
                              r["reg"] == 0xFF))
     index = {}
     with open(out_table, "w") as f:
