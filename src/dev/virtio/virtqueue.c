@@ -16,6 +16,9 @@ static int check_vq(const void *obj, struct error *err)
 				 vq->size, VQ_SIZE_MAX);
 	if (vq->is_enabled && !vq->size)
 		return error_set(err, -EINVAL, "virtqueue is enabled without a size");
+	if (vq->size > vq->host.max_size)
+		return error_set(err, -EINVAL, "virtqueue size %u, but this device has %u", vq->size,
+				 vq->host.max_size);
 	for (unsigned i = 0; i < sizeof(vq->reserved); i++)
 		if (vq->reserved[i])
 			return error_set(err, -EINVAL, "virtqueue has reserved bytes set");
@@ -199,6 +202,7 @@ static int walk_chain(struct virtqueue *vq, struct vq_elem *e)
 			if (!table)
 				return set_broken(vq, "a bad indirect descriptor");
 			is_indirect = true;
+			steps = 0; /* it is not part of the chain that it carries */
 			i = 0;
 			continue;
 		}
@@ -305,16 +309,24 @@ bool vq_flush(struct virtqueue *vq)
 	return want;
 }
 
-bool vq_arm_kick(struct virtqueue *vq)
+static bool arm_kick(struct virtqueue *vq, uint16_t seen)
 {
-	if (!vq_is_ready(vq))
-		return false;
 	if (vq->host.has_event_idx)
-		store_u16(vq, avail_event(vq), vq->last_avail, __ATOMIC_RELAXED);
+		store_u16(vq, avail_event(vq), seen, __ATOMIC_RELAXED);
 	else
 		store_u16(vq, &vq->host.used->flags, 0, __ATOMIC_RELAXED);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return load_avail_idx(vq) != vq->last_avail;
+	return load_avail_idx(vq) != seen;
+}
+
+bool vq_arm_kick(struct virtqueue *vq)
+{
+	return vq_is_ready(vq) && arm_kick(vq, vq->last_avail);
+}
+
+bool vq_arm_kick_more(struct virtqueue *vq)
+{
+	return vq_is_ready(vq) && arm_kick(vq, load_avail_idx(vq));
 }
 
 void vq_disarm_kick(struct virtqueue *vq)

@@ -26,8 +26,8 @@
  *  1. Everything read from guest memory is hostile and read once.  A ring the guest broke (index
  *     jumps, loops, wild addresses, overlong chains) makes the queue broken: vq_pop gives -EINVAL
  *     until the queue is reset; nothing else happens.
- *  2. A chain has at most max_size descriptors, at least one of them, and less than 4 GiB; its
- *     table is walked at most that many steps: no loop runs longer.
+ *  2. A chain has at most max_size descriptors and less than 4 GiB; a walk takes at most twice that
+ *     many steps, whatever the links say.
  *  3. At most size chains are popped and not yet put back.
  *  4. After popping, a chain's iovecs point into guest RAM and stay valid while the machine lives;
  *     their contents may change under us at any time.
@@ -85,7 +85,7 @@ struct virtqueue {
 	bool is_signalled_valid; /* ... once there was one */
 	bool is_enabled;
 	bool is_broken;
-	uint8_t reserved[7]; /* zero */
+	uint8_t reserved[3]; /* zero */
 	struct vq_host host;
 };
 extern const struct state_desc vq_state;
@@ -146,6 +146,9 @@ unsigned vq_available(struct virtqueue *vq);
 /** vq_arm_kick() - ask for a kick at the next chain.  Returns true if one is there already: then
  * none may come, and the caller takes it now. */
 bool vq_arm_kick(struct virtqueue *vq);
+/** vq_arm_kick_more() - ask for a kick when more comes than is there now.  Returns true if some came
+ * already.  For a device that found too little. */
+bool vq_arm_kick_more(struct virtqueue *vq);
 /** vq_disarm_kick() - kicks are not needed for now (a hint). */
 void vq_disarm_kick(struct virtqueue *vq);
 
