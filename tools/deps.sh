@@ -1,0 +1,71 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# deps.sh GROUP... - install through apt what is missing for a group: build, image, test, format.
+# Nothing is downloaded, and no password asked for, when nothing is missing.
+set -eu
+
+# Every build directory has the unit tests in it, hence cmocka and Zydis.
+build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev libcmocka-dev libzydis-dev"
+# The image is put together by mmdebstrap in a user namespace (uidmap), or directly by root.
+image="mmdebstrap e2fsprogs cpio debian-archive-keyring"
+[ "$(id -u)" = 0 ] || image="$image uidmap fakeroot"
+test="$build $image clang libclang-rt-dev python3 python3-pytest python3-pexpect"
+format="clang-format"
+
+fail()
+{
+	echo "deps: $*" >&2
+	exit 1
+}
+
+[ $# -gt 0 ] || fail "name a group: build, image, test or format"
+want=
+for group; do
+	case $group in
+	build) want="$want $build" ;;
+	image) want="$want $image" ;;
+	test) want="$want $test" ;;
+	format) want="$want $format" ;;
+	*) fail "no group '$group'; there are build, image, test and format" ;;
+	esac
+done
+
+if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+	echo "deps: this is no Debian system, so nothing is installed; needed are what Debian calls:$want" >&2
+	exit 0
+fi
+
+# shellcheck disable=SC2086 # the list is split on purpose
+have=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n${db:Status-Status} ${Provides}\n' $want 2>/dev/null || true)
+missing=
+for p in $want; do
+	case " $missing " in *" $p "*) continue ;; esac
+	printf '%s\n' "$have" | grep -Eq "^installed (.*[ ,])?$p([ ,(].*)?$" || missing="$missing $p"
+done
+[ -n "$missing" ] || exit 0
+
+sudo=
+if [ "$(id -u)" != 0 ]; then
+	command -v sudo >/dev/null ||
+		fail "missing packages:$missing; there is no sudo here, so as root run: apt-get install$missing"
+	sudo=sudo
+fi
+
+log=$(mktemp "${TMPDIR:-/tmp}/viv-deps.XXXXXX")
+step()
+{
+	what=$1
+	shift
+	echo "deps: $what"
+	if ! $sudo env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 "$@" </dev/null >"$log" 2>&1; then
+		tail -n 20 "$log" >&2
+		fail "$what: failed; the whole log is $log"
+	fi
+}
+
+# With sudo the password is asked for here, on the terminal, not inside a step whose input is closed.
+[ -z "$sudo" ] || sudo -v || fail "sudo refused; as root run: apt-get install$missing"
+step "reading the package lists" apt-get -q -o DPkg::Lock::Timeout=600 update
+# shellcheck disable=SC2086
+step "installing$missing" apt-get -q -y -o DPkg::Lock::Timeout=600 install --no-install-recommends $missing
+rm -f "$log"
