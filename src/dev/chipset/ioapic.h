@@ -18,10 +18,9 @@ struct ioapic {
 	struct bus_range *range;
 	uint64_t redir[IOAPIC_PINS];
 	uint32_t lines; /* input levels */
-	uint32_t irr;	/* edge requests not yet sent */
 	uint8_t id;	/* 0..15 */
 	uint8_t select; /* IOREGSEL */
-	uint8_t pad_[6];
+	uint8_t pad_[2];
 };
 
 extern const struct device_class ioapic_class;

@@ -96,9 +96,9 @@ struct lapic {
 	uint32_t lvt[LAPIC_NLVT];
 	uint32_t timer_initial; /* TMICT */
 	uint32_t timer_divide;	/* TDCR */
-	bool is_lint0_high, is_lint1_high; /* LINT input levels */
+	bool is_lint0_high; /* LINT0 input level */
 	bool timer_runs; /* one-shot or periodic countdown active: ends at timer_end_ns */
-	uint8_t pad_[1];
+	uint8_t pad_[6];
 	int64_t timer_end_ns; /* machine time */
 	uint64_t tsc_deadline; /* 0: not armed */
 };

@@ -123,6 +123,7 @@ struct dbt_cpu {
 	uint64_t host_rsp;	/* stack of the dispatcher while translated code runs */
 	uint64_t tmp[8];	/* scratch of emitted code */
 	uint64_t exit_info;	/* set by emitted exits */
+	struct dbt_cpu *self;	/* this struct: emitted code has it only as gs base */
 	uint64_t jc_mask;	/* bits of RIP that index the branch table: constant operand */
 	uint64_t not_df;	/* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
@@ -183,6 +184,11 @@ struct dbt_vm {
 	uint32_t tsc_khz;
 	uint64_t phys_mask; /* bits of a physical address that exist */
 	pthread_mutex_t lock; /* translation, code table, list of vCPUs, exclusive state */
+	/* Stop the world (dispatch.c): excl_owner is written under excl_lock, read by anybody. */
+	pthread_mutex_t excl_lock;
+	pthread_cond_t excl_stopped, excl_done;
+	void *excl_owner; /* a struct dbt_cpu, or the struct dbt_vm for a foreign thread */
+	bool is_dirty_logging;
 	struct xlate_vm *xlate;
 	struct thunk_vm *thunk;
 };
@@ -214,6 +220,9 @@ int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x);
  * there until dbt_exclusive_end().  The caller is a vCPU thread at a safepoint in C code. */
 void dbt_exclusive_begin(struct dbt_cpu *cpu);
 void dbt_exclusive_end(struct dbt_cpu *cpu);
+/* The same for a thread that is no vCPU's (the machine's): its own vCPUs may run meanwhile. */
+void dbt_exclusive_begin_foreign(struct dbt_vm *vm);
+void dbt_exclusive_end_foreign(struct dbt_vm *vm);
 
 /** dbt_code_written() - RAM [@offset, +@len) changed and the page has RAM_PAGE_CODE: drop blocks. */
 void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len);

@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The dbt engine behind the seam: engine_ops.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <cpuid.h>
+
+#include "engine/dbt/interp.h"
+#include "engine/dbt/mmu.h"
+#include "engine/dbt/thunk.h"
+#include "engine/dbt/xlate.h"
+
+static struct dbt_vm *vm_of(struct engine_vm *vm)
+{
+	return (struct dbt_vm *)(void *)vm;
+}
+
+static struct dbt_cpu *cpu_of(struct engine_vcpu *v)
+{
+	return (struct dbt_cpu *)(void *)v;
+}
+
+/* ---- host TSC ----------------------------------------------------------------------------- */
+
+static int64_t mono_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &ts);
+	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
+}
+
+/* Leaf 15H gives the frequency on CPUs that know it; else it is measured over 10 ms. */
+static uint32_t host_tsc_khz(void)
+{
+	unsigned a, b, c, d;
+
+	if (__get_cpuid_count(0x15, 0, &a, &b, &c, &d) && a && b && c)
+		return (uint32_t)((uint64_t)c * b / a / 1000);
+	int64_t t0 = mono_ns(), t1;
+	uint64_t c0 = __builtin_ia32_rdtsc(), c1;
+
+	do {
+		t1 = mono_ns();
+		c1 = __builtin_ia32_rdtsc();
+	} while (t1 - t0 < 10000000);
+	return (uint32_t)((c1 - c0) * 1000000 / (uint64_t)(t1 - t0));
+}
+
+/* ---- life cycle --------------------------------------------------------------------------- */
+
+static void on_code_write(void *arg, uint64_t offset, uint64_t len)
+{
+	dbt_code_written(arg, offset, len);
+}
+
+static void dbt_vm_destroy(struct engine_vm *evm)
+{
+	struct dbt_vm *vm = vm_of(evm);
+
+	if (!vm)
+		return;
+	if (vm->ram && vm->ram->on_code_write_arg == vm) {
+		vm->ram->on_code_write = NULL;
+		vm->ram->on_code_write_arg = NULL;
+	}
+	xlate_vm_destroy(vm);
+	pthread_mutex_destroy(&vm->lock);
+	pthread_mutex_destroy(&vm->excl_lock);
+	pthread_cond_destroy(&vm->excl_stopped);
+	pthread_cond_destroy(&vm->excl_done);
+	free(vm);
+}
+
+static int dbt_vm_create(struct engine_vm **out, const struct engine_config *cfg, struct error *err)
+{
+	struct dbt_vm *vm = calloc(1, sizeof(*vm));
+
+	if (!vm)
+		return error_set(err, -ENOMEM, "no memory for the dbt engine");
+	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->excl_lock, NULL);
+	pthread_cond_init(&vm->excl_stopped, NULL);
+	pthread_cond_init(&vm->excl_done, NULL);
+	vm->cfg = *cfg;
+	vm->ram = cfg->ram;
+	vm->model = *cfg->model;
+	vm->ncpus = cfg->vcpus;
+	vm->tsc_khz = host_tsc_khz();
+	if (!vm->model.tsc_khz)
+		vm->model.tsc_khz = vm->tsc_khz;
+	vm->phys_mask = (1ULL << vm->model.phys_bits) - 1;
+	int rc = xlate_vm_create(vm, err);
+
+	if (rc) {
+		dbt_vm_destroy((struct engine_vm *)(void *)vm);
+		return rc;
+	}
+	vm->ram->on_code_write = on_code_write;
+	vm->ram->on_code_write_arg = vm;
+	dbt_xlate_fault = xlate_signal;
+	*out = (struct engine_vm *)(void *)vm;
+	return 0;
+}
+
+static void ask(struct dbt_cpu *cpu, uint64_t req)
+{
+	__atomic_or_fetch(&cpu->requests, req, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&cpu->poll, 1, __ATOMIC_SEQ_CST);
+}
+
+static int dbt_vm_ram_changed(struct engine_vm *evm, struct error *err)
+{
+	struct dbt_vm *vm = vm_of(evm);
+
+	dbt_exclusive_begin_foreign(vm);
+	xlate_flush(vm);
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if (vm->cpus[i])
+			mmu_flush_all(vm->cpus[i]);
+	dbt_exclusive_end_foreign(vm);
+	return 0;
+}
+
+static void dbt_vcpu_destroy(struct engine_vcpu *v)
+{
+	struct dbt_cpu *cpu = cpu_of(v);
+
+	if (!cpu)
+		return;
+	if (cpu->vm)
+		cpu->vm->cpus[cpu->index] = NULL;
+	thunk_cpu_destroy(cpu);
+	xlate_cpu_destroy(cpu);
+	munmap(cpu, ALIGN_UP(sizeof(*cpu), 2 * MIB));
+}
+
+static int dbt_vcpu_create(struct engine_vcpu **out, struct engine_vm *evm, unsigned index,
+			   const struct vcpu_up *up, struct error *err)
+{
+	struct dbt_vm *vm = vm_of(evm);
+	/* Zero pages; huge where the host has them: the soft TLB is the hottest data there is. */
+	struct dbt_cpu *cpu = mmap(NULL, ALIGN_UP(sizeof(*cpu), 2 * MIB), PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (cpu == MAP_FAILED)
+		return error_set(err, -ENOMEM, "no memory for vCPU %u: %m", index);
+	cpu->vm = vm;
+	cpu->index = index;
+	cpu->up = *up;
+	cpu->tlb_bits = DBT_TLB_BITS_MIN;
+	cpu->tlb_mask = (uint64_t)((1u << DBT_TLB_BITS_MIN) - 1) << 12;
+	int rc = thunk_cpu_create(cpu, err);
+
+	if (!rc)
+		rc = xlate_cpu_create(cpu, err);
+	if (rc) {
+		cpu->vm = NULL;
+		dbt_vcpu_destroy((struct engine_vcpu *)(void *)cpu);
+		return rc;
+	}
+	x86_state_reset(&cpu->s, index == 0);
+	cpu->tsc_offset = 0 - (int64_t)__builtin_ia32_rdtsc();
+	mmu_init(cpu);
+	mmu_flush_all(cpu);
+	dbt_mode_changed(cpu);
+	vm->cpus[index] = cpu;
+	*out = (struct engine_vcpu *)(void *)cpu;
+	return 0;
+}
+
+/* ---- running ------------------------------------------------------------------------------ */
+
+static enum run_result dbt_vcpu_run(struct engine_vcpu *v, struct error *err)
+{
+	struct dbt_cpu *cpu = cpu_of(v);
+
+	if (thunk_thread_init(cpu, err))
+		return RUN_FAILED;
+	return dbt_run(cpu);
+}
+
+static void dbt_vcpu_kick(struct engine_vcpu *v)
+{
+	ask(cpu_of(v), DBT_REQ_KICK);
+}
+
+static void dbt_set_intr(struct engine_vcpu *v, bool level)
+{
+	struct dbt_cpu *cpu = cpu_of(v);
+
+	if (level)
+		ask(cpu, DBT_REQ_INTR);
+	else
+		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_INTR, __ATOMIC_SEQ_CST);
+}
+
+static void dbt_raise_nmi(struct engine_vcpu *v)
+{
+	ask(cpu_of(v), DBT_REQ_NMI);
+}
+
+/* ---- state -------------------------------------------------------------------------------- */
+
+static void dbt_get_state(struct engine_vcpu *v, struct x86_state *out)
+{
+	struct dbt_cpu *cpu = cpu_of(v);
+
+	dbt_fpu_to_mem(cpu);
+	*out = cpu->s;
+	out->tsc = dbt_rdtsc(cpu);
+	out->nmi_pending = !!(__atomic_load_n(&cpu->requests, __ATOMIC_SEQ_CST) & DBT_REQ_NMI);
+}
+
+static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, struct error *err)
+{
+	struct dbt_cpu *cpu = cpu_of(v);
+
+	cpu->is_fpu_in_regs = false;
+	cpu->s = *in;
+	cpu->s.rflags |= 2;
+	cpu->tsc_offset = (int64_t)(in->tsc - __builtin_ia32_rdtsc());
+	if (in->nmi_pending)
+		ask(cpu, DBT_REQ_NMI);
+	else
+		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, __ATOMIC_SEQ_CST);
+	cpu->s.nmi_pending = 0;
+	cpu->is_shutdown = false;
+	cpu->dr6_pending = 0;
+	if (cr_uses_pdptes(cpu))
+		cr_load_pdptes(cpu, cpu->s.cr3);
+	dbt_mode_changed(cpu);
+	mmu_flush_all(cpu);
+	if (cpu->s.exception_pending || cpu->s.is_external_pending)
+		ask(cpu, 0);
+	return 0;
+}
+
+static uint64_t dbt_read_tsc(struct engine_vcpu *v)
+{
+	return dbt_rdtsc(cpu_of(v));
+}
+
+static uint32_t dbt_tsc_khz(struct engine_vm *vm)
+{
+	return vm_of(vm)->tsc_khz;
+}
+
+static int64_t dbt_get_tsc_offset(struct engine_vcpu *v)
+{
+	return cpu_of(v)->tsc_offset;
+}
+
+static void dbt_set_tsc_offset(struct engine_vcpu *v, int64_t offset)
+{
+	cpu_of(v)->tsc_offset = offset;
+}
+
+/* ---- dirty log ---------------------------------------------------------------------------- */
+
+/* With the world stopped. */
+static void flush_tlbs(struct dbt_vm *vm)
+{
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if (vm->cpus[i])
+			mmu_flush_all(vm->cpus[i]);
+}
+
+static int dbt_dirty_start(struct engine_vm *evm, struct error *err)
+{
+	struct dbt_vm *vm = vm_of(evm);
+	uint64_t npages = vm->ram->size_bytes >> GUEST_PAGE_SHIFT;
+
+	dbt_exclusive_begin_foreign(vm);
+	for (uint64_t i = 0; i < npages; i++) {
+		__atomic_and_fetch(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, __ATOMIC_SEQ_CST);
+		__atomic_or_fetch(&vm->ram->page_flags[i], RAM_PAGE_TRACK, __ATOMIC_SEQ_CST);
+	}
+	vm->is_dirty_logging = true;
+	flush_tlbs(vm);
+	dbt_exclusive_end_foreign(vm);
+	return 0;
+}
+
+static int dbt_dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct error *err)
+{
+	struct dbt_vm *vm = vm_of(evm);
+	uint64_t npages = vm->ram->size_bytes >> GUEST_PAGE_SHIFT;
+
+	if (!vm->is_dirty_logging)
+		return error_set(err, -EINVAL, "the dirty log is not running");
+	memset(bitmap, 0, ALIGN_UP(npages, 64) / 8);
+	/*
+	 * The world stands still: a vCPU that kept a write mapping of a collected page could change
+	 * the page after the caller has read it, unnoticed.
+	 */
+	dbt_exclusive_begin_foreign(vm);
+	for (uint64_t i = 0; i < npages; i++) {
+		if (!(__atomic_load_n(&vm->ram->page_flags[i], __ATOMIC_RELAXED) & RAM_PAGE_DIRTY))
+			continue;
+		__atomic_or_fetch(&vm->ram->page_flags[i], RAM_PAGE_TRACK, __ATOMIC_SEQ_CST);
+		__atomic_and_fetch(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, __ATOMIC_SEQ_CST);
+		bitmap[i / 64] |= 1ULL << i % 64;
+	}
+	flush_tlbs(vm);
+	dbt_exclusive_end_foreign(vm);
+	return 0;
+}
+
+static void dbt_dirty_stop(struct engine_vm *evm)
+{
+	struct dbt_vm *vm = vm_of(evm);
+	uint64_t npages = vm->ram->size_bytes >> GUEST_PAGE_SHIFT;
+
+	vm->is_dirty_logging = false;
+	for (uint64_t i = 0; i < npages; i++)
+		__atomic_and_fetch(&vm->ram->page_flags[i], (uint8_t)~(RAM_PAGE_TRACK | RAM_PAGE_DIRTY),
+				   __ATOMIC_SEQ_CST);
+}
+
+/* ---- debug, counters, probe --------------------------------------------------------------- */
+
+static int dbt_set_debug(struct engine_vcpu *v, const struct engine_debug *dbg)
+{
+	cpu_of(v)->debug = *dbg;
+	mmu_flush_all(cpu_of(v));
+	return 0;
+}
+
+static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t *values, unsigned max)
+{
+	const struct dbt_cpu *cpu = cpu_of(v);
+	const struct xlate_cpu *x = cpu->xlate;
+	const struct { const char *name; uint64_t value; } rows[] = {
+		{ "instructions_interpreted", cpu->insn_count },
+		{ "translations", x->translations },
+		{ "block_entries", x->entries },
+		{ "exits_lookup", x->exits_lookup },
+		{ "exits_link", x->exits_link },
+		{ "exits_interpreter", x->exits_interp },
+		{ "exits_poll", x->exits_poll },
+		{ "tlb_fills", x->fill_true },
+		{ "tlb_refused", x->fill_false },
+		{ "tlb_flushes", cpu->tlb_flushes },
+		{ "tlb_size", 1ULL << cpu->tlb_bits },
+		{ "code_bytes", cpu->vm->xlate->cc.used },
+		{ "code_flushes", cpu->vm->xlate->flushes },
+		{ "blocks_invalidated", cpu->vm->xlate->invalidations },
+		{ "code_page_writes", cpu->vm->xlate->smc_hits },
+	};
+	unsigned n = 0;
+
+	for (; n < ARRAY_SIZE(rows) && n < max; n++) {
+		names[n] = rows[n].name;
+		values[n] = rows[n].value;
+	}
+	return n;
+}
+
+const struct engine_ops engine_dbt = {
+	.name = "dbt",
+	.owns_lapic = false,
+	.probe = dbt_probe, /* src/engine/dbt_probe.c: it computes with doubles */
+	.vm_create = dbt_vm_create,
+	.vm_destroy = dbt_vm_destroy,
+	.vm_ram_changed = dbt_vm_ram_changed,
+	.vcpu_create = dbt_vcpu_create,
+	.vcpu_destroy = dbt_vcpu_destroy,
+	.vcpu_run = dbt_vcpu_run,
+	.vcpu_kick = dbt_vcpu_kick,
+	.get_state = dbt_get_state,
+	.set_state = dbt_set_state,
+	.set_intr = dbt_set_intr,
+	.raise_nmi = dbt_raise_nmi,
+	.read_tsc = dbt_read_tsc,
+	.tsc_khz = dbt_tsc_khz,
+	.get_tsc_offset = dbt_get_tsc_offset,
+	.set_tsc_offset = dbt_set_tsc_offset,
+	.dirty_start = dbt_dirty_start,
+	.dirty_collect = dbt_dirty_collect,
+	.dirty_stop = dbt_dirty_stop,
+	.set_debug = dbt_set_debug,
+	.counters = dbt_counters,
+};

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The vCPU's main loop: events, interpreter, translated code; stopping the world.
+ *
+ * A vCPU is "running" (is_running) from dbt_run_enter() to dbt_run_leave(): while it may execute guest
+ * instructions or look at translations.  An exclusive section waits until nobody else is running;
+ * a vCPU at its safepoint (loop top, or around a call up) leaves and waits for the end of the section.
+ *
+ * Lock order: exclusive section, then vm->lock.  Nobody begins a section holding vm->lock.
+ */
+#include <errno.h>
+#include <sched.h>
+
+#include "engine/dbt/interp.h"
+#include "engine/dbt/mmu.h"
+#include "engine/dbt/xlate.h"
+
+/* ---- stop the world ----------------------------------------------------------------------- */
+
+void dbt_run_enter(struct dbt_cpu *cpu)
+{
+	struct dbt_vm *vm = cpu->vm;
+
+	for (;;) {
+		__atomic_store_n(&cpu->is_running, true, __ATOMIC_SEQ_CST);
+		if (likely(!__atomic_load_n(&vm->excl_owner, __ATOMIC_SEQ_CST)))
+			return;
+		__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
+		pthread_mutex_lock(&vm->excl_lock);
+		pthread_cond_broadcast(&vm->excl_stopped);
+		while (vm->excl_owner)
+			pthread_cond_wait(&vm->excl_done, &vm->excl_lock);
+		pthread_mutex_unlock(&vm->excl_lock);
+	}
+}
+
+void dbt_run_leave(struct dbt_cpu *cpu)
+{
+	struct dbt_vm *vm = cpu->vm;
+
+	__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
+	if (unlikely(__atomic_load_n(&vm->excl_owner, __ATOMIC_SEQ_CST))) {
+		pthread_mutex_lock(&vm->excl_lock);
+		pthread_cond_broadcast(&vm->excl_stopped);
+		pthread_mutex_unlock(&vm->excl_lock);
+	}
+}
+
+static bool others_run(const struct dbt_vm *vm, const struct dbt_cpu *me)
+{
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if (vm->cpus[i] && vm->cpus[i] != me &&
+		    __atomic_load_n(&vm->cpus[i]->is_running, __ATOMIC_SEQ_CST))
+			return true;
+	return false;
+}
+
+/* @cpu NULL: a thread that is no vCPU (dirty log); the owner is then the vm itself. */
+static void exclusive_begin(struct dbt_vm *vm, struct dbt_cpu *cpu)
+{
+	pthread_mutex_lock(&vm->excl_lock);
+	while (vm->excl_owner) { /* somebody else's turn: be stopped meanwhile */
+		if (cpu)
+			__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
+		pthread_cond_broadcast(&vm->excl_stopped);
+		pthread_cond_wait(&vm->excl_done, &vm->excl_lock);
+	}
+	__atomic_store_n(&vm->excl_owner, cpu ? (void *)cpu : (void *)vm, __ATOMIC_SEQ_CST);
+	if (cpu)
+		__atomic_store_n(&cpu->is_running, true, __ATOMIC_SEQ_CST);
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if (vm->cpus[i] && vm->cpus[i] != cpu)
+			__atomic_store_n(&vm->cpus[i]->poll, 1, __ATOMIC_SEQ_CST);
+	while (others_run(vm, cpu))
+		pthread_cond_wait(&vm->excl_stopped, &vm->excl_lock);
+	pthread_mutex_unlock(&vm->excl_lock);
+}
+
+static void exclusive_end(struct dbt_vm *vm)
+{
+	pthread_mutex_lock(&vm->excl_lock);
+	__atomic_store_n(&vm->excl_owner, NULL, __ATOMIC_SEQ_CST);
+	pthread_cond_broadcast(&vm->excl_done);
+	pthread_mutex_unlock(&vm->excl_lock);
+}
+
+void dbt_exclusive_begin(struct dbt_cpu *cpu)
+{
+	exclusive_begin(cpu->vm, cpu);
+}
+
+void dbt_exclusive_end(struct dbt_cpu *cpu)
+{
+	exclusive_end(cpu->vm);
+}
+
+void dbt_exclusive_begin_foreign(struct dbt_vm *vm)
+{
+	exclusive_begin(vm, NULL);
+}
+
+void dbt_exclusive_end_foreign(struct dbt_vm *vm)
+{
+	exclusive_end(vm);
+}
+
+int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x)
+{
+	dbt_fpu_to_mem(cpu);
+	dbt_run_leave(cpu);
+	int rc = cpu->up.on_exit(cpu->up.ctx, x);
+
+	dbt_run_enter(cpu);
+	return rc;
+}
+
+/* ---- the loop ----------------------------------------------------------------------------- */
+
+static bool wants_interp(const struct dbt_cpu *cpu)
+{
+	return (cpu->s.rflags & X86_FL_TF) || (cpu->s.dr7 & 0xff) || cpu->s.interrupt_shadow ||
+	       cpu->debug.single_step || cpu->debug.nbreak || cpu->dr6_pending || cpu->vm->cfg.use_interp_only;
+}
+
+static bool intr_open(const struct dbt_cpu *cpu)
+{
+	return (cpu->s.rflags & X86_FL_IF) && !cpu->s.interrupt_shadow;
+}
+
+/* Deliver what waits.  Returns false when vcpu_run has to return, with *@result. */
+static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
+{
+	__atomic_store_n(&cpu->poll, 0, __ATOMIC_SEQ_CST);
+	uint64_t req = __atomic_load_n(&cpu->requests, __ATOMIC_SEQ_CST);
+
+	if (unlikely(__atomic_load_n(&cpu->vm->excl_owner, __ATOMIC_SEQ_CST))) {
+		dbt_fpu_to_mem(cpu);
+		dbt_run_leave(cpu);
+		dbt_run_enter(cpu);
+	}
+	if (!req && likely(cpu->s.mp_state == MP_RUNNABLE))
+		return true;
+	if (req & DBT_REQ_KICK) {
+		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_KICK, __ATOMIC_SEQ_CST);
+		*result = RUN_KICKED;
+		return false;
+	}
+	if (req & DBT_REQ_TLB_FLUSH) {
+		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_TLB_FLUSH, __ATOMIC_SEQ_CST);
+		mmu_flush_all(cpu);
+	}
+	if (cpu->s.mp_state == MP_WAIT_SIPI) {
+		*result = RUN_HALTED;
+		return false;
+	}
+	if ((req & DBT_REQ_NMI) && !cpu->s.nmi_blocked && !cpu->s.interrupt_shadow) {
+		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, __ATOMIC_SEQ_CST);
+		cpu->s.mp_state = MP_RUNNABLE;
+		exc_interrupt(cpu, EXC_NMI, true);
+	} else if ((req & DBT_REQ_INTR) && intr_open(cpu)) {
+		dbt_fpu_to_mem(cpu);
+		dbt_run_leave(cpu);
+		int vector = cpu->up.intr_ack(cpu->up.ctx);
+
+		dbt_run_enter(cpu);
+		if (vector >= 0) {
+			cpu->s.mp_state = MP_RUNNABLE;
+			exc_interrupt(cpu, (unsigned)vector, false);
+		}
+	}
+	if (cpu->s.mp_state == MP_HALTED) {
+		*result = RUN_HALTED;
+		return false;
+	}
+	return true;
+}
+
+/* A block to enter for the present state, or NULL: interpret one instruction. */
+static struct xlate_block *next_block(struct dbt_cpu *cpu)
+{
+	struct xlate_block *b = xlate_find(cpu);
+
+	return b && !b->is_interp ? b : NULL;
+}
+
+enum run_result dbt_run(struct dbt_cpu *cpu)
+{
+	enum run_result result = RUN_KICKED;
+	struct xlate_link *link = NULL;
+	uint64_t link_generation = 0;
+
+	dbt_run_enter(cpu);
+	for (;;) {
+		if (unlikely(cpu->is_shutdown)) {
+			cpu->is_shutdown = false;
+			result = RUN_SHUTDOWN;
+			break;
+		}
+		if (unlikely(cpu->is_debug_hit)) {
+			cpu->is_debug_hit = false;
+			result = RUN_DEBUG;
+			break;
+		}
+		if (!handle_requests(cpu, &result))
+			break;
+		if (cpu->is_shutdown)
+			continue;
+		struct xlate_block *b = wants_interp(cpu) ? NULL : next_block(cpu);
+
+		if (!b) {
+			link = NULL;
+			interp_one(cpu);
+			continue;
+		}
+		if (link && link_generation == cpu->vm->xlate->generation)
+			xlate_link_patch(cpu, link, b);
+		link = NULL;
+		xlate_jc_set(cpu, cpu->s.rip, b);
+		dbt_fpu_to_regs(cpu);
+		switch (xlate_run(cpu, b)) {
+		case XEXIT_LINK:
+			cpu->xlate->exits_link++;
+			link = (struct xlate_link *)(uintptr_t)cpu->exit_info;
+			link_generation = cpu->vm->xlate->generation;
+			break;
+		case XEXIT_INTERP:
+			/* At once: an interrupt must not come between STI and this instruction. */
+			cpu->xlate->exits_interp++;
+			interp_one(cpu);
+			break;
+		case XEXIT_POLL:
+			cpu->xlate->exits_poll++;
+			break;
+		default:
+			cpu->xlate->exits_lookup++;
+			break;
+		}
+	}
+	dbt_fpu_to_mem(cpu);
+	dbt_run_leave(cpu);
+	return result;
+}

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The fixed pieces of emitted code: entering, leaving, and the soft-TLB miss.
+ *
+ * They stand at the start of the code cache and survive a flush.  Register roles are those of emit.h.
+ */
+#include <errno.h>
+
+#include "engine/dbt/mmu.h"
+#include "engine/dbt/xlate.h"
+
+/* Host registers with a guest register in them, as (guest, host) pairs. */
+static const uint8_t mapped[][2] = {
+	{ R_RAX, H_RAX }, { R_RDX, H_RDX }, { R_RBX, H_RBX }, { R_RBP, H_RBP }, { R_RSI, H_RSI },
+	{ R_RDI, H_RDI }, { R_R8, H_R8 },   { R_R12, H_R12 }, { R_RCX, H_R9 },	{ R_R13, H_R10 },
+	{ R_R14, H_R11 }, { R_RSP, H_R13 },
+};
+
+static void emit_push(struct emit *e, unsigned reg)
+{
+	if (reg >= 8)
+		emit_u8(e, 0x41);
+	emit_u8(e, 0x50 + (reg & 7));
+}
+
+static void emit_pop(struct emit *e, unsigned reg)
+{
+	if (reg >= 8)
+		emit_u8(e, 0x41);
+	emit_u8(e, 0x58 + (reg & 7));
+}
+
+static void load_guest(struct emit *e)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(mapped); i++)
+		emit_load_gs(e, mapped[i][1], CPU_GPR_OFF(mapped[i][0]), 8);
+}
+
+static void store_guest(struct emit *e)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(mapped); i++)
+		emit_store_gs(e, CPU_GPR_OFF(mapped[i][0]), mapped[i][1], 8);
+}
+
+/* rflags image in s -> host arithmetic flags; clobbers rcx. */
+static void load_flags(struct emit *e)
+{
+	emit_load_gs(e, H_RCX, CPU_OFF(s.rflags), 4);
+	emit_u8(e, 0x81), emit_u8(e, 0xe1), emit_u32(e, FL_ARITH); /* and ecx, FL_ARITH */
+	emit_push(e, H_RCX);
+	emit_u8(e, 0x9d); /* popfq */
+}
+
+/* Host arithmetic flags -> s.rflags; clobbers rcx, r15 and flags. */
+static void store_flags(struct emit *e)
+{
+	emit_u8(e, 0x9c); /* pushfq */
+	emit_pop(e, H_RCX);
+	emit_u8(e, 0x81), emit_u8(e, 0xe1), emit_u32(e, FL_ARITH); /* and ecx, FL_ARITH */
+	emit_load_gs(e, H_R15, CPU_OFF(s.rflags), 4);
+	emit_u8(e, 0x41), emit_u8(e, 0x81), emit_u8(e, 0xe7), emit_u32(e, ~(uint32_t)FL_ARITH);
+	emit_u8(e, 0x41), emit_u8(e, 0x09), emit_u8(e, 0xcf); /* or r15d, ecx */
+	emit_store_gs(e, CPU_OFF(s.rflags), H_R15, 4);
+}
+
+static const uint8_t callee_saved[] = { H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15 };
+
+/* Leave to C: the reason goes to eax; all guest state is stored. */
+static void emit_leave(struct emit *e, unsigned reason)
+{
+	store_guest(e);
+	store_flags(e);
+	emit_mov_ri(e, H_RAX, reason);
+	emit_load_gs(e, H_RSP, CPU_OFF(host_rsp), 8);
+	for (int i = (int)ARRAY_SIZE(callee_saved) - 1; i >= 0; i--)
+		emit_pop(e, callee_saved[i]);
+	emit_u8(e, 0xc3);
+}
+
+/*
+ * The miss: called from a block's cold part with the linear address in rcx and
+ *   exit_info = page_off | size << 16 | is_write << 28.
+ * Returns (to the retry) when the TLB entry is good now, else leaves to the interpreter.
+ */
+static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
+{
+	uint32_t info = (uint32_t)cpu->exit_info;
+
+	cpu->s.rip = cpu->pc_base + (info & 0xffff);
+	if (cpu->code_bits == 32)
+		cpu->s.rip = (uint32_t)cpu->s.rip;
+	if (mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 28, cpu->tlb_mode)) {
+		cpu->xlate->fill_true++;
+		return 1;
+	}
+	cpu->xlate->fill_false++;
+	return 0;
+}
+
+static uint8_t *begin(struct xlate_vm *x, struct emit *e)
+{
+	while (x->cc.used & 15)
+		x->cc.rw[x->cc.used++] = 0xcc;
+	e->p = e->start = x->cc.rw + x->cc.used;
+	e->end = x->cc.rw + x->cc.size;
+	e->is_full = false;
+	e->exec_delta = x->cc.rx - x->cc.rw;
+	return e->p + e->exec_delta;
+}
+
+static void finish(struct xlate_vm *x, struct emit *e)
+{
+	x->cc.used = (size_t)(e->p - x->cc.rw);
+}
+
+int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
+{
+	struct xlate_vm *x = vm->xlate;
+	struct emit em, *e = &em;
+
+	/* unsigned enter(cpu in rdi, code in rsi) */
+	x->enter = (unsigned (*)(struct dbt_cpu *, void *))(void *)begin(x, e);
+	for (unsigned i = 0; i < ARRAY_SIZE(callee_saved); i++)
+		emit_push(e, callee_saved[i]);
+	emit_store_gs(e, CPU_OFF(host_rsp), H_RSP, 8);
+	/* Room below host_rsp belongs to emitted code; keep calls 16-byte aligned: rsp is now 8 mod 16
+	 * after six pushes and the return address -> subtract 8. */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xec, 0x08 }, 4); /* sub rsp, 8 */
+	emit_store_gs(e, CPU_OFF(tmp[7]), H_RSI, 8);
+	load_flags(e);
+	load_guest(e);
+	emit_bytes(e, (const uint8_t[]){ 0x65, 0xff, 0x24, 0x25 }, 4); /* jmp gs:[tmp7] */
+	emit_u32(e, (uint32_t)CPU_OFF(tmp[7]));
+	finish(x, e);
+
+	x->exit_lookup = begin(x, e);
+	emit_leave(e, XEXIT_LOOKUP);
+	finish(x, e);
+	x->exit_link = begin(x, e);
+	emit_leave(e, XEXIT_LINK);
+	finish(x, e);
+	x->exit_interp = begin(x, e);
+	emit_leave(e, XEXIT_INTERP);
+	finish(x, e);
+	x->exit_poll = begin(x, e);
+	emit_leave(e, XEXIT_POLL);
+	finish(x, e);
+
+	/* After a host fault: the signal handler has stored the guest state already. */
+	x->fault_exit = begin(x, e);
+	emit_mov_ri(e, H_RAX, XEXIT_INTERP);
+	emit_load_gs(e, H_RSP, CPU_OFF(host_rsp), 8);
+	for (int i = (int)ARRAY_SIZE(callee_saved) - 1; i >= 0; i--)
+		emit_pop(e, callee_saved[i]);
+	emit_u8(e, 0xc3);
+	finish(x, e);
+
+	/* miss: called (return address on the stack), va in rcx */
+	x->miss = begin(x, e);
+	emit_store_gs(e, CPU_OFF(tmp[0]), H_RCX, 8);
+	store_guest(e);
+	store_flags(e);
+	emit_load_gs(e, H_RSI, CPU_OFF(tmp[0]), 8);
+	/* cpu pointer: gs base, kept in the struct so that no rdgsbase is needed */
+	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
+	emit_mov_ri(e, H_RAX, (uint64_t)(uintptr_t)miss);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xe3 }, 3);       /* mov rbx, rsp */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xe4, 0xf0 }, 4); /* and rsp, -16 */
+	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2);	       /* call rax */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xdc }, 3);       /* mov rsp, rbx */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x85, 0xc0 }, 3);       /* test rax, rax */
+	emit_bytes(e, (const uint8_t[]){ 0x0f, 0x84 }, 2);	       /* jz fault_exit */
+	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
+	load_flags(e);
+	load_guest(e);
+	emit_u8(e, 0xc3);
+	finish(x, e);
+
+	if (e->is_full)
+		return error_set(err, -ENOMEM, "the code cache of %zu bytes is too small for the engine's stubs",
+				 x->cc.size);
+	x->cc.stubs_end = x->cc.used;
+	return 0;
+}

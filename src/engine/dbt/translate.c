@@ -1,0 +1,1064 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Building a block: decode a run of instructions, find out where flags are live, emit.
+ *
+ * Each instruction either has an emitter here (natively executable ones through emit_native), or the
+ * block ends with an exit to the interpreter at it.  A memory access is emitted as: effective address,
+ * soft-TLB check, the instruction at the checked pointer.  All checks of an instruction precede every
+ * write to guest state, so that the interpreter can execute it again from its start.
+ */
+#include "engine/dbt/interp.h"
+#include "engine/dbt/mmu.h"
+#include "engine/dbt/xlate.h"
+
+/* A cold piece of code, emitted after the block's main line. */
+struct cold {
+	enum { COLD_MISS, COLD_INTERP, COLD_POLL, COLD_LINK } kind;
+	uint8_t *jump;	    /* writable address of the rel32 that comes here (end of the jump) */
+	uint8_t *retry;	    /* COLD_MISS: writable address of the start of the check */
+	const struct insn *in;
+	uint16_t page_off;  /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
+	uint16_t size;	    /* MISS */
+	uint8_t is_write;   /* MISS */
+	uint8_t ea_kind;    /* MISS: how to compute the address again */
+	int32_t ea_disp;
+	struct xlate_link *link;
+};
+
+enum ea_kind { EA_INSN, EA_STACK, EA_STACK_FRAME }; /* operand of the insn; rsp + disp; rbp + disp */
+
+#define MAX_COLD 256
+
+struct ctx {
+	struct dbt_cpu *cpu;
+	struct xlate_vm *x;
+	struct emit e;
+	uint32_t key;
+	unsigned bits;		/* 32 or 64 */
+	unsigned sp_size;	/* bytes of stack pointer operations: 4 or 8 */
+	uint64_t phys;		/* of the block */
+	unsigned n;
+	struct insn in[XLATE_MAX_INSNS + 1];
+	uint16_t off[XLATE_MAX_INSNS + 2]; /* page offsets; off[n] is one past the last */
+	uint16_t live_after[XLATE_MAX_INSNS]; /* flags live after the instruction */
+	unsigned ncold;
+	struct cold cold[MAX_COLD];
+	struct xlate_link links[XLATE_MAX_LINKS];
+	unsigned nlinks;
+	unsigned cur;
+};
+
+/* ---- small pieces ------------------------------------------------------------------------- */
+
+static void emit_op(struct ctx *c, const uint8_t *b, unsigned n)
+{
+	emit_bytes(&c->e, b, n);
+}
+#define OP(...)                                                                                    \
+	do {                                                                                       \
+		static const uint8_t op_[] = { __VA_ARGS__ };                                      \
+		emit_op(c, op_, sizeof(op_));                                                      \
+	} while (0)
+
+static void emit_rel_to(struct ctx *c, const uint8_t *exec_target)
+{
+	emit_u32(&c->e, (uint32_t)(exec_target - (c->e.p + 4 + c->e.exec_delta)));
+}
+
+static void emit_jmp_exec(struct ctx *c, const uint8_t *exec_target)
+{
+	emit_u8(&c->e, 0xe9);
+	emit_rel_to(c, exec_target);
+}
+
+/* pext/pdep dst, src, gs:[off] */
+static void emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, int32_t off, bool is_pdep)
+{
+	struct emit *e = &c->e;
+
+	emit_u8(e, 0x65);
+	emit_u8(e, 0xc4);
+	emit_u8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | 0x20 | 2));
+	emit_u8(e, (uint8_t)(0x80 | ((~src & 15) << 3) | (is_pdep ? 3 : 2)));
+	emit_u8(e, 0xf5);
+	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
+	emit_u8(e, 0x25);
+	emit_u32(e, (uint32_t)off);
+}
+
+/* mov dst, gs:[idx * 8 + off] */
+static void emit_load_gs_idx(struct ctx *c, unsigned dst, unsigned idx, int32_t off)
+{
+	struct emit *e = &c->e;
+
+	emit_u8(e, 0x65);
+	emit_u8(e, (uint8_t)(0x48 | (dst & 8 ? 4 : 0) | (idx & 8 ? 2 : 0)));
+	emit_u8(e, 0x8b);
+	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
+	emit_u8(e, (uint8_t)(3 << 6 | (idx & 7) << 3 | 5));
+	emit_u32(e, (uint32_t)off);
+}
+
+static struct cold *cold_add(struct ctx *c, int kind)
+{
+	if (c->ncold == MAX_COLD) {
+		c->e.is_full = true;
+		return &c->cold[MAX_COLD - 1];
+	}
+	struct cold *k = &c->cold[c->ncold++];
+
+	k->kind = kind;
+	k->jump = c->e.p;
+	k->in = &c->in[c->cur];
+	k->page_off = c->off[c->cur];
+	return k;
+}
+
+/* jmp to cold code of the present instruction: an exit to the interpreter (or a poll exit). */
+static void emit_jmp_cold(struct ctx *c, int kind)
+{
+	emit_u8(&c->e, 0xe9);
+	emit_u32(&c->e, 0);
+	cold_add(c, kind);
+}
+
+/* Are arithmetic flags live just before the current instruction's own work? */
+static bool flags_live_before(const struct ctx *c)
+{
+	const struct insn_desc *d = c->in[c->cur].desc;
+
+	return ((c->live_after[c->cur] & ~d->flags_written) | d->flags_read) & FL_ARITH;
+}
+
+static bool flags_live_after(const struct ctx *c)
+{
+	return c->live_after[c->cur] & FL_ARITH;
+}
+
+static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
+{
+	struct emit *e = &c->e;
+
+	switch (ea_kind) {
+	case EA_INSN:
+		emit_ea(e, &c->in[c->cur], H_RCX, H_R15, c->off[c->cur + 1]);
+		break;
+	case EA_STACK:
+		emit_lea(e, H_RCX, H_R13, H_NONE, 1, disp, c->sp_size);
+		break;
+	case EA_STACK_FRAME:
+		emit_lea(e, H_RCX, H_RBP, H_NONE, 1, disp, c->sp_size);
+		break;
+	}
+}
+
+/*
+ * The soft-TLB check of an access of @size bytes: leaves the host pointer in r14.  Clobbers rcx, r15;
+ * flags only where they are dead.
+ */
+static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
+{
+	struct emit *e = &c->e;
+	int mode = c->key & DBT_MODE_USER ? DBT_TLB_USER :
+		   c->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC : DBT_TLB_KERNEL;
+	int32_t tlb = CPU_OFF(tlb) + mode * (int32_t)sizeof(struct dbt_tlb);
+	int32_t neg = tlb + (int32_t)(is_write ? offsetof(struct dbt_tlb, wneg) : offsetof(struct dbt_tlb, rneg));
+	int32_t xlat = tlb + (int32_t)offsetof(struct dbt_tlb, xlat);
+	uint8_t *retry = e->p;
+	struct cold *k;
+
+	emit_address(c, ea_kind, disp);
+	if (c->x->has_bmi2) {
+		emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(tlb_mask), false);
+	} else {
+		if (live)
+			OP(0x9c);				     /* pushfq */
+		emit_mov_rr(e, H_R14, H_RCX, 8);
+		OP(0x65, 0x4c, 0x23, 0x34, 0x25);		     /* and r14, gs:[tlb_mask] */
+		emit_u32(e, (uint32_t)CPU_OFF(tlb_mask));
+		OP(0x49, 0xc1, 0xee, 0x0c);			     /* shr r14, 12 */
+		if (live)
+			OP(0x9d);				     /* popfq */
+	}
+	emit_load_gs_idx(c, H_R15, H_R14, neg);
+	emit_load_gs_idx(c, H_R14, H_R14, xlat);
+	if (!live) {
+		OP(0x49, 0x01, 0xcf);				     /* add r15, rcx */
+		OP(0x49, 0x81, 0xff);				     /* cmp r15, 4096 - size */
+		emit_u32(e, 4096 - size);
+		OP(0x0f, 0x87);					     /* ja miss */
+		emit_u32(e, 0);
+		k = cold_add(c, COLD_MISS);
+		OP(0x0f, 0xb7, 0xc9);				     /* movzx ecx, cx */
+		OP(0x49, 0x01, 0xce);				     /* add r14, rcx */
+	} else {
+		emit_lea(e, H_R15, H_R15, H_RCX, 1, (int32_t)size - 1, 8);
+		OP(0x0f, 0xb7, 0xc9);				     /* movzx ecx, cx */
+		emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
+		if (c->x->has_bmi2) {
+			emit_pext_gs(c, H_RCX, H_R15, CPU_OFF(page_mask), false);
+		} else {
+			OP(0x9c);				     /* pushfq */
+			OP(0x49, 0xc1, 0xef, 0x0c);		     /* shr r15, 12 */
+			OP(0x9d);				     /* popfq */
+			emit_mov_rr(e, H_RCX, H_R15, 8);
+		}
+		OP(0xe3, 0x05);					     /* jrcxz +5 */
+		OP(0xe9);					     /* jmp miss */
+		emit_u32(e, 0);
+		k = cold_add(c, COLD_MISS);
+	}
+	k->retry = retry;
+	k->size = (uint16_t)size;
+	k->is_write = is_write;
+	k->ea_kind = (uint8_t)ea_kind;
+	k->ea_disp = disp;
+}
+
+/* mov [r14], reg / mov reg, [r14]; @size 4 or 8 (and 2 with prefix) */
+static void emit_store_r14(struct ctx *c, unsigned reg, unsigned size)
+{
+	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, (const uint8_t[]){ 0x89 }, 1, reg, H_R14, 0);
+}
+
+static void emit_load_r14(struct ctx *c, unsigned reg, unsigned size)
+{
+	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0x8b }, 1, reg, H_R14, 0);
+}
+
+static void emit_sp_add(struct ctx *c, int32_t delta)
+{
+	emit_lea(&c->e, H_R13, H_R13, H_NONE, 1, delta, c->sp_size);
+}
+
+/* RIP of page offset @off into @reg (flags untouched); @off may lie outside of the page. */
+static void emit_rip(struct ctx *c, unsigned reg, int32_t off)
+{
+	emit_load_gs(&c->e, reg, CPU_OFF(pc_base), 8);
+	emit_lea(&c->e, reg, reg, H_NONE, 1, off, c->bits == 64 ? 8 : 4);
+}
+
+/* Poll at the current instruction, before it does anything. */
+static void emit_poll(struct ctx *c, bool live)
+{
+	if (live) {
+		emit_load_gs(&c->e, H_RCX, CPU_OFF(poll), 8);
+		OP(0xe3, 0x05);
+		emit_jmp_cold(c, COLD_POLL);
+	} else {
+		OP(0x65, 0x80, 0x3c, 0x25); /* cmp byte gs:[poll], 0 */
+		emit_u32(&c->e, (uint32_t)CPU_OFF(poll));
+		emit_u8(&c->e, 0);
+		OP(0x0f, 0x85); /* jne */
+		emit_u32(&c->e, 0);
+		cold_add(c, COLD_POLL);
+	}
+}
+
+/* Indirect transfer: the target RIP is in rcx.  Nothing follows. */
+static void emit_indirect(struct ctx *c)
+{
+	struct emit *e = &c->e;
+
+	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
+	if (!c->x->has_bmi2) {
+		emit_jmp_exec(c, c->x->exit_lookup);
+		return;
+	}
+	emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(jc_mask), false);
+	emit_load_gs(e, H_R15, CPU_OFF(jc_key), 8);
+	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
+	emit_load_gs_idx(c, H_R15, H_R14, CPU_OFF(jc_neg));
+	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
+	OP(0xe3, 0x05); /* jrcxz hit */
+	emit_jmp_exec(c, c->x->exit_lookup);
+	/* jmp gs:[r14 * 8 + jc_code] */
+	OP(0x65, 0x42, 0xff, 0x24, 0xf5);
+	emit_u32(e, (uint32_t)CPU_OFF(jc_code));
+}
+
+static void align_site(struct ctx *c, unsigned opcode_len)
+{
+	/* The rel32 of a patchable jump is 4-byte aligned. */
+	static const uint8_t nops[4][3] = { { 0 }, { 0x90 }, { 0x66, 0x90 }, { 0x0f, 0x1f, 0x00 } };
+	unsigned pad = (unsigned)(-(uintptr_t)(c->e.p + opcode_len)) & 3;
+
+	emit_bytes(&c->e, nops[pad], pad);
+}
+
+/* A patchable jump to page offset @off of the same page; @cc < 0: unconditional. */
+static void emit_link(struct ctx *c, int cc, uint16_t off)
+{
+	align_site(c, cc < 0 ? 1 : 2);
+	if (cc < 0) {
+		emit_u8(&c->e, 0xe9);
+	} else {
+		emit_u8(&c->e, 0x0f);
+		emit_u8(&c->e, (uint8_t)(0x80 | cc));
+	}
+	emit_u32(&c->e, 0);
+	struct cold *k = cold_add(c, COLD_LINK);
+
+	k->page_off = off;
+	if (c->nlinks == XLATE_MAX_LINKS) {
+		c->e.is_full = true;
+		return;
+	}
+	k->link = &c->links[c->nlinks++];
+	k->link->site = c->e.p - 4;
+	k->link->page_off = off;
+}
+
+/* A direct transfer to RIP = pc_base + @off, taken always. */
+static void emit_goto(struct ctx *c, int32_t off)
+{
+	if (off >= 0 && off < 4096) {
+		emit_link(c, -1, (uint16_t)off);
+	} else {
+		emit_rip(c, H_RCX, off);
+		emit_indirect(c);
+	}
+}
+
+static int32_t branch_target(const struct ctx *c)
+{
+	const struct insn *in = &c->in[c->cur];
+
+	return (int32_t)(c->off[c->cur + 1] + in->imm);
+}
+
+/* ---- instructions ------------------------------------------------------------------------- */
+
+enum done {
+	DONE_NEXT,   /* emitted, go on */
+	DONE_END,    /* emitted, nothing falls through */
+	DONE_INTERP, /* not translatable: exit to the interpreter */
+};
+
+static enum done tr_native(struct ctx *c, const struct insn *in)
+{
+	uint8_t *start = c->e.p;
+	unsigned ncold = c->ncold;
+
+	if (in->mem_access) {
+		if (in->mem_size == 0 || in->mem_size > 64)
+			return DONE_INTERP;
+		if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
+			return DONE_INTERP;
+		if (insn_is_bit_string(in) && !c->x->has_bmi2)
+			return DONE_INTERP; /* emit_ea cannot move the address without touching flags */
+		emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, flags_live_before(c));
+	}
+	if (!emit_native(&c->e, in)) {
+		c->e.p = start;
+		c->ncold = ncold;
+		return DONE_INTERP;
+	}
+	return DONE_NEXT;
+}
+
+static enum done tr_push_host(struct ctx *c, unsigned host, unsigned size)
+{
+	emit_check(c, EA_STACK, -(int32_t)size, size, true, flags_live_before(c));
+	if (host == H_RCX) /* a value kept in tmp[1] over the check */
+		emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[1]), 8);
+	emit_store_r14(c, host, size);
+	emit_sp_add(c, -(int32_t)size);
+	return DONE_NEXT;
+}
+
+static enum done tr_push_reg(struct ctx *c, const struct insn *in)
+{
+	unsigned r = in->op[0].kind == OPND_GPR_RM ? in->rm : in->op[0].kind == OPND_FIXED_GPR ? in->op[0].reg :
+		     (in->opcode & 7) | (in->rex_b ? 8u : 0u);
+	unsigned size = in->opsize;
+
+	if (size == 2)
+		return DONE_INTERP;
+	if (emit_host_reg[r] != H_NONE)
+		return tr_push_host(c, emit_host_reg[r], size);
+	emit_check(c, EA_STACK, -(int32_t)size, size, true, flags_live_before(c));
+	emit_load_gs(&c->e, H_RCX, CPU_GPR_OFF(r), 8);
+	emit_store_r14(c, H_RCX, size);
+	emit_sp_add(c, -(int32_t)size);
+	return DONE_NEXT;
+}
+
+static enum done tr_pop_reg(struct ctx *c, const struct insn *in)
+{
+	unsigned r = in->op[0].kind == OPND_GPR_RM ? in->rm : in->op[0].kind == OPND_FIXED_GPR ? in->op[0].reg :
+		     (in->opcode & 7) | (in->rex_b ? 8u : 0u);
+	unsigned size = in->opsize;
+
+	if (size == 2)
+		return DONE_INTERP;
+	emit_check(c, EA_STACK, 0, size, false, flags_live_before(c));
+	if (r == R_RSP) {
+		emit_load_r14(c, H_R13, size);
+		return DONE_NEXT;
+	}
+	if (emit_host_reg[r] != H_NONE) {
+		emit_load_r14(c, emit_host_reg[r], size);
+	} else {
+		emit_load_r14(c, H_RCX, size);
+		emit_guest_put(&c->e, r, H_RCX);
+	}
+	emit_sp_add(c, (int32_t)size);
+	return DONE_NEXT;
+}
+
+static enum done tr_push_imm(struct ctx *c, const struct insn *in)
+{
+	unsigned size = in->opsize;
+
+	if (size == 2)
+		return DONE_INTERP;
+	emit_check(c, EA_STACK, -(int32_t)size, size, true, flags_live_before(c));
+	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0xc7 }, 1, 0, H_R14, 0);
+	emit_u32(&c->e, (uint32_t)in->imm);
+	emit_sp_add(c, -(int32_t)size);
+	return DONE_NEXT;
+}
+
+static enum done tr_push_mem(struct ctx *c, const struct insn *in)
+{
+	unsigned size = in->opsize;
+
+	if (size == 2 || (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS)))
+		return DONE_INTERP;
+	emit_check(c, EA_INSN, 0, size, false, flags_live_before(c));
+	emit_load_r14(c, H_RCX, size);
+	emit_store_gs(&c->e, CPU_OFF(tmp[1]), H_RCX, 8);
+	return tr_push_host(c, H_RCX, size);
+}
+
+static enum done tr_leave(struct ctx *c, const struct insn *in)
+{
+	unsigned size = in->opsize;
+
+	if (size != c->sp_size)
+		return DONE_INTERP;
+	emit_check(c, EA_STACK_FRAME, 0, size, false, flags_live_before(c));
+	emit_lea(&c->e, H_R13, H_RBP, H_NONE, 1, (int32_t)size, c->sp_size);
+	emit_load_r14(c, H_RBP, size);
+	return DONE_NEXT;
+}
+
+static enum done tr_lea(struct ctx *c, const struct insn *in)
+{
+	struct insn flat = *in;
+
+	flat.seg = SEG_DS;
+	emit_ea(&c->e, &flat, H_RCX, H_R15, c->off[c->cur + 1]);
+	if (in->opsize == 8) {
+		emit_guest_put(&c->e, in->reg, H_RCX);
+	} else if (in->opsize == 4) {
+		emit_mov_rr(&c->e, H_RCX, H_RCX, 4);
+		emit_guest_put(&c->e, in->reg, H_RCX);
+	} else {
+		unsigned d = emit_host_reg[in->reg];
+
+		if (d == H_NONE) {
+			emit_store_gs(&c->e, CPU_GPR_OFF(in->reg), H_RCX, 2);
+		} else { /* mov d16, cx */
+			emit_u8(&c->e, 0x66);
+			if (d >= 8)
+				emit_u8(&c->e, 0x41);
+			emit_u8(&c->e, 0x89);
+			emit_u8(&c->e, (uint8_t)(0xc8 | (d & 7)));
+		}
+	}
+	return DONE_NEXT;
+}
+
+static enum done tr_call_push(struct ctx *c, const struct insn *in)
+{
+	unsigned size = c->sp_size;
+
+	emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
+	emit_rip(c, H_RCX, c->off[c->cur + 1]);
+	emit_store_r14(c, H_RCX, size);
+	emit_sp_add(c, -(int32_t)size);
+	return DONE_END;
+}
+
+static enum done tr_call_rel(struct ctx *c, const struct insn *in)
+{
+	if (in->opsize == 2)
+		return DONE_INTERP;
+	int32_t off = branch_target(c);
+
+	if (off >= 0 && off <= c->off[c->cur])
+		emit_poll(c, true);
+	tr_call_push(c, in);
+	emit_goto(c, off);
+	return DONE_END;
+}
+
+/* Target of an indirect transfer into tmp[2] (the checks of what follows need the scratch registers). */
+static bool indirect_target(struct ctx *c, const struct insn *in)
+{
+	unsigned size = c->bits == 64 ? 8 : 4;
+
+	if (in->opsize == 2 || (c->bits == 32 && in->has_mem && (in->seg == SEG_FS || in->seg == SEG_GS)))
+		return false;
+	if (in->has_mem) {
+		emit_check(c, EA_INSN, 0, size, false, true);
+		emit_load_r14(c, H_RCX, size);
+	} else {
+		unsigned h = emit_guest_get(&c->e, in->rm, H_RCX);
+
+		if (h != H_RCX || size == 4)
+			emit_mov_rr(&c->e, H_RCX, h, size);
+	}
+	return true;
+}
+
+static enum done tr_call_ind(struct ctx *c, const struct insn *in)
+{
+	if (!indirect_target(c, in))
+		return DONE_INTERP;
+	emit_store_gs(&c->e, CPU_OFF(tmp[2]), H_RCX, 8);
+	tr_call_push(c, in);
+	emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[2]), 8);
+	emit_indirect(c);
+	return DONE_END;
+}
+
+static enum done tr_jmp_ind(struct ctx *c, const struct insn *in)
+{
+	if (!indirect_target(c, in))
+		return DONE_INTERP;
+	emit_indirect(c);
+	return DONE_END;
+}
+
+static enum done tr_ret(struct ctx *c, const struct insn *in)
+{
+	unsigned size = c->sp_size;
+
+	if (in->opsize == 2)
+		return DONE_INTERP;
+	emit_check(c, EA_STACK, 0, size, false, true);
+	emit_load_r14(c, H_RCX, size);
+	emit_sp_add(c, (int32_t)size + (in->imm_len ? (int32_t)(in->imm & 0xffff) : 0));
+	emit_indirect(c);
+	return DONE_END;
+}
+
+static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
+{
+	if (in->opsize == 2)
+		return DONE_INTERP;
+	int32_t off = branch_target(c);
+
+	if (off >= 0 && off <= c->off[c->cur])
+		emit_poll(c, true);
+	emit_goto(c, off);
+	return DONE_END;
+}
+
+/* A conditional jump to @off; falls through to the next instruction. */
+static void emit_cond(struct ctx *c, int cc, int32_t off)
+{
+	if (off >= 0 && off < 4096) {
+		emit_link(c, cc, (uint16_t)off);
+		return;
+	}
+	/* Other page: jump over the transfer when the condition is false. */
+	emit_u8(&c->e, (uint8_t)(0x70 | (cc ^ 1)));
+	uint8_t *fix = c->e.p;
+
+	emit_u8(&c->e, 0);
+	emit_goto(c, off);
+	if (!c->e.is_full)
+		*fix = (uint8_t)(c->e.p - fix - 1);
+}
+
+static enum done tr_jcc(struct ctx *c, const struct insn *in)
+{
+	if (in->opsize == 2)
+		return DONE_INTERP;
+	int32_t off = branch_target(c);
+
+	if (off >= 0 && off <= c->off[c->cur])
+		emit_poll(c, true);
+	emit_cond(c, in->opcode & 15, off);
+	return DONE_NEXT;
+}
+
+static enum done tr_loop(struct ctx *c, const struct insn *in)
+{
+	/* LOOP (no flags used or changed) and JRCXZ; guest rcx lives in r9. */
+	bool is_jcxz = in->desc->id == I_JCXZ;
+	int32_t off = branch_target(c);
+	uint8_t *skip;
+
+	if (in->opsize == 2 || in->addrsize == 2)
+		return DONE_INTERP;
+	if (off >= 0 && off <= c->off[c->cur])
+		emit_poll(c, true);
+	if (!is_jcxz)
+		emit_lea(&c->e, H_R9, H_R9, H_NONE, 1, -1, in->addrsize);
+	emit_mov_rr(&c->e, H_RCX, H_R9, in->addrsize);
+	OP(0xe3, 0x00); /* jrcxz */
+	skip = c->e.p;
+	if (is_jcxz) {
+		/* zero: taken.  jrcxz taken -> over this jump to the fall-through */
+		OP(0xeb, 0x00);
+		uint8_t *over = c->e.p;
+
+		if (!c->e.is_full)
+			skip[-1] = (uint8_t)(c->e.p - skip);
+		emit_goto(c, off);
+		if (!c->e.is_full)
+			over[-1] = (uint8_t)(c->e.p - over);
+		return DONE_NEXT;
+	}
+	emit_goto(c, off);
+	if (!c->e.is_full)
+		skip[-1] = (uint8_t)(c->e.p - skip);
+	return DONE_NEXT;
+}
+
+/* rflags bits without touching host flags: gs:s.rflags = (it & mask operand) + add */
+static void emit_rflags_change(struct ctx *c, int32_t mask_off, int32_t add)
+{
+	emit_load_gs(&c->e, H_RCX, CPU_OFF(s.rflags), 8);
+	emit_pext_gs(c, H_RCX, H_RCX, mask_off, false);
+	emit_pext_gs(c, H_RCX, H_RCX, mask_off, true);
+	if (add)
+		emit_lea(&c->e, H_RCX, H_RCX, H_NONE, 1, add, 8);
+	emit_store_gs(&c->e, CPU_OFF(s.rflags), H_RCX, 8);
+}
+
+static unsigned key_cpl(uint32_t key)
+{
+	return key >> DBT_MODE_CPL_SHIFT & 3;
+}
+
+static enum done tr_cli(struct ctx *c, const struct insn *in)
+{
+	if (key_cpl(c->key) != 0 || !c->x->has_bmi2)
+		return DONE_INTERP;
+	emit_rflags_change(c, CPU_OFF(not_if), 0);
+	return DONE_NEXT;
+}
+
+static enum done tr_sti(struct ctx *c, const struct insn *in)
+{
+	/*
+	 * Without an event waiting, the shadow of STI needs no bookkeeping as long as the next
+	 * instruction follows here: no poll lies between the two.
+	 */
+	if (key_cpl(c->key) != 0 || !c->x->has_bmi2 || c->cur + 1 >= c->n ||
+	    (c->in[c->cur + 1].desc->attr & INSN_BRANCH))
+		return DONE_INTERP;
+	emit_load_gs(&c->e, H_RCX, CPU_OFF(requests), 8);
+	OP(0xe3, 0x05);
+	emit_jmp_cold(c, COLD_INTERP);
+	emit_rflags_change(c, CPU_OFF(not_if), X86_FL_IF);
+	return DONE_NEXT;
+}
+
+static enum done tr_pushf(struct ctx *c, const struct insn *in)
+{
+	unsigned size = in->opsize;
+
+	if (size != c->sp_size || !c->x->has_bmi2)
+		return DONE_INTERP;
+	emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
+	OP(0x9c);	      /* pushfq */
+	OP(0x41, 0x5f);	      /* pop r15 */
+	emit_mov_rr(&c->e, H_RCX, H_R15, 8);
+	OP(0x41, 0x81, 0xe7); /* and r15d, FL_ARITH */
+	emit_u32(&c->e, FL_ARITH);
+	OP(0x51);	      /* push rcx: the flags to restore */
+	emit_load_gs(&c->e, H_RCX, CPU_OFF(s.rflags), 4);
+	OP(0x81, 0xe1);	      /* and ecx, others without RF and VM */
+	emit_u32(&c->e, 0xffffffffu & ~(uint32_t)(FL_ARITH | X86_FL_RF | X86_FL_VM));
+	OP(0x44, 0x09, 0xf9); /* or ecx, r15d */
+	emit_store_r14(c, H_RCX, size);
+	if (flags_live_after(c))
+		OP(0x9d);		/* popfq */
+	else
+		OP(0x48, 0x8d, 0x64, 0x24, 0x08); /* lea rsp, [rsp + 8] */
+	emit_sp_add(c, -(int32_t)size);
+	return DONE_NEXT;
+}
+
+static enum done tr_cld_std(struct ctx *c, const struct insn *in)
+{
+	if (!c->x->has_bmi2)
+		return DONE_INTERP;
+	emit_rflags_change(c, CPU_OFF(not_df), in->desc->id == I_STD ? (int32_t)X86_FL_DF : 0);
+	return DONE_NEXT;
+}
+
+static enum done tr_moffs(struct ctx *c, const struct insn *in)
+{
+	/* A0..A3: AL/eAX/rAX from or to an absolute address. */
+	unsigned size = in->mem_size;
+	bool is_store = in->mem_access & OPND_WRITE;
+	uint8_t opc = (uint8_t)(is_store ? (size == 1 ? 0x88 : 0x89) : (size == 1 ? 0x8a : 0x8b));
+
+	if (in->seg == SEG_FS || in->seg == SEG_GS || in->disp != (int32_t)in->disp)
+		return DONE_INTERP;
+	emit_check(c, EA_INSN, 0, size, is_store, flags_live_before(c));
+	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, &opc, 1, H_RAX, H_R14, 0);
+	return DONE_NEXT;
+}
+
+static enum done tr_rdtsc(struct ctx *c, const struct insn *in)
+{
+	if (!c->x->has_bmi2 || ((c->key & DBT_MODE_USER) && (xlate_key(c->cpu) & (1u << 30))))
+		return DONE_INTERP;
+	OP(0x0f, 0x31);				  /* rdtsc */
+	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xd2, 0x20);	  /* rorx rdx, rdx, 32 */
+	emit_lea(&c->e, H_RAX, H_RAX, H_RDX, 1, 0, 8);
+	emit_load_gs(&c->e, H_RDX, CPU_OFF(tsc_offset), 8);
+	emit_lea(&c->e, H_RAX, H_RAX, H_RDX, 1, 0, 8);
+	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xd0, 0x20);	  /* rorx rdx, rax, 32 */
+	emit_mov_rr(&c->e, H_RDX, H_RDX, 4);
+	emit_mov_rr(&c->e, H_RAX, H_RAX, 4);
+	return DONE_NEXT;
+}
+
+static enum done tr_cmpxchg_wide(struct ctx *c, const struct insn *in)
+{
+	/* CMPXCHG8B/16B: rcx:rbx and rdx:rax are implied; guest rcx is in r9. */
+	unsigned size = in->mem_size;
+
+	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
+		return DONE_INTERP;
+	emit_check(c, EA_INSN, 0, size, true, flags_live_before(c));
+	emit_mov_rr(&c->e, H_RCX, H_R9, 8);
+	if (in->lock)
+		emit_u8(&c->e, 0xf0);
+	emit_op_mem(&c->e, 0, size == 16, (const uint8_t[]){ 0x0f, 0xc7 }, 2, 1, H_R14, 0);
+	return DONE_NEXT;
+}
+
+/* Hand instructions that the host may run as they are: no operands but vector or x87 state. */
+static enum done tr_raw(struct ctx *c, const struct insn *in)
+{
+	emit_bytes(&c->e, in->bytes, in->len);
+	return DONE_NEXT;
+}
+
+static enum done tr_mem_raw(struct ctx *c, const struct insn *in, const uint8_t *opc, unsigned n, unsigned reg)
+{
+	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
+		return DONE_INTERP;
+	emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, flags_live_before(c));
+	emit_op_mem(&c->e, 0, false, opc, n, reg, H_R14, 0);
+	return DONE_NEXT;
+}
+
+static bool fpu_allowed(const struct ctx *c, const struct insn *in)
+{
+	uint32_t a = in->desc->attr;
+
+	if ((a & (INSN_X87 | INSN_MMX)) && (c->key & DBT_MODE_NO_FPU))
+		return false;
+	if ((a & INSN_SSE) && (c->key & DBT_MODE_NO_SSE))
+		return false;
+	return !((a & INSN_AVX) && (c->key & DBT_MODE_NO_AVX));
+}
+
+static enum done tr_insn(struct ctx *c, const struct insn *in)
+{
+	const struct insn_desc *d = in->desc;
+
+	if (!cpu_has(&c->cpu->vm->model, d->feature) || !fpu_allowed(c, in))
+		return DONE_INTERP;
+	if (d->kind == INSN_NATIVE)
+		return d->attr & (INSN_BRANCH | INSN_ENDS_BLOCK | INSN_CPL0) ? DONE_INTERP : tr_native(c, in);
+
+	switch (d->id) {
+	case I_NOP:
+	case I_PREFETCH:
+		return DONE_NEXT;
+	case I_LEA:
+		return tr_lea(c, in);
+	case I_PUSH_REG:
+		return tr_push_reg(c, in);
+	case I_PUSH_RM:
+		return in->has_mem ? tr_push_mem(c, in) : tr_push_reg(c, in);
+	case I_PUSH_IMM:
+		return tr_push_imm(c, in);
+	case I_POP_REG:
+		return tr_pop_reg(c, in);
+	case I_POP_RM:
+		return in->has_mem ? DONE_INTERP : tr_pop_reg(c, in);
+	case I_LEAVE:
+		return tr_leave(c, in);
+	case I_CALL_REL:
+		return tr_call_rel(c, in);
+	case I_CALL_IND:
+		return tr_call_ind(c, in);
+	case I_JMP_REL:
+		return tr_jmp_rel(c, in);
+	case I_JMP_IND:
+		return tr_jmp_ind(c, in);
+	case I_RET:
+		return tr_ret(c, in);
+	case I_JCC:
+		return tr_jcc(c, in);
+	case I_LOOP:
+	case I_JCXZ:
+		return tr_loop(c, in);
+	case I_CLI:
+		return tr_cli(c, in);
+	case I_STI:
+		return tr_sti(c, in);
+	case I_PUSHF:
+		return tr_pushf(c, in);
+	case I_CLD:
+	case I_STD:
+		return tr_cld_std(c, in);
+	case I_MOV_MOFFS:
+		return tr_moffs(c, in);
+	case I_RDTSC:
+		return tr_rdtsc(c, in);
+	case I_CMPXCHG8B:
+	case I_CMPXCHG16B:
+		return tr_cmpxchg_wide(c, in);
+	case I_VZEROUPPER:
+	case I_VZEROALL:
+	case I_EMMS:
+	case I_FWAIT:
+	case I_FENCE:
+		return tr_raw(c, in);
+	case I_LDMXCSR:
+		return in->vex ? DONE_INTERP : tr_mem_raw(c, in, (const uint8_t[]){ 0x0f, 0xae }, 2, 2);
+	default:
+		return DONE_INTERP;
+	}
+}
+
+/* ---- the block ---------------------------------------------------------------------------- */
+
+static bool ends_flow(const struct insn *in)
+{
+	switch (in->desc->id) {
+	case I_JMP_REL:
+	case I_JMP_IND:
+	case I_CALL_REL:
+	case I_CALL_IND:
+	case I_RET:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Decode from the block's start; returns whether the run stopped for an instruction that cannot be
+ * decoded here (page end, #UD): the block then exits to the interpreter at off[n]. */
+static bool decode_run(struct ctx *c)
+{
+	const uint8_t *page = c->cpu->vm->ram->base + (c->phys & ~0xfffULL);
+	unsigned off = c->phys & 0xfff;
+
+	unsigned nbranches = 0;
+
+	c->n = 0;
+	c->off[0] = (uint16_t)off;
+	while (c->n < XLATE_MAX_INSNS && nbranches < XLATE_MAX_LINKS - 1) {
+		struct insn *in = &c->in[c->n];
+
+		c->off[c->n] = (uint16_t)off;
+		if (off >= 4096)
+			return false;
+		if (insn_decode(in, page + off, 4096 - off, c->bits) != DECODE_OK)
+			return true;
+		off += in->len;
+		c->n++;
+		c->off[c->n] = (uint16_t)off;
+		if (ends_flow(in))
+			return false;
+		nbranches += !!(in->desc->attr & INSN_BRANCH);
+		/* Those never go on in translated code. */
+		if (in->desc->kind == INSN_SYSTEM && in->desc->id != I_CLI && in->desc->id != I_STI)
+			return false;
+	}
+	return false;
+}
+
+/* May the instruction leave the flags it names as written as they were (a shift by zero)? */
+static bool may_keep_flags(const struct insn *in)
+{
+	switch (in->desc->id) {
+	case I_SHL:
+	case I_SHR:
+	case I_SAR:
+	case I_ROL:
+	case I_ROR:
+	case I_RCL:
+	case I_RCR:
+	case I_SHLD:
+	case I_SHRD:
+		return !in->imm_len || !(in->imm & 31);
+	default:
+		return false;
+	}
+}
+
+/*
+ * Backward: which flags does the program itself read before they are written again?  At every way out
+ * of the block all of them.  In strict mode they are always kept, so that exception frames are exact too.
+ */
+static void find_live(struct ctx *c)
+{
+	uint16_t live = FL_ARITH;
+
+	for (unsigned i = c->n; i-- > 0;) {
+		const struct insn_desc *d = c->in[i].desc;
+
+		c->live_after[i] = live;
+		if ((d->attr & INSN_BRANCH) || d->kind == INSN_SYSTEM || c->cpu->vm->cfg.is_strict)
+			live = FL_ARITH;
+		else if (may_keep_flags(&c->in[i]))
+			live |= d->flags_read;
+		else
+			live = (uint16_t)((live & ~d->flags_written) | d->flags_read);
+	}
+}
+
+static void emit_cold(struct ctx *c, struct cold *k)
+{
+	struct emit *e = &c->e;
+	uint8_t *here = e->p;
+
+	if (e->is_full)
+		return;
+	uint32_t rel = (uint32_t)(here - k->jump);
+
+	memcpy(k->jump - 4, &rel, 4);
+	c->cur = (unsigned)(k->in - c->in);
+	switch (k->kind) {
+	case COLD_MISS:
+		emit_address(c, k->ea_kind, k->ea_disp);
+		emit_store_gs_imm(e, CPU_OFF(exit_info),
+				  (int32_t)(k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28), 4);
+		emit_u8(e, 0xe8);
+		emit_rel_to(c, c->x->miss);
+		emit_u8(e, 0xe9);
+		emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
+		break;
+	case COLD_INTERP:
+	case COLD_POLL:
+		emit_rip(c, H_RCX, k->page_off);
+		emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
+		emit_jmp_exec(c, k->kind == COLD_POLL ? c->x->exit_poll : c->x->exit_interp);
+		break;
+	case COLD_LINK:
+		k->link->stub = here - k->jump;
+		emit_rip(c, H_RCX, k->page_off);
+		emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
+		emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)k->link);
+		emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
+		emit_jmp_exec(c, c->x->exit_link);
+		break;
+	}
+}
+
+static void emit_entry(struct ctx *c)
+{
+	struct emit *e = &c->e;
+
+	emit_load_gs(e, H_RCX, CPU_OFF(s.rip), 8);
+	emit_lea(e, H_R14, H_RCX, H_NONE, 1, -(int32_t)(c->phys & 0xfff), 8);
+	emit_store_gs(e, CPU_OFF(pc_base), H_R14, 8);
+	emit_load_gs(e, H_RCX, CPU_OFF(poll), 8);
+	OP(0xe3, 0x05);
+	emit_jmp_exec(c, c->x->exit_poll); /* s.rip is exact here */
+}
+
+struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t key)
+{
+	struct xlate_vm *x = cpu->vm->xlate;
+	struct ctx ctx, *c = &ctx;
+	struct emit *e = &c->e;
+	struct xlate_insn_map map[XLATE_MAX_INSNS];
+
+	c->cpu = cpu;
+	c->x = x;
+	c->key = key;
+	c->bits = (key & 3) == DBT_MODE_CODE64 ? 64 : 32;
+	c->sp_size = c->bits / 8;
+	c->phys = phys;
+	c->ncold = c->nlinks = 0;
+	bool is_stuck = decode_run(c);
+
+	find_live(c);
+	x->cc.used = ALIGN_UP(x->cc.used, 16);
+	e->p = e->start = x->cc.rw + x->cc.used;
+	e->end = x->cc.rw + x->cc.size;
+	e->is_full = false;
+	e->exec_delta = x->cc.rx - x->cc.rw;
+
+	emit_entry(c);
+	uint8_t *near_entry = e->p;
+	enum done done = DONE_NEXT;
+	unsigned guest_end = c->off[c->n];
+
+	for (c->cur = 0; c->cur < c->n && done == DONE_NEXT; c->cur++) {
+		map[c->cur].host_off = (uint32_t)(e->p - e->start);
+		map[c->cur].page_off = c->off[c->cur];
+		done = tr_insn(c, &c->in[c->cur]);
+		if (done == DONE_INTERP) {
+			guest_end = c->off[c->cur + 1];
+			break;
+		}
+	}
+	unsigned nmapped = c->cur;
+
+	if (done == DONE_INTERP) {
+		emit_jmp_cold(c, COLD_INTERP);
+	} else if (done == DONE_NEXT) {
+		if (is_stuck) {
+			guest_end = 4096;
+			emit_jmp_cold(c, COLD_INTERP);
+		} else {
+			emit_goto(c, c->off[c->n]);
+		}
+	}
+
+	struct xlate_block *b = xlate_alloc(x, sizeof(*b) + nmapped * sizeof(map[0]) +
+						       c->nlinks * sizeof(struct xlate_link));
+
+	if (!b || e->is_full)
+		return NULL;
+	b->links = (struct xlate_link *)(void *)(b + 1);
+	b->map = (struct xlate_insn_map *)(void *)(b->links + c->nlinks);
+	memcpy(b->links, c->links, c->nlinks * sizeof(struct xlate_link));
+	memcpy(b->map, map, nmapped * sizeof(map[0]));
+	for (unsigned i = 0; i < c->nlinks; i++) {
+		b->links[i].from = b;
+		b->links[i].to = NULL;
+		b->links[i].next_in = NULL;
+	}
+	for (unsigned i = 0; i < c->ncold; i++) {
+		if (c->cold[i].kind == COLD_LINK)
+			c->cold[i].link = b->links + (c->cold[i].link - c->links);
+		emit_cold(c, &c->cold[i]);
+	}
+	if (e->is_full)
+		return NULL;
+	b->phys = phys;
+	b->key = key;
+	b->guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff));
+	b->ninsns = (uint16_t)nmapped;
+	b->nlinks = (uint16_t)c->nlinks;
+	b->is_dead = false;
+	b->is_interp = nmapped == 0;
+	b->far_entry = e->start + e->exec_delta;
+	b->near_entry = near_entry + e->exec_delta;
+	b->code_len = (uint32_t)(e->p - e->start);
+	b->hash_next = NULL;
+	b->page_next = NULL;
+	b->in = NULL;
+	x->cc.used += b->code_len;
+	return b;
+}

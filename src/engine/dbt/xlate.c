@@ -1,0 +1,513 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The code cache and the table of blocks: finding, linking, dropping.  See xlate.h for the invariants.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include "engine/dbt/interp.h"
+#include "engine/dbt/mmu.h"
+#include "engine/dbt/xlate.h"
+
+#define CODE_CACHE_BYTES (128 * MIB)
+#define ARENA_CHUNK (1 * MIB)
+/* Least room a translation may start with. */
+#define CODE_BLOCK_MAX (64 * KIB)
+
+struct arena_chunk {
+	struct arena_chunk *next;
+	uint8_t data[];
+};
+
+static unsigned hash_of(uint64_t phys, uint32_t key)
+{
+	uint64_t h = (phys ^ ((uint64_t)key << 40)) * 0x9e3779b97f4a7c15ULL;
+
+	return (unsigned)(h >> (64 - XLATE_HASH_BITS));
+}
+
+void *xlate_alloc(struct xlate_vm *x, size_t bytes)
+{
+	bytes = ALIGN_UP(bytes, 16);
+	if ((size_t)(x->arena.end - x->arena.p) < bytes) {
+		struct arena_chunk *c = malloc(ARENA_CHUNK);
+
+		if (!c)
+			return NULL;
+		c->next = x->chunks;
+		x->chunks = c;
+		x->arena.p = (uint8_t *)ALIGN_UP((uintptr_t)c->data, 16);
+		x->arena.end = (uint8_t *)c + ARENA_CHUNK;
+	}
+	void *p = x->arena.p;
+
+	x->arena.p += bytes;
+	return p;
+}
+
+static void arena_free(struct xlate_vm *x)
+{
+	while (x->chunks) {
+		struct arena_chunk *c = x->chunks;
+
+		x->chunks = c->next;
+		free(c);
+	}
+	x->arena.p = x->arena.end = NULL;
+}
+
+static int cache_map(struct code_cache *cc, struct error *err)
+{
+	int fd = memfd_create("viv-code", MFD_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(err, -errno, "cannot create the code cache (memfd_create: %m)");
+	cc->size = CODE_CACHE_BYTES;
+	if (ftruncate(fd, (off_t)cc->size) < 0) {
+		int rc = error_set(err, -errno, "cannot size the code cache: %m");
+
+		close(fd);
+		return rc;
+	}
+	cc->rw = mmap(NULL, cc->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	cc->rx = mmap(NULL, cc->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	close(fd);
+	if (cc->rw == MAP_FAILED || cc->rx == MAP_FAILED) {
+		int rc = error_set(err, -ENOMEM, "cannot map the code cache of %zu MiB: %m", cc->size >> 20);
+
+		if (cc->rw != MAP_FAILED)
+			munmap(cc->rw, cc->size);
+		if (cc->rx != MAP_FAILED)
+			munmap(cc->rx, cc->size);
+		cc->rw = cc->rx = NULL;
+		return rc;
+	}
+	return 0;
+}
+
+int xlate_vm_create(struct dbt_vm *vm, struct error *err)
+{
+	struct xlate_vm *x = calloc(1, sizeof(*x));
+
+	if (!x)
+		return error_set(err, -ENOMEM, "no memory for the translator");
+	vm->xlate = x;
+	__builtin_cpu_init();
+	x->has_bmi2 = __builtin_cpu_supports("bmi2");
+	x->by_page = calloc(vm->ram->size_bytes >> GUEST_PAGE_SHIFT, sizeof(*x->by_page));
+	if (!x->by_page) {
+		xlate_vm_destroy(vm);
+		return error_set(err, -ENOMEM, "no memory for the table of translated pages");
+	}
+	int rc = cache_map(&x->cc, err);
+
+	if (!rc)
+		rc = xlate_emit_stubs(vm, err);
+	if (rc)
+		xlate_vm_destroy(vm);
+	return rc;
+}
+
+void xlate_vm_destroy(struct dbt_vm *vm)
+{
+	struct xlate_vm *x = vm->xlate;
+
+	if (!x)
+		return;
+	if (x->cc.rw)
+		munmap(x->cc.rw, x->cc.size);
+	if (x->cc.rx)
+		munmap(x->cc.rx, x->cc.size);
+	arena_free(x);
+	free(x->by_page);
+	free(x->order);
+	free(x);
+	vm->xlate = NULL;
+}
+
+static void jc_clear(struct dbt_cpu *cpu)
+{
+	/* rip + key + neg == 0 for a hit: an entry whose own index bits contradict it never hits. */
+	for (unsigned i = 0; i < DBT_JC_SIZE; i++)
+		cpu->jc_neg[i] = 0, cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
+}
+
+int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
+{
+	cpu->xlate = calloc(1, sizeof(*cpu->xlate));
+	if (!cpu->xlate)
+		return error_set(err, -ENOMEM, "no memory for a vCPU's translator state");
+	cpu->self = cpu;
+	cpu->page_mask = ~0xfffULL;
+	cpu->jc_mask = (uint64_t)(DBT_JC_SIZE - 1) << 1;
+	cpu->not_df = ~(uint64_t)X86_FL_DF;
+	cpu->not_if = ~(uint64_t)X86_FL_IF;
+	jc_clear(cpu);
+	return 0;
+}
+
+void xlate_cpu_destroy(struct dbt_cpu *cpu)
+{
+	free(cpu->xlate);
+	cpu->xlate = NULL;
+}
+
+static unsigned jc_index(uint64_t rip)
+{
+	return (rip >> 1) & (DBT_JC_SIZE - 1);
+}
+
+static unsigned jc_page_bit(uint64_t va)
+{
+	return (unsigned)(((va >> 12) * 0x9e3779b97f4a7c15ULL) >> 52);
+}
+
+void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
+{
+	unsigned i = jc_index(rip), bit = jc_page_bit(rip);
+
+	cpu->xlate->jc_pages[bit / 64] |= 1ULL << bit % 64;
+
+	cpu->jc_code[i] = b->far_entry;
+	cpu->jc_neg[i] = 0 - (rip + cpu->jc_key);
+}
+
+static void site_write(struct xlate_link *l, intptr_t rel)
+{
+	/* Sites are 4-byte aligned: the store is atomic to instruction fetch of other CPUs. */
+	__atomic_store_n((uint32_t *)(void *)l->site, (uint32_t)rel, __ATOMIC_RELEASE);
+}
+
+static void link_undo(struct xlate_link *l)
+{
+	site_write(l, l->stub);
+	l->to = NULL;
+}
+
+void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_block *b)
+{
+	struct dbt_vm *vm = cpu->vm;
+	struct xlate_vm *x = vm->xlate;
+
+	pthread_mutex_lock(&vm->lock);
+	if (!l->to && !l->from->is_dead && !b->is_dead && !b->is_interp && l->from->key == b->key &&
+	    (l->from->phys >> 12) == (b->phys >> 12) && l->page_off == (b->phys & 0xfff)) {
+		l->to = b;
+		l->next_in = b->in;
+		b->in = l;
+		site_write(l, b->near_entry - (l->site + (x->cc.rx - x->cc.rw) + 4));
+	}
+	pthread_mutex_unlock(&vm->lock);
+}
+
+static void unlink_incoming(struct xlate_block *b)
+{
+	while (b->in) {
+		struct xlate_link *l = b->in;
+
+		b->in = l->next_in;
+		link_undo(l);
+	}
+}
+
+static void drop_link(struct xlate_link *l)
+{
+	struct xlate_link **pp = &l->to->in;
+
+	while (*pp != l)
+		pp = &(*pp)->next_in;
+	*pp = l->next_in;
+	l->to = NULL;
+}
+
+/* With vm->lock.  The page's list is the caller's business. */
+static void block_kill(struct dbt_vm *vm, struct xlate_block *b)
+{
+	struct xlate_vm *x = vm->xlate;
+	_Atomic(struct xlate_block *) *pp = &x->hash[hash_of(b->phys, b->key)];
+
+	while (*pp != b)
+		pp = &(*pp)->hash_next;
+	*pp = b->hash_next;
+	unlink_incoming(b);
+	for (unsigned i = 0; i < b->nlinks; i++)
+		if (b->links[i].to)
+			drop_link(&b->links[i]);
+	b->is_dead = true;
+	x->invalidations++;
+
+	/* jmp rel32 to the lookup exit over the far entry (8-byte aligned): s.rip is exact there. */
+	uint8_t *w = b->far_entry - (x->cc.rx - x->cc.rw);
+	uint64_t v;
+
+	memcpy(&v, w, 8);
+	uint32_t rel = (uint32_t)(x->exit_lookup - (b->far_entry + 5));
+
+	v = (v & ~0xffffffffffULL) | 0xe9 | (uint64_t)rel << 8;
+	__atomic_store_n((uint64_t *)(void *)w, v, __ATOMIC_RELEASE);
+}
+
+void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len)
+{
+	struct xlate_vm *x = vm->xlate;
+
+	if (!len)
+		return;
+	pthread_mutex_lock(&vm->lock);
+	x->smc_hits++;
+	uint64_t last = (offset + len - 1) >> 12;
+
+	for (uint64_t page = offset >> 12; page <= last; page++) {
+		struct xlate_block **pp = &x->by_page[page];
+
+		while (*pp) {
+			struct xlate_block *b = *pp;
+
+			if (b->phys < offset + len && b->phys + b->guest_len > offset) {
+				*pp = b->page_next;
+				block_kill(vm, b);
+			} else {
+				pp = &b->page_next;
+			}
+		}
+		if (!x->by_page[page])
+			__atomic_and_fetch(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, __ATOMIC_SEQ_CST);
+	}
+	pthread_mutex_unlock(&vm->lock);
+}
+
+void xlate_flush(struct dbt_vm *vm)
+{
+	struct xlate_vm *x = vm->xlate;
+
+	pthread_mutex_lock(&vm->lock);
+	for (size_t i = 0; i < x->norder; i++) {
+		uint64_t page = x->order[i]->phys >> 12;
+
+		x->by_page[page] = NULL;
+		__atomic_and_fetch(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, __ATOMIC_SEQ_CST);
+	}
+	memset((void *)x->hash, 0, sizeof(x->hash));
+	x->norder = 0;
+	arena_free(x);
+	x->cc.used = x->cc.stubs_end;
+	x->flushes++;
+	x->generation++;
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if (vm->cpus[i])
+			jc_clear(vm->cpus[i]);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, bool is_all)
+{
+	/*
+	 * Branch table entries map RIPs to physical code.  A change of everything shows in jc_key
+	 * (dbt_mode_changed); one page's entries are few: clear those whose RIP lies in it.
+	 */
+	if (is_all) {
+		cpu->as_gen++;
+		dbt_mode_changed(cpu);
+		memset(cpu->xlate->jc_pages, 0, sizeof(cpu->xlate->jc_pages));
+		return;
+	}
+	uint64_t page = va & ~0xfffULL;
+	unsigned bit = jc_page_bit(va);
+
+	if (!(cpu->xlate->jc_pages[bit / 64] & (1ULL << bit % 64)))
+		return;
+	for (unsigned i = 0; i < DBT_JC_SIZE; i++) {
+		uint64_t rip = 0 - cpu->jc_neg[i] - cpu->jc_key;
+
+		if ((rip & ~0xfffULL) == page)
+			cpu->jc_neg[i] = 0, cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
+	}
+}
+
+bool xlate_mode_ok(uint32_t key)
+{
+	unsigned code = key & 3;
+
+	if (code == DBT_MODE_CODE16 || !(key & DBT_MODE_PE) || !(key & DBT_MODE_FLAT))
+		return false;
+	if (code == DBT_MODE_CODE32 && !(key & DBT_MODE_SS32))
+		return false;
+	return !(key & DBT_MODE_ALIGN);
+}
+
+#define KEY_TSD (1u << 30)
+
+uint32_t xlate_key(const struct dbt_cpu *cpu)
+{
+	return cpu->mode_key | (cpu->s.cr4 & X86_CR4_TSD ? KEY_TSD : 0);
+}
+
+static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint32_t key)
+{
+	struct xlate_block *b =
+		__atomic_load_n(&x->hash[hash_of(phys, key)], __ATOMIC_ACQUIRE);
+
+	while (b && (b->phys != phys || b->key != key))
+		b = __atomic_load_n(&b->hash_next, __ATOMIC_ACQUIRE);
+	return b;
+}
+
+/* No vCPU may keep a write mapping of a page that is about to hold translated code. */
+static void protect_page(struct dbt_cpu *cpu, uint64_t phys)
+{
+	struct dbt_vm *vm = cpu->vm;
+	_Atomic uint8_t *flags = &vm->ram->page_flags[phys >> 12];
+	uint8_t old = __atomic_fetch_or(flags, RAM_PAGE_CODE, __ATOMIC_SEQ_CST);
+
+	if (!(old & RAM_PAGE_WMAP))
+		return;
+	if (vm->ncpus > 1)
+		dbt_exclusive_begin(cpu);
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if (vm->cpus[i])
+			mmu_drop_write(vm->cpus[i], phys & ~0xfffULL);
+	__atomic_and_fetch(flags, (uint8_t)~RAM_PAGE_WMAP, __ATOMIC_SEQ_CST);
+	if (vm->ncpus > 1)
+		dbt_exclusive_end(cpu);
+}
+
+static void flush_world(struct dbt_cpu *cpu)
+{
+	dbt_exclusive_begin(cpu);
+	xlate_flush(cpu->vm);
+	dbt_exclusive_end(cpu);
+}
+
+static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint32_t key)
+{
+	struct dbt_vm *vm = cpu->vm;
+	struct xlate_vm *x = vm->xlate;
+
+	for (;;) {
+		protect_page(cpu, phys);
+		pthread_mutex_lock(&vm->lock);
+		/* Somebody's write may have cleared the flag again before we got the lock. */
+		uint8_t f = __atomic_load_n(&vm->ram->page_flags[phys >> 12], __ATOMIC_SEQ_CST);
+		struct xlate_block *b = lookup(x, phys, key);
+
+		if (b) {
+			pthread_mutex_unlock(&vm->lock);
+			return b;
+		}
+		bool is_full = x->cc.size - x->cc.used < CODE_BLOCK_MAX;
+
+		if ((f & RAM_PAGE_CODE) && !(f & RAM_PAGE_WMAP) && !is_full) {
+			if (x->norder == x->order_cap) {
+				size_t cap = x->order_cap ? 2 * x->order_cap : 4096;
+				struct xlate_block **o = realloc(x->order, cap * sizeof(*o));
+
+				if (o) {
+					x->order = o;
+					x->order_cap = cap;
+				}
+			}
+			if (x->norder < x->order_cap)
+				b = xlate_translate(cpu, phys, key);
+			if (b) {
+				cpu->xlate->translations++;
+				x->order[x->norder++] = b;
+				b->page_next = x->by_page[phys >> 12];
+				x->by_page[phys >> 12] = b;
+				_Atomic(struct xlate_block *) *head = &x->hash[hash_of(phys, key)];
+
+				b->hash_next = *head;
+				__atomic_store_n(head, b, __ATOMIC_RELEASE);
+			}
+			pthread_mutex_unlock(&vm->lock);
+			return b; /* NULL: no memory for it; the interpreter goes on */
+		}
+		pthread_mutex_unlock(&vm->lock);
+		if (is_full)
+			flush_world(cpu);
+	}
+}
+
+struct xlate_block *xlate_find(struct dbt_cpu *cpu)
+{
+	uint32_t key = xlate_key(cpu);
+
+	if (!xlate_mode_ok(key))
+		return NULL;
+	unsigned avail;
+	uint64_t offset;
+
+	if (!mmu_fetch_probe(cpu, cpu->s.rip, &avail, &offset))
+		return NULL;
+	struct xlate_block *b = lookup(cpu->vm->xlate, offset, key);
+
+	if (!b)
+		b = translate_at(cpu, offset, key);
+	return b;
+}
+
+unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
+{
+	cpu->xlate->entries++;
+	return cpu->vm->xlate->enter(cpu, b->far_entry);
+}
+
+/* ---- host faults in translated code ------------------------------------------------------- */
+
+static struct xlate_block *block_by_pc(struct xlate_vm *x, const uint8_t *pc)
+{
+	size_t lo = 0, hi = x->norder;
+
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+
+		if (x->order[mid]->far_entry <= pc)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (!lo)
+		return NULL;
+	struct xlate_block *b = x->order[lo - 1];
+
+	return pc < b->far_entry + b->code_len ? b : NULL;
+}
+
+bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
+{
+	static const uint8_t greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
+					     REG_RDI, REG_R8,  REG_R9,	REG_R10, REG_R11, REG_R12, REG_R13,
+					     REG_R14, REG_R15 };
+	struct xlate_vm *x = cpu->vm->xlate;
+	greg_t *g = uc->uc_mcontext.gregs;
+	const uint8_t *pc = (const uint8_t *)(uintptr_t)g[REG_RIP];
+
+	if (!x || pc < x->cc.rx || pc >= x->cc.rx + x->cc.size)
+		return false;
+	struct xlate_block *b = block_by_pc(x, pc);
+
+	if (!b)
+		return false;
+	uint32_t off = (uint32_t)(pc - b->far_entry);
+	unsigned i = b->ninsns;
+
+	while (i > 0 && b->map[i - 1].host_off > off)
+		i--;
+	if (!i)
+		return false;
+	/*
+	 * Destinations are written after everything that can fault, so the registers are those before the
+	 * instruction; the interpreter executes it again and raises what it has to.
+	 */
+	for (unsigned r = 0; r < 16; r++)
+		if (emit_host_reg[r] != H_NONE)
+			cpu->s.gpr[r] = (uint64_t)g[greg_of[emit_host_reg[r]]];
+	cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)FL_ARITH) | ((uint64_t)g[REG_EFL] & FL_ARITH);
+	cpu->s.rip = cpu->pc_base + b->map[i - 1].page_off;
+	if (cpu->code_bits == 32)
+		cpu->s.rip = (uint32_t)cpu->s.rip;
+	g[REG_RIP] = (greg_t)(uintptr_t)x->fault_exit;
+	return true;
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The translator: blocks of re-encoded guest instructions, found by physical address, chained.
+ *
+ * A block is a run of instructions of one guest-physical page, translated for one mode key.  It is
+ * position-independent in guest-virtual addresses: gs:pc_base holds RIP minus the offset in the page, so
+ * that RIP of any instruction of the block is pc_base + its offset in the page.
+ *
+ *   far entry   gs:s.rip holds the block's RIP: sets pc_base, polls, falls into the near entry
+ *   near entry  pc_base is right already (chained from a block of the same page)
+ *
+ * A block follows not-taken branches and ends at an unconditional transfer, at an instruction that is
+ * interpreted, at the end of its page or at its size limit.
+ *
+ * Invariants
+ *  1. The code cache is append-only between flushes; a flush stops the world, so code is never freed
+ *     under a running vCPU.  Code memory has two mappings, one writable, one executable.
+ *  2. A live block's page has RAM_PAGE_CODE, and no vCPU holds a write mapping of it.
+ *  3. A dead block's far entry is patched to leave to the dispatcher; no live block jumps to it.
+ *  4. Every exit leaves s.rip exact and all registers in s.
+ *  5. Blocks, links and the hash table change under vm->lock only; lookups are lock-free.
+ */
+#ifndef VIV_DBT_XLATE_H
+#define VIV_DBT_XLATE_H
+
+#include <ucontext.h>
+
+#include "engine/dbt/dbt.h"
+#include "engine/dbt/emit.h"
+
+/* Why translated code came back (rax of the exit stub). */
+enum xlate_exit {
+	XEXIT_LOOKUP,	/* continue at s.rip: not in the branch table */
+	XEXIT_LINK,	/* continue at s.rip; exit_info is the struct xlate_link to patch */
+	XEXIT_INTERP,	/* the instruction at s.rip is the interpreter's */
+	XEXIT_POLL,	/* poll was set */
+};
+
+struct xlate_block;
+
+/* A direct jump out of a block: to its own stub, or patched to a block of the same page. */
+struct xlate_link {
+	uint8_t *site;		   /* writable address of the rel32 */
+	intptr_t stub;		   /* rel32 value that leads to the stub */
+	struct xlate_block *from, *to; /* to: NULL while unpatched */
+	struct xlate_link *next_in; /* other links into @to */
+	uint16_t page_off;	   /* target's offset in the page */
+};
+
+struct xlate_insn_map {
+	uint32_t host_off; /* where the instruction's host code starts, from block->code */
+	uint16_t page_off;
+};
+
+#define XLATE_MAX_INSNS 64
+#define XLATE_MAX_LINKS 20
+
+struct xlate_block {
+	uint64_t phys;	/* RAM offset of the first byte */
+	uint32_t key;	/* mode key */
+	uint16_t guest_len;
+	uint16_t ninsns, nlinks;
+	bool is_dead;
+	bool is_interp;	/* starts with an instruction that is interpreted: no code worth entering */
+	uint8_t *far_entry, *near_entry; /* executable addresses */
+	uint32_t code_len;		 /* from far_entry */
+	_Atomic(struct xlate_block *) hash_next;
+	struct xlate_block *page_next;
+	struct xlate_link *in; /* links that jump here */
+	struct xlate_link *links;
+	struct xlate_insn_map *map;
+};
+
+/* Per-vCPU counters. */
+struct xlate_cpu {
+	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
+	uint64_t interp_by_id[I_COUNT]; /* why the interpreter was entered from translated code */
+	uint64_t fill_true, fill_false;
+	uint64_t jc_pages[64]; /* hashed set of pages with entries in the branch table */
+};
+
+struct code_cache {
+	uint8_t *rw, *rx; /* the two views */
+	size_t size, used, stubs_end; /* [0, stubs_end): stubs, kept by a flush */
+};
+
+#define XLATE_HASH_BITS 16
+
+struct xlate_vm {
+	struct code_cache cc;
+	_Atomic(struct xlate_block *) hash[1u << XLATE_HASH_BITS];
+	struct xlate_block **by_page; /* list of blocks by RAM page index */
+	struct xlate_block **order;   /* blocks by ascending far_entry */
+	size_t norder, order_cap;
+	struct { uint8_t *p, *end; } arena; /* metadata, dropped by a flush */
+	struct arena_chunk *chunks;
+	/* Stubs: executable addresses. */
+	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
+	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_poll, *miss, *fault_exit;
+	bool has_bmi2;
+	uint64_t flushes, invalidations, smc_hits;
+	uint64_t generation; /* of flushes */
+};
+
+int xlate_vm_create(struct dbt_vm *vm, struct error *err);
+void xlate_vm_destroy(struct dbt_vm *vm);
+int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err);
+void xlate_cpu_destroy(struct dbt_cpu *cpu);
+
+/** xlate_find() - the block for the present s.rip, translating it if needed; NULL when this place can't be
+ * translated (not RAM, fetch faults, mode is the interpreter's). */
+struct xlate_block *xlate_find(struct dbt_cpu *cpu);
+/** xlate_run() - enter @b; returns an enum xlate_exit; s is complete. */
+unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b);
+/** xlate_link_patch() - make the link of cpu->exit_info jump to @b directly, if it may. */
+void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_block *b);
+/** xlate_jc_set() - remember @b for s.rip in the branch table. */
+void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b);
+/** xlate_flush() - drop all translations; the world is stopped by the caller or single. */
+void xlate_flush(struct dbt_vm *vm);
+/** xlate_signal() - a host signal with its pc in translated code: set up an exit to the interpreter
+ * (dbt_xlate_fault in thunk.h). */
+bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
+
+/** xlate_mode_ok() - may code of this mode key be translated? */
+bool xlate_mode_ok(uint32_t key);
+/** xlate_key() - mode key of the running code. */
+uint32_t xlate_key(const struct dbt_cpu *cpu);
+
+/* translate.c */
+/** xlate_translate() - build a block; called with vm->lock.  NULL when the cache is full. */
+struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t key);
+/* stubs.c */
+int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
+void *xlate_alloc(struct xlate_vm *x, size_t bytes);
+
+/* dispatch.c: a vCPU is "running" between these two; enter waits for an exclusive section to end. */
+void dbt_run_enter(struct dbt_cpu *cpu);
+void dbt_run_leave(struct dbt_cpu *cpu);
+enum run_result dbt_run(struct dbt_cpu *cpu);
+
+/** dbt_probe() - engine_ops.probe: runs a small guest and measures (src/engine/dbt_probe.c). */
+void dbt_probe(struct engine_probe *out);
+
+#endif
