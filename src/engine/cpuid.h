@@ -30,9 +30,15 @@ struct cpuid_regs {
 
 struct cpu_model {
 	const char *name;		/* "host", "x86-64-v2", "x86-64-v3" */
+	char vendor[13];		/* the host's: instructions run natively */
+	bool is_amd;			/* which vendor's leaves and MSRs are shown */
+	bool has_kvm_pv;		/* KVM signature and its paravirtual MSRs and hypercalls */
+	bool has_fpu_error_pointers;	/* AMD: FXRSTOR always restores FIP, FDP (host's) */
+	uint32_t signature;		/* leaf 1 EAX: family, model, stepping of the host */
+	char brand[48];			/* leaves 80000002H..4H, zero-padded */
 	bool has[CPUF_COUNT];		/* features after subtraction of what the host lacks */
 	uint32_t tsc_khz;		/* shown in leaf 15H/40000010H; 0: not shown */
-	uint8_t phys_bits;		/* MAXPHYADDR shown, 36..52 */
+	uint8_t phys_bits;		/* MAXPHYADDR shown, 36..52; covers 1 TiB of RAM above 4G */
 	unsigned vcpus;			/* for the topology leaves */
 	uint64_t xcr0_mask;		/* XCR0 bits the guest may set: x87|SSE[|AVX] */
 };
@@ -52,7 +58,8 @@ struct cpuid_env {
 	bool apic_enabled;	 /* IA32_APIC_BASE bit 11: leaf 1 EDX.APIC */
 };
 
-/** cpuid_query() - the answer to CPUID(leaf, subleaf); out-of-range leaves follow the vendor's rule. */
+/** cpuid_query() - compiled without vector registers: dbt calls it with guest FPU state live.
+ * the answer to CPUID(leaf, subleaf); out-of-range leaves follow the vendor's rule. */
 void cpuid_query(const struct cpu_model *m, const struct cpuid_env *env, uint32_t leaf,
 		 uint32_t subleaf, struct cpuid_regs *out);
 

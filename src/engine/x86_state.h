@@ -83,10 +83,14 @@ struct x86_state {
 	uint8_t external_vector;
 	uint8_t pad_[2];
 	uint64_t exception_payload;   /* CR2 for #PF, DR6 for #DB */
+	uint8_t pad_xsave_[56];
 
 	/* x87, SSE, AVX in the standard (not compacted) XSAVE format. */
 	_Alignas(64) uint8_t xsave[X86_XSAVE_BYTES];
 };
+
+/* The field table of struct x86_state, every byte of it. */
+extern const struct state_desc x86_state_desc;
 
 /** x86_state_reset() - the state after power-up or RESET (SDM vol. 3 table 9-1). */
 void x86_state_reset(struct x86_state *s, bool is_bsp);

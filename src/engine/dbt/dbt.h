@@ -160,9 +160,9 @@ struct dbt_cpu {
 	/* System level. */
 	uint64_t pdpte[4];	   /* PAE paging: the page-directory pointers, loaded when CR3 is (SDM
 				    * vol. 3 4.4.1); the walker uses these.  cr_load_pdptes() after set_state */
-	uint64_t as_gen;	   /* address-space generation, part of jc_key.  Starts random; whoever
-				    * wants every inline branch entry forgotten adds 1 and calls
-				    * dbt_mode_changed() */
+	uint64_t as_gen;	   /* address-space generation, part of jc_key.  dbt_mode_changed() starts
+				    * it somewhere random; whoever wants every inline branch entry
+				    * forgotten adds 1 and calls dbt_mode_changed() */
 	uint32_t exc_ext;	   /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
 
 	struct dbt_vm *vm;

@@ -20,7 +20,6 @@
 #include "engine/dbt/segment.h"
 
 #define MAX_ROUNDS 64
-#define DR6_BD (1u << 13)
 #define DR6_BT (1u << 15)
 #define DR6_FIXED 0xffff0ff0ULL
 #define DR7_GD (1u << 13)
@@ -244,10 +243,9 @@ static bool is_contributory(unsigned vector)
 	return vector == EXC_DE || (vector >= EXC_TS && vector <= EXC_GP);
 }
 
-/* A #DB is about to be delivered: DR6, DR7 (SDM vol. 3 17.2.3, 17.2.4). */
-static void note_debug(struct dbt_cpu *cpu)
+void exc_note_debug(struct dbt_cpu *cpu, uint64_t bits)
 {
-	cpu->s.dr6 = (cpu->s.dr6 & ~15ULL) | cpu->dr6_pending | DR6_FIXED;
+	cpu->s.dr6 = (cpu->s.dr6 & ~15ULL) | bits | DR6_FIXED;
 	cpu->s.dr7 &= ~(uint64_t)DR7_GD;
 	cpu->dr6_pending = 0;
 }
@@ -256,14 +254,11 @@ static void note_debug(struct dbt_cpu *cpu)
 static void event_from_raise(struct dbt_cpu *cpu, struct event *ev)
 {
 	unsigned vector = cpu->raise_vector;
-	bool is_fault = vector != EXC_BP && vector != EXC_OF && vector != EXC_DF && vector != EXC_MC;
+	/* #DB is a trap, or an instruction breakpoint: RF is for its handler to set (SDM vol. 3
+	 * 17.3.1.1). */
+	bool is_fault = vector != EXC_DB && vector != EXC_BP && vector != EXC_OF &&
+			vector != EXC_DF && vector != EXC_MC;
 
-	if (vector == EXC_DB) {
-		/* Only general detect is a fault that pushes RF = 1; instruction breakpoints push
-		 * RF = 0 and the handler sets it (SDM vol. 3 17.3.1.1). */
-		is_fault = cpu->dr6_pending & DR6_BD;
-		note_debug(cpu);
-	}
 	*ev = (struct event){
 		.vector = vector,
 		.kind = EV_EXCEPTION,
@@ -321,6 +316,7 @@ static void deliver_chain(struct dbt_cpu *cpu, struct event *ev)
 		} else if (cpu->dr6_pending & DR6_BT) { /* T flag of the TSS switched to */
 			cpu->raise_vector = EXC_DB;
 			cpu->raise_has_error = false;
+			exc_note_debug(cpu, DR6_BT);
 			event_from_raise(cpu, ev);
 		} else {
 			break;
@@ -417,7 +413,7 @@ void exc_software(struct dbt_cpu *cpu, unsigned vector, enum exc_soft kind)
 	if (kind == EXC_SOFT_INT1) {
 		/* DR6 does not tell of it, but takes what MOV SS left pending. */
 		if (cpu->dr6_pending)
-			note_debug(cpu);
+			exc_note_debug(cpu, cpu->dr6_pending);
 		cpu->s.dr7 &= ~(uint64_t)DR7_GD;
 	}
 }

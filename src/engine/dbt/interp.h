@@ -52,6 +52,9 @@ uint64_t stack_peek(struct dbt_cpu *cpu, unsigned size, unsigned byte_off);
 void exc_deliver_raised(struct dbt_cpu *cpu);
 /** exc_interrupt() - deliver an external interrupt, or an NMI (vector 2, @is_nmi). */
 void exc_interrupt(struct dbt_cpu *cpu, unsigned vector, bool is_nmi);
+/** exc_note_debug() - a #DB with the DR6 conditions @bits is about to be raised: DR6 takes them, DR7.GD
+ * is cleared, nothing is pending any more (SDM vol. 3 17.2.3).  The raiser calls it, not the delivery. */
+void exc_note_debug(struct dbt_cpu *cpu, uint64_t bits);
 /** exc_software() - INT n, INT3, INTO, INT1: called by handlers; may raise. */
 enum exc_soft { EXC_SOFT_INT, EXC_SOFT_INT3_INTO, EXC_SOFT_INT1 };
 void exc_software(struct dbt_cpu *cpu, unsigned vector, enum exc_soft kind);

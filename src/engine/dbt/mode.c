@@ -33,11 +33,14 @@ static uint64_t mix(uint64_t x)
  * generations (and, outside flat 64-bit code, code segments) differ by an offset that a guest
  * cannot guess (as_gen starts random).
  */
-static uint64_t branch_key(const struct dbt_cpu *cpu)
+static uint64_t branch_key(struct dbt_cpu *cpu)
 {
 	const struct x86_seg *cs = &cpu->s.seg[SEG_CS];
-	uint64_t x = cpu->as_gen;
+	uint64_t x;
 
+	if (!cpu->as_gen)
+		cpu->as_gen = mix(__builtin_ia32_rdtsc() ^ (uintptr_t)cpu);
+	x = cpu->as_gen;
 	if (cpu->code_bits != 64)
 		x += mix(cs->base << 32 | cs->limit);
 	return ((uint64_t)cpu->mode_key << 49) + (mix(x) & ((1ULL << 48) - 1));
