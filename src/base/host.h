@@ -18,6 +18,7 @@
 
 struct host_calls {
 	int (*open)(const char *path, int flags, mode_t mode);
+	int (*ioctl)(int fd, unsigned long request, void *arg);
 	void *(*mmap)(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
 	ssize_t (*pread)(int fd, void *buf, size_t len, off_t offset);
 	ssize_t (*pwrite)(int fd, const void *buf, size_t len, off_t offset);
