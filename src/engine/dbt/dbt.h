@@ -49,7 +49,7 @@ extern int memcmp(const void *, const void *, size_t) __asm__("dbt_memcmp");
  *   xlat[i]           host address of the page minus (page address & 0xf000):
  *                     host pointer = xlat + (va & 0xffff), so that speculation with a wrong va stays within
  *                     64 KiB of a RAM page (RAM_GUARD_BYTES).
- *   phys[i]           offset of the page in the RAM mapping | DBT_TLB_GLOBAL; for C code only
+ *   phys[i]           offset of the page in the RAM mapping | DBT_TLB_* flags; for C code only
  *
  * Only plain RAM enters.  wneg is valid only if a write would need no notice: page writable in this
  * mode, D bit set, RAM not read-only, page flags & (CODE | TRACK | WATCH) == 0.
@@ -64,7 +64,10 @@ enum dbt_tlb_mode {
 #define DBT_TLB_MAX (1u << DBT_TLB_BITS_MAX)
 #define DBT_TLB_BITS_MIN 10
 #define DBT_TLB_INVALID(i) (0 - ((1ULL << 63) | ((uint64_t)(~(i) & 1) << 12)))
-#define DBT_TLB_GLOBAL 1ULL
+#define DBT_TLB_GLOBAL 1ULL /* survives MOV CR3 */
+#define DBT_TLB_VALID 2ULL
+#define DBT_TLB_LISTED 4ULL   /* the slot is in mmu.listed[mode][0] (non-global), ... */
+#define DBT_TLB_LISTED_G 8ULL /* ... in listed[mode][1] (global) */
 
 struct dbt_tlb {
 	uint64_t rneg[DBT_TLB_MAX];
@@ -78,6 +81,19 @@ struct dbt_tlb {
 struct dbt_ctlb_entry {
 	uint64_t page; /* linear page address | 1 = valid for user, | 2 = valid for kernel */
 	uint64_t phys; /* offset in the RAM mapping | DBT_TLB_GLOBAL */
+};
+
+/* Bookkeeping of mmu.c: what a flush has to touch. */
+struct dbt_mmu {
+	struct {
+		uint32_t n;
+		uint16_t slot[DBT_TLB_MAX];
+	} listed[DBT_TLB_MODES][2];
+	uint32_t nctlb;
+	uint8_t ctlb_slot[DBT_CTLB_SIZE]; /* filled non-global entries of ctlb */
+	uint32_t conflicts;		  /* valid entries pushed out since the TLB last grew */
+	/* Hashed sets of the 2M and 1G spans from which a fragment was entered (INVLPG drops all). */
+	uint64_t large_2m[16], large_1g[16];
 };
 
 /* ---- inline branch table (jump cache), see xlate.h ---- */
@@ -164,6 +180,8 @@ struct dbt_cpu {
 				    * it somewhere random; whoever wants every inline branch entry
 				    * forgotten adds 1 and calls dbt_mode_changed() */
 	uint32_t exc_ext;	   /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
+
+	struct dbt_mmu mmu;
 
 	struct dbt_vm *vm;
 	unsigned index; /* APIC id */

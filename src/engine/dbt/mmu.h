@@ -5,6 +5,13 @@
  * Linear addresses in, host pointers out.  All functions that may raise say so; they raise #PF with the
  * architectural error code, #GP/#SS for segment and canonical violations, #AC for alignment.
  *
+ * The TLB arrays are set up by the first mmu_flush_all() on a zeroed vCPU; nothing else may be called
+ * before.  tlb_mask changes in mmu_fill, mmu_translate and every mem_ and sys_ function: emitted code computes
+ * its index again after a call.
+ *
+ * A walk that sets A or D bits in a page with RAM_PAGE_CODE calls dbt_code_written: no lock that this
+ * takes may be held around functions here.
+ *
  * Source: SDM vol. 3 chapter 4 (paging), 5 (protection); APM vol. 2 chapter 5.
  */
 #ifndef VIV_DBT_MMU_H
@@ -23,6 +30,8 @@ struct mmu_page {
 	bool is_ram;	   /* else a hole or a device */
 	bool is_writable;  /* RAM and not read-only */
 	bool is_global;
+	bool can_write;	   /* a write in the walk's mode would be allowed */
+	bool is_dirty;	   /* D is set */
 	uint64_t size;	   /* 4K, 2M, 4M, 1G: of the translation */
 };
 
@@ -33,6 +42,10 @@ struct mmu_page {
  */
 bool mmu_walk(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc, struct mmu_page *out,
 	      uint32_t *pf_err);
+/** mmu_translate() - mmu_walk that enters the page into the TLB; on failure the page's entries are dropped, as a
+ * page fault does. */
+bool mmu_translate(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc,
+		   struct mmu_page *out, uint32_t *pf_err);
 /** mmu_peek() - as mmu_walk with supervisor rights and no A/D updates (debuggers, introspection). */
 bool mmu_peek(struct dbt_cpu *cpu, uint64_t va, gpa_t *gpa);
 
@@ -54,8 +67,24 @@ void mmu_flush_all(struct dbt_cpu *cpu);	/* CR0/CR4 paging bits, INVPCID all, re
 void mmu_flush_nonglobal(struct dbt_cpu *cpu);	/* MOV CR3 */
 void mmu_flush_page(struct dbt_cpu *cpu, uint64_t va); /* INVLPG, #PF on the page; covers large pages */
 /** mmu_drop_write() - the RAM page at @offset must not be write-mapped any more.  The vCPU is the
- * caller's own or stopped. */
+ * caller's own or stopped.  Needed only if the page has RAM_PAGE_WMAP (mem/ram.h, invariant 5), which the
+ * caller clears once all vCPUs are done. */
 void mmu_drop_write(struct dbt_cpu *cpu, uint64_t offset);
+/** mmu_drop_all_writes() - the same for every page (dirty log). */
+void mmu_drop_all_writes(struct dbt_cpu *cpu);
+
+/**
+ * mmu_verify_tlb() - for tests and debugging: is every valid entry what a fresh walk without side
+ * effects gives?  False with the linear address in *@bad_va; also false where the guest changed a mapping
+ * and has not invalidated it yet.
+ */
+bool mmu_verify_tlb(struct dbt_cpu *cpu, uint64_t *bad_va);
+
+/* Bits 63..47 equal: a linear address of 4-level paging. */
+static inline bool mmu_is_canonical(uint64_t va)
+{
+	return (uint64_t)((int64_t)(va << 16) >> 16) == va;
+}
 
 /* ---- operands of interpreted instructions (may raise) ---- */
 
@@ -68,7 +97,8 @@ void mem_write(struct dbt_cpu *cpu, unsigned seg, uint64_t ea, unsigned size, ui
 /* By linear address (segment already applied). */
 uint64_t mem_read_lin(struct dbt_cpu *cpu, uint64_t va, unsigned size);
 void mem_write_lin(struct dbt_cpu *cpu, uint64_t va, unsigned size, uint64_t val);
-/* Descriptor tables, TSS, exception frames: supervisor rights whatever the CPL. */
+/* Descriptor tables, TSS, exception frames: supervisor rights whatever the CPL.  A non-canonical address raises
+ * #GP(0); stacks are checked by the caller, who knows when it is #SS. */
 uint64_t sys_read(struct dbt_cpu *cpu, uint64_t va, unsigned size);
 void sys_write(struct dbt_cpu *cpu, uint64_t va, unsigned size, uint64_t val);
 /** sys_check_write() - raise now if sys_write of [@va, +@len) would (all-or-nothing frames). */
@@ -80,6 +110,12 @@ void sys_check_write(struct dbt_cpu *cpu, uint64_t va, unsigned len);
  * instructions are then atomic), else a bounce buffer filled from memory or device when @acc reads.
  * mem_commit writes a bounced operand back, marks dirty, drops translated code.
  */
+struct mem_span { /* the part of an operand in one page */
+	uint64_t offset; /* in the RAM mapping */
+	gpa_t gpa;
+	uint32_t len;
+	bool is_ram, is_writable;
+};
 struct mem_op {
 	void *ptr;
 	uint64_t va;
@@ -89,6 +125,7 @@ struct mem_op {
 	bool is_noted;	   /* direct, but a write must be followed by dbt_code_written / dirty marking */
 	bool is_exclusive; /* a locked access that had to stop the world */
 	uint64_t note_offset;
+	struct mem_span span[2]; /* bounced */
 	_Alignas(64) uint8_t bounce[1024];
 };
 void mem_begin(struct dbt_cpu *cpu, struct mem_op *op, unsigned seg, uint64_t ea, unsigned size, unsigned acc,

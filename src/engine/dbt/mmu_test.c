@@ -1,0 +1,1313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Walker against an independent model over random tables, coherence of the TLB under random use, and
+ * memory operands at every kind of edge.
+ */
+#include "base/unit.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "engine/dbt/mmu.h"
+
+/* ---- the rest of the engine, as doubles ---------------------------------------------------- */
+
+static struct guest_ram ram;
+static struct dbt_vm vm;
+static struct dbt_cpu *cpu;
+
+static jmp_buf raise_jmp;
+static struct {
+	int vector; /* -1: nothing raised */
+	uint32_t err;
+	uint64_t cr2;
+} raised;
+
+void dbt_raise_err(struct dbt_cpu *c, unsigned vector, uint32_t err_code)
+{
+	raised.vector = (int)vector;
+	raised.err = err_code;
+	longjmp(raise_jmp, 1);
+}
+
+void dbt_raise_pf(struct dbt_cpu *c, uint64_t va, uint32_t err_code)
+{
+	raised.cr2 = va;
+	dbt_raise_err(c, EXC_PF, err_code);
+}
+
+static struct { bool is_write; uint8_t size; uint64_t addr, data; } mmio[64];
+static unsigned nmmio;
+int dbt_exit(struct dbt_cpu *c, struct vcpu_exit *x)
+{
+	assert_int_equal(x->kind, EXIT_MMIO);
+	assert_true(nmmio < ARRAY_SIZE(mmio));
+	if (!x->is_write) { /* each byte reads as the low byte of its address plus 1 */
+		x->data = 0;
+		for (unsigned i = 0; i < x->size; i++)
+			x->data |= ((x->addr + i + 1) & 0xff) << (8 * i);
+	}
+	mmio[nmmio].is_write = x->is_write;
+	mmio[nmmio].size = x->size;
+	mmio[nmmio].addr = x->addr;
+	mmio[nmmio++].data = x->data;
+	return 0;
+}
+
+static int exclusive_depth;
+static unsigned nexclusive;
+static void (*while_waiting)(void);
+void dbt_exclusive_begin(struct dbt_cpu *c)
+{
+	assert_int_equal(exclusive_depth++, 0);
+	nexclusive++;
+	if (while_waiting)
+		while_waiting();
+}
+
+void dbt_exclusive_end(struct dbt_cpu *c)
+{
+	assert_int_equal(--exclusive_depth, 0);
+}
+
+static struct { uint64_t offset, len; } code_hits[8];
+static unsigned ncode_hits;
+void dbt_code_written(struct dbt_vm *v, uint64_t offset, uint64_t len)
+{
+	code_hits[ncode_hits % 8].offset = offset;
+	code_hits[ncode_hits++ % 8].len = len;
+}
+
+static unsigned nmapping_changed;
+void xlate_mapping_changed(struct dbt_cpu *c, uint64_t va, bool is_all)
+{
+	nmapping_changed++;
+}
+
+/* Runs a statement; true if it raised.  No local that is read after a raise changes in between. */
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wclobbered"
+#endif
+#define RAISES(stmt)                                                                               \
+	({                                                                                         \
+		raised.vector = -1;                                                                \
+		if (!setjmp(raise_jmp)) {                                                          \
+			stmt;                                                                      \
+		}                                                                                  \
+		raised.vector >= 0;                                                                \
+	})
+
+static uint64_t rng_state;
+static uint64_t rnd(void)
+{
+	rng_state ^= rng_state << 13;
+	rng_state ^= rng_state >> 7;
+	rng_state ^= rng_state << 17;
+	return rng_state * 0x2545f4914f6cdd1d;
+}
+static uint64_t below(uint64_t n)
+{
+	return (rnd() >> 11) % n;
+}
+static bool one_in(uint64_t n)
+{
+	return below(n) == 0;
+}
+
+static void make(uint64_t ram_bytes, uint64_t rom_bytes)
+{
+	struct error err;
+
+	assert_int_equal(ram_create(&ram, ram_bytes, rom_bytes, &err), 0);
+	vm = (struct dbt_vm){.ram = &ram, .phys_mask = (1ULL << 46) - 1};
+	vm.model.has[CPUF_GBPAGES] = true;
+	assert_int_equal(posix_memalign((void **)&cpu, 4096, sizeof(*cpu)), 0);
+	memset(cpu, 0, sizeof(*cpu));
+	cpu->vm = &vm;
+	mmu_flush_all(cpu);
+	rng_state = 0x1234567887654321;
+	nmmio = ncode_hits = nexclusive = 0;
+	exclusive_depth = 0;
+	while_waiting = NULL;
+}
+
+static int teardown(void **state)
+{
+	free(cpu);
+	cpu = NULL;
+	ram_destroy(&ram);
+	return 0;
+}
+
+/* ---- the walker against a model ------------------------------------------------------------ */
+
+enum paging { PAGING_NONE, PAGING_32, PAGING_PAE, PAGING_LONG, PAGING_KINDS };
+
+/* What the model says: outcome and the entries that get new bits, in order. */
+struct model {
+	bool is_ok;
+	uint32_t err;
+	uint64_t gpa, size;
+	bool is_global;
+	unsigned nwrites;
+	struct { uint64_t gpa, bits; } writes[4];
+};
+
+static uint64_t model_load(uint64_t gpa, unsigned bytes)
+{
+	uint64_t v = ~0ULL;
+
+	gpa &= vm.phys_mask;
+	if (gpa < ram.low_bytes)
+		memcpy(&v, ram.base + gpa, bytes);
+	else if (gpa >= 0xf0000000 && gpa < 0xf0010000)
+		memcpy(&v, ram.base + ram.low_bytes + (gpa - 0xf0000000), bytes);
+	return bytes == 4 ? (uint32_t)v : v;
+}
+
+/*
+ * Written from the manual's tables, level by level from the entries' values collected first: unlike
+ * the walker it gathers the whole chain, then judges it.
+ */
+static struct model model_walk(enum paging kind, uint64_t va, unsigned mode, unsigned acc)
+{
+	struct model m = {0};
+	const struct x86_state *s = &cpu->s;
+	bool nxe = s->efer & X86_EFER_NXE && (kind == PAGING_PAE || kind == PAGING_LONG);
+	uint64_t e[4], at[4], lo[4]; /* value, address, lowest address bit that the level resolves */
+	unsigned width = kind == PAGING_32 ? 4 : 8, n = 0, levels, leaf = 0;
+	uint64_t table;
+
+	if (kind == PAGING_NONE) {
+		m.is_ok = true;
+		m.gpa = va & 0xfffff000;
+		m.size = 4096;
+		return m;
+	}
+	levels = kind == PAGING_LONG ? 4 : 2;
+	table = kind == PAGING_LONG ? s->cr3 & 0xffffffffff000
+		: kind == PAGING_32 ? s->cr3 & 0xfffff000
+				    : cpu->pdpte[(va >> 30) & 3] & 0xffffffffff000;
+	if (kind == PAGING_PAE && !(cpu->pdpte[(va >> 30) & 3] & 1))
+		levels = 0;
+	bool is_present = levels > 0;
+	for (n = 0; n < levels; n++) {
+		unsigned bits = kind == PAGING_32 ? 10 : 9;
+		lo[n] = 12 + (levels - 1 - n) * bits;
+		at[n] = table + ((va >> lo[n]) & ((1u << bits) - 1)) * width;
+		e[n] = model_load(at[n], width);
+		leaf = n;
+		if (!(e[n] & 1)) {
+			is_present = false;
+			break;
+		}
+		bool can_be_large = kind == PAGING_32 ? s->cr4 & X86_CR4_PSE
+				    : lo[n] == 21     ? true
+				    : lo[n] == 30     ? vm.model.has[CPUF_GBPAGES]
+						      : false;
+		if (lo[n] > 12 && e[n] & 0x80 && can_be_large)
+			break;
+		table = e[n] & (kind == PAGING_32 ? 0xfffff000 : 0xffffffffff000);
+	}
+	bool is_user = true, is_writable = true, is_nx = false, is_rsvd = false;
+	for (unsigned i = 0; i <= leaf && levels; i++) {
+		uint64_t v = e[i], bad = 0;
+		if (!(v & 1))
+			break;
+		bool is_page = i == leaf && is_present;
+		if (kind != PAGING_32) {
+			for (unsigned b = 0; b < 52; b++)
+				if (!(vm.phys_mask >> b & 1))
+					bad |= 1ULL << b;
+			if (kind == PAGING_PAE)
+				for (unsigned b = 52; b < 63; b++)
+					bad |= 1ULL << b;
+			if (!nxe)
+				bad |= 1ULL << 63;
+			if (lo[i] == 39 || (lo[i] == 30 && !vm.model.has[CPUF_GBPAGES]))
+				bad |= 0x80;
+			if (is_page || (v & 0x80 && (lo[i] == 21 || lo[i] == 30)))
+				for (unsigned b = 13; b < lo[i]; b++)
+					bad |= 1ULL << b;
+		} else if (lo[i] == 22 && v & 0x80 && s->cr4 & X86_CR4_PSE) {
+			bad |= 1u << 21;
+			for (unsigned b = 13; b <= 20; b++)
+				if (!(vm.phys_mask >> (b - 13 + 32) & 1))
+					bad |= 1u << b;
+		}
+		if (v & bad) { /* the walk ends here */
+			is_rsvd = true;
+			leaf = i;
+			break;
+		}
+		is_user = is_user && v & 4;
+		is_writable = is_writable && v & 2;
+		is_nx = is_nx || (nxe && v >> 63);
+	}
+	bool is_fetch = acc == ACC_EXEC, is_write = acc == ACC_WRITE, by_user = mode == DBT_TLB_USER;
+	bool is_denied = false;
+	if (by_user && !is_user)
+		is_denied = true;
+	if (is_write && !is_writable && (by_user || s->cr0 & X86_CR0_WP))
+		is_denied = true;
+	if (is_fetch && is_nx)
+		is_denied = true;
+	if (is_fetch && !by_user && is_user && s->cr4 & X86_CR4_SMEP)
+		is_denied = true;
+	if (!is_fetch && !by_user && is_user && s->cr4 & X86_CR4_SMAP && mode != DBT_TLB_KERNEL_AC)
+		is_denied = true;
+	m.is_ok = is_present && !is_rsvd && !is_denied;
+	m.err = (is_write ? 2 : 0) | (by_user ? 4 : 0) |
+		(is_fetch && (nxe || s->cr4 & X86_CR4_SMEP) ? 16 : 0);
+	if (is_rsvd)
+		m.err |= 1 | 8;
+	else if (is_present)
+		m.err |= 1;
+	/* Accessed bits of all entries passed, of the last one only if the access is allowed. */
+	for (unsigned i = 0; i <= leaf && levels; i++) {
+		uint64_t bits = 0x20;
+		if (i == leaf) {
+			if (!m.is_ok)
+				break;
+			if (is_write)
+				bits |= 0x40;
+		}
+		uint64_t gpa = at[i] & vm.phys_mask;
+		if (gpa < ram.low_bytes && (e[i] & bits) != bits) {
+			m.writes[m.nwrites].gpa = gpa;
+			m.writes[m.nwrites++].bits = bits;
+		}
+	}
+	if (!m.is_ok)
+		return m;
+	m.size = 1ULL << lo[leaf];
+	uint64_t base = e[leaf] & 0xffffffffff000 & ~(m.size - 1);
+	if (kind == PAGING_32 && lo[leaf] == 22)
+		base = (e[leaf] & 0xffc00000) | (e[leaf] & 0x1fe000) << 19;
+	m.gpa = (base + (va & (m.size - 1) & ~0xfffULL)) & vm.phys_mask;
+	m.is_global = e[leaf] & 0x100 && s->cr4 & X86_CR4_PGE;
+	return m;
+}
+
+static uint64_t random_entry(unsigned width)
+{
+	uint64_t e = 0;
+
+	e |= one_in(12) ? 0 : 1;
+	e |= one_in(4) ? 0 : 2;
+	e |= one_in(4) ? 0 : 4;
+	e |= rnd() & 0x78; /* PWT PCD A D */
+	e |= one_in(5) ? 0x80 : 0;
+	e |= rnd() & 0xf00;
+	if (one_in(16))
+		e |= rnd() & 0xffffffffff000; /* anywhere */
+	else if (one_in(16))
+		e |= 0xf0000000 + (below(16) << 12); /* in ROM */
+	else
+		e |= below(ram.low_bytes >> 12) << 12;
+	if (e & 0x80 && !one_in(4)) /* a well-formed large page */
+		e &= width == 4 ? ~0x3ff000ULL | 0x1000 : ~0x1ff000ULL | 0x1000;
+	if (width == 8) {
+		e |= one_in(6) ? 1ULL << 63 : 0;
+		e |= one_in(24) ? rnd() & 0x7ff0000000000000 : 0;
+		e |= one_in(32) ? 1ULL << (40 + below(12)) : 0;
+	}
+	return e;
+}
+
+static void fill_random_tables(unsigned width)
+{
+	for (uint64_t i = 0; i < ram.low_bytes + 0x10000; i += width) {
+		uint64_t e = random_entry(width);
+		memcpy(ram.base + i, &e, width);
+	}
+}
+
+static void set_mode(enum paging kind)
+{
+	struct x86_state *s = &cpu->s;
+
+	s->cr0 = X86_CR0_PE | (kind == PAGING_NONE ? 0 : X86_CR0_PG) | (rnd() & X86_CR0_WP);
+	s->cr4 = rnd() & (X86_CR4_PSE | X86_CR4_PGE | X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PCIDE);
+	s->efer = rnd() & X86_EFER_NXE;
+	if (kind == PAGING_PAE || kind == PAGING_LONG)
+		s->cr4 |= X86_CR4_PAE;
+	if (kind == PAGING_LONG)
+		s->efer |= X86_EFER_LME | X86_EFER_LMA;
+	s->cr3 = below(ram.low_bytes >> 12) << 12 | (rnd() & 0xfff);
+	if (one_in(50))
+		s->cr3 = 0x80000000; /* a hole */
+	for (unsigned i = 0; i < 4; i++)
+		cpu->pdpte[i] = below(ram.low_bytes >> 12) << 12 | !one_in(8);
+	vm.phys_mask = (1ULL << (36 + below(17))) - 1;
+	vm.model.has[CPUF_GBPAGES] = rnd() & 1;
+}
+
+static void walker_matches_model(void **state)
+{
+	static const unsigned accs[] = {ACC_READ, ACC_WRITE, ACC_EXEC};
+	unsigned seen_ok = 0, seen_rsvd = 0, seen_np = 0, seen_prot = 0, seen_large = 0;
+	struct error err;
+
+	make(MIB, 64 * KIB);
+	assert_non_null(ram_add_rom(&ram, 0xf0000000, 64 * KIB, &err));
+	uint8_t *shadow = malloc(ram.size_bytes);
+	for (enum paging kind = 0; kind < PAGING_KINDS; kind++) {
+		for (unsigned round = 0; round < 40; round++) {
+			fill_random_tables(kind == PAGING_32 ? 4 : 8);
+			memcpy(shadow, ram.base, ram.size_bytes);
+			for (unsigned step = 0; step < 2000; step++) {
+				if (step % 50 == 0)
+					set_mode(kind);
+				uint64_t va = kind == PAGING_LONG ? (uint64_t)((int64_t)(rnd() << 16) >> 16)
+								  : (uint32_t)rnd();
+				unsigned mode = (unsigned)below(3), acc = accs[below(3)];
+				struct model m = model_walk(kind, va, mode, acc);
+				struct mmu_page p = {0};
+				uint32_t pf = 0;
+				bool is_ok = mmu_walk(cpu, va, mode, acc, &p, &pf);
+
+				assert_int_equal(is_ok, m.is_ok);
+				for (unsigned i = 0; i < m.nwrites; i++) {
+					uint8_t *b = shadow + m.writes[i].gpa;
+					b[0] |= (uint8_t)m.writes[i].bits;
+					assert_int_equal(*b, ram.base[m.writes[i].gpa]);
+				}
+				if (step % 100 == 99)
+					assert_memory_equal(shadow, ram.base, ram.size_bytes);
+				gpa_t peeked;
+				if (mmu_peek(cpu, va, &peeked) && is_ok)
+					assert_int_equal(peeked, p.gpa | (va & 0xfff));
+				if (!is_ok) {
+					assert_int_equal(pf, m.err);
+					seen_rsvd += !!(pf & PF_RSVD);
+					seen_np += !(pf & PF_P);
+					seen_prot += (pf & (PF_P | PF_RSVD)) == PF_P;
+					continue;
+				}
+				seen_ok++;
+				seen_large += p.size > 4096;
+				assert_int_equal(p.gpa, m.gpa);
+				assert_int_equal(p.size, m.size);
+				assert_int_equal(p.is_global, m.is_global);
+				assert_int_equal(p.is_ram, ram_find(&ram, p.gpa) != NULL);
+				if (p.is_ram)
+					assert_ptr_equal(ram.base + p.offset, ram_ptr(&ram, p.gpa, 4096));
+				/* can_write is what a write would find. */
+				if (kind != PAGING_NONE) {
+					struct model w = model_walk(kind, va, mode, ACC_WRITE);
+					assert_int_equal(p.can_write, w.is_ok);
+				}
+			}
+		}
+	}
+	free(shadow);
+	print_message("ok %u, large %u, not present %u, denied %u, reserved %u\n", seen_ok, seen_large,
+		      seen_np, seen_prot, seen_rsvd);
+	assert_true(seen_ok > 10000 && seen_large > 1000 && seen_np > 10000 && seen_prot > 10000 &&
+		    seen_rsvd > 1000);
+}
+
+/* ---- a small guest address space for the other tests --------------------------------------- */
+
+#define DATA_BASE 0x400000ULL /* RAM above here is data, below it tables */
+static uint64_t next_table;
+
+static uint64_t new_table(void)
+{
+	uint64_t t = next_table;
+
+	next_table += 4096;
+	assert_true(next_table <= DATA_BASE);
+	memset(ram.base + t, 0, 4096);
+	return t;
+}
+
+static uint64_t *entry_at(uint64_t gpa)
+{
+	return (uint64_t *)(void *)(ram.base + gpa);
+}
+
+/* The entry that maps @va at the level that resolves bit @shift; makes the tables above. */
+static uint64_t *pte_of(uint64_t va, unsigned shift)
+{
+	uint64_t table = cpu->s.cr3 & ~0xfffULL;
+
+	for (unsigned s = 39;; s -= 9) {
+		uint64_t *e = entry_at(table + ((va >> s) & 511) * 8);
+		if (s == shift)
+			return e;
+		if (!(*e & 1) || *e & 0x80)
+			*e = new_table() | 7;
+		table = *e & 0xffffffffff000;
+	}
+}
+
+static void make_long(uint64_t ram_bytes, uint64_t rom_bytes)
+{
+	make(ram_bytes, rom_bytes);
+	next_table = 0x1000;
+	cpu->s.cr3 = new_table();
+	cpu->s.cr0 = X86_CR0_PE | X86_CR0_PG | X86_CR0_WP;
+	cpu->s.cr4 = X86_CR4_PAE | X86_CR4_PGE;
+	cpu->s.efer = X86_EFER_LME | X86_EFER_LMA | X86_EFER_NXE;
+	cpu->mode_key = DBT_MODE_CODE64 | DBT_MODE_PE | DBT_MODE_FLAT;
+	cpu->code_bits = 64;
+	cpu->tlb_mode = DBT_TLB_KERNEL;
+	mmu_flush_all(cpu);
+}
+
+static void assert_tlb_true(void)
+{
+	uint64_t va = 0;
+
+	if (!mmu_verify_tlb(cpu, &va))
+		fail_msg("TLB entry of %#llx is not what a walk gives", (unsigned long long)va);
+}
+
+static unsigned count_valid(unsigned mode)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < DBT_TLB_MAX; i++)
+		n += !!(cpu->tlb[mode].phys[i] & DBT_TLB_VALID);
+	return n;
+}
+
+/* ---- TLB ----------------------------------------------------------------------------------- */
+
+static void invalid_entries_never_hit(void **state)
+{
+	make_long(16 * MIB, 0);
+	for (unsigned i = 0; i < DBT_TLB_MAX; i++)
+		for (unsigned k = 0; k < 64; k++) {
+			uint64_t va = k < 32 ? rnd() : (1ULL << 63) + (k & 1) * 4096 + (rnd() & 0xfff);
+			va = (va & ~((uint64_t)(DBT_TLB_MAX - 1) << 12)) | (uint64_t)i << 12;
+			assert_true(va + DBT_TLB_INVALID(i) >= 4096);
+			for (unsigned b = DBT_TLB_BITS_MIN; b < DBT_TLB_BITS_MAX; b++)
+				assert_true(va + DBT_TLB_INVALID(i & ((1u << b) - 1)) >= 4096);
+		}
+	assert_tlb_true();
+}
+
+/* An entry as emitted code uses it. */
+static uint8_t *emitted_lookup(uint64_t va, unsigned mode, bool is_write)
+{
+	uint32_t i = (uint32_t)((va & cpu->tlb_mask) >> 12);
+	const struct dbt_tlb *t = &cpu->tlb[mode];
+
+	if (va + (is_write ? t->wneg[i] : t->rneg[i]) >= 4096)
+		return NULL;
+	return (uint8_t *)(uintptr_t)(t->xlat[i] + (va & 0xffff));
+}
+
+static void fill_rules(void **state)
+{
+	const uint64_t va = 0x7f1234567000;
+	uint64_t gpa = DATA_BASE + 0x5000;
+
+	make_long(16 * MIB, 0);
+	uint64_t *pte = pte_of(va, 12);
+	assert_false(mmu_fill(cpu, va, 1, false, DBT_TLB_KERNEL));
+	*pte = gpa | 3; /* present, writable, neither A nor D */
+	assert_true(mmu_fill(cpu, va + 8, 8, false, DBT_TLB_KERNEL));
+	assert_int_equal(*pte & 0x60, 0x20);
+	assert_ptr_equal(emitted_lookup(va + 8, DBT_TLB_KERNEL, false), ram.base + gpa + 8);
+	assert_null(emitted_lookup(va + 8, DBT_TLB_KERNEL, true)); /* D is clear */
+	assert_false(mmu_fill(cpu, va, 8, false, DBT_TLB_USER));
+	assert_int_equal(ram.page_flags[gpa >> 12], 0);
+	assert_true(mmu_fill(cpu, va + 8, 8, true, DBT_TLB_KERNEL));
+	assert_int_equal(*pte & 0x60, 0x60);
+	assert_ptr_equal(emitted_lookup(va + 8, DBT_TLB_KERNEL, true), ram.base + gpa + 8);
+	assert_int_equal(ram.page_flags[gpa >> 12], RAM_PAGE_WMAP);
+	assert_false(mmu_fill(cpu, va + 4090, 8, false, DBT_TLB_KERNEL)); /* crosses */
+	assert_false(mmu_fill(cpu, 0x800000000000, 8, false, DBT_TLB_KERNEL));
+	assert_tlb_true();
+
+	/* A write mapping goes when asked, and comes back only when the flags allow. */
+	static const uint8_t notice[] = {RAM_PAGE_CODE, RAM_PAGE_TRACK, RAM_PAGE_WATCH};
+	for (unsigned i = 0; i < 3; i++) {
+		assert_true(mmu_fill(cpu, va, 8, true, DBT_TLB_KERNEL));
+		ram.page_flags[gpa >> 12] |= notice[i];
+		mmu_drop_write(cpu, gpa);
+		assert_null(emitted_lookup(va, DBT_TLB_KERNEL, true));
+		assert_non_null(emitted_lookup(va, DBT_TLB_KERNEL, false));
+		assert_false(mmu_fill(cpu, va, 8, true, DBT_TLB_KERNEL));
+		assert_true(mmu_fill(cpu, va, 8, false, DBT_TLB_KERNEL));
+		assert_null(emitted_lookup(va, DBT_TLB_KERNEL, true));
+		ram.page_flags[gpa >> 12] = 0;
+	}
+	assert_true(mmu_fill(cpu, va, 8, true, DBT_TLB_KERNEL));
+	mmu_drop_all_writes(cpu);
+	assert_null(emitted_lookup(va, DBT_TLB_KERNEL, true));
+	cpu->s.dr7 = 1;
+	assert_false(mmu_fill(cpu, va, 8, true, DBT_TLB_KERNEL)); /* debugging: interpreter's */
+	cpu->s.dr7 = 0;
+	*pte = 0xfee00000 | 0x63; /* a device */
+	mmu_flush_page(cpu, va);
+	assert_false(mmu_fill(cpu, va, 8, false, DBT_TLB_KERNEL));
+	assert_tlb_true();
+}
+
+static void flushes_and_globals(void **state)
+{
+	const uint64_t user = 0x400000, kernel = 0xffffffff81000000;
+
+	make_long(16 * MIB, 0);
+	*pte_of(user, 12) = DATA_BASE | 7;
+	*pte_of(kernel, 12) = (DATA_BASE + 0x1000) | 0x103;
+	assert_true(mmu_fill(cpu, user, 1, true, DBT_TLB_USER));
+	assert_true(mmu_fill(cpu, user, 1, true, DBT_TLB_KERNEL));
+	assert_true(mmu_fill(cpu, kernel, 1, true, DBT_TLB_KERNEL));
+	unsigned n = nmapping_changed;
+	mmu_flush_nonglobal(cpu);
+	assert_true(nmapping_changed > n);
+	assert_null(emitted_lookup(user, DBT_TLB_USER, false));
+	assert_null(emitted_lookup(user, DBT_TLB_KERNEL, false));
+	assert_non_null(emitted_lookup(kernel, DBT_TLB_KERNEL, true));
+	mmu_flush_page(cpu, kernel + 123); /* INVLPG drops global pages too */
+	assert_null(emitted_lookup(kernel, DBT_TLB_KERNEL, true));
+	assert_true(mmu_fill(cpu, kernel, 1, true, DBT_TLB_KERNEL));
+	mmu_flush_all(cpu);
+	assert_int_equal(count_valid(DBT_TLB_KERNEL), 0);
+
+	/* A slot that changes between kinds. */
+	for (unsigned i = 0; i < 20; i++) {
+		*pte_of(user, 12) = DATA_BASE | 7 | (i & 1 ? 0x100 : 0);
+		mmu_flush_page(cpu, user);
+		assert_true(mmu_fill(cpu, user, 1, false, DBT_TLB_USER));
+		assert_tlb_true();
+		if (i % 3 == 2)
+			mmu_flush_nonglobal(cpu);
+		assert_int_equal(emitted_lookup(user, DBT_TLB_USER, false) != NULL,
+				 i % 3 != 2 || i & 1);
+	}
+	/* Without CR4.PGE nothing is global. */
+	cpu->s.cr4 &= ~(uint64_t)X86_CR4_PGE;
+	mmu_flush_all(cpu);
+	assert_true(mmu_fill(cpu, kernel, 1, true, DBT_TLB_KERNEL));
+	mmu_flush_nonglobal(cpu);
+	assert_int_equal(count_valid(DBT_TLB_KERNEL), 0);
+}
+
+static void invlpg_covers_large_pages(void **state)
+{
+	static const struct { unsigned shift; uint64_t size; } kinds[] = {{21, 2 * MIB}, {30, GIB}};
+
+	make_long(3 * GIB, 0);
+	for (unsigned k = 0; k < 2; k++) {
+		const uint64_t va = 0xffff888040000000;
+		*pte_of(va, kinds[k].shift) = 0x40000000 | 0x83;
+		for (uint64_t i = 0; i < 64; i++) /* each in a slot of its own */
+			assert_true(mmu_fill(cpu, va + i * (kinds[k].size / 64 - 4096), 1, true,
+					     DBT_TLB_KERNEL));
+		assert_int_equal(count_valid(DBT_TLB_KERNEL), 64);
+		assert_tlb_true();
+		mmu_flush_page(cpu, va + kinds[k].size - 1); /* an address never entered */
+		assert_int_equal(count_valid(DBT_TLB_KERNEL), 0);
+		mmu_flush_all(cpu);
+	}
+	/* 4M page of 32-bit paging: the other half of it. */
+	cpu->s.cr4 = X86_CR4_PSE;
+	cpu->s.efer = 0;
+	uint32_t pde = 0x00800000 | 0x83;
+	memcpy(ram.base + cpu->s.cr3 + (0x10000000 >> 22) * 4, &pde, 4);
+	mmu_flush_all(cpu);
+	assert_true(mmu_fill(cpu, 0x10001000, 1, true, DBT_TLB_KERNEL));
+	assert_true(mmu_fill(cpu, 0x103ff000, 1, true, DBT_TLB_KERNEL));
+	mmu_flush_page(cpu, 0x10200000);
+	assert_int_equal(count_valid(DBT_TLB_KERNEL), 0);
+}
+
+static void tlb_grows(void **state)
+{
+	make_long(64 * MIB, 0);
+	const uint64_t va = 0x10000000;
+	for (unsigned i = 0; i < 8192; i++)
+		*pte_of(va + i * 4096ULL, 12) = (DATA_BASE + i * 4096ULL) | 0x67 | (i % 3 ? 0 : 0x100);
+	assert_int_equal(cpu->tlb_bits, DBT_TLB_BITS_MIN);
+	for (unsigned pass = 0; pass < 3; pass++)
+		for (unsigned i = 0; i < 8192; i++) {
+			uint64_t a = va + i * 4096ULL;
+			if (!emitted_lookup(a, DBT_TLB_USER, i & 1))
+				assert_true(mmu_fill(cpu, a, 4, i & 1, DBT_TLB_USER));
+			assert_ptr_equal(emitted_lookup(a, DBT_TLB_USER, i & 1),
+					 ram.base + DATA_BASE + i * 4096ULL);
+			if (i % 1024 == 0)
+				assert_tlb_true();
+		}
+	assert_int_equal(cpu->tlb_bits, DBT_TLB_BITS_MAX);
+	assert_int_equal(cpu->tlb_mask, (DBT_TLB_MAX - 1) << 12);
+	assert_int_equal(count_valid(DBT_TLB_USER), 8192); /* now it all fits */
+	uint64_t misses = cpu->tlb_misses;
+	for (unsigned i = 0; i < 8192; i++)
+		assert_non_null(emitted_lookup(va + i * 4096ULL, DBT_TLB_USER, true));
+	assert_int_equal(cpu->tlb_misses, misses);
+	assert_tlb_true();
+	mmu_flush_nonglobal(cpu);
+	assert_int_equal(count_valid(DBT_TLB_USER), 2731);
+	assert_tlb_true();
+	mmu_flush_all(cpu);
+	assert_int_equal(count_valid(DBT_TLB_USER), 0);
+	assert_tlb_true();
+}
+
+static void fetches(void **state)
+{
+	const uint64_t va = 0x401000, kva = 0xffffffff81000000;
+	unsigned avail;
+	uint64_t off;
+
+	make_long(16 * MIB, 0);
+	*pte_of(va, 12) = DATA_BASE | 5;
+	cpu->cpl = 3;
+	assert_ptr_equal(mmu_fetch(cpu, va + 0xff0, &avail, &off), ram.base + DATA_BASE + 0xff0);
+	assert_int_equal(avail, 16);
+	assert_int_equal(off, DATA_BASE);
+	assert_int_equal(*pte_of(va, 12) & 0x20, 0x20);
+	cpu->cpl = 0; /* the supervisor may execute it, too: no SMEP */
+	assert_non_null(mmu_fetch_probe(cpu, va, &avail, &off));
+	assert_tlb_true();
+	cpu->s.cr4 |= X86_CR4_SMEP;
+	mmu_flush_all(cpu);
+	assert_null(mmu_fetch_probe(cpu, va, &avail, &off));
+	assert_true(RAISES(mmu_fetch(cpu, va + 5, &avail, &off)));
+	assert_int_equal(raised.vector, EXC_PF);
+	assert_int_equal(raised.err, PF_P | PF_I);
+	assert_int_equal(raised.cr2, va + 5);
+	cpu->cpl = 3;
+	assert_non_null(mmu_fetch_probe(cpu, va, &avail, &off));
+	cpu->cpl = 0;
+	assert_null(mmu_fetch_probe(cpu, va, &avail, &off)); /* the user's entry is not the kernel's */
+	cpu->cpl = 3;
+
+	*pte_of(va, 12) |= 1ULL << 63;
+	assert_non_null(mmu_fetch_probe(cpu, va, &avail, &off)); /* cached, as hardware */
+	mmu_flush_page(cpu, va);
+	assert_true(RAISES(mmu_fetch(cpu, va, &avail, &off)));
+	assert_int_equal(raised.err, PF_P | PF_U | PF_I);
+
+	/* Global code survives MOV CR3, other code does not. */
+	cpu->cpl = 0;
+	*pte_of(kva, 12) = DATA_BASE | 0x101;
+	*pte_of(kva + 4096, 12) = (DATA_BASE + 4096) | 1;
+	assert_non_null(mmu_fetch_probe(cpu, kva, &avail, &off));
+	assert_non_null(mmu_fetch_probe(cpu, kva + 4096, &avail, &off));
+	mmu_flush_nonglobal(cpu);
+	*pte_of(kva, 12) = *pte_of(kva + 4096, 12) = 0;
+	assert_non_null(mmu_fetch_probe(cpu, kva, &avail, &off));
+	assert_null(mmu_fetch_probe(cpu, kva + 4096, &avail, &off));
+	mmu_flush_page(cpu, kva);
+	assert_null(mmu_fetch_probe(cpu, kva, &avail, &off));
+
+	*pte_of(kva, 12) = 0xfee00001; /* no memory there */
+	assert_null(mmu_fetch(cpu, kva, &avail, &off));
+	assert_true(RAISES(mmu_fetch(cpu, 0x800000000000, &avail, &off)));
+	assert_int_equal(raised.vector, EXC_GP);
+	assert_null(mmu_fetch_probe(cpu, 0x800000000000, &avail, &off));
+}
+
+/* Random use with the invalidations that the architecture asks for: at no time a false entry. */
+static void tlb_stays_coherent(void **state)
+{
+	enum { PAGES = 1536 };
+	static const uint64_t bases[] = {0x400000, 0x7fffff000000, 0xffff888000000000};
+	unsigned hits = 0;
+
+	make_long(32 * MIB, 0);
+	for (unsigned i = 0; i < 3 * PAGES; i++)
+		if (!one_in(6))
+			*pte_of(bases[i % 3] + i / 3 * 4096ULL, 12) =
+				(DATA_BASE + below(4096) * 4096) | (rnd() & 0x165) | 3;
+	for (unsigned step = 0; step < 60000; step++) {
+		uint64_t va = bases[below(3)] + below(PAGES) * 4096;
+		unsigned mode = (unsigned)below(3), avail;
+		uint64_t off;
+		uint64_t data = DATA_BASE + below(4096) * 4096;
+		switch (below(12)) {
+		case 0: { /* change a mapping, then INVLPG */
+			bool is_large = one_in(4);
+			uint64_t *e = pte_of(va, is_large ? 21 : 12);
+			uint64_t v = (rnd() & 0x167) | (one_in(8) ? 0 : 3) | (rnd() & 1ULL << 63);
+			if (is_large)
+				v |= 0x80;
+			if (is_large && !(*e & 0x80) && *e & 1)
+				break; /* keep the table: its pages would all need INVLPG */
+			*e = v | (is_large ? data & ~0x1fffffULL : data);
+			mmu_flush_page(cpu, va + below(4096));
+			break;
+		}
+		case 1: /* D and A cleared by the guest, flushed by CR3 unless global */
+			if (one_in(20)) {
+				uint64_t *e = pte_of(va, 12);
+				if (!(*e & 0x100)) {
+					*e &= ~0x60ULL;
+					mmu_flush_nonglobal(cpu);
+				}
+			}
+			break;
+		case 2:
+			if (one_in(200))
+				mmu_flush_all(cpu);
+			break;
+		case 3: /* the translator takes a page */
+			if (one_in(4)) {
+				uint8_t old = atomic_fetch_or(&ram.page_flags[data >> 12],
+							      1u << below(4) & ~RAM_PAGE_DIRTY);
+				if (old & RAM_PAGE_WMAP) {
+					mmu_drop_write(cpu, data);
+					atomic_fetch_and(&ram.page_flags[data >> 12],
+							 (uint8_t)~RAM_PAGE_WMAP);
+				}
+			} else {
+				atomic_fetch_and(&ram.page_flags[data >> 12], RAM_PAGE_WMAP);
+			}
+			break;
+		case 4:
+		case 5:
+			cpu->cpl = one_in(2) ? 3 : 0;
+			mmu_fetch_probe(cpu, va, &avail, &off);
+			break;
+		case 6:
+			cpu->tlb_mode = (uint8_t)mode;
+			(void)RAISES(mem_write_lin(cpu, va + below(4096), 8, rnd()));
+			break;
+		default:
+			hits += mmu_fill(cpu, va, 1, one_in(2), mode);
+		}
+		if (step % 64 == 0)
+			assert_tlb_true();
+	}
+	assert_tlb_true();
+	print_message("%u fills, %u bits\n", hits, cpu->tlb_bits);
+	assert_true(hits > 10000 && cpu->tlb_bits > DBT_TLB_BITS_MIN);
+}
+
+static void walk_notes_its_own_writes(void **state)
+{
+	const uint64_t va = 0x400000;
+	struct mmu_page p;
+	uint32_t err;
+
+	make_long(16 * MIB, 0);
+	uint64_t *pte = pte_of(va, 12);
+	uint64_t off = (uint64_t)((uint8_t *)pte - ram.base);
+	*pte = DATA_BASE | 7;
+	ram.page_flags[off >> 12] = RAM_PAGE_CODE | RAM_PAGE_TRACK;
+	assert_true(mmu_walk(cpu, va, DBT_TLB_USER, ACC_READ, &p, &err));
+	assert_int_equal(ncode_hits, 1);
+	assert_int_equal(code_hits[0].offset, off);
+	assert_int_equal(ram.page_flags[off >> 12], RAM_PAGE_CODE | RAM_PAGE_DIRTY);
+	assert_true(mmu_walk(cpu, va, DBT_TLB_USER, ACC_READ, &p, &err));
+	assert_int_equal(ncode_hits, 1); /* nothing to set, nothing written */
+	assert_true(mmu_walk(cpu, va, DBT_TLB_USER, ACC_WRITE, &p, &err));
+	assert_int_equal(ncode_hits, 2);
+	gpa_t gpa;
+	*pte &= ~0x60ULL;
+	assert_true(mmu_peek(cpu, va + 5, &gpa));
+	assert_int_equal(gpa, DATA_BASE + 5);
+	assert_int_equal(*pte & 0x60, 0);
+}
+
+/* ---- memory operands ------------------------------------------------------------------------ */
+
+#define VA 0x10000000ULL
+#define ROM_GPA 0xf0000000ULL
+/* VA: RAM, RAM, ROM, device, RAM, not present */
+static void make_operands(void)
+{
+	struct error err;
+
+	make_long(16 * MIB, 64 * KIB);
+	assert_non_null(ram_add_rom(&ram, ROM_GPA, 64 * KIB, &err));
+	*pte_of(VA, 12) = DATA_BASE | 7;
+	*pte_of(VA + 0x1000, 12) = (DATA_BASE + 0x8000) | 7; /* not adjacent */
+	*pte_of(VA + 0x2000, 12) = ROM_GPA | 7;
+	*pte_of(VA + 0x3000, 12) = 0xfed00007;
+	*pte_of(VA + 0x4000, 12) = (DATA_BASE + 0x1000) | 7;
+	for (unsigned i = 0; i < 4096; i++) {
+		ram.base[DATA_BASE + i] = (uint8_t)(i * 3 + 1);
+		ram.base[DATA_BASE + 0x8000 + i] = (uint8_t)(i * 5 + 2);
+		ram.base[DATA_BASE + 0x1000 + i] = (uint8_t)(i * 7 + 3);
+		((uint8_t *)ram_ptr(&ram, ROM_GPA, 1))[i] = (uint8_t)(i * 11 + 4);
+	}
+}
+
+/* The byte a read of the operand space finds. */
+static uint8_t byte_at(uint64_t off)
+{
+	uint64_t in = off & 0xfff;
+
+	switch (off >> 12) {
+	case 0:
+		return ram.base[DATA_BASE + in];
+	case 1:
+		return ram.base[DATA_BASE + 0x8000 + in];
+	case 2:
+		return *(uint8_t *)ram_ptr(&ram, ROM_GPA + in, 1);
+	case 3:
+		return (uint8_t)(0xfed00000 + in + 1);
+	default:
+		return ram.base[DATA_BASE + 0x1000 + in];
+	}
+}
+
+static uint64_t value_at(uint64_t off, unsigned size)
+{
+	uint64_t v = 0;
+
+	for (unsigned i = 0; i < size; i++)
+		v |= (uint64_t)byte_at(off + i) << (8 * i);
+	return v;
+}
+
+static void reads_over_every_edge(void **state)
+{
+	make_operands();
+	for (unsigned pass = 0; pass < 2; pass++)
+		for (uint64_t page = 0; page < 5; page++)
+			for (uint64_t off = page * 4096 + 4080; off < page * 4096 + 4104; off++)
+				for (unsigned size = 1; size <= 8; size *= 2) {
+					nmmio = 0;
+					uint64_t got = 0;
+					bool is_fault = RAISES(got = mem_read(cpu, SEG_DS, VA + off, size));
+					assert_int_equal(is_fault, off + size > 0x5000);
+					if (is_fault) {
+						assert_int_equal(raised.cr2, MAX(VA + off, VA + 0x5000));
+						assert_int_equal(raised.err, 0);
+						continue;
+					}
+					assert_int_equal(got, value_at(off, size));
+					for (unsigned i = 0; i < nmmio; i++) {
+						assert_int_equal(mmio[i].addr % mmio[i].size, 0);
+						assert_false(mmio[i].is_write);
+					}
+				}
+	nmmio = 0;
+	mem_read(cpu, SEG_DS, VA + 0x3008, 8);
+	assert_int_equal(nmmio, 1);
+	assert_int_equal(mmio[0].size, 8);
+	nmmio = 0;
+	mem_read(cpu, SEG_DS, VA + 0x3ffd, 4); /* 1, 2 from the device, 1 from RAM */
+	assert_int_equal(nmmio, 2);
+	assert_int_equal(mmio[0].size, 1);
+	assert_int_equal(mmio[1].size, 2);
+	assert_tlb_true();
+}
+
+static void writes_over_every_edge(void **state)
+{
+	make_operands();
+	static uint8_t want[0x5000];
+	for (unsigned i = 0; i < sizeof(want); i++)
+		want[i] = byte_at(i);
+	for (uint64_t page = 0; page < 5; page++)
+		for (uint64_t off = page * 4096 + 4080; off < page * 4096 + 4104; off++)
+			for (unsigned size = 1; size <= 8; size *= 2) {
+				uint64_t v = rnd();
+				nmmio = 0;
+				bool is_fault = RAISES(mem_write(cpu, SEG_DS, VA + off, size, v));
+				assert_int_equal(is_fault, off + size > 0x5000);
+				unsigned device_bytes = 0;
+				for (unsigned i = 0; i < nmmio; i++) {
+					assert_true(mmio[i].is_write);
+					assert_int_equal(mmio[i].addr % mmio[i].size, 0);
+					unsigned at = (unsigned)(mmio[i].addr - 0xfed00000 + 0x3000 - off);
+					uint64_t mask = ~0ULL >> (64 - 8 * mmio[i].size);
+					assert_int_equal(mmio[i].data, v >> (8 * at) & mask);
+					device_bytes += mmio[i].size;
+				}
+				for (unsigned i = 0; i < size; i++) {
+					uint64_t o = off + i;
+					if (!is_fault && (o >> 12 < 2 || o >> 12 == 4))
+						want[o] = (uint8_t)(v >> (8 * i));
+					if (!is_fault && o >> 12 == 3)
+						device_bytes--;
+				}
+				assert_int_equal(device_bytes, 0);
+				if (is_fault) { /* nothing was written, not even in the first page */
+					assert_int_equal(raised.cr2, MAX(VA + off, VA + 0x5000));
+					assert_int_equal(raised.err, PF_W);
+					assert_int_equal(nmmio, 0);
+				}
+				for (unsigned i = 0; i < sizeof(want); i++)
+					if (i >> 12 != 3 && want[i] != byte_at(i))
+						fail_msg("byte %#x", i);
+			}
+	assert_tlb_true();
+}
+
+static void noted_writes(void **state)
+{
+	make_operands();
+	_Atomic uint8_t *flags = &ram.page_flags[DATA_BASE >> 12];
+
+	mem_write(cpu, SEG_DS, VA, 4, 1);
+	assert_int_equal(*flags, RAM_PAGE_WMAP);
+	mmu_drop_write(cpu, DATA_BASE);
+	*flags = RAM_PAGE_TRACK;
+	mem_write(cpu, SEG_DS, VA + 8, 4, 2);
+	assert_int_equal(*flags & ~RAM_PAGE_WMAP, RAM_PAGE_DIRTY);
+	*flags = RAM_PAGE_CODE;
+	mmu_drop_write(cpu, DATA_BASE);
+	mem_write(cpu, SEG_DS, VA + 0x123, 2, 0x5566);
+	assert_int_equal(ncode_hits, 1);
+	assert_int_equal(code_hits[0].offset, DATA_BASE + 0x123);
+	assert_int_equal(code_hits[0].len, 2);
+	assert_int_equal(value_at(0x123, 2), 0x5566);
+	mem_write(cpu, SEG_DS, VA + 0xffe, 4, 0); /* each page is noted with its own part */
+	assert_int_equal(ncode_hits, 2);
+	assert_int_equal(code_hits[1].offset, DATA_BASE + 0xffe);
+	assert_int_equal(code_hits[1].len, 2);
+	mem_read(cpu, SEG_DS, VA + 0x123, 2);
+	assert_int_equal(ncode_hits, 2);
+
+	struct mem_op op;
+	mem_begin(cpu, &op, SEG_DS, VA + 0x40, 8, ACC_RW, false);
+	assert_false(op.is_bounced);
+	assert_true(op.is_noted);
+	assert_int_equal(ncode_hits, 2);
+	mem_commit(cpu, &op);
+	assert_int_equal(ncode_hits, 3);
+	assert_int_equal(code_hits[2].offset, DATA_BASE + 0x40);
+	mem_begin(cpu, &op, SEG_DS, VA + 0x40, 8, ACC_RW, false);
+	mem_abort(cpu, &op);
+	assert_int_equal(ncode_hits, 3);
+	assert_tlb_true();
+}
+
+static void unmap_second_page(void)
+{
+	*pte_of(VA + 0x1000, 12) = 0;
+	mmu_flush_page(cpu, VA + 0x1000);
+}
+
+static void thunk_operands(void **state)
+{
+	struct mem_op op;
+
+	make_operands();
+	for (unsigned k = 0; k < 2; k++) { /* miss, then hit */
+		mem_begin(cpu, &op, SEG_DS, VA + 0x10, 16, ACC_RW, true);
+		assert_false(op.is_bounced);
+		assert_ptr_equal(op.ptr, ram.base + DATA_BASE + 0x10);
+		mem_commit(cpu, &op);
+	}
+	assert_int_equal(nexclusive, 0);
+
+	/* Over a page end: bounced and, if locked, alone in the world. */
+	for (unsigned locked = 0; locked < 2; locked++) {
+		uint64_t before = value_at(0xffc, 8);
+		mem_begin(cpu, &op, SEG_DS, VA + 0xffc, 8, ACC_RW, locked);
+		assert_true(op.is_bounced);
+		assert_int_equal(exclusive_depth, locked);
+		assert_memory_equal(op.ptr, &before, 8);
+		memset(op.ptr, 0x5a + (int)locked, 8);
+		assert_int_equal(value_at(0xffc, 8), before);
+		mem_commit(cpu, &op);
+		assert_int_equal(value_at(0xffc, 8), 0x5a5a5a5a5a5a5a5aULL + locked * 0x0101010101010101ULL);
+		assert_int_equal(exclusive_depth, 0);
+		mem_begin(cpu, &op, SEG_DS, VA + 0xffc, 8, ACC_RW, locked);
+		memset(op.ptr, 0, 8);
+		mem_abort(cpu, &op);
+		assert_int_equal(value_at(0xffc, 8), 0x5a5a5a5a5a5a5a5aULL + locked * 0x0101010101010101ULL);
+		assert_int_equal(exclusive_depth, 0);
+	}
+
+	/* Write-only: what the instruction leaves alone stays; devices are not read. */
+	nmmio = 0;
+	uint64_t before = value_at(0xfff, 2);
+	mem_begin(cpu, &op, SEG_DS, VA + 0xfff, 2, ACC_WRITE, false);
+	mem_commit(cpu, &op);
+	assert_int_equal(value_at(0xfff, 2), before);
+	mem_begin(cpu, &op, SEG_DS, VA + 0x3010, 16, ACC_WRITE, false);
+	assert_int_equal(nmmio, 0);
+	memset(op.ptr, 0x77, 16);
+	mem_commit(cpu, &op);
+	assert_int_equal(nmmio, 2);
+	assert_true(mmio[1].is_write);
+	assert_int_equal(mmio[1].addr, 0xfed00018);
+	assert_int_equal(mmio[1].data, 0x7777777777777777);
+
+	/* Read-modify-write of a device: read once, written once. */
+	nmmio = 0;
+	mem_begin(cpu, &op, SEG_DS, VA + 0x3020, 4, ACC_RW, true);
+	assert_int_equal(nmmio, 1);
+	mem_commit(cpu, &op);
+	assert_int_equal(nmmio, 2);
+	assert_int_equal(mmio[1].data, mmio[0].data);
+	assert_int_equal(nexclusive, 2 + 0);
+
+	/* ROM: reads directly, writes vanish. */
+	mem_begin(cpu, &op, SEG_DS, VA + 0x2010, 8, ACC_READ, false);
+	assert_false(op.is_bounced);
+	mem_commit(cpu, &op);
+	before = value_at(0x2010, 8);
+	mem_begin(cpu, &op, SEG_DS, VA + 0x2010, 8, ACC_RW, true);
+	assert_true(op.is_bounced);
+	memset(op.ptr, 0, 8);
+	mem_commit(cpu, &op);
+	assert_int_equal(value_at(0x2010, 8), before);
+
+	/* The largest operand, and faults that leave nothing behind. */
+	mem_begin(cpu, &op, SEG_DS, VA + 0x1000 - 500, 832, ACC_RW, false);
+	assert_true(op.is_bounced);
+	for (unsigned i = 0; i < 832; i++)
+		assert_int_equal(op.bounce[i], byte_at(0x1000 - 500 + i));
+	mem_commit(cpu, &op);
+	nmmio = 0;
+	assert_true(RAISES(mem_begin(cpu, &op, SEG_DS, VA + 0x4ffc, 8, ACC_RW, true)));
+	assert_int_equal(raised.cr2, VA + 0x5000);
+	assert_int_equal(raised.err, PF_W);
+	assert_int_equal(exclusive_depth, 0);
+	while_waiting = unmap_second_page; /* another vCPU was faster */
+	assert_true(RAISES(mem_begin(cpu, &op, SEG_DS, VA + 0xffc, 8, ACC_RW, true)));
+	assert_int_equal(raised.cr2, VA + 0x1000);
+	assert_int_equal(exclusive_depth, 0);
+	assert_tlb_true();
+}
+
+static void alignment_checks(void **state)
+{
+	struct mem_op op;
+
+	make_operands();
+	assert_false(RAISES(mem_read(cpu, SEG_DS, VA + 1, 4)));
+	cpu->mode_key |= DBT_MODE_ALIGN;
+	cpu->tlb_mode = DBT_TLB_USER;
+	for (unsigned size = 1; size <= 8; size *= 2)
+		for (unsigned off = 0; off < 8; off++) {
+			assert_int_equal(RAISES(mem_read(cpu, SEG_DS, VA + off, size)), off % size != 0);
+			if (off % size) {
+				assert_int_equal(raised.vector, EXC_AC);
+				assert_int_equal(raised.err, 0);
+			}
+			assert_int_equal(RAISES(mem_write(cpu, SEG_DS, VA + off, size, 0)), off % size != 0);
+			assert_int_equal(RAISES(mem_begin(cpu, &op, SEG_DS, VA + off, size, ACC_READ, false)),
+					 off % size != 0);
+			assert_false(RAISES(sys_read(cpu, VA + off, size)));
+		}
+	assert_false(RAISES(mem_begin(cpu, &op, SEG_DS, VA + 1, 16, ACC_READ, false)));
+	assert_true(RAISES(mem_begin(cpu, &op, SEG_DS, VA + 4, 10, ACC_READ, false)));
+	assert_true(RAISES(mem_begin(cpu, &op, SEG_DS, VA + 2, 28, ACC_WRITE, false)));
+	assert_false(RAISES(mem_begin(cpu, &op, SEG_DS, VA + 2, 14, ACC_WRITE, false)));
+}
+
+static void canonical_checks(void **state)
+{
+	make_operands();
+	*pte_of(0x7ffffffff000, 12) = DATA_BASE | 7;
+	*pte_of(0xfffffffffffff000, 12) = DATA_BASE | 7;
+	*pte_of(0, 12) = (DATA_BASE + 0x1000) | 7;
+	assert_false(RAISES(mem_read(cpu, SEG_DS, 0x7ffffffffff8, 8)));
+	assert_true(RAISES(mem_read(cpu, SEG_DS, 0x7ffffffffff9, 8)));
+	assert_int_equal(raised.vector, EXC_GP);
+	assert_int_equal(raised.err, 0);
+	assert_true(RAISES(mem_write(cpu, SEG_SS, 0x800000000000, 1, 0)));
+	assert_int_equal(raised.vector, EXC_SS);
+	assert_true(RAISES(sys_write(cpu, 0x800000000000, 8, 0)));
+	assert_int_equal(raised.vector, EXC_GP);
+	assert_false(RAISES(mem_read(cpu, SEG_DS, 0xfffffffffffffffc, 8))); /* over the top to 0 */
+	/* FS and GS have bases, the others have none. */
+	cpu->s.seg[SEG_GS].base = VA;
+	cpu->s.seg[SEG_DS].base = 0x999999;
+	cpu->s.seg[SEG_DS].attr = SEG_ATTR_UNUSABLE;
+	assert_int_equal(mem_read(cpu, SEG_GS, 8, 8), value_at(8, 8));
+	assert_int_equal(mem_read(cpu, SEG_DS, VA, 8), value_at(0, 8));
+}
+
+static struct x86_seg segment(uint32_t base, uint32_t limit, uint16_t attr)
+{
+	return (struct x86_seg){.base = base, .limit = limit,
+				.attr = (uint16_t)(attr | SEG_ATTR_P | SEG_ATTR_S)};
+}
+
+static int linear_fault(unsigned seg, uint64_t ea, unsigned size, unsigned acc, uint64_t *va)
+{
+	return RAISES(*va = mem_linear(cpu, seg, ea, size, acc)) ? raised.vector : -1;
+}
+
+static void segments(void **state)
+{
+	uint64_t va;
+
+	make_operands();
+	cpu->code_bits = 32;
+	cpu->mode_key = DBT_MODE_CODE32 | DBT_MODE_PE;
+	cpu->s.efer = 0;
+	cpu->s.seg[SEG_DS] = segment(0x1000, 0xffff, 3);
+	cpu->s.seg[SEG_SS] = segment(0x2000, 0xfff, 3 | SEG_ATTR_DB);
+	assert_int_equal(linear_fault(SEG_DS, 0xfffc, 4, ACC_RW, &va), -1);
+	assert_int_equal(va, 0x10ffc);
+	assert_int_equal(linear_fault(SEG_DS, 0xfffd, 4, ACC_READ, &va), EXC_GP);
+	assert_int_equal(linear_fault(SEG_DS, 0xffffffff, 4, ACC_READ, &va), EXC_GP);
+	assert_int_equal(linear_fault(SEG_SS, 0x1000, 1, ACC_READ, &va), EXC_SS);
+	assert_int_equal(raised.err, 0);
+
+	cpu->s.seg[SEG_DS] = segment(0, 0xffff, 1); /* read-only */
+	assert_int_equal(linear_fault(SEG_DS, 0, 4, ACC_READ, &va), -1);
+	assert_int_equal(linear_fault(SEG_DS, 0, 4, ACC_WRITE, &va), EXC_GP);
+	assert_int_equal(linear_fault(SEG_DS, 0, 4, ACC_RW, &va), EXC_GP);
+	cpu->s.seg[SEG_CS] = segment(0, 0xffff, 8); /* execute-only */
+	assert_int_equal(linear_fault(SEG_CS, 0, 4, ACC_READ, &va), EXC_GP);
+	assert_int_equal(linear_fault(SEG_CS, 0, 4, ACC_EXEC, &va), -1);
+	cpu->s.seg[SEG_CS] = segment(0, 0xffff, 10); /* readable code */
+	assert_int_equal(linear_fault(SEG_CS, 0, 4, ACC_READ, &va), -1);
+	assert_int_equal(linear_fault(SEG_CS, 0, 4, ACC_WRITE, &va), EXC_GP);
+	cpu->s.seg[SEG_CS] = segment(0, 0xffff, 14); /* conforming is not expand-down */
+	assert_int_equal(linear_fault(SEG_CS, 0, 4, ACC_READ, &va), -1);
+	cpu->s.seg[SEG_ES] = segment(0, 0xffff, 3);
+	cpu->s.seg[SEG_ES].attr |= SEG_ATTR_UNUSABLE;
+	assert_int_equal(linear_fault(SEG_ES, 0, 1, ACC_READ, &va), EXC_GP);
+
+	cpu->s.seg[SEG_DS] = segment(0x100, 0xfff, 7); /* expand-down, 64K */
+	assert_int_equal(linear_fault(SEG_DS, 0xfff, 1, ACC_READ, &va), EXC_GP);
+	assert_int_equal(linear_fault(SEG_DS, 0x1000, 1, ACC_READ, &va), -1);
+	assert_int_equal(linear_fault(SEG_DS, 0xffff, 1, ACC_READ, &va), -1);
+	assert_int_equal(linear_fault(SEG_DS, 0xffff, 2, ACC_READ, &va), EXC_GP);
+	cpu->s.seg[SEG_DS].attr |= SEG_ATTR_DB; /* expand-down, 4G */
+	assert_int_equal(linear_fault(SEG_DS, 0xffff, 2, ACC_READ, &va), -1);
+	assert_int_equal(linear_fault(SEG_DS, 0xffffffff, 2, ACC_READ, &va), EXC_GP);
+
+	cpu->s.seg[SEG_DS] = segment(0xfffff000, 0xffffffff, 3); /* linear addresses wrap at 4G */
+	assert_int_equal(linear_fault(SEG_DS, 0x1234, 4, ACC_READ, &va), -1);
+	assert_int_equal(va, 0x234);
+
+	/* Real mode: no types, but limits. */
+	cpu->mode_key = DBT_MODE_CODE16;
+	cpu->code_bits = 16;
+	cpu->s.cr0 = 0;
+	cpu->s.seg[SEG_CS] = segment(0xf0000, 0xffff, 11);
+	assert_int_equal(linear_fault(SEG_CS, 0xfffe, 2, ACC_WRITE, &va), -1);
+	assert_int_equal(linear_fault(SEG_CS, 0xffff, 2, ACC_READ, &va), EXC_GP);
+	mmu_flush_all(cpu);
+	cpu->s.seg[SEG_DS] = segment(0x3ffff0, 0xffff, 3); /* no paging: linear is physical */
+	assert_int_equal(mem_read(cpu, SEG_DS, 0x10, 4), value_at(0, 4));
+	cpu->s.seg[SEG_DS] = segment(0, 0xffffffff, 3);
+	nmmio = 0;
+	mem_read(cpu, SEG_DS, 0xfffffffe, 4); /* over 4G: a device, then RAM at 0 */
+	assert_int_equal(nmmio, 1);
+	assert_int_equal(mmio[0].addr, 0xfffffffe);
+	assert_int_equal(mmio[0].size, 2);
+}
+
+static void rights_of_system_accesses(void **state)
+{
+	make_operands();
+	*pte_of(VA + 0x6000, 12) = (DATA_BASE + 0x2000) | 3; /* supervisor */
+	cpu->tlb_mode = DBT_TLB_USER;
+	cpu->cpl = 3;
+	assert_true(RAISES(mem_read(cpu, SEG_DS, VA + 0x6000, 8)));
+	assert_int_equal(raised.err, PF_P | PF_U);
+	assert_false(RAISES(sys_read(cpu, VA + 0x6000, 8)));
+	assert_false(RAISES(sys_write(cpu, VA + 0x6000, 8, 0x1122)));
+	assert_true(RAISES(mem_read(cpu, SEG_DS, VA + 0x6000, 8))); /* the kernel's entry is not ours */
+	assert_true(RAISES(sys_read(cpu, VA + 0x7000, 8)));
+	assert_int_equal(raised.err, 0); /* not U */
+	assert_true(RAISES(sys_check_write(cpu, VA + 0x6ff8, 64)));
+	assert_int_equal(raised.cr2, VA + 0x7000);
+	assert_int_equal(raised.err, PF_W);
+	assert_false(RAISES(sys_check_write(cpu, VA + 0x6000, 4096)));
+	/* SMAP holds for them whatever AC says. */
+	cpu->s.cr4 |= X86_CR4_SMAP;
+	mmu_flush_all(cpu);
+	cpu->cpl = 0;
+	cpu->tlb_mode = DBT_TLB_KERNEL_AC;
+	assert_false(RAISES(mem_read(cpu, SEG_DS, VA, 8)));
+	assert_true(RAISES(sys_read(cpu, VA, 8)));
+	assert_int_equal(raised.err, PF_P);
+	cpu->tlb_mode = DBT_TLB_KERNEL;
+	assert_true(RAISES(mem_write(cpu, SEG_DS, VA, 8, 1)));
+	assert_int_equal(raised.err, PF_P | PF_W);
+	assert_tlb_true();
+}
+
+static void data_breakpoints(void **state)
+{
+	make_operands();
+	cpu->s.dr[0] = VA + 0x100;
+	cpu->s.dr[2] = VA + 0x203; /* low bits are ignored: 200H */
+	cpu->s.dr7 = 1 | 1 << 16 | 3 << 18 /* 0: write, 4 bytes */ |
+		     2 << 4 | 3 << 24 | 2u << 26 /* 2, global: read or write, 8 bytes */;
+#define HITS(stmt) ({ cpu->dr6_pending = 0; stmt; cpu->dr6_pending; })
+	assert_int_equal(HITS(mem_read(cpu, SEG_DS, VA + 0x100, 4)), 0);
+	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x100, 4, 0)), 1);
+	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x103, 8, 0)), 1);
+	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0xfc, 4, 0)), 0);
+	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0xfd, 4, 0)), 1);
+	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x104, 1, 0)), 0);
+	assert_int_equal(HITS(mem_read(cpu, SEG_DS, VA + 0x207, 1)), 4);
+	assert_int_equal(HITS(mem_read(cpu, SEG_DS, VA + 0x208, 1)), 0);
+	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x1ff, 2, 0)), 4);
+	struct mem_op op;
+	assert_int_equal(HITS(mem_begin(cpu, &op, SEG_DS, VA + 0xf0, 0x200, ACC_RW, false);
+			      mem_commit(cpu, &op)), 5);
+	/* An access that faults hits nothing. */
+	cpu->s.dr[0] = VA + 0x5000;
+	assert_int_equal(HITS((void)RAISES(mem_write(cpu, SEG_DS, VA + 0x5000, 4, 0))), 0);
+	cpu->s.dr7 &= ~0xffULL;
+	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x200, 4, 0)), 0);
+
+	cpu->debug.nbreak = 1;
+	cpu->debug.bp[0].addr = VA + 0x300;
+	cpu->debug.bp[0].kind = 1;
+	cpu->debug.bp[0].len = 2;
+	mem_read(cpu, SEG_DS, VA + 0x301, 1);
+	assert_false(cpu->is_debug_hit);
+	mem_write(cpu, SEG_DS, VA + 0x301, 1, 0);
+	assert_true(cpu->is_debug_hit);
+}
+
+/* A page fault forgets the page, as hardware does; so a lazily widened right is seen. */
+static void stale_rights(void **state)
+{
+	make_operands();
+	uint64_t *pte = pte_of(VA, 12);
+
+	*pte = DATA_BASE | 1;
+	mmu_flush_page(cpu, VA);
+	mem_read(cpu, SEG_DS, VA, 8);
+	assert_true(RAISES(mem_write(cpu, SEG_DS, VA, 8, 5)));
+	assert_int_equal(raised.err, PF_P | PF_W);
+	assert_null(emitted_lookup(VA, DBT_TLB_KERNEL, false));
+	mem_read(cpu, SEG_DS, VA, 8);
+	*pte = DATA_BASE | 3; /* no INVLPG */
+	assert_false(RAISES(mem_write(cpu, SEG_DS, VA, 8, 5)));
+	assert_int_equal(mem_read(cpu, SEG_DS, VA, 8), 5);
+	*pte = 0; /* the old translation may be used until it is invalidated */
+	assert_false(RAISES(mem_read(cpu, SEG_DS, VA, 8)));
+	uint64_t bad = 0;
+	assert_false(mmu_verify_tlb(cpu, &bad)); /* and the verifier sees it */
+	assert_int_equal(bad, VA);
+	mmu_flush_page(cpu, VA);
+	assert_true(RAISES(mem_read(cpu, SEG_DS, VA, 8)));
+	assert_tlb_true();
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_teardown(name, teardown)
+	const struct CMUnitTest tests[] = {
+		T(walker_matches_model),
+		T(invalid_entries_never_hit),
+		T(fill_rules),
+		T(flushes_and_globals),
+		T(invlpg_covers_large_pages),
+		T(tlb_grows),
+		T(fetches),
+		T(tlb_stays_coherent),
+		T(walk_notes_its_own_writes),
+		T(reads_over_every_edge),
+		T(writes_over_every_edge),
+		T(noted_writes),
+		T(thunk_operands),
+		T(alignment_checks),
+		T(canonical_checks),
+		T(segments),
+		T(rights_of_system_accesses),
+		T(data_breakpoints),
+		T(stale_rights),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
