@@ -152,8 +152,6 @@ static int dbt_vcpu_create(struct engine_vcpu **out, struct engine_vm *evm, unsi
 	cpu->vm = vm;
 	cpu->index = index;
 	cpu->up = *up;
-	cpu->tlb_bits = DBT_TLB_BITS_MIN;
-	cpu->tlb_mask = (uint64_t)((1u << DBT_TLB_BITS_MIN) - 1) << 12;
 	int rc = thunk_cpu_create(cpu, err);
 
 	if (!rc)
@@ -165,9 +163,8 @@ static int dbt_vcpu_create(struct engine_vcpu **out, struct engine_vm *evm, unsi
 	}
 	x86_state_reset(&cpu->s, index == 0);
 	cpu->tsc_offset = 0 - (int64_t)__builtin_ia32_rdtsc();
-	mmu_init(cpu);
-	mmu_flush_all(cpu);
 	dbt_mode_changed(cpu);
+	mmu_flush_all(cpu);
 	vm->cpus[index] = cpu;
 	*out = (struct engine_vcpu *)(void *)cpu;
 	return 0;
@@ -181,7 +178,11 @@ static enum run_result dbt_vcpu_run(struct engine_vcpu *v, struct error *err)
 
 	if (thunk_thread_init(cpu, err))
 		return RUN_FAILED;
-	return dbt_run(cpu);
+	enum run_result r = dbt_run(cpu);
+
+	if (r == RUN_FAILED)
+		error_set(err, -EFAULT, "translated and interpreted code differ: the lockstep checker's report is above");
+	return r;
 }
 
 static void dbt_vcpu_kick(struct engine_vcpu *v)

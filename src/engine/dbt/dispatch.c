@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <sched.h>
 
+#include "engine/dbt/check.h"
 #include "engine/dbt/interp.h"
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/xlate.h"
@@ -212,12 +213,23 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 			interp_one(cpu);
 			continue;
 		}
-		if (link && link_generation == cpu->vm->xlate->generation)
-			xlate_link_patch(cpu, link, b);
+		unsigned exit;
+
+		if (unlikely(cpu->xlate->check)) {
+			dbt_fpu_to_regs(cpu);
+			if (!check_run(cpu, b, &exit)) {
+				result = RUN_FAILED;
+				break;
+			}
+		} else {
+			if (link && link_generation == cpu->vm->xlate->generation)
+				xlate_link_patch(cpu, link, b);
+			xlate_jc_set(cpu, cpu->s.rip, b);
+			dbt_fpu_to_regs(cpu);
+			exit = xlate_run(cpu, b);
+		}
 		link = NULL;
-		xlate_jc_set(cpu, cpu->s.rip, b);
-		dbt_fpu_to_regs(cpu);
-		switch (xlate_run(cpu, b)) {
+		switch (exit) {
 		case XEXIT_LINK:
 			cpu->xlate->exits_link++;
 			link = (struct xlate_link *)(uintptr_t)cpu->exit_info;

@@ -1052,6 +1052,9 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	b->ninsns = (uint16_t)nmapped;
 	b->nlinks = (uint16_t)c->nlinks;
 	b->is_dead = false;
+	b->has_tsc = false;
+	for (unsigned i = 0; i < nmapped; i++)
+		b->has_tsc |= c->in[i].desc->id == I_RDTSC;
 	b->is_interp = nmapped == 0;
 	b->far_entry = e->start + e->exec_delta;
 	b->near_entry = near_entry + e->exec_delta;

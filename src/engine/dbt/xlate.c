@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include "engine/dbt/check.h"
 #include "engine/dbt/interp.h"
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/xlate.h"
@@ -140,6 +141,8 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 	cpu->xlate = calloc(1, sizeof(*cpu->xlate));
 	if (!cpu->xlate)
 		return error_set(err, -ENOMEM, "no memory for a vCPU's translator state");
+	if (check_create(cpu, err))
+		return -ENOMEM;
 	cpu->self = cpu;
 	cpu->page_mask = ~0xfffULL;
 	cpu->jc_mask = (uint64_t)(DBT_JC_SIZE - 1) << 1;
@@ -151,6 +154,8 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 
 void xlate_cpu_destroy(struct dbt_cpu *cpu)
 {
+	if (cpu->xlate)
+		check_destroy(cpu);
 	free(cpu->xlate);
 	cpu->xlate = NULL;
 }
@@ -441,10 +446,11 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu)
 
 	if (!mmu_fetch_probe(cpu, cpu->s.rip, &avail, &offset))
 		return NULL;
-	struct xlate_block *b = lookup(cpu->vm->xlate, offset, key);
+	uint64_t phys = offset | (cpu->s.rip & 0xfff);
+	struct xlate_block *b = lookup(cpu->vm->xlate, phys, key);
 
 	if (!b)
-		b = translate_at(cpu, offset, key);
+		b = translate_at(cpu, phys, key);
 	return b;
 }
 

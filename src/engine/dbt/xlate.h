@@ -61,6 +61,7 @@ struct xlate_block {
 	uint16_t guest_len;
 	uint16_t ninsns, nlinks;
 	bool is_dead;
+	bool has_tsc;	/* reads the TSC: two runs differ */
 	bool is_interp;	/* starts with an instruction that is interpreted: no code worth entering */
 	uint8_t *far_entry, *near_entry; /* executable addresses */
 	uint32_t code_len;		 /* from far_entry */
@@ -76,6 +77,7 @@ struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* why the interpreter was entered from translated code */
 	uint64_t fill_true, fill_false;
+	struct check *check; /* lockstep checker, NULL when off (check.h) */
 	uint64_t jc_pages[64]; /* hashed set of pages with entries in the branch table */
 };
 

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Lockstep checking of translated blocks against the interpreter (engine_config.check_every). */
+#ifndef VIV_DBT_CHECK_H
+#define VIV_DBT_CHECK_H
+
+#include "engine/dbt/xlate.h"
+
+int check_create(struct dbt_cpu *cpu, struct error *err);
+void check_destroy(struct dbt_cpu *cpu);
+
+/** check_run() - run @b, and check it when it is its turn.  Returns false on a difference, which has been
+ * reported on stderr; *@exit is the enum xlate_exit of the run. */
+bool check_run(struct dbt_cpu *cpu, struct xlate_block *b, unsigned *exit);
+
+/** check_note_write() - the soft TLB is about to permit writes to the page of @va. */
+void check_note_write(struct dbt_cpu *cpu, uint64_t va);
+
+#endif
