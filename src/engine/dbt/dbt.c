@@ -13,6 +13,7 @@
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/thunk.h"
 #include "engine/dbt/xlate.h"
+#include "engine/step.h"
 
 static struct dbt_vm *vm_of(struct engine_vm *vm)
 {
@@ -238,6 +239,30 @@ static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, stru
 	mmu_flush_all(cpu);
 	if (cpu->s.exception_pending || cpu->s.is_external_pending)
 		ask(cpu, 0);
+	return 0;
+}
+
+int dbt_step_foreign(struct engine_vcpu *v, struct x86_state *io)
+{
+	struct dbt_cpu *cpu = cpu_of(v);
+	struct error err;
+	int rc = thunk_thread_init(cpu, &err);
+
+	if (rc)
+		return rc;
+	rc = dbt_set_state(v, io, &err); /* flushes everything remembered of memory */
+	if (rc)
+		return rc;
+	dbt_run_enter(cpu);
+	interp_one(cpu);
+	dbt_fpu_to_mem(cpu);
+	dbt_run_leave(cpu);
+	if (cpu->is_shutdown)
+		return -ESHUTDOWN;
+	uint8_t nmi_pending = io->nmi_pending;
+
+	dbt_get_state(v, io);
+	io->nmi_pending = nmi_pending;
 	return 0;
 }
 
