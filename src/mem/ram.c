@@ -265,6 +265,9 @@ void ram_note_write_ptr(struct guest_ram *ram, const void *ptr, uint64_t len)
 {
 	uint64_t offset = (uint64_t)((const uint8_t *)ptr - ram->base);
 
+	/* The bytes are visible before the flags are read: a translator marks the page before it reads
+	 * the bytes, so it meets either them or this notice. */
+	atomic_thread_fence(memory_order_seq_cst);
 	while (len) {
 		uint64_t n = MIN(len, GUEST_PAGE_SIZE - offset % GUEST_PAGE_SIZE);
 		if (ram_note_dirty(ram, offset) & RAM_PAGE_CODE && ram->on_code_write)

@@ -347,7 +347,7 @@ static void flush_list(struct dbt_cpu *cpu, unsigned mode, bool is_global)
 	cpu->mmu.listed[mode][is_global].n = 0;
 }
 
-static void tlb_init(struct dbt_cpu *cpu)
+void mmu_init(struct dbt_cpu *cpu)
 {
 	uint64_t ram = (uint64_t)(uintptr_t)cpu->vm->ram->base;
 
@@ -357,6 +357,8 @@ static void tlb_init(struct dbt_cpu *cpu)
 			cpu->tlb[mode].xlat[i] = ram;
 			slot_clear(&cpu->tlb[mode], i);
 		}
+	memset(cpu->ctlb, 0, sizeof(cpu->ctlb));
+	memset(&cpu->mmu, 0, sizeof(cpu->mmu));
 	cpu->tlb_bits = DBT_TLB_BITS_MIN;
 	cpu->tlb_mask = (uint64_t)(tlb_size(cpu) - 1) << GUEST_PAGE_SHIFT;
 }
@@ -608,8 +610,6 @@ const uint8_t *mmu_fetch_probe(struct dbt_cpu *cpu, uint64_t va, unsigned *avail
 
 void mmu_flush_all(struct dbt_cpu *cpu)
 {
-	if (!cpu->tlb_bits)
-		tlb_init(cpu);
 	cpu->tlb_flushes++;
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++) {
 		flush_list(cpu, mode, false);

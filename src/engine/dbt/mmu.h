@@ -5,8 +5,7 @@
  * Linear addresses in, host pointers out.  All functions that may raise say so; they raise #PF with the
  * architectural error code, #GP/#SS for segment and canonical violations, #AC for alignment.
  *
- * The TLB arrays are set up by the first mmu_flush_all() on a zeroed vCPU; nothing else may be called
- * before.  tlb_mask changes in mmu_fill, mmu_translate and every mem_ and sys_ function: emitted code computes
+ * tlb_mask changes in mmu_fill, mmu_translate and every mem_ and sys_ function: emitted code computes
  * its index again after a call.
  *
  * A walk that sets A or D bits in a page with RAM_PAGE_CODE calls dbt_code_written: no lock that this
@@ -18,6 +17,9 @@
 #define VIV_DBT_MMU_H
 
 #include "engine/dbt/dbt.h"
+
+/** mmu_init() - an empty TLB of the smallest size; first of all, once cpu->vm is set. */
+void mmu_init(struct dbt_cpu *cpu);
 
 enum { ACC_READ = 1, ACC_WRITE = 2, ACC_RW = 3, ACC_EXEC = 4 };
 

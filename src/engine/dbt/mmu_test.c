@@ -125,7 +125,7 @@ static void make(uint64_t ram_bytes, uint64_t rom_bytes)
 	assert_int_equal(posix_memalign((void **)&cpu, 4096, sizeof(*cpu)), 0);
 	memset(cpu, 0, sizeof(*cpu));
 	cpu->vm = &vm;
-	mmu_flush_all(cpu);
+	mmu_init(cpu);
 	rng_state = 0x1234567887654321;
 	nmmio = ncode_hits = nexclusive = 0;
 	exclusive_depth = 0;
