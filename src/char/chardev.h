@@ -27,19 +27,36 @@ struct char_ops {
 };
 struct char_dev {
 	const struct char_ops *ops;
-	struct char_user user; /* set by the device */
+	struct char_user user; /* set by the device; all NULL: nobody listens */
 };
+
+/* For backends: how much the user takes now, and handing it over.  Nobody listening is fine. */
+static inline size_t chardev_room(const struct char_dev *c)
+{
+	return c->user.can_receive ? c->user.can_receive(c->user.ctx) : 0;
+}
+static inline void chardev_give(const struct char_dev *c, const uint8_t *data, size_t len)
+{
+	c->user.receive(c->user.ctx, data, len);
+}
 
 /** chardev_null() - swallows and gives nothing. */
 int chardev_null(struct char_dev **out, struct error *err);
-/** chardev_fd() - a pair of descriptors (terminal, pipe, file).  Borrows them. */
+/**
+ * chardev_fd() - a pair of descriptors (terminal, pipe, socket, file), each -1 for none; they may be the same.
+ * Borrows them: they stay open and, where the system allows it, in blocking mode; reads and writes here
+ * never block.  When the output breaks, its bytes are dropped with one warning; the end of the input is
+ * told by user.connected(false).  SIGPIPE must be ignored by the process.
+ */
 int chardev_fd(struct char_dev **out, struct loop *loop, int in_fd, int out_fd, struct error *err);
 /**
  * chardev_hub() - one guest side, any number of clients that come and go (console attach), with a ring
- * of the last @backlog bytes given to each newcomer, and an optional log file.
+ * of the last @backlog bytes given to each newcomer, and an optional log file (@log_fd, borrowed, or -1).
+ * The guest never waits for a client: one that falls more than the ring (at least 256 KiB) behind is told how
+ * many bytes it lost.  user.connected tells whether there is any client.
  */
 int chardev_hub(struct char_dev **out, struct loop *loop, size_t backlog, int log_fd, struct error *err);
-/** chardev_hub_attach() - takes @fd (a connected stream socket or terminal). */
+/** chardev_hub_attach() - takes @fd (a connected stream socket or terminal); on failure it stays the caller's. */
 int chardev_hub_attach(struct char_dev *hub, int fd, bool give_backlog, struct error *err);
 /** chardev_hub_write_input() - bytes as if typed by a client (tests, `--` command feeding). */
 void chardev_hub_input(struct char_dev *hub, const uint8_t *data, size_t len);

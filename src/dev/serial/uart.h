@@ -3,8 +3,10 @@
  * 16550A UART.  Source: National Semiconductor PC16550D data sheet.
  *
  * Bytes leave at once (no baud rate), as fast as the backend takes them; what it does not take waits
- * in the transmit FIFO, and THRE stays clear until there is room: nothing is lost.  The character timeout
- * interrupt comes at once when there are fewer bytes than the trigger level.
+ * in the transmit FIFO, and THRE stays clear until all is gone: nothing is lost, not by a FIFO reset or a
+ * reset of the machine either (on an infinitely fast line those bytes were sent long ago).  The character
+ * timeout interrupt comes at once when there are fewer bytes than the trigger level.  OUT2 does not
+ * gate the interrupt.
  */
 #ifndef VIV_DEV_SERIAL_UART_H
 #define VIV_DEV_SERIAL_UART_H
@@ -26,11 +28,12 @@ struct uart {
 	struct char_dev *chr; /* borrowed; NULL: nothing connected */
 	struct bus_range *range;
 	struct uart_fifo rx, tx;
-	uint8_t ier, fcr, lcr, mcr, lsr, msr, scr;
+	uint8_t ier, fcr, lcr, mcr, scr;
+	uint8_t lsr; /* error bits 1..4; the others are computed */
+	uint8_t msr; /* bits 7..4 lines, 3..0 changes since the last read */
 	uint8_t dll, dlm;
-	bool is_thre_pending; /* the THRE interrupt is due (SDS 8.6.3: cleared by IIR read or THR write) */
-	bool is_break_pending_;
-	uint8_t pad_[1];
+	bool is_thre_pending; /* the THRE interrupt is due; cleared by reading it in IIR, or a THR write */
+	uint8_t pad_[2];
 };
 
 extern const struct device_class uart_class;
