@@ -135,6 +135,11 @@ static unsigned rx_queue(unsigned port)
 	return port ? 2 + 2 * port : 0;
 }
 
+static struct console_port *port_of_queue(struct virtio_console *c, unsigned q)
+{
+	return &c->ports[q < 2 ? 0 : (q - 2) / 2];
+}
+
 static unsigned port_index(const struct console_port *p)
 {
 	return p - p->host.c->ports;
@@ -262,7 +267,7 @@ static int64_t handle_control(struct virtio_dev *v, unsigned q, struct vq_elem *
 static int64_t handle_output(struct virtio_dev *v, unsigned q, struct vq_elem *e)
 {
 	struct virtio_console *c = console_of(v);
-	struct console_port *p = &c->ports[q ? (q - 2) / 2 : 0];
+	struct console_port *p = port_of_queue(c, q);
 	uint64_t off = 0;
 
 	for (unsigned i = 0; i < e->nout; off += e->iov[i++].iov_len) {
@@ -383,7 +388,7 @@ static void console_kick(struct virtio_dev *v, unsigned q)
 	} else if (q & 1) {
 		virtio_serve(v, q, handle_output);
 	} else {
-		feed_port(&c->ports[q ? (q - 2) / 2 : 0]);
+		feed_port(port_of_queue(c, q));
 	}
 }
 
