@@ -52,6 +52,10 @@ GUEST64(smp, "movl $0x1ff, 0xf0(%rdi); movl $0x1000000, 0x310(%rdi); movl $0x450
 	     "movl $0x1000000, 0x310(%rdi); movl $0x4609, 0x300(%rdi)\n"
 	     "1: cmpw $0x5a5a, 0x8000; jne 1b; out %al, $0xf4");
 GUEST(ap, "xor %ax, %ax; mov %ax, %ds; movw $0x5a5a, (0x8000); 1: hlt; jmp 1b");
+GUEST64(exchange,
+	"mov $1, %eax; cvtsi2sd %eax, %xmm0; fninit; fldz; 1: mov $50, %ecx\n"
+	"2: rol $1, %rbx; add %rcx, %rbx; addsd %xmm0, %xmm1; fld1; faddp; dec %ecx; jnz 2b\n"
+	"fstl (%rsi); out %al, $0x10; jmp 1b");
 /* Take interrupts; the handler ends them at the LAPIC. */
 GUEST64(wait64, "movl $0x1ff, 0xf0(%rdi); sti; out %al, $0x10; 1: hlt; jmp 1b");
 GUEST64(isr64, "out %al, $0x70; movl $0, 0xb0(%rdi); out %al, $0xf4; iretq");
@@ -263,6 +267,7 @@ struct later {
 	void (*fn)(struct machine_double *m);
 	unsigned ms;
 	pthread_t thread;
+	struct engine_vcpu *other; /* of dbt */
 };
 
 static void *later_main(void *arg)
@@ -607,6 +612,64 @@ static void test_step(void **state)
 	ram_read(&m.ram, 0x4000, pair, 16);
 	assert_int_equal(pair[0], 33);
 	assert_int_equal(pair[1], 44);
+	printf("steps on dbt: %llu\n",
+	       (unsigned long long)to_kvm_vcpu(m.cpu[0])->counters[KVMC_STEPS]);
+	power_off(&m);
+}
+
+static int no_exit(void *ctx, struct vcpu_exit *x)
+{
+	struct later *l = ctx;
+
+	engine_dbt.vcpu_kick(l->other);
+	(void)x;
+	return 0;
+}
+
+/* One guest, its state carried to and fro between kvm and dbt at every OUT; SSE, x87 and flags are
+ * live. */
+static void test_exchange(void **state)
+{
+	struct machine_double m;
+	struct engine_config cfg = {.ram = &m.ram, .model = &m.model, .vcpus = 1};
+	struct later l = {0};
+	struct vcpu_up up = {.on_exit = no_exit, .ctx = &l};
+	struct engine_vm *vm;
+	uint64_t expected = 0;
+	double sum;
+
+	NEEDS_KVM();
+	power_on(&m, 1);
+	if (engine_dbt.vm_create(&vm, &cfg, &m.err) < 0 ||
+	    engine_dbt.vcpu_create(&l.other, vm, 0, &up, &m.err) < 0)
+		fail_msg("%s", m.err.text);
+	long_mode(&m);
+	LOAD(&m, 0x1000, exchange);
+	m.s.gpr[R_RSI] = 0x4000;
+	m.is_stop_wanted = true;
+	for (unsigned i = 0; i < 20; i++) {
+		struct error err;
+
+		if (i % 2) {
+			start64(&m);
+			assert_int_equal(run(&m), RUN_KICKED);
+		} else {
+			assert_int_equal(engine_dbt.set_state(l.other, &m.s, &err), 0);
+			assert_int_equal(engine_dbt.vcpu_run(l.other, &err), RUN_KICKED);
+			engine_dbt.get_state(l.other, &m.s);
+		}
+		assert_int_equal(m.s.rip, 0x1000 + (guest_exchange_end - guest_exchange) - 2);
+		assert_int_equal(m.s.gpr[R_RCX], 0);
+	}
+	for (unsigned i = 0; i < 20 * 50; i++)
+		expected = (expected << 1 | expected >> 63) + 50 - i % 50;
+	assert_int_equal(m.s.gpr[R_RBX], expected);
+	memcpy(&sum, m.s.xsave + 160 + 16, 8);
+	assert_true(sum == 1000);
+	ram_read(&m.ram, 0x4000, &sum, 8);
+	assert_true(sum == 1000);
+	engine_dbt.vcpu_destroy(l.other);
+	engine_dbt.vm_destroy(vm);
 	power_off(&m);
 }
 
@@ -905,6 +968,7 @@ int main(void)
 	    cmocka_unit_test(test_debug),
 	    cmocka_unit_test(test_triple_fault),
 	    cmocka_unit_test(test_step),
+	    cmocka_unit_test(test_exchange),
 	    cmocka_unit_test(test_state_round_trip),
 	    cmocka_unit_test(test_pending_events),
 	    cmocka_unit_test(test_lapic_round_trip),
