@@ -122,6 +122,14 @@ static const struct msr_fixed fixed[] = {
 	{ 0x000001dc, VENDOR_ANY,   CPUF_NONE,      false, 0 },            /* LASTBRANCHTOIP */
 	{ 0x000001dd, VENDOR_ANY,   CPUF_NONE,      false, 0 },            /* LASTINTFROMIP */
 	{ 0x000001de, VENDOR_ANY,   CPUF_NONE,      false, 0 },            /* LASTINTTOIP */
+	{ 0xc0010000, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFEVTSEL0: counts nothing */
+	{ 0xc0010001, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFEVTSEL1: counts nothing */
+	{ 0xc0010002, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFEVTSEL2: counts nothing */
+	{ 0xc0010003, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFEVTSEL3: counts nothing */
+	{ 0xc0010004, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFCTR0: counts nothing */
+	{ 0xc0010005, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFCTR1: counts nothing */
+	{ 0xc0010006, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFCTR2: counts nothing */
+	{ 0xc0010007, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* PERFCTR3: counts nothing */
 	{ 0xc0010010, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* SYSCFG */
 	{ 0xc0010015, VENDOR_AMD,   CPUF_NONE,      true,  1u << 24 },     /* HWCR: TSC counts at P0 */
 	{ 0xc001001a, VENDOR_AMD,   CPUF_NONE,      false, 0 },            /* TOP_MEM */
