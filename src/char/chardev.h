@@ -60,6 +60,8 @@ int chardev_hub(struct char_dev **out, struct loop *loop, size_t backlog, int lo
 int chardev_hub_attach(struct char_dev *hub, int fd, bool give_backlog, struct error *err);
 /** chardev_hub_write_input() - bytes as if typed by a client (tests, `--` command feeding). */
 void chardev_hub_input(struct char_dev *hub, const uint8_t *data, size_t len);
+/** chardev_hub_pending() - how many bytes the client furthest behind has not been sent yet. */
+size_t chardev_hub_pending(const struct char_dev *hub);
 void chardev_hub_resize(struct char_dev *hub, unsigned cols, unsigned rows);
 
 #endif

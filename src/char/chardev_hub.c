@@ -305,6 +305,21 @@ void chardev_hub_input(struct char_dev *hub, const uint8_t *data, size_t len)
 	give_input(h);
 }
 
+size_t chardev_hub_pending(const struct char_dev *hub)
+{
+	const struct hub *h = container_of(hub, struct hub, chr);
+	size_t pending = 0;
+
+	for (const struct client *c = h->clients; c; c = c->next) {
+		size_t left = (size_t)MIN(h->total - c->pos, (uint64_t)h->size) + c->notice_len -
+			      c->notice_sent;
+
+		if (!c->is_gone)
+			pending = MAX(pending, left);
+	}
+	return pending;
+}
+
 void chardev_hub_resize(struct char_dev *hub, unsigned cols, unsigned rows)
 {
 	if (hub->user.resized)

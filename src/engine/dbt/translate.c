@@ -127,8 +127,6 @@ static bool flags_live_before(const struct ctx *c)
 {
 	const struct insn_desc *d = c->in[c->cur].desc;
 
-	if (c->cpu->vm->cfg.is_strict)
-		return true;
 	return ((c->live_after[c->cur] & ~d->flags_written) | d->flags_read) & FL_ARITH;
 }
 

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "ctl/client.h"
+#include "ctl/paths.h"
+#include "ctl/socket.h"
+
+int client_connect(const char *name, struct error *err)
+{
+	int r = paths_check_name("a machine", name, err);
+
+	if (r < 0)
+		return r;
+	_cleanup_free_ char *path = paths_run(name, "control.sock", err);
+	_cleanup_free_ char *config = path ? paths_vm(name, "machine.json", err) : NULL;
+
+	if (!path || !config)
+		return -EACCES;
+	int fd = socket_connect(path, err);
+
+	if (fd != -ENOENT && fd != -ECONNREFUSED)
+		return fd;
+	if (access(config, F_OK) < 0)
+		return error_set(err, fd, "there is no machine \"%s\"; viv list shows those there are", name);
+	return error_set(err, fd, "machine \"%s\" is not running; viv start %s starts it", name, name);
+}
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
+/* Wait for @events; 0, -ETIMEDOUT, -errno. */
+static int wait_for(int fd, short events, int64_t deadline_ms)
+{
+	for (;;) {
+		int64_t left = deadline_ms < 0 ? -1 : deadline_ms - now_ms();
+		struct pollfd p = { .fd = fd, .events = events };
+
+		if (deadline_ms >= 0 && left <= 0)
+			return -ETIMEDOUT;
+		int n = poll(&p, 1, left > 3600000 ? 3600000 : (int)left);
+
+		if (n > 0)
+			return 0;
+		if (n < 0 && errno != EINTR)
+			return -errno;
+	}
+}
+
+static int send_all(int fd, const char *p, size_t len, int64_t deadline_ms)
+{
+	while (len) {
+		ssize_t n = send(fd, p, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n > 0) {
+			p += n;
+			len -= (size_t)n;
+			continue;
+		}
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+		int r = wait_for(fd, POLLOUT, deadline_ms);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* Byte-exact up to the newline: what follows a console's reply is the console's. */
+static int receive_line(int fd, struct bytes *line, int64_t deadline_ms)
+{
+	char buf[65536];
+
+	for (;;) {
+		int r = wait_for(fd, POLLIN, deadline_ms);
+
+		if (r < 0)
+			return r;
+		ssize_t n = recv(fd, buf, sizeof(buf), MSG_PEEK | MSG_DONTWAIT);
+
+		if (n == 0)
+			return -EPIPE;
+		if (n < 0) {
+			if (errno == EAGAIN || errno == EINTR)
+				continue;
+			return errno == ECONNRESET ? -EPIPE : -errno;
+		}
+		char *nl = memchr(buf, '\n', (size_t)n);
+		size_t take = nl ? (size_t)(nl - buf) + 1 : (size_t)n;
+
+		n = recv(fd, buf, take, 0);
+		if (n != (ssize_t)take)
+			return -EIO;
+		bytes_put(line, buf, take);
+		if (line->is_failed || line->len > CLIENT_REPLY_MAX)
+			return -EMSGSIZE;
+		if (nl)
+			return 0;
+	}
+}
+
+static int explain(int r, struct error *err)
+{
+	switch (r) {
+	case -ETIMEDOUT:
+		return error_set(err, r, "the machine did not answer in time");
+	case -EPIPE:
+		return error_set(err, r, "the machine ended");
+	default:
+		return error_set(err, r, "talking to the machine failed: %s", strerror(-r));
+	}
+}
+
+int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct error *err)
+{
+	int64_t deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
+	_cleanup_bytes_ struct bytes line = { 0 };
+	_cleanup_free_ char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
+
+	json_decref(request);
+	if (!text)
+		return error_set(err, -EINVAL, "an argument is not valid UTF-8, or there is no memory");
+	int r = send_all(fd, text, strlen(text), deadline_ms);
+
+	if (r == 0)
+		r = send_all(fd, "\n", 1, deadline_ms);
+	if (r == 0)
+		r = receive_line(fd, &line, deadline_ms);
+	if (r < 0)
+		return explain(r, err);
+	json_t *json = json_loadb((char *)line.data, line.len, 0, NULL);
+
+	if (!json_is_object(json)) {
+		json_decref(json);
+		return error_set(err, -EPROTO, "the machine's answer makes no sense");
+	}
+	if (!json_is_true(json_object_get(json, "ok"))) {
+		const char *text_in = json_string_value(json_object_get(json, "error"));
+
+		error_set(err, -EREMOTEIO, "%s", text_in ? text_in : "the machine refused without a reason");
+		json_decref(json);
+		return -EREMOTEIO;
+	}
+	*reply = json;
+	return 0;
+}
+
+int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply,
+		   struct error *err)
+{
+	int fd = client_connect(name, err);
+
+	if (fd < 0) {
+		json_decref(request);
+		return fd;
+	}
+	int r = client_call(fd, request, timeout_ms, reply, err);
+
+	close(fd);
+	return r;
+}

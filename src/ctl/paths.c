@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pwd.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/host.h"
+#include "ctl/paths.h"
+
+int paths_check_name(const char *what, const char *name, struct error *err)
+{
+	static const char allowed[] =
+		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-";
+	size_t len = strlen(name);
+
+	if (len == 0 || len > PATHS_NAME_MAX || strspn(name, allowed) != len || strchr("_.-", name[0]))
+		return error_set(err, -EINVAL,
+				 "\"%.64s\" is no name for %s: use 1 to %d letters, digits, _ . - and start "
+				 "with a letter or digit",
+				 name, what, PATHS_NAME_MAX);
+	return 0;
+}
+
+char *paths_format(struct error *err, const char *fmt, ...)
+{
+	va_list ap;
+	char *s;
+
+	va_start(ap, fmt);
+	int n = vasprintf(&s, fmt, ap);
+
+	va_end(ap);
+	if (n < 0) {
+		error_set(err, -ENOMEM, "no memory for a path");
+		return NULL;
+	}
+	return s;
+}
+
+static const char *env_dir(const char *name)
+{
+	const char *v = getenv(name);
+
+	/* XDG base directory specification: relative paths are invalid and ignored. */
+	return v && v[0] == '/' ? v : NULL;
+}
+
+static const char *home_dir(void)
+{
+	const char *home = env_dir("HOME");
+	struct passwd *pw = home ? NULL : getpwuid(getuid());
+
+	return home ? home : pw && pw->pw_dir ? pw->pw_dir : "/";
+}
+
+/* VIVARIUM_HOME may be relative: it is then made absolute, as processes may change directory. */
+static char *vivarium_home(struct error *err, bool *is_set)
+{
+	const char *v = getenv("VIVARIUM_HOME");
+
+	*is_set = v && v[0];
+	if (!*is_set)
+		return NULL;
+	if (v[0] == '/')
+		return paths_format(err, "%s", v);
+	_cleanup_free_ char *cwd = getcwd(NULL, 0);
+
+	if (!cwd) {
+		error_set(err, -errno, "the current directory is gone: %s", strerror(errno));
+		return NULL;
+	}
+	return paths_format(err, "%s/%s", cwd, v);
+}
+
+char *paths_data(const char *below, struct error *err)
+{
+	bool is_set;
+	_cleanup_free_ char *home = vivarium_home(err, &is_set);
+
+	if (is_set)
+		return home ? paths_format(err, "%s/%s", home, below) : NULL;
+	const char *xdg = env_dir("XDG_DATA_HOME");
+
+	if (xdg)
+		return paths_format(err, "%s/vivarium/%s", xdg, below);
+	return paths_format(err, "%s/.local/share/vivarium/%s", home_dir(), below);
+}
+
+static char *below_data(const char *kind, const char *name, const char *file, struct error *err)
+{
+	_cleanup_free_ char *root = paths_data(kind, err);
+
+	if (!root)
+		return NULL;
+	return file ? paths_format(err, "%s/%s/%s", root, name, file) :
+		      paths_format(err, "%s/%s", root, name);
+}
+
+char *paths_vm(const char *name, const char *file, struct error *err)
+{
+	return below_data("vms", name, file, err);
+}
+
+char *paths_image(const char *name, const char *file, struct error *err)
+{
+	return below_data("images", name, file, err);
+}
+
+static char *run_root(struct error *err)
+{
+	bool is_set;
+	_cleanup_free_ char *home = vivarium_home(err, &is_set);
+
+	if (is_set)
+		return home ? paths_format(err, "%s/run", home) : NULL;
+	const char *xdg = env_dir("XDG_RUNTIME_DIR");
+	struct stat st;
+
+	if (xdg)
+		return paths_format(err, "%s/vivarium", xdg);
+	char *path = paths_format(err, "/tmp/vivarium-%u", (unsigned)getuid());
+
+	/* A shared directory: someone else may have been there first. */
+	if (path && lstat(path, &st) == 0 &&
+	    (!S_ISDIR(st.st_mode) || st.st_uid != getuid() || (st.st_mode & 077))) {
+		error_set(err, -EACCES, "%s is not a private directory of yours: remove it, or set XDG_RUNTIME_DIR",
+			  path);
+		free(path);
+		return NULL;
+	}
+	return path;
+}
+
+char *paths_run(const char *name, const char *file, struct error *err)
+{
+	_cleanup_free_ char *root = run_root(err);
+
+	if (!root)
+		return NULL;
+	return file ? paths_format(err, "%s/%s/%s", root, name, file) :
+		      paths_format(err, "%s/%s", root, name);
+}
+
+int paths_make(const char *path, struct error *err)
+{
+	_cleanup_free_ char *p = strdup(path);
+
+	if (!p)
+		return error_set(err, -ENOMEM, "no memory for a path");
+	for (char *s = p + 1;; s++) {
+		if (*s != '/' && *s != 0)
+			continue;
+		char was = *s;
+
+		*s = 0;
+		if (mkdir(p, 0700) < 0 && errno != EEXIST)
+			return error_set(err, -errno, "cannot make the directory %s: %s", p,
+					 strerror(errno));
+		*s = was;
+		if (!was)
+			break;
+	}
+	return 0;
+}
+
+static int remove_at(int dir, const char *name, unsigned depth)
+{
+	if (unlinkat(dir, name, 0) == 0 || errno == ENOENT)
+		return 0;
+	if (errno != EISDIR && errno != EPERM)
+		return -errno;
+	if (depth == 0)
+		return -ELOOP;
+	int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	DIR *d = fdopendir(fd);
+
+	if (!d) {
+		int r = -errno;
+
+		close(fd);
+		return r;
+	}
+	int r = 0;
+	struct dirent *e;
+
+	while (r == 0 && (e = readdir(d)))
+		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+			r = remove_at(fd, e->d_name, depth - 1);
+	closedir(d);
+	if (r == 0 && unlinkat(dir, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
+		r = -errno;
+	return r;
+}
+
+int paths_remove_tree(const char *path, struct error *err)
+{
+	int r = remove_at(AT_FDCWD, path, 8);
+
+	return r < 0 ? error_set(err, r, "cannot remove %s: %s", path, strerror(-r)) : 0;
+}
+
+static int write_all(int fd, const char *p, size_t len)
+{
+	for (off_t off = 0; (size_t)off < len;) {
+		ssize_t n = host.pwrite(fd, p + off, len - (size_t)off, off);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		off += n > 0 ? n : 0;
+	}
+	return 0;
+}
+
+int paths_write_file(const char *path, const void *data, size_t len, struct error *err)
+{
+	_cleanup_free_ char *tmp = paths_format(err, "%s.new", path);
+
+	if (!tmp)
+		return -ENOMEM;
+	int fd = host.open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (fd < 0)
+		return error_set(err, -errno, "cannot write %s: %s", tmp, strerror(errno));
+	int r = write_all(fd, data, len);
+
+	if (r == 0 && host.fsync(fd) < 0)
+		r = -errno;
+	close(fd);
+	if (r == 0 && rename(tmp, path) < 0)
+		r = -errno;
+	if (r < 0) {
+		unlink(tmp);
+		return error_set(err, r, "cannot write %s: %s", path, strerror(-r));
+	}
+	return 0;
+}
+
+int paths_read_file(const char *path, size_t max, char **out, size_t *len, struct error *err)
+{
+	_cleanup_close_ int fd = host.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return error_set(err, -errno, "cannot read %s: %s", path, strerror(errno));
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size > max)
+		return error_set(err, -EFBIG, "%s is not a file of at most %zu bytes", path, max);
+	size_t size = (size_t)st.st_size, done = 0;
+	char *buf = host.malloc(size + 1);
+
+	if (!buf)
+		return error_set(err, -ENOMEM, "no memory to read %s", path);
+	while (done < size) {
+		ssize_t n = host.pread(fd, buf + done, size - done, (off_t)done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0) {
+			int r = -errno;
+
+			free(buf);
+			return error_set(err, r, "cannot read %s: %s", path, strerror(-r));
+		}
+		if (n == 0)
+			break; /* shorter than it was: what there is */
+		done += (size_t)n;
+	}
+	buf[done] = 0;
+	*out = buf;
+	*len = done;
+	return 0;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where machines and images live.
+ *
+ *   data root   $VIVARIUM_HOME, else $XDG_DATA_HOME/vivarium, else ~/.local/share/vivarium
+ *     vms/NAME/machine.json        its configuration; disk.raw, vm.log: its own files
+ *     vms/NAME/lock                held (flock) by the running machine's process
+ *     images/NAME/image.json       an image: kernel, initrd, disk, command line
+ *   run root    $VIVARIUM_HOME/run, else $XDG_RUNTIME_DIR/vivarium, else /tmp/vivarium-UID
+ *     NAME/control.sock            while it runs
+ *
+ * Directories are made with mode 0700.
+ */
+#ifndef VIV_CTL_PATHS_H
+#define VIV_CTL_PATHS_H
+
+#include "base/error.h"
+
+#define PATHS_NAME_MAX 63
+
+/** paths_check_name() - names of machines and images: [A-Za-z0-9][A-Za-z0-9_.-]*, up to 63 bytes. */
+int paths_check_name(const char *what, const char *name, struct error *err);
+
+/* All return an allocated string, or NULL with @err set. */
+char *paths_data(const char *below, struct error *err);  /* data root / @below */
+char *paths_vm(const char *name, const char *file, struct error *err); /* @file NULL: the directory */
+char *paths_image(const char *name, const char *file, struct error *err);
+char *paths_run(const char *name, const char *file, struct error *err);
+char *paths_format(struct error *err, const char *fmt, ...) _printf_(2, 3);
+
+/** paths_make() - directory @path and its parents.  0 (also if it was there) or -errno. */
+int paths_make(const char *path, struct error *err);
+/** paths_remove_tree() - @path and all in it; not following links.  0 also when it is not there. */
+int paths_remove_tree(const char *path, struct error *err);
+
+/** paths_write_file() - whole, with mode 0600, replacing what was there in one step. */
+int paths_write_file(const char *path, const void *data, size_t len, struct error *err);
+/** paths_read_file() - all of a file of at most @max bytes, NUL appended. */
+int paths_read_file(const char *path, size_t max, char **out, size_t *len, struct error *err);
+
+#endif

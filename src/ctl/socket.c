@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "base/host.h"
+#include "ctl/socket.h"
+
+/* The address of @path through an open directory; *@dir is to be closed after use. */
+static int make_address(const char *path, struct sockaddr_un *sa, int *dir, struct error *err)
+{
+	const char *slash = strrchr(path, '/');
+	char parent[4096];
+
+	if (!slash || slash == path || (size_t)(slash - path) >= sizeof(parent) || strlen(slash + 1) > 64)
+		return error_set(err, -ENAMETOOLONG, "%s cannot be a socket's path", path);
+	memcpy(parent, path, (size_t)(slash - path));
+	parent[slash - path] = 0;
+	*dir = open(parent, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (*dir < 0)
+		return -errno;
+	*sa = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	snprintf(sa->sun_path, sizeof(sa->sun_path), "/proc/self/fd/%d/%s", *dir, slash + 1);
+	return 0;
+}
+
+int socket_connect(const char *path, struct error *err)
+{
+	struct sockaddr_un sa;
+	_cleanup_close_ int dir = -1;
+	int r = make_address(path, &sa, &dir, err);
+
+	if (r < 0)
+		return r;
+	int fd = host.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
+	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0) {
+		r = -errno;
+		close(fd);
+		if (r != -ENOENT && r != -ECONNREFUSED)
+			error_set(err, r, "cannot connect to %s: %s", path, strerror(-r));
+		return r;
+	}
+	return fd;
+}
+
+static int bind_and_listen(int fd, const struct sockaddr_un *sa)
+{
+	/* The directory is private, and so is the socket from its first moment. */
+	mode_t old = umask(0177);
+	int r = bind(fd, (const struct sockaddr *)sa, sizeof(*sa)) < 0 ? -errno : 0;
+
+	umask(old);
+	if (r == 0 && listen(fd, 16) < 0)
+		r = -errno;
+	return r;
+}
+
+int socket_listen(const char *path, struct error *err)
+{
+	struct sockaddr_un sa;
+	_cleanup_close_ int dir = -1;
+	int r = make_address(path, &sa, &dir, err);
+
+	if (r < 0)
+		return r == -ENAMETOOLONG ? r : error_set(err, r, "cannot open the directory of %s: %s", path,
+							   strerror(-r));
+	int fd = host.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
+	r = bind_and_listen(fd, &sa);
+	if (r == -EADDRINUSE) {
+		int other = socket_connect(path, NULL);
+
+		if (other >= 0) {
+			close(other);
+		} else if (other == -ECONNREFUSED) {
+			unlink(sa.sun_path);
+			r = bind_and_listen(fd, &sa);
+		}
+	}
+	if (r < 0) {
+		close(fd);
+		return error_set(err, r, "cannot listen on %s: %s", path,
+				 r == -EADDRINUSE ? "another process does" : strerror(-r));
+	}
+	return fd;
+}

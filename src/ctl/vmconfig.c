@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "ctl/paths.h"
+#include "ctl/vmconfig.h"
+
+enum kind { K_STRING, K_U64, K_BOOL };
+
+struct row {
+	const char *key;
+	enum kind kind;
+	size_t offset;
+	uint64_t min, max;
+};
+
+// clang-format off
+#define S(key, m)	    { key, K_STRING, offsetof(struct vmconfig, m), 0, 0 }
+#define N(key, m, min, max) { key, K_U64,    offsetof(struct vmconfig, m), min, max }
+#define B(key, m)	    { key, K_BOOL,   offsetof(struct vmconfig, m), 0, 0 }
+static const struct row rows[] = {
+	S("name",            name),
+	S("image",           image),
+	S("engine",          engine),
+	S("cpu",             cpu),
+	N("cpus",            cpus, 1, MACHINE_MAX_CPUS),
+	N("mem",             mem_bytes, MACHINE_MIN_MEM, MACHINE_MAX_MEM),
+	S("kernel",          kernel),
+	S("initrd",          initrd),
+	S("append",          append),
+	S("firmware",        firmware),
+	S("net",             net),
+	S("mac",             mac),
+	B("no_reboot",       no_reboot),
+	B("strict",          is_strict),
+	B("interp_only",     use_interp_only),
+	N("check",           check_every, 0, UINT32_MAX),
+	B("throwaway",       is_throwaway),
+	B("agent",           has_agent),
+	B("virtio_console",  uses_virtio_console),
+};
+#undef S
+#undef N
+#undef B
+// clang-format on
+
+static void *member(const struct vmconfig *c, const struct row *row)
+{
+	return (char *)(uintptr_t)c + row->offset;
+}
+
+int vmconfig_set(char **m, const char *value, struct error *err)
+{
+	char *copy = value ? strdup(value) : NULL;
+
+	if (value && !copy)
+		return error_set(err, -ENOMEM, "no memory for the configuration");
+	free(*m);
+	*m = copy;
+	return 0;
+}
+
+int vmconfig_init(struct vmconfig *c, struct error *err)
+{
+	*c = (struct vmconfig){ .cpus = 1, .mem_bytes = 512 * MIB };
+	int r = vmconfig_set(&c->engine, "auto", err);
+
+	if (r == 0)
+		r = vmconfig_set(&c->cpu, "host", err);
+	if (r == 0)
+		r = vmconfig_set(&c->append, "", err);
+	if (r == 0)
+		r = vmconfig_set(&c->net, "nat", err);
+	return r;
+}
+
+void vmconfig_free(struct vmconfig *c)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		if (rows[i].kind == K_STRING)
+			free(*(char **)member(c, &rows[i]));
+	}
+	for (unsigned i = 0; i < c->nforwards; i++)
+		free(c->forwards[i]);
+	for (unsigned i = 0; i < c->ndisks; i++) {
+		free(c->disks[i].path);
+		free(c->disks[i].format);
+	}
+	memset(c, 0, sizeof(*c));
+}
+
+int vmconfig_add_disk(struct vmconfig *c, const char *path, const char *format, bool is_readonly,
+		      bool is_snapshot, struct error *err)
+{
+	struct vmconfig_disk d = { .is_readonly = is_readonly, .is_snapshot = is_snapshot };
+
+	if (c->ndisks == MACHINE_MAX_DISKS)
+		return error_set(err, -EINVAL, "a machine has at most %d disks", MACHINE_MAX_DISKS);
+	d.path = strdup(path);
+	d.format = strdup(format);
+	if (!d.path || !d.format) {
+		free(d.path);
+		free(d.format);
+		return error_set(err, -ENOMEM, "no memory for the configuration");
+	}
+	c->disks[c->ndisks++] = d;
+	return 0;
+}
+
+int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err)
+{
+	if (c->nforwards == VMCONFIG_MAX_FORWARDS)
+		return error_set(err, -EINVAL, "a machine has at most %d port forwards", VMCONFIG_MAX_FORWARDS);
+	int r = vmconfig_set(&c->forwards[c->nforwards], spec, err);
+
+	if (r == 0)
+		c->nforwards++;
+	return r;
+}
+
+/* ---- out ---- */
+
+static json_t *value_to_json(const struct vmconfig *c, const struct row *row)
+{
+	switch (row->kind) {
+	case K_STRING: {
+		const char *s = *(char **)member(c, row);
+
+		return s ? json_string(s) : json_null();
+	}
+	case K_U64:
+		return json_integer((json_int_t) * (uint64_t *)member(c, row));
+	case K_BOOL:
+		return json_boolean(*(bool *)member(c, row));
+	}
+	return NULL;
+}
+
+json_t *vmconfig_to_json(const struct vmconfig *c)
+{
+	json_t *obj = json_object(), *disks = json_array(), *forwards = json_array();
+	int r = obj && disks && forwards ? 0 : -1;
+
+	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(rows); i++)
+		r = json_object_set_new(obj, rows[i].key, value_to_json(c, &rows[i]));
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
+		const struct vmconfig_disk *d = &c->disks[i];
+
+		r = json_array_append_new(disks, json_pack("{s:s, s:s, s:b, s:b}", "path", d->path,
+							   "format", d->format, "readonly", d->is_readonly,
+							   "snapshot", d->is_snapshot));
+	}
+	for (unsigned i = 0; r == 0 && i < c->nforwards; i++)
+		r = json_array_append_new(forwards, json_string(c->forwards[i]));
+	if (r == 0)
+		r = json_object_set(obj, "disks", disks) || json_object_set(obj, "forwards", forwards);
+	json_decref(disks);
+	json_decref(forwards);
+	if (r == 0)
+		return obj;
+	json_decref(obj);
+	return NULL;
+}
+
+/* ---- in ---- */
+
+static int bad_value(const char *key, struct error *err)
+{
+	return error_set(err, -EINVAL, "\"%.40s\" has no valid value", key);
+}
+
+static int value_from_json(struct vmconfig *c, const struct row *row, json_t *v, struct error *err)
+{
+	switch (row->kind) {
+	case K_STRING:
+		if (json_is_null(v))
+			return vmconfig_set(member(c, row), NULL, err);
+		if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v))
+			return bad_value(row->key, err);
+		return vmconfig_set(member(c, row), json_string_value(v), err);
+	case K_U64:
+		if (!json_is_integer(v) || json_integer_value(v) < 0 ||
+		    (uint64_t)json_integer_value(v) < row->min ||
+		    (uint64_t)json_integer_value(v) > row->max)
+			return bad_value(row->key, err);
+		*(uint64_t *)member(c, row) = (uint64_t)json_integer_value(v);
+		return 0;
+	case K_BOOL:
+		if (!json_is_boolean(v))
+			return bad_value(row->key, err);
+		*(bool *)member(c, row) = json_is_true(v);
+		return 0;
+	}
+	return bad_value(row->key, err);
+}
+
+static int disks_from_json(struct vmconfig *c, json_t *list, struct error *err)
+{
+	size_t i;
+	json_t *d;
+
+	if (!json_is_array(list))
+		return bad_value("disks", err);
+	json_array_foreach(list, i, d) {
+		const char *path, *format;
+		int is_readonly, is_snapshot;
+
+		if (json_unpack(d, "{s:s, s:s, s:b, s:b !}", "path", &path, "format", &format, "readonly",
+				&is_readonly, "snapshot", &is_snapshot) < 0)
+			return bad_value("disks", err);
+		int r = vmconfig_add_disk(c, path, format, is_readonly, is_snapshot, err);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int forwards_from_json(struct vmconfig *c, json_t *list, struct error *err)
+{
+	size_t i;
+	json_t *f;
+
+	if (!json_is_array(list))
+		return bad_value("forwards", err);
+	json_array_foreach(list, i, f) {
+		if (!json_is_string(f))
+			return bad_value("forwards", err);
+		int r = vmconfig_add_forward(c, json_string_value(f), err);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static const struct row *find_row(const char *key)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		if (strcmp(rows[i].key, key) == 0)
+			return &rows[i];
+	}
+	return NULL;
+}
+
+int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err)
+{
+	const char *key;
+	json_t *v;
+	int r = 0;
+
+	if (!json_is_object(json))
+		return error_set(err, -EINVAL, "it is not a JSON object");
+	json_object_foreach(json, key, v) {
+		const struct row *row = find_row(key);
+
+		if (row)
+			r = value_from_json(c, row, v, err);
+		else if (strcmp(key, "disks") == 0)
+			r = disks_from_json(c, v, err);
+		else if (strcmp(key, "forwards") == 0)
+			r = forwards_from_json(c, v, err);
+		else
+			r = error_set(err, -EINVAL, "\"%.40s\" is unknown to this version", key);
+		if (r < 0)
+			return r;
+	}
+	if (c->mem_bytes % GUEST_PAGE_SIZE)
+		return bad_value("mem", err);
+	return c->name ? paths_check_name("a machine", c->name, err) :
+			 error_set(err, -EINVAL, "\"name\" is missing");
+}
+
+/* ---- files ---- */
+
+int vmconfig_load(struct vmconfig *c, const char *name, struct error *err)
+{
+	_cleanup_free_ char *path = paths_vm(name, "machine.json", err);
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	json_error_t je;
+
+	if (!path)
+		return -ENOMEM;
+	if (access(path, F_OK) < 0 && errno == ENOENT)
+		return error_set(err, -ENOENT, "there is no machine \"%s\"; viv list shows those there are", name);
+	int r = paths_read_file(path, VMCONFIG_MAX_BYTES, &text, &len, err);
+
+	if (r < 0)
+		return r;
+	json_t *json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+
+	if (!json)
+		return error_set(err, -EINVAL, "%s, line %d: %s", path, je.line, je.text);
+	r = vmconfig_from_json(c, json, err);
+	json_decref(json);
+	if (r < 0)
+		error_prefix(err, "%s", path);
+	return r;
+}
+
+int vmconfig_save(const struct vmconfig *c, struct error *err)
+{
+	_cleanup_free_ char *path = paths_vm(c->name, "machine.json", err);
+
+	if (!path)
+		return -ENOMEM;
+	json_t *json = vmconfig_to_json(c);
+	_cleanup_free_ char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+
+	json_decref(json);
+	if (!text)
+		return error_set(err, -EINVAL, "a path or argument is not valid UTF-8, or there is no memory");
+	return paths_write_file(path, text, strlen(text), err);
+}
+
+/* ---- the machine ---- */
+
+void vmconfig_machine(const struct vmconfig *c, struct machine_config *out)
+{
+	*out = (struct machine_config){
+		.name = c->name,
+		.engine = c->engine,
+		.cpu = c->cpu,
+		.cpus = (unsigned)c->cpus,
+		.mem_bytes = c->mem_bytes,
+		.kernel = c->kernel,
+		.initrd = c->initrd,
+		.append = c->append,
+		.firmware = c->firmware,
+		.ndisks = c->ndisks,
+		.no_reboot = c->no_reboot,
+		.is_strict = c->is_strict,
+		.use_interp_only = c->use_interp_only,
+		.check_every = (unsigned)c->check_every,
+	};
+	for (unsigned i = 0; i < c->ndisks; i++)
+		out->disks[i] = (struct machine_disk){ c->disks[i].path, c->disks[i].format,
+						       c->disks[i].is_readonly, c->disks[i].is_snapshot };
+}
+
+int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err)
+{
+	unsigned b[6];
+	char end;
+
+	if (strlen(text) != 17 ||
+	    sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%c", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &end) != 6)
+		return error_set(err, -EINVAL, "\"%.40s\" is no MAC address", text);
+	if (b[0] & 1)
+		return error_set(err, -EINVAL, "%s is a group address, no card can have it", text);
+	for (unsigned i = 0; i < 6; i++)
+		mac[i] = (uint8_t)b[i];
+	return 0;
+}

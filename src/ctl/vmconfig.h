@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a machine is made of, as kept in vms/NAME/machine.json between `viv run` and `viv start` and
+ * handed to the process of the machine.  One row a member (vmconfig.c); unknown members are an
+ * error, missing ones keep their default.
+ */
+#ifndef VIV_CTL_VMCONFIG_H
+#define VIV_CTL_VMCONFIG_H
+
+#include <jansson.h>
+
+#include "base/error.h"
+#include "vm/machine.h"
+
+#define VMCONFIG_MAX_FORWARDS 32
+#define VMCONFIG_MAX_BYTES (1 * MIB)
+
+struct vmconfig_disk {
+	char *path; /* absolute */
+	char *format;
+	bool is_readonly, is_snapshot;
+};
+
+struct vmconfig {
+	char *name, *engine, *cpu, *image;
+	char *kernel, *initrd, *append, *firmware; /* absolute paths */
+	uint64_t mem_bytes, cpus, check_every;
+	char *net; /* "nat", "none" */
+	char *mac; /* "52:54:00:..." */
+	char *forwards[VMCONFIG_MAX_FORWARDS]; /* "2222:22" */
+	unsigned nforwards;
+	struct vmconfig_disk disks[MACHINE_MAX_DISKS];
+	unsigned ndisks;
+	bool no_reboot, is_strict, use_interp_only;
+	bool is_throwaway;   /* its directory goes when it ends */
+	bool has_agent;	     /* the guest runs qemu-guest-agent */
+	bool uses_virtio_console; /* the console people see is hvc0, not COM1 */
+};
+
+/** vmconfig_init() - defaults: 1 CPU, 512 MiB, auto, NAT.  0 or -ENOMEM; vmconfig_free() after it. */
+int vmconfig_init(struct vmconfig *c, struct error *err);
+void vmconfig_free(struct vmconfig *c);
+
+/** vmconfig_set() - replace an allocated string by a copy of @value (NULL: none). */
+int vmconfig_set(char **member, const char *value, struct error *err);
+int vmconfig_add_disk(struct vmconfig *c, const char *path, const char *format, bool is_readonly,
+		      bool is_snapshot, struct error *err);
+int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err);
+
+json_t *vmconfig_to_json(const struct vmconfig *c); /* NULL: no memory */
+/** vmconfig_from_json() - over the defaults; hostile input.  On failure @c is still to be freed. */
+int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err);
+
+/** vmconfig_load() / _save() - vms/@name/machine.json. */
+int vmconfig_load(struct vmconfig *c, const char *name, struct error *err);
+int vmconfig_save(const struct vmconfig *c, struct error *err);
+
+/** vmconfig_machine() - the machine's view; borrows from @c.  Backends and cards are the caller's. */
+void vmconfig_machine(const struct vmconfig *c, struct machine_config *out);
+
+/** vmconfig_parse_mac() - 0 or -EINVAL. */
+int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err);
+
+#endif

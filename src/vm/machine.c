@@ -1,0 +1,570 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <x86intrin.h>
+
+#include "vm/machine_int.h"
+
+/* ---- holding vCPUs ---- */
+
+static bool any_inside(const struct machine *m)
+{
+	for (unsigned i = 0; i < m->ncpus; i++) {
+		if (m->cpus[i].is_inside)
+			return true;
+	}
+	return false;
+}
+
+static void start_hold(struct machine *m)
+{
+	m->is_held = true;
+	for (unsigned i = 0; i < m->ncpus; i++)
+		vcpu_kick(&m->cpus[i]);
+}
+
+void machine_hold(struct machine *m)
+{
+	start_hold(m);
+	while (any_inside(m))
+		pthread_cond_wait(&m->idle, &m->lock);
+}
+
+static void release(struct machine *m)
+{
+	m->is_held = false;
+	for (unsigned i = 0; i < m->ncpus; i++)
+		vcpu_wake(&m->cpus[i]);
+}
+
+/* ---- time ---- */
+
+/* Guest TSC stands still while the machine is paused: all offsets move by the same amount. */
+static void tsc_pause(struct machine *m)
+{
+	m->host_tsc_at_pause = __rdtsc();
+}
+
+static void tsc_resume(struct machine *m)
+{
+	int64_t away = (int64_t)(__rdtsc() - m->host_tsc_at_pause);
+
+	for (unsigned i = 0; i < m->ncpus; i++) {
+		struct engine_vcpu *ev = m->cpus[i].ev;
+
+		m->ops->set_tsc_offset(ev, m->ops->get_tsc_offset(ev) - away);
+	}
+}
+
+static int clock_start(struct machine *m, struct error *err)
+{
+	int r = 0;
+
+	if (m->ops->set_clock)
+		r = m->ops->set_clock(m->vm, vclock_now_ns(&m->clock), err);
+	if (r < 0)
+		return r;
+	vclock_start(&m->clock);
+	loop_clock_changed(m->loop);
+	return 0;
+}
+
+/* ---- reset ---- */
+
+struct load_call {
+	struct x86_state *s;
+	int64_t tsc_offset;
+	int result;
+	struct error *err;
+};
+
+static void load_on_thread(struct vcpu *v, void *arg)
+{
+	struct load_call *c = arg;
+
+	c->result = vcpu_load(v, c->s, c->tsc_offset, c->err);
+}
+
+/* All vCPUs held: devices and CPUs as after power-on, RAM as the loader leaves it. */
+static int power_on_state(struct machine *m, struct error *err)
+{
+	struct load_call c = { .tsc_offset = -(int64_t)__rdtsc(), .err = err };
+
+	pc_reset(m);
+	int r = load_boot(m, err);
+
+	if (r < 0)
+		return r;
+	c.s = aligned_alloc(64, sizeof(*c.s));
+	if (!c.s)
+		return error_set(err, -ENOMEM, "no memory for a CPU's state");
+	for (unsigned i = 0; r == 0 && i < m->ncpus; i++) {
+		load_cpu_state(m, i, c.s);
+		vcpu_call(&m->cpus[i], load_on_thread, &c);
+		r = c.result;
+	}
+	free(c.s);
+	return r;
+}
+
+static void reset_now(void *arg)
+{
+	struct machine *m = arg;
+	struct error err;
+
+	m->is_reset_queued = false;
+	if (m->state == MACHINE_ENDED || m->is_end_set)
+		return;
+	machine_hold(m);
+	if (m->is_end_set)
+		return;
+	m->resets++;
+	if (power_on_state(m, &err) < 0) {
+		error_prefix(&err, "reset failed");
+		machine_fail(m, &err);
+		return;
+	}
+	if (m->state == MACHINE_PAUSED)
+		tsc_pause(m);
+	else
+		release(m);
+}
+
+/* From the reset button: no_reboot is about the guest's own wish. */
+static int queue_reset(struct machine *m)
+{
+	if (m->is_reset_queued)
+		return 0;
+	start_hold(m); /* the guest does not see one instruction more than it must */
+	int r = loop_post(m->loop, reset_now, m);
+
+	m->is_reset_queued = r == 0;
+	return r;
+}
+
+void machine_request_reset(struct machine *m)
+{
+	struct error err;
+
+	if (m->cfg.no_reboot) {
+		machine_end(m, END_RESET, 0, "the guest asked for a reset");
+		return;
+	}
+	int r = queue_reset(m);
+
+	if (r < 0) {
+		error_set(&err, r, "cannot reset the machine: %s", strerror(-r));
+		machine_fail(m, &err);
+	}
+}
+
+/* ---- end ---- */
+
+void machine_end(struct machine *m, enum machine_end_reason reason, int status, const char *text)
+{
+	if (m->is_end_set)
+		return;
+	m->is_end_set = true;
+	m->end.reason = reason;
+	m->end.status = status;
+	snprintf(m->end.text, sizeof(m->end.text), "%s", text);
+	start_hold(m);
+	loop_stop(m->loop, 0);
+}
+
+void machine_fail(struct machine *m, const struct error *err)
+{
+	machine_end(m, END_FAILED, 1, err->text);
+}
+
+/* ---- life cycle ---- */
+
+static int check_config(const struct machine_config *cfg, struct error *err)
+{
+	if (cfg->cpus < 1 || cfg->cpus > MACHINE_MAX_CPUS)
+		return error_set(err, -EINVAL, "a machine has 1 to %d CPUs, not %u", MACHINE_MAX_CPUS,
+				 cfg->cpus);
+	if (cfg->mem_bytes < MACHINE_MIN_MEM || cfg->mem_bytes > MACHINE_MAX_MEM ||
+	    cfg->mem_bytes % GUEST_PAGE_SIZE)
+		return error_set(err, -EINVAL, "memory must be a multiple of 4K from 2M to 1T");
+	if (cfg->append && strlen(cfg->append) >= MACHINE_MAX_CMDLINE)
+		return error_set(err, -EINVAL, "the kernel command line is longer than %d bytes",
+				 MACHINE_MAX_CMDLINE - 1);
+	if (cfg->ndisks > MACHINE_MAX_DISKS || cfg->nnics > MACHINE_MAX_NICS)
+		return error_set(err, -EINVAL, "a machine has at most %d disks and %d network cards",
+				 MACHINE_MAX_DISKS, MACHINE_MAX_NICS);
+	return 0;
+}
+
+static int create_memory(struct machine *m, struct error *err)
+{
+	uint64_t rom_bytes;
+	int r = load_rom_bytes(m, &rom_bytes, err);
+
+	if (r == 0)
+		r = ram_create(&m->ram, m->cfg.mem_bytes, rom_bytes, err);
+	if (r == 0 && rom_bytes) {
+		m->rom = ram_add_rom(&m->ram, 4 * GIB - rom_bytes, rom_bytes, err);
+		if (!m->rom)
+			r = -EINVAL;
+	}
+	return r;
+}
+
+static int create_engine(struct machine *m, const struct machine_config *cfg, struct error *err)
+{
+	struct engine_config ec = {
+		.ram = &m->ram,
+		.model = &m->model,
+		.vcpus = m->ncpus,
+		.is_strict = cfg->is_strict,
+		.check_every = cfg->check_every,
+		.use_interp_only = cfg->use_interp_only,
+	};
+	int r = cpu_model_init(&m->model, m->cpu_name, m->ncpus, err);
+
+	if (r == 0)
+		r = m->ops->vm_create(&m->vm, &ec, err);
+	for (unsigned i = 0; r == 0 && i < m->ncpus; i++)
+		r = vcpu_create(&m->cpus[i], m, i, err);
+	return r;
+}
+
+static void stop_expired(void *arg)
+{
+	machine_end(arg, END_STOPPED, 0, "the guest did not switch itself off in time and was stopped");
+}
+
+/* What kind of kernel decides about test devices: known before they are built. */
+static int detect_format(struct machine *m, struct error *err)
+{
+	struct boot_blob kernel;
+
+	if (!m->kernel.name)
+		return 0;
+	int r = boot_blob_read(&kernel, m->kernel.fd, m->kernel.name, 1 * GIB, err);
+
+	if (r == 0) {
+		m->format = boot_detect(&kernel);
+		boot_blob_free(&kernel);
+	}
+	return r;
+}
+
+static int build(struct machine *m, const struct machine_config *cfg, char engine_reason[256],
+		 struct error *err)
+{
+	char reason[256] = "";
+	int r = check_config(cfg, err);
+
+	if (r < 0)
+		return r;
+	m->name = strdup(cfg->name ? cfg->name : "machine");
+	m->append = strdup(cfg->append ? cfg->append : "");
+	m->cpu_name = strdup(cfg->cpu ? cfg->cpu : "host");
+	m->bsp = aligned_alloc(64, sizeof(*m->bsp));
+	if (!m->name || !m->append || !m->cpu_name || !m->bsp)
+		return error_set(err, -ENOMEM, "no memory for a machine");
+	r = load_open(m, cfg, err);
+	if (r == 0)
+		r = detect_format(m, err);
+	if (r < 0)
+		return r;
+
+	m->ops = cfg->engine_ops;
+	if (!m->ops)
+		m->ops = engine_pick(cfg->engine ? cfg->engine : "auto", reason, err);
+	if (!m->ops)
+		return -ENOTSUP;
+	if (engine_reason)
+		snprintf(engine_reason, 256, "%s", reason);
+
+	r = loop_create(&m->loop, &m->lock, err);
+	if (r == 0 && cfg->make_backends)
+		r = cfg->make_backends(cfg->make_backends_arg, m->loop, &m->cfg, err);
+	if (r == 0)
+		r = create_memory(m, err);
+	if (r == 0)
+		r = create_engine(m, cfg, err);
+	if (r < 0)
+		return r;
+	m->stop_timer = vtimer_create(m->loop, &m->host_clock, stop_expired, m);
+	if (!m->stop_timer)
+		return error_set(err, -ENOMEM, "no memory for a timer");
+	r = pc_create(m, err);
+	if (r == 0)
+		r = load_fw_cfg(m, err);
+	if (r == 0)
+		r = power_on_state(m, err);
+	return r;
+}
+
+int machine_create(struct machine **out, const struct machine_config *cfg, char engine_reason[256],
+		   struct error *err)
+{
+	struct machine *m = calloc(1, sizeof(*m));
+
+	if (!m)
+		return error_set(err, -ENOMEM, "no memory for a machine");
+	m->cfg = *cfg;
+	m->ncpus = MIN(cfg->cpus, (unsigned)MACHINE_MAX_CPUS);
+	m->kernel.fd = m->initrd.fd = m->firmware.fd = -1;
+	m->is_held = true;
+	pthread_mutex_init(&m->lock, NULL);
+	pthread_cond_init(&m->idle, NULL);
+	vclock_init(&m->clock);
+	vclock_init(&m->host_clock);
+	vclock_start(&m->host_clock);
+	pthread_mutex_lock(&m->lock);
+	int r = build(m, cfg, engine_reason, err);
+
+	pthread_mutex_unlock(&m->lock);
+	/* The caller's strings may go now. */
+	m->cfg.name = m->cfg.engine = m->cfg.cpu = m->cfg.kernel = m->cfg.initrd = NULL;
+	m->cfg.append = m->cfg.firmware = NULL;
+	memset(m->cfg.disks, 0, sizeof(m->cfg.disks));
+	if (r < 0) {
+		machine_destroy(m);
+		return r;
+	}
+	*out = m;
+	return 0;
+}
+
+int machine_start(struct machine *m, bool is_paused, struct error *err)
+{
+	int r = 0;
+
+	assert(m->state == MACHINE_CREATED);
+	for (unsigned i = 0; r == 0 && i < m->ncpus; i++)
+		r = vcpu_start_thread(&m->cpus[i], err);
+	if (r < 0)
+		return r;
+	if (is_paused) {
+		m->state = MACHINE_PAUSED;
+		tsc_pause(m);
+		return 0;
+	}
+	r = clock_start(m, err);
+	if (r < 0)
+		return r;
+	m->state = MACHINE_RUNNING;
+	release(m);
+	return 0;
+}
+
+void machine_run(struct machine *m, struct machine_end *end)
+{
+	loop_run(m->loop);
+	pthread_mutex_lock(&m->lock);
+	assert(m->is_end_set);
+	machine_hold(m);
+	m->state = MACHINE_ENDED;
+	vclock_stop(&m->clock);
+	loop_clock_changed(m->loop);
+	*end = m->end;
+	pthread_mutex_unlock(&m->lock);
+}
+
+void machine_destroy(struct machine *m)
+{
+	if (!m)
+		return;
+	pthread_mutex_lock(&m->lock);
+	m->is_quitting = true;
+	start_hold(m);
+	pthread_mutex_unlock(&m->lock);
+	for (unsigned i = 0; i < m->ncpus; i++) {
+		if (m->cpus[i].has_thread)
+			pthread_join(m->cpus[i].thread, NULL);
+	}
+	pthread_mutex_lock(&m->lock);
+	if (m->bus)
+		pc_destroy(m);
+	for (unsigned i = 0; i < m->cfg.nnics && i < MACHINE_MAX_NICS; i++) {
+		if (m->cfg.nics[i].fd >= 0)
+			close(m->cfg.nics[i].fd);
+	}
+	vtimer_destroy(m->stop_timer);
+	pthread_mutex_unlock(&m->lock);
+	for (unsigned i = 0; i < m->ncpus; i++)
+		vcpu_destroy(&m->cpus[i]);
+	if (m->ops)
+		m->ops->vm_destroy(m->vm);
+	ram_destroy(&m->ram);
+	loop_destroy(m->loop);
+	load_close(m);
+	pthread_cond_destroy(&m->idle);
+	pthread_mutex_destroy(&m->lock);
+	free(m->bsp);
+	free(m->name);
+	free(m->append);
+	free(m->cpu_name);
+	free(m);
+}
+
+/* ---- verbs ---- */
+
+static int check_alive(const struct machine *m, struct error *err)
+{
+	if (m->is_end_set || m->state == MACHINE_ENDED)
+		return error_set(err, -ESHUTDOWN, "the machine has ended");
+	return 0;
+}
+
+int machine_pause(struct machine *m, struct error *err)
+{
+	int r = check_alive(m, err);
+
+	if (r < 0)
+		return r;
+	if (m->state != MACHINE_RUNNING)
+		return error_set(err, -EALREADY, "the machine is paused already");
+	m->state = MACHINE_PAUSED;
+	machine_hold(m);
+	tsc_pause(m);
+	vclock_stop(&m->clock);
+	loop_clock_changed(m->loop);
+	for (struct device *d = m->devices; d; d = d->next) {
+		if (d->cls->pause)
+			d->cls->pause(d);
+	}
+	return check_alive(m, err);
+}
+
+int machine_resume(struct machine *m, struct error *err)
+{
+	int r = check_alive(m, err);
+
+	if (r < 0)
+		return r;
+	if (m->state != MACHINE_PAUSED)
+		return error_set(err, -EALREADY, "the machine is not paused");
+	tsc_resume(m);
+	r = clock_start(m, err);
+	if (r < 0)
+		return r;
+	for (struct device *d = m->devices; d; d = d->next) {
+		if (d->cls->resume)
+			d->cls->resume(d);
+	}
+	m->state = MACHINE_RUNNING;
+	if (!m->is_reset_queued)
+		release(m);
+	return 0;
+}
+
+int machine_reset(struct machine *m, struct error *err)
+{
+	int r = check_alive(m, err);
+
+	if (r < 0)
+		return r;
+	r = queue_reset(m);
+	return r < 0 ? error_set(err, r, "cannot reset the machine: %s", strerror(-r)) : 0;
+}
+
+int machine_stop(struct machine *m, int64_t timeout_ns, struct error *err)
+{
+	int r = check_alive(m, err);
+
+	if (r < 0)
+		return r;
+	if (timeout_ns <= 0) {
+		machine_end(m, END_STOPPED, 0, "the machine was stopped");
+		return 0;
+	}
+	if (m->state == MACHINE_PAUSED)
+		r = machine_resume(m, err);
+	if (r < 0)
+		return r;
+	acpi_pm_power_button(m->acpi_pm);
+	vtimer_arm(m->stop_timer, vclock_now_ns(&m->host_clock) + timeout_ns);
+	return 0;
+}
+
+int machine_inject_nmi(struct machine *m, unsigned index, struct error *err)
+{
+	int r = check_alive(m, err);
+
+	if (r < 0)
+		return r;
+	if (index >= m->ncpus)
+		return error_set(err, -EINVAL, "there is no CPU %u", index);
+	if (m->cpus[index].lapic) {
+		lapic_inject_nmi(m->cpus[index].lapic);
+	} else {
+		m->ops->raise_nmi(m->cpus[index].ev);
+		vcpu_wake(&m->cpus[index]);
+	}
+	return 0;
+}
+
+/* ---- queries ---- */
+
+struct loop *machine_loop(struct machine *m)
+{
+	return m->loop;
+}
+
+pthread_mutex_t *machine_lock(struct machine *m)
+{
+	return &m->lock;
+}
+
+enum machine_state machine_state(const struct machine *m)
+{
+	return m->state;
+}
+
+const char *machine_state_name(enum machine_state s)
+{
+	static const char *const names[] = { "created", "running", "paused", "ended" };
+
+	return s < ARRAY_SIZE(names) ? names[s] : "unknown";
+}
+
+const struct engine_ops *machine_engine(const struct machine *m)
+{
+	return m->ops;
+}
+
+struct guest_ram *machine_ram(struct machine *m)
+{
+	return &m->ram;
+}
+
+void machine_info(struct machine *m, struct machine_info *out)
+{
+	*out = (struct machine_info){
+		.state = m->is_end_set ? MACHINE_ENDED : m->state,
+		.engine = m->ops->name,
+		.cpu = m->cpu_name,
+		.cpus = m->ncpus,
+		.mem_bytes = m->cfg.mem_bytes,
+		.clock_ns = vclock_now_ns(&m->clock),
+		.resets = m->resets,
+	};
+}
+
+void machine_counters(struct machine *m, const struct machine_counter_sink *sink)
+{
+	static const char *const kinds[EXIT_KINDS] = { "exits_pio", "exits_mmio", "exits_cr8",
+						       "exits_msr", "exits_hypercall", "exits_eoi" };
+	const char *names[64];
+	uint64_t values[64];
+
+	for (unsigned i = 0; i < m->ncpus; i++) {
+		struct vcpu *v = &m->cpus[i];
+
+		for (unsigned k = 0; k < EXIT_KINDS; k++)
+			sink->fn(sink->arg, i, kinds[k], v->exits[k]);
+		sink->fn(sink->arg, i, "halts", v->halts);
+		unsigned n = m->ops->counters ? m->ops->counters(v->ev, names, values, 64) : 0;
+
+		for (unsigned k = 0; k < n; k++)
+			sink->fn(sink->arg, i, names[k], values[k]);
+	}
+}
