@@ -280,6 +280,12 @@ bool fpu_is_error_pending(const struct dbt_cpu *cpu)
 	return fsw & 0x80; /* ES */
 }
 
+/* CVTPI2PS and CVTPI2PD from memory touch no MMX register and so don't mind a pending exception. */
+static bool uses_mmx(const struct insn *in)
+{
+	return in->desc->attr & INSN_MMX && !(in->has_mem && in->map == MAP_0F && in->opcode == 0x2a);
+}
+
 void insn_check(struct dbt_cpu *cpu, const struct insn *in)
 {
 	const struct insn_desc *d = in->desc;
@@ -306,7 +312,7 @@ void insn_check(struct dbt_cpu *cpu, const struct insn *in)
 			dbt_raise(cpu, EXC_UD);
 		if (attr & (INSN_SSE | INSN_MMX | INSN_AVX) && s->cr0 & X86_CR0_TS)
 			dbt_raise(cpu, EXC_NM);
-		if (((attr & INSN_X87 && !(attr & INSN_X87_NOWAIT)) || attr & INSN_MMX || d->id == I_FWAIT) &&
+		if (((attr & INSN_X87 && !(attr & INSN_X87_NOWAIT)) || uses_mmx(in) || d->id == I_FWAIT) &&
 		    fpu_is_error_pending(cpu))
 			dbt_raise(cpu, EXC_MF);
 	}

@@ -578,40 +578,33 @@ static void set_element(struct vector *v, unsigned i, unsigned size, uint64_t va
 void user_maskmov(struct dbt_cpu *cpu, const struct insn *in)
 {
 	bool is_mmx = !in->vex && in->pp != 0x66;
-	unsigned len = is_mmx ? 8 : 16, first = len, last = 0;
+	unsigned len = is_mmx ? 8 : 16;
 	uint64_t ea = cpu->s.gpr[R_RDI] & user_mask(in->addrsize);
 	uint8_t data[16], mask[16];
 	struct mem_op op;
-	const uint8_t *x = image(cpu);
+	const uint8_t *x;
+	bool any = false;
 
-	/* An MMX register is the significand of a physical x87 register: ST(i) is stored relative to TOP. */
 	if (is_mmx) {
-		unsigned top = x[FX_FSW + 1] >> 3 & 7;
-
-		memcpy(data, x + FX_ST + 16 * ((in->reg - top) & 7), 8);
-		memcpy(mask, x + FX_ST + 16 * ((in->rm - top) & 7), 8);
-	} else {
-		memcpy(data, x + FX_XMM + 16 * in->reg, 16);
-		memcpy(mask, x + FX_XMM + 16 * in->rm, 16);
-	}
-	for (unsigned i = 0; i < len; i++)
-		if (mask[i] & 0x80) {
-			first = MIN(first, i);
-			last = i;
-		}
-	if (first < len) {
-		mem_begin(cpu, &op, user_mem_seg(in), (ea + first) & user_mask(in->addrsize), last - first + 1,
-			  ACC_RW, false);
-		for (unsigned i = first; i <= last; i++)
-			if (mask[i] & 0x80)
-				((uint8_t *)op.ptr)[i - first] = data[i];
-		mem_commit(cpu, &op);
-	}
-	if (is_mmx) {
-		/* Any MMX instruction marks the x87 registers valid and sets TOP to 0. */
+		/* Any MMX instruction marks the x87 registers valid and sets TOP to 0, this one before it can fault. */
 		dbt_fpu_to_regs(cpu);
 		__asm__ volatile("movd %%mm0, %%eax" : : : "eax");
 	}
+	x = image(cpu);
+	memcpy(data, is_mmx ? x + FX_ST + 16 * (in->reg & 7) : x + FX_XMM + 16 * in->reg, len);
+	memcpy(mask, is_mmx ? x + FX_ST + 16 * (in->rm & 7) : x + FX_XMM + 16 * in->rm, len);
+	for (unsigned i = 0; i < len; i++)
+		any |= mask[i] & 0x80;
+	/* Checked as a write even if nothing is selected. */
+	mem_begin(cpu, &op, user_mem_seg(in), ea, len, any ? ACC_RW : ACC_WRITE, false);
+	if (!any) {
+		mem_abort(cpu, &op);
+		return;
+	}
+	for (unsigned i = 0; i < len; i++)
+		if (mask[i] & 0x80)
+			((uint8_t *)op.ptr)[i] = data[i];
+	mem_commit(cpu, &op);
 }
 
 /* VMASKMOVPS/PD, VPMASKMOVD/Q: unselected elements cause no fault. */
@@ -663,21 +656,18 @@ void user_vgather(struct dbt_cpu *cpu, const struct insn *in)
 	dst = vector_get(image(cpu), in->reg);
 	mask = vector_get(cpu->s.xsave, in->vvvv);
 	index = vector_get(cpu->s.xsave, in->index);
-	for (unsigned i = 0; i < n; i++)
-		set_element(&mask, i, size, is_selected(&mask, i, size) ? ~0ULL : 0);
-
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t off = element(&index, i, isize);
 
-		if (!is_selected(&mask, i, size))
-			continue;
-		if (isize == 4)
-			off = (uint64_t)(int64_t)(int32_t)off;
-		set_element(&dst, i, size, mem_read(cpu, in->seg, (base + off * in->scale) & wrap, size));
+		if (is_selected(&mask, i, size)) {
+			if (isize == 4)
+				off = (uint64_t)(int64_t)(int32_t)off;
+			/* What is done is kept if this element faults. */
+			vector_set(cpu->s.xsave, in->reg, &dst);
+			vector_set(cpu->s.xsave, in->vvvv, &mask);
+			set_element(&dst, i, size, mem_read(cpu, in->seg, (base + off * in->scale) & wrap, size));
+		}
 		set_element(&mask, i, size, 0);
-		/* What is done is kept if the next element faults. */
-		vector_set(cpu->s.xsave, in->reg, &dst);
-		vector_set(cpu->s.xsave, in->vvvv, &mask);
 	}
 	memset(dst.b + n * size, 0, sizeof(dst.b) - n * size);
 	memset(mask.b, 0, sizeof(mask.b));

@@ -102,16 +102,23 @@ static uint64_t run_room(const struct string_op *o, unsigned seg, uint64_t off, 
 	return room;
 }
 
+static bool is_direct(const struct dbt_cpu *cpu, uint64_t lin, bool is_write, uint64_t *i)
+{
+	const struct dbt_tlb *t = &cpu->tlb[cpu->tlb_mode];
+
+	*i = lin >> 12 & ((1u << cpu->tlb_bits) - 1);
+	return lin + (is_write ? t->wneg : t->rneg)[*i] < PAGE_BYTES;
+}
+
 static void *direct(struct dbt_cpu *cpu, uint64_t lin, bool is_write)
 {
-	struct dbt_tlb *t = &cpu->tlb[cpu->tlb_mode];
-	uint64_t i = lin >> 12 & ((1u << cpu->tlb_bits) - 1);
+	uint64_t i;
 
-	if (lin + (is_write ? t->wneg : t->rneg)[i] >= PAGE_BYTES &&
-	    (!mmu_fill(cpu, lin, 1, is_write, cpu->tlb_mode) ||
-	     lin + (is_write ? t->wneg : t->rneg)[i] >= PAGE_BYTES))
+	/* mmu_fill() may resize the TLB. */
+	if (!is_direct(cpu, lin, is_write, &i) && (!mmu_fill(cpu, lin, 1, is_write, cpu->tlb_mode) ||
+						   !is_direct(cpu, lin, is_write, &i)))
 		return NULL;
-	return (void *)(uintptr_t)(t->xlat[i] + (lin & 0xffff));
+	return (void *)(uintptr_t)(cpu->tlb[cpu->tlb_mode].xlat[i] + (lin & 0xffff));
 }
 
 /* May several iterations run as one? */

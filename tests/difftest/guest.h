@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A guest of one vCPU in 64-bit user mode, with the address space of native.h. */
+#ifndef VIV_DIFFTEST_GUEST_H
+#define VIV_DIFFTEST_GUEST_H
+
+#include "engine/dbt/dbt.h"
+
+struct dt_guest {
+	struct guest_ram ram;
+	struct dbt_vm *vm;
+	struct dbt_cpu *cpu;
+	uint8_t *arena; /* host pointers to what the guest has at ARENA_VA and CODE_VA */
+	uint8_t *code;
+	int vector; /* of the exception the instruction raised, -1: none; set by the link-time wrapper */
+	uint32_t error;
+	uint64_t start; /* RIP of the instruction under test */
+};
+
+/** dt_guest_create() - returns 0, or -1 after printing why.  One guest at a time. */
+int dt_guest_create(struct dt_guest *g);
+/** dt_guest_put_code() - write @len bytes at code offset @off as the machine does; NULL: INT3s. */
+void dt_guest_put_code(struct dt_guest *g, unsigned off, const uint8_t *bytes, unsigned len);
+void dt_guest_destroy(struct dt_guest *g);
+
+#endif
