@@ -382,8 +382,7 @@ static void tlb_grow(struct dbt_cpu *cpu)
 				continue;
 			uint32_t j = tlb_slot(cpu, slot_page(t, i));
 			if (j != i) {
-				uint64_t w = t->wneg[i];
-				t->wneg[j] = w == DBT_TLB_INVALID(i) ? DBT_TLB_INVALID(j) : w;
+				t->wneg[j] = t->wneg[i]; /* both slots' invalid value is one */
 				t->rneg[j] = t->rneg[i];
 				t->xlat[j] = t->xlat[i];
 				t->phys[j] = t->phys[i];
