@@ -122,6 +122,7 @@ enum {
 	DBT_MODE_AC_TLB = 1 << 10,   /* data accesses use DBT_TLB_KERNEL_AC */
 	DBT_MODE_ALIGN = 1 << 11,    /* alignment checks on (CR0.AM, AC, CPL 3) */
 	DBT_MODE_CPL_SHIFT = 12,     /* bits 13..12: CPL */
+	DBT_MODE_TSD = 1 << 14,	     /* CR4.TSD */
 };
 
 struct dbt_vm;

@@ -77,6 +77,8 @@ void dbt_mode_changed(struct dbt_cpu *cpu)
 		key |= DBT_MODE_USER;
 	if (has_em || has_ts)
 		key |= DBT_MODE_NO_FPU;
+	if (s->cr4 & X86_CR4_TSD)
+		key |= DBT_MODE_TSD;
 	if (!(s->cr4 & X86_CR4_OSFXSR) || has_em || has_ts)
 		key |= DBT_MODE_NO_SSE;
 	if (!(s->cr4 & X86_CR4_OSXSAVE) || (s->xcr0 & 6) != 6 || has_ts)

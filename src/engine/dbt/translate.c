@@ -711,7 +711,7 @@ static enum done tr_moffs(struct ctx *c, const struct insn *in)
 
 static enum done tr_rdtsc(struct ctx *c, const struct insn *in)
 {
-	if (!c->x->has_bmi2 || ((c->key & DBT_MODE_USER) && (xlate_key(c->cpu) & (1u << 30))))
+	if (!c->x->has_bmi2 || ((c->key & DBT_MODE_USER) && (c->key & DBT_MODE_TSD)))
 		return DONE_INTERP;
 	OP(0x0f, 0x31);				  /* rdtsc */
 	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xd2, 0x20);	  /* rorx rdx, rdx, 32 */

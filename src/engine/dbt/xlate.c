@@ -15,6 +15,7 @@
 
 #define CODE_CACHE_BYTES (128 * MIB)
 #define ARENA_CHUNK (1 * MIB)
+#define CODE_BLOCK_MIN 64 /* the entry alone is longer */
 /* Least room a translation may start with. */
 #define CODE_BLOCK_MAX (64 * KIB)
 
@@ -99,9 +100,10 @@ int xlate_vm_create(struct dbt_vm *vm, struct error *err)
 	__builtin_cpu_init();
 	x->has_bmi2 = __builtin_cpu_supports("bmi2");
 	x->by_page = calloc(vm->ram->size_bytes >> GUEST_PAGE_SHIFT, sizeof(*x->by_page));
-	if (!x->by_page) {
+	x->order = calloc(CODE_CACHE_BYTES / CODE_BLOCK_MIN, sizeof(*x->order));
+	if (!x->by_page || !x->order) {
 		xlate_vm_destroy(vm);
-		return error_set(err, -ENOMEM, "no memory for the table of translated pages");
+		return error_set(err, -ENOMEM, "no memory for the tables of translated blocks");
 	}
 	int rc = cache_map(&x->cc, err);
 
@@ -343,13 +345,6 @@ bool xlate_mode_ok(uint32_t key)
 	return !(key & DBT_MODE_ALIGN);
 }
 
-#define KEY_TSD (1u << 30)
-
-uint32_t xlate_key(const struct dbt_cpu *cpu)
-{
-	return cpu->mode_key | (cpu->s.cr4 & X86_CR4_TSD ? KEY_TSD : 0);
-}
-
 static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint32_t key)
 {
 	struct xlate_block *b =
@@ -405,20 +400,11 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 		bool is_full = x->cc.size - x->cc.used < CODE_BLOCK_MAX;
 
 		if ((f & RAM_PAGE_CODE) && !(f & RAM_PAGE_WMAP) && !is_full) {
-			if (x->norder == x->order_cap) {
-				size_t cap = x->order_cap ? 2 * x->order_cap : 4096;
-				struct xlate_block **o = realloc(x->order, cap * sizeof(*o));
-
-				if (o) {
-					x->order = o;
-					x->order_cap = cap;
-				}
-			}
-			if (x->norder < x->order_cap)
-				b = xlate_translate(cpu, phys, key);
+			b = xlate_translate(cpu, phys, key);
 			if (b) {
 				cpu->xlate->translations++;
-				x->order[x->norder++] = b;
+				x->order[x->norder] = b;
+				__atomic_store_n(&x->norder, x->norder + 1, __ATOMIC_RELEASE);
 				b->page_next = x->by_page[phys >> 12];
 				x->by_page[phys >> 12] = b;
 				_Atomic(struct xlate_block *) *head = &x->hash[hash_of(phys, key)];
@@ -437,7 +423,7 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 
 struct xlate_block *xlate_find(struct dbt_cpu *cpu)
 {
-	uint32_t key = xlate_key(cpu);
+	uint32_t key = cpu->mode_key;
 
 	if (!xlate_mode_ok(key))
 		return NULL;
@@ -464,7 +450,7 @@ unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
 
 static struct xlate_block *block_by_pc(struct xlate_vm *x, const uint8_t *pc)
 {
-	size_t lo = 0, hi = x->norder;
+	size_t lo = 0, hi = __atomic_load_n(&x->norder, __ATOMIC_ACQUIRE);
 
 	while (lo < hi) {
 		size_t mid = (lo + hi) / 2;

@@ -92,8 +92,9 @@ struct xlate_vm {
 	struct code_cache cc;
 	_Atomic(struct xlate_block *) hash[1u << XLATE_HASH_BITS];
 	struct xlate_block **by_page; /* list of blocks by RAM page index */
-	struct xlate_block **order;   /* blocks by ascending far_entry */
-	size_t norder, order_cap;
+	/* Blocks by ascending far_entry; never moves, so that a signal handler may search it. */
+	struct xlate_block **order;
+	size_t norder;
 	struct { uint8_t *p, *end; } arena; /* metadata, dropped by a flush */
 	struct arena_chunk *chunks;
 	/* Stubs: executable addresses. */
@@ -126,8 +127,6 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
 
 /** xlate_mode_ok() - may code of this mode key be translated? */
 bool xlate_mode_ok(uint32_t key);
-/** xlate_key() - mode key of the running code. */
-uint32_t xlate_key(const struct dbt_cpu *cpu);
 
 /* translate.c */
 /** xlate_translate() - build a block; called with vm->lock.  NULL when the cache is full. */
