@@ -122,12 +122,15 @@ static void emit_jmp_cold(struct ctx *c, int kind)
 	cold_add(c, kind);
 }
 
+static bool may_keep_flags(const struct insn *in);
+
 /* Are arithmetic flags live just before the current instruction's own work? */
 static bool flags_live_before(const struct ctx *c)
 {
-	const struct insn_desc *d = c->in[c->cur].desc;
+	const struct insn *in = &c->in[c->cur];
+	unsigned killed = may_keep_flags(in) || c->cpu->vm->cfg.is_strict ? 0 : in->desc->flags_written;
 
-	return ((c->live_after[c->cur] & ~d->flags_written) | d->flags_read) & FL_ARITH;
+	return ((c->live_after[c->cur] & ~killed) | in->desc->flags_read) & FL_ARITH;
 }
 
 static bool flags_live_after(const struct ctx *c)
