@@ -30,7 +30,7 @@ image:
 
 test:
 	@tools/deps.sh test
-	@tools/run-tests.sh
+	@tools/run-tests
 
 install: build
 	@meson configure $(BUILD) --prefix=$(PREFIX)
