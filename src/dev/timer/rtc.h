@@ -3,6 +3,7 @@
  * MC146818A real-time clock and CMOS memory (ports 70H, 71H).  Source: Motorola MC146818A data sheet.
  *
  * Time of day = the wall clock at machine time 0 (a parameter) + machine time + what the guest set.
+ * Simplified: the day of the week follows from the date; no daylight saving; the square wave has no pin.
  */
 #ifndef VIV_DEV_TIMER_RTC_H
 #define VIV_DEV_TIMER_RTC_H
@@ -21,13 +22,12 @@ struct rtc {
 	struct device dev;
 	struct dev_env env;
 	struct irq_line irq8;
-	struct vtimer *periodic, *update;
+	struct vtimer *timer; /* next event that interrupts */
 	struct bus_range *range;
-	struct rtc_config cfg;
-	int64_t offset_ns;     /* time of day - machine time */
-	int64_t periodic_ns;   /* machine time of the next periodic tick; 0: off */
-	int64_t update_ns;     /* machine time of the last update cycle handled */
-	uint8_t ram[128];      /* 0..9, C are computed or flags; A, B as written; D constant */
+	int64_t offset_ns; /* time of day (since 1970) - machine time, while it runs */
+	int64_t seen_ns;   /* machine time until which the flags of register C are up to date */
+	/* A, B as written, C flags, D constant; time and date (0, 2, 4, 6..9, 32H) only while stopped */
+	uint8_t ram[128];
 	uint8_t index;	       /* port 70H, bits 6..0 */
 	bool is_nmi_masked;    /* port 70H bit 7 */
 	uint8_t pad_[6];
@@ -35,6 +35,7 @@ struct rtc {
 
 extern const struct device_class rtc_class;
 
+/** rtc_create() - @cfg is read during the call only. */
 int rtc_create(struct rtc **out, const struct dev_env *env, struct irq_line irq8,
 	       const struct rtc_config *cfg, struct error *err);
 
