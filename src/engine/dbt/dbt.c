@@ -376,6 +376,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "code_bytes", cpu->vm->xlate->cc.used },
 		{ "code_flushes", cpu->vm->xlate->flushes },
 		{ "blocks_invalidated", cpu->vm->xlate->invalidations },
+		{ "blocks_refused_by_verifier", cpu->vm->xlate->verify_failures },
 		{ "code_page_writes", cpu->vm->xlate->smc_hits },
 	};
 	unsigned n = 0;

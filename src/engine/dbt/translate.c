@@ -7,6 +7,8 @@
  * soft-TLB check, the instruction at the checked pointer.  All checks of an instruction precede every
  * write to guest state, so that the interpreter can execute it again from its start.
  */
+#include "base/log.h"
+#include "engine/code_verify.h"
 #include "engine/dbt/interp.h"
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/xlate.h"
@@ -978,6 +980,37 @@ static void emit_entry(struct ctx *c)
 	emit_jmp_exec(c, c->x->exit_poll); /* s.rip is exact here */
 }
 
+/* The independent reading of the block (code_verify.h).  A block that fails it is never run. */
+static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
+{
+	struct xlate_vm *x = cpu->vm->xlate;
+	int mode = b->key & DBT_MODE_USER ? DBT_TLB_USER :
+		   b->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC : DBT_TLB_KERNEL;
+	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
+	const struct code_verify_env env = {
+		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll },
+		.miss = x->miss,
+		.cpu_bytes = sizeof(struct dbt_cpu),
+		.off_tlb_mask = (uint32_t)CPU_OFF(tlb_mask),
+		.off_page_mask = (uint32_t)CPU_OFF(page_mask),
+		.off_jc_mask = (uint32_t)CPU_OFF(jc_mask),
+		.off_jc_code = (uint32_t)CPU_OFF(jc_code),
+		.off_rneg = tlb + (uint32_t)offsetof(struct dbt_tlb, rneg),
+		.off_wneg = tlb + (uint32_t)offsetof(struct dbt_tlb, wneg),
+		.off_xlat = tlb + (uint32_t)offsetof(struct dbt_tlb, xlat),
+	};
+	char why[160];
+
+	if (!x->has_bmi2) /* the sequence verified is the BMI2 one */
+		return true;
+	dbt_fpu_to_mem(cpu);
+	if (code_verify(b->far_entry - (x->cc.rx - x->cc.rw), b->far_entry, b->code_len, &env, why))
+		return true;
+	log_error("dbt", "block at physical %llx refused by the verifier: %s", (unsigned long long)b->phys, why);
+	x->verify_failures++;
+	return false;
+}
+
 struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t key)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
@@ -1065,6 +1098,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	b->hash_next = NULL;
 	b->page_next = NULL;
 	b->in = NULL;
+	if (cpu->vm->cfg.is_strict && !verify(cpu, b))
+		return NULL;
 	x->cc.used += b->code_len;
 	return b;
 }

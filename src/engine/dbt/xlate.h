@@ -101,7 +101,7 @@ struct xlate_vm {
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
 	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_poll, *miss, *fault_exit;
 	bool has_bmi2;
-	uint64_t flushes, invalidations, smc_hits;
+	uint64_t flushes, invalidations, smc_hits, verify_failures;
 	uint64_t generation; /* of flushes */
 };
 

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The verifier accepts the soft-TLB sequences as emitted and refuses everything an attack would need. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "engine/code_verify.h"
+
+static const uint8_t *const exec_base = (const uint8_t *)0x10000000;
+
+static const struct code_verify_env env = {
+	.stubs = { (const uint8_t *)0x10001000 },
+	.miss = (const uint8_t *)0x10002000,
+	.cpu_bytes = 0x10000,
+	.off_tlb_mask = 0x100, .off_page_mask = 0x108, .off_jc_mask = 0x110, .off_jc_code = 0x2000,
+	.off_rneg = 0x4000, .off_wneg = 0x6000, .off_xlat = 0x8000,
+};
+
+struct snippet {
+	const char *name;
+	bool is_good;
+	unsigned len;
+	uint8_t bytes[96];
+};
+
+/* pext r14, rcx, gs:[100h]; mov r15, gs:[r14*8 + tag]; mov r14, gs:[r14*8 + 8000h] */
+#define TLB_LOADS(tag_hi)                                                                          \
+	0x65, 0xc4, 0x62, 0xf2, 0xf5, 0x34, 0x25, 0x00, 0x01, 0x00, 0x00, 0x65, 0x4e, 0x8b, 0x3c, 0xf5, 0x00, \
+		tag_hi, 0x00, 0x00, 0x65, 0x4e, 0x8b, 0x34, 0xf5, 0x00, 0x80, 0x00, 0x00
+/* add r15, rcx; cmp r15, 4096 - 8; ja +0 (in the block); movzx ecx, cx; add r14, rcx */
+#define CHECK_8                                                                                    \
+	0x49, 0x01, 0xcf, 0x49, 0x81, 0xff, 0xf8, 0x0f, 0x00, 0x00, 0x0f, 0x87, 0x00, 0x00, 0x00, 0x00, 0x0f, \
+		0xb7, 0xc9, 0x49, 0x01, 0xce
+#define LEN_LOADS 29
+#define LEN_CHECK 22
+
+static const struct snippet snippets[] = {
+	{ "checked read", true, LEN_LOADS + LEN_CHECK + 3, { TLB_LOADS(0x40), CHECK_8, 0x49, 0x8b, 0x06 } },
+	{ "checked write", true, LEN_LOADS + LEN_CHECK + 3, { TLB_LOADS(0x60), CHECK_8, 0x49, 0x89, 0x06 } },
+	{ "write after a read check", false, LEN_LOADS + LEN_CHECK + 3,
+	  { TLB_LOADS(0x40), CHECK_8, 0x49, 0x89, 0x06 } },
+	{ "16 bytes after a check of 8", false, LEN_LOADS + LEN_CHECK + 4,
+	  { TLB_LOADS(0x40), CHECK_8, 0x41, 0x0f, 0x10, 0x06 } },
+	{ "pointer moved after the check", false, LEN_LOADS + LEN_CHECK + 7,
+	  { TLB_LOADS(0x40), CHECK_8, 0x49, 0x83, 0xc6, 0x01, 0x49, 0x8b, 0x06 } },
+	{ "displacement on a checked pointer", false, LEN_LOADS + LEN_CHECK + 4,
+	  { TLB_LOADS(0x40), CHECK_8, 0x49, 0x8b, 0x46, 0x08 } },
+	{ "no guard", false, LEN_LOADS + 9,
+	  { TLB_LOADS(0x40), 0x0f, 0xb7, 0xc9, 0x49, 0x01, 0xce, 0x49, 0x8b, 0x06 } },
+	{ "guest register as a pointer", false, 3, { 0x48, 0x8b, 0x00 } },
+	{ "host stack as memory", false, 4, { 0x48, 0x8b, 0x04, 0x24 } },
+	{ "absolute host address", false, 8, { 0x48, 0x8b, 0x04, 0x25, 0x00, 0x10, 0x00, 0x00 } },
+	{ "rip-relative host address", false, 7, { 0x48, 0x8b, 0x05, 0x00, 0x00, 0x00, 0x00 } },
+	{ "thread-local storage", false, 9, { 0x64, 0x48, 0x8b, 0x04, 0x25, 0x00, 0x00, 0x00, 0x00 } },
+	{ "state", true, 9, { 0x65, 0x48, 0x8b, 0x04, 0x25, 0x00, 0x00, 0x00, 0x00 } },
+	{ "beyond the state", false, 9, { 0x65, 0x48, 0x8b, 0x04, 0x25, 0xfc, 0xff, 0x00, 0x00 } },
+	{ "state with a free index", false, 9, { 0x65, 0x4e, 0x8b, 0x34, 0xf5, 0x00, 0x80, 0x00, 0x00 } },
+	{ "syscall", false, 2, { 0x0f, 0x05 } },
+	{ "sysenter", false, 2, { 0x0f, 0x34 } },
+	{ "int 80h", false, 2, { 0xcd, 0x80 } },
+	{ "int3", false, 1, { 0xcc } },
+	{ "hlt", false, 1, { 0xf4 } },
+	{ "in al, dx", false, 1, { 0xec } },
+	{ "ret", false, 1, { 0xc3 } },
+	{ "iretq", false, 2, { 0x48, 0xcf } },
+	{ "retf", false, 1, { 0xcb } },
+	{ "wrgsbase rax", false, 5, { 0xf3, 0x48, 0x0f, 0xae, 0xd8 } },
+	{ "wrfsbase rax", false, 5, { 0xf3, 0x48, 0x0f, 0xae, 0xd0 } },
+	{ "mov gs, ax", false, 2, { 0x8e, 0xe8 } },
+	{ "swapgs", false, 3, { 0x0f, 0x01, 0xf8 } },
+	{ "wrpkru", false, 3, { 0x0f, 0x01, 0xef } },
+	{ "rep movsb", false, 2, { 0xf3, 0xa4 } },
+	{ "xlat", false, 1, { 0xd7 } },
+	{ "maskmovdqu", false, 4, { 0x66, 0x0f, 0xf7, 0xc1 } },
+	{ "vpgatherdd", false, 6, { 0xc4, 0xe2, 0x75, 0x90, 0x04, 0x90 } },
+	{ "xsave", false, 4, { 0x41, 0x0f, 0xae, 0x26 } },
+	{ "std", false, 1, { 0xfd } },
+	{ "jmp rax", false, 2, { 0xff, 0xe0 } },
+	{ "call rax", false, 2, { 0xff, 0xd0 } },
+	{ "jmp [rax]", false, 2, { 0xff, 0x20 } },
+	{ "jmp out", false, 5, { 0xe9, 0x00, 0x10, 0x00, 0x00 } },
+	{ "jmp to a stub", true, 5, { 0xe9, 0xfb, 0x0f, 0x00, 0x00 } },
+	{ "call to a stub", false, 5, { 0xe8, 0xfb, 0x0f, 0x00, 0x00 } },
+	{ "call to the miss", true, 5, { 0xe8, 0xfb, 0x1f, 0x00, 0x00 } },
+	{ "far jump", false, 3, { 0x41, 0xff, 0x2e } },
+	{ "mov rsp, rax", false, 3, { 0x48, 0x89, 0xc4 } },
+	{ "pop rsp", false, 1, { 0x5c } },
+	{ "flags through the stack", true, 2, { 0x9c, 0x9d } },
+	{ "stack underflow", false, 1, { 0x9d } },
+	{ "jump with a word on the stack", false, 6, { 0x9c, 0xe9, 0xfa, 0x0f, 0x00, 0x00 } },
+	{ "no instruction", false, 2, { 0x0f, 0x04 } },
+	{ "arithmetic", true, 3, { 0x48, 0x01, 0xd0 } },
+	{ "vectors", true, 4, { 0xc5, 0xf8, 0x58, 0xc1 } },
+};
+
+static void test_snippets(void **state)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(snippets); i++) {
+		char why[160] = "";
+		bool ok = code_verify(snippets[i].bytes, exec_base, snippets[i].len, &env, why);
+
+		if (ok != snippets[i].is_good)
+			fail_msg("%s: %s %s", snippets[i].name, ok ? "accepted" : "refused", why);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_snippets) };
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
