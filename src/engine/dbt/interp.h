@@ -27,6 +27,15 @@ void insn_check(struct dbt_cpu *cpu, const struct insn *in);
 /** insn_ea() - effective address (offset in insn.seg), wrapped to the address size. */
 uint64_t insn_ea(const struct dbt_cpu *cpu, const struct insn *in);
 
+/** insn_is_misaligned() - is the linear address of the operand at @ea no multiple of @align?  Operands that must
+ * be aligned are checked for that before anything else. */
+static inline bool insn_is_misaligned(const struct dbt_cpu *cpu, const struct insn *in, uint64_t ea, unsigned align)
+{
+	bool has_base = cpu->code_bits != 64 || in->seg == SEG_FS || in->seg == SEG_GS;
+
+	return (ea + (has_base ? cpu->s.seg[in->seg].base : 0)) & (align - 1);
+}
+
 /** interp_decode() - insn_decode() for @cpu's model: what a missing feature turns into another instruction
  * (TZCNT, LZCNT without BMI1, ABM) is decoded as that.  The translator decodes with it, too. */
 enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, const uint8_t *code, unsigned avail,

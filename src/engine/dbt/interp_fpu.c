@@ -256,11 +256,19 @@ static void put_x87(const struct insn *in, uint8_t *p, const uint8_t *x)
 	memcpy(p + FX_ST, x + FX_ST, 128);
 }
 
+/* An instruction or data pointer as the CPU keeps it: canonical. */
+static uint64_t canonical(uint64_t va)
+{
+	return (uint64_t)((int64_t)(va << 16) >> 16);
+}
+
 static void get_x87(const struct insn *in, uint8_t *x, const uint8_t *p)
 {
 	memcpy(x, p, FX_FIP);
+	put16(x + FX_FOP, get16(p + FX_FOP) & 0x7ff);
 	if (in->rex_w) {
-		memcpy(x + FX_FIP, p + FX_FIP, 16);
+		put64(x + FX_FIP, canonical(get64(p + FX_FIP)));
+		put64(x + FX_FDP, canonical(get64(p + FX_FDP)));
 	} else {
 		put64(x + FX_FIP, get32(p + FX_FIP));
 		put64(x + FX_FDP, get32(p + FX_FDP));
@@ -268,12 +276,14 @@ static void get_x87(const struct insn *in, uint8_t *x, const uint8_t *p)
 	memcpy(x + FX_ST, p + FX_ST, 128);
 }
 
-/* Address of an area that must lie at a multiple of @align. */
-static uint64_t aligned_ea(struct dbt_cpu *cpu, const struct insn *in, unsigned align, unsigned size, unsigned acc)
+/* Address of an area that must lie at a multiple of @align: 16 for FXSAVE and FXRSTOR, 64 for the XSAVE family. */
+static uint64_t aligned_ea(struct dbt_cpu *cpu, const struct insn *in, unsigned align)
 {
 	uint64_t ea = insn_ea(cpu, in);
 
-	if (mem_linear(cpu, in->seg, ea, size, acc) & (align - 1))
+	if (align == 16)
+		mem_linear(cpu, in->seg, ea, 1, ACC_READ); /* #SS goes before #GP here, as on hardware */
+	if (insn_is_misaligned(cpu, in, ea, align))
 		dbt_raise_err(cpu, EXC_GP, 0);
 	return ea;
 }
@@ -294,7 +304,7 @@ void user_fxsave(struct dbt_cpu *cpu, const struct insn *in)
 	uint64_t ea;
 
 	check_fpu_usable(cpu);
-	ea = aligned_ea(cpu, in, 16, 512, ACC_WRITE);
+	ea = aligned_ea(cpu, in, 16);
 	/* Bytes that FXSAVE leaves alone are read first where the area is not plain RAM. */
 	mem_begin(cpu, &op, in->seg, ea, 512, ACC_RW, false);
 	x = image(cpu);
@@ -313,7 +323,7 @@ void user_fxrstor(struct dbt_cpu *cpu, const struct insn *in)
 	uint8_t *x;
 
 	check_fpu_usable(cpu);
-	ea = aligned_ea(cpu, in, 16, 512, ACC_READ);
+	ea = aligned_ea(cpu, in, 16);
 	mem_begin(cpu, &op, in->seg, ea, 512, ACC_READ, false);
 	p = op.ptr;
 	check_mxcsr(cpu, &op, get32(p + FX_MXCSR));
@@ -323,6 +333,7 @@ void user_fxrstor(struct dbt_cpu *cpu, const struct insn *in)
 	memcpy(x + FX_XMM, p + FX_XMM, 16 * vector_regs(cpu));
 	x[XS_BV] |= XF_X87 | XF_SSE;
 	mem_commit(cpu, &op);
+	dbt_fpu_to_regs(cpu); /* the CPU makes of FCW and FSW what it does */
 }
 
 static void check_xsave(struct dbt_cpu *cpu)
@@ -362,7 +373,7 @@ void user_xsave(struct dbt_cpu *cpu, const struct insn *in)
 	uint8_t *p;
 
 	check_xsave(cpu);
-	ea = aligned_ea(cpu, in, 64, len, ACC_WRITE);
+	ea = aligned_ea(cpu, in, 64);
 	mem_begin(cpu, &op, in->seg, ea, len, ACC_RW, false);
 	p = op.ptr;
 	x = image(cpu);
@@ -436,7 +447,7 @@ void user_xrstor(struct dbt_cpu *cpu, const struct insn *in)
 	uint8_t *x;
 
 	check_xsave(cpu);
-	ea = aligned_ea(cpu, in, 64, len, ACC_READ);
+	ea = aligned_ea(cpu, in, 64);
 	mem_begin(cpu, &op, in->seg, ea, len, ACC_READ, false);
 	p = op.ptr;
 	bv = get64(p + XS_BV);
@@ -485,6 +496,7 @@ void user_xrstor(struct dbt_cpu *cpu, const struct insn *in)
 	else
 		put64(x + XS_BV, (get64(x + XS_BV) & ~(rfbm & XF_X87)) | (bv & rfbm));
 	mem_commit(cpu, &op);
+	dbt_fpu_to_regs(cpu);
 }
 
 void user_xgetbv(struct dbt_cpu *cpu, const struct insn *in)

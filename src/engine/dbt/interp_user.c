@@ -536,7 +536,7 @@ static void user_cmpxchg16b(struct dbt_cpu *cpu, const struct insn *in)
 	struct mem_op op;
 	bool zf;
 
-	if (mem_linear(cpu, in->seg, ea, 16, ACC_RW) & 15)
+	if (insn_is_misaligned(cpu, in, ea, 16))
 		dbt_raise_err(cpu, EXC_GP, 0);
 	mem_begin(cpu, &op, in->seg, ea, 16, ACC_RW, in->lock);
 	__asm__ volatile("lock cmpxchg16b %3; setz %2"

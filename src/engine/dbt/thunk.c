@@ -247,12 +247,6 @@ static const void *thunk_find(struct dbt_cpu *cpu, const struct insn *in)
 
 /* ---- execution ---- */
 
-/* Linear address without any check. */
-static uint64_t linear(const struct dbt_cpu *cpu, unsigned seg, uint64_t ea)
-{
-	return cpu->code_bits == 64 && seg != SEG_FS && seg != SEG_GS ? ea : ea + cpu->s.seg[seg].base;
-}
-
 static void run(struct dbt_cpu *cpu, const struct insn *in, const void *code)
 {
 	struct mem_op op;
@@ -267,7 +261,7 @@ static void run(struct dbt_cpu *cpu, const struct insn *in, const void *code)
 		bool is_xchg = in->map == MAP_1BYTE && (in->opcode | 1) == 0x87;
 
 		/* Before all other checks of the operand, as the CPU does. */
-		if (in->desc->attr & INSN_ALIGNED && linear(cpu, in->seg, ea) & (in->mem_size - 1u))
+		if (in->desc->attr & INSN_ALIGNED && insn_is_misaligned(cpu, in, ea, in->mem_size))
 			dbt_raise_err(cpu, EXC_GP, 0);
 		mem_begin(cpu, &op, in->seg, ea, in->mem_size, in->mem_access, in->lock || is_xchg);
 	}
