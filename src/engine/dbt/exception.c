@@ -304,6 +304,8 @@ static void deliver_chain(struct dbt_cpu *cpu, struct event *ev)
 	void *saved_jmp[ARRAY_SIZE(cpu->raise_jmp)];
 	unsigned round;
 
+	if (cpu->s.mp_state == MP_HALTED) /* by an interrupt, or a single-step trap of HLT itself */
+		cpu->s.mp_state = MP_RUNNABLE;
 	memcpy(saved_jmp, cpu->raise_jmp, sizeof(saved_jmp));
 	cpu->in_exception = true;
 	for (round = 0; round < MAX_ROUNDS; round++) {
@@ -348,8 +350,6 @@ void exc_interrupt(struct dbt_cpu *cpu, unsigned vector, bool is_nmi)
 
 	if (is_nmi)
 		cpu->s.nmi_blocked = 1;
-	if (cpu->s.mp_state == MP_HALTED)
-		cpu->s.mp_state = MP_RUNNABLE;
 	deliver_chain(cpu, &ev);
 }
 

@@ -112,7 +112,9 @@ static void outs_one(struct dbt_cpu *cpu, const struct insn *in, uint16_t port, 
 {
 	uint64_t ea = cpu->s.gpr[R_RSI] & addr_mask(in);
 
-	port_write(cpu, port, size, mem_read(cpu, in->seg, ea, size));
+	unsigned seg = in->seg == SEG_NONE ? SEG_DS : in->seg;
+
+	port_write(cpu, port, size, mem_read(cpu, seg, ea, size));
 	advance(cpu, in, R_RSI, size);
 }
 
