@@ -60,7 +60,7 @@ static void sys_mwait(struct dbt_cpu *cpu, const struct insn *in)
 
 static void sys_vmcall(struct dbt_cpu *cpu, const struct insn *in)
 {
-	struct vcpu_exit x = { .kind = EXIT_HYPERCALL, .size = 8 };
+	struct vcpu_exit x = {.kind = EXIT_HYPERCALL, .size = 8};
 
 	if (!cpu->vm->model.has_kvm_pv)
 		dbt_raise(cpu, EXC_UD);
@@ -81,7 +81,7 @@ static void sys_clzero(struct dbt_cpu *cpu, const struct insn *in)
 }
 
 const insn_handler interp_sys_handlers[I_COUNT] = {
-	// clang-format off
+    // clang-format off
 	[I_PUSH_SEG] = sys_push_seg,
 	[I_POP_SEG] = sys_pop_seg,
 	[I_MOV_R_SEG] = sys_mov_r_seg,
@@ -149,5 +149,5 @@ const insn_handler interp_sys_handlers[I_COUNT] = {
 	[I_VMMCALL] = sys_vmcall,
 	[I_RSM] = sys_ud,
 	[I_CLZERO] = sys_clzero,
-	// clang-format on
+    // clang-format on
 };

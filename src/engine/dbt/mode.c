@@ -11,7 +11,8 @@ static bool seg_is_flat(const struct x86_seg *s, unsigned type_mask, unsigned ty
 
 static bool is_flat(const struct x86_state *s)
 {
-	const unsigned data_mask = SEG_ATTR_S | 0xe, data = SEG_ATTR_S | 2; /* writable, expand-up */
+	const unsigned data_mask = SEG_ATTR_S | 0xe,
+		       data = SEG_ATTR_S | 2; /* writable, expand-up */
 
 	return seg_is_flat(&s->seg[SEG_CS], SEG_ATTR_S | 2, SEG_ATTR_S | 2) && /* readable */
 	       seg_is_flat(&s->seg[SEG_SS], data_mask, data) &&
@@ -33,6 +34,7 @@ static uint64_t mix(uint64_t x)
  * generations (and, outside flat 64-bit code, code segments) differ by an offset that a guest
  * cannot guess (as_gen starts random).
  */
+_Static_assert(DBT_MODE_TSD < 1 << 15, "all mode bits fit above bit 49");
 static uint64_t branch_key(struct dbt_cpu *cpu)
 {
 	const struct x86_seg *cs = &cpu->s.seg[SEG_CS];

@@ -119,8 +119,8 @@ void seg_set_real(struct dbt_cpu *cpu, unsigned seg, uint16_t selector)
 	if (cpu->s.cr0 & X86_CR0_PE) { /* virtual-8086 */
 		seg_set_vm86(s, selector);
 	} else {
-		/* Limit, G and D/B stay what protected mode left ("unreal" mode); the rest is as after
-		 * RESET. */
+		/* Limit, G and D/B stay what protected mode left ("unreal" mode); the rest is as
+		 * after RESET. */
 		s->selector = selector;
 		s->base = (uint32_t)selector << 4;
 		s->attr = (s->attr & (SEG_ATTR_G | SEG_ATTR_DB | SEG_ATTR_AVL)) | SEG_ATTR_P |
@@ -173,7 +173,7 @@ void seg_load(struct dbt_cpu *cpu, unsigned seg, uint16_t sel)
 
 void seg_drop_outer(struct dbt_cpu *cpu, unsigned cpl)
 {
-	static const uint8_t segs[] = { SEG_ES, SEG_DS, SEG_FS, SEG_GS };
+	static const uint8_t segs[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(segs); i++) {
 		struct x86_seg *s = &cpu->s.seg[segs[i]];
@@ -203,8 +203,8 @@ uint64_t code_check_rip(struct dbt_cpu *cpu, const struct seg_desc *d, uint64_t 
 
 /* ---- stacks ---- */
 
-void stack_frame_init(struct dbt_cpu *cpu, struct stack_frame *f, const struct x86_seg *ss, uint64_t sp,
-		      unsigned cpl, bool is_long, uint32_t err)
+void stack_frame_init(struct dbt_cpu *cpu, struct stack_frame *f, const struct x86_seg *ss,
+		      uint64_t sp, unsigned cpl, bool is_long, uint32_t err)
 {
 	f->ss = *ss;
 	f->cpl = cpl;
@@ -221,7 +221,8 @@ void stack_frame_current(struct dbt_cpu *cpu, struct stack_frame *f)
 }
 
 /* Linear address of [@off, +@size) in the stack segment; #SS outside of it. */
-static uint64_t stack_linear(struct dbt_cpu *cpu, const struct stack_frame *f, uint64_t off, unsigned size)
+static uint64_t stack_linear(struct dbt_cpu *cpu, const struct stack_frame *f, uint64_t off,
+			     unsigned size)
 {
 	uint32_t first = (uint32_t)off, last = first + size - 1;
 	bool is_ok;
@@ -255,7 +256,8 @@ void stack_frame_push(struct dbt_cpu *cpu, struct stack_frame *f, unsigned size,
 	f->sp = sp;
 }
 
-uint64_t stack_frame_read(struct dbt_cpu *cpu, const struct stack_frame *f, unsigned size, unsigned off)
+uint64_t stack_frame_read(struct dbt_cpu *cpu, const struct stack_frame *f, unsigned size,
+			  unsigned off)
 {
 	uint64_t va = stack_linear(cpu, f, (f->sp + off) & f->mask, size);
 
@@ -285,7 +287,8 @@ static void inner_stack_long(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, st
 	seg_set_null(ss, cpl, cpl);
 }
 
-void tss_inner_stack(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, struct x86_seg *ss, uint64_t *sp)
+void tss_inner_stack(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, struct x86_seg *ss,
+		     uint64_t *sp)
 {
 	const struct x86_seg *tr = &cpu->s.tr;
 	struct seg_desc d;

@@ -260,7 +260,8 @@ void sys_verw(struct dbt_cpu *cpu, const struct insn *in)
 }
 
 /* The descriptor LAR or LSL asks for; @types: bit n = system type n is known to it. */
-static bool fetch_for_info(struct dbt_cpu *cpu, const struct insn *in, unsigned types, struct seg_desc *d)
+static bool fetch_for_info(struct dbt_cpu *cpu, const struct insn *in, unsigned types,
+			   struct seg_desc *d)
 {
 	uint16_t sel = sys_rm_read16(cpu, in);
 
@@ -275,11 +276,11 @@ static bool fetch_for_info(struct dbt_cpu *cpu, const struct insn *in, unsigned 
 	return is_accessible(cpu, sel, d);
 }
 
-#define TYPE_BIT(t) (1u << DESC_##t)
+#define TYPE_BIT(t)    (1u << DESC_##t)
 #define LSL_TYPES_LONG (TYPE_BIT(LDT) | TYPE_BIT(TSS32) | TYPE_BIT(TSS32_BUSY))
-#define LSL_TYPES (LSL_TYPES_LONG | TYPE_BIT(TSS16) | TYPE_BIT(TSS16_BUSY))
+#define LSL_TYPES      (LSL_TYPES_LONG | TYPE_BIT(TSS16) | TYPE_BIT(TSS16_BUSY))
 #define LAR_TYPES_LONG (LSL_TYPES_LONG | TYPE_BIT(CALL32))
-#define LAR_TYPES (LSL_TYPES | TYPE_BIT(CALL16) | TYPE_BIT(TASK_GATE) | TYPE_BIT(CALL32))
+#define LAR_TYPES      (LSL_TYPES | TYPE_BIT(CALL16) | TYPE_BIT(TASK_GATE) | TYPE_BIT(CALL32))
 
 void sys_lar(struct dbt_cpu *cpu, const struct insn *in)
 {

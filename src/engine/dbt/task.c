@@ -3,8 +3,8 @@
  * Task switches through 16-bit and 32-bit TSSs (SDM vol. 3 7.3 and table 7-1).
  *
  * How it works: everything of the old task's context that can fault is done first: the descriptor
- * checks, reading the new TSS, and checking that the old one, the back link and both descriptors can
- * be written.  Then the switch is committed: old state saved, busy bits, TR, CR3, and the new
+ * checks, reading the new TSS, and checking that the old one, the back link and both descriptors
+ * can be written.  Then the switch is committed: old state saved, busy bits, TR, CR3, and the new
  * registers with all segment registers not yet valid.  What faults from there on (#TS #NP #SS #GP)
  * faults in the new task, on its first instruction.
  *
@@ -30,15 +30,16 @@ struct tss_layout {
 	uint8_t eip, eflags, gpr, seg, seg_step, nseg, ldt;
 };
 
-static const struct tss_layout tss16 = { TSS_LIMIT16, 2, 0x0e, 0x10, 0x12, 0x22, 2, 4, 0x2a };
-static const struct tss_layout tss32 = { TSS_LIMIT32, 4, 0x20, 0x24, 0x28, 0x48, 4, 6, 0x60 };
+static const struct tss_layout tss16 = {TSS_LIMIT16, 2, 0x0e, 0x10, 0x12, 0x22, 2, 4, 0x2a};
+static const struct tss_layout tss32 = {TSS_LIMIT32, 4, 0x20, 0x24, 0x28, 0x48, 4, 6, 0x60};
 
 static uint32_t lin32(uint64_t base, unsigned off)
 {
 	return (uint32_t)(base + off);
 }
 
-static void find_new_tss(struct dbt_cpu *cpu, uint16_t sel, enum task_source source, struct seg_desc *d)
+static void find_new_tss(struct dbt_cpu *cpu, uint16_t sel, enum task_source source,
+			 struct seg_desc *d)
 {
 	bool is_iret = source == TASK_IRET;
 	unsigned vector = is_iret ? EXC_TS : EXC_GP, type;
@@ -54,7 +55,8 @@ static void find_new_tss(struct dbt_cpu *cpu, uint16_t sel, enum task_source sou
 		seg_fault(cpu, EXC_TS, sel);
 }
 
-static void tss_read(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l, struct tss_image *t)
+static void tss_read(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l,
+		     struct tss_image *t)
 {
 	bool is_wide = l->word == 4;
 
@@ -64,14 +66,14 @@ static void tss_read(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout
 	for (unsigned i = 0; i < 8; i++)
 		t->gpr[i] = sys_read(cpu, lin32(base, l->gpr + i * l->word), l->word);
 	for (unsigned i = 0; i < 6; i++)
-		t->seg[i] = i < l->nseg ?
-				    sys_read(cpu, lin32(base, l->seg + i * l->seg_step), 2) :
-				    0;
+		t->seg[i] =
+		    i < l->nseg ? sys_read(cpu, lin32(base, l->seg + i * l->seg_step), 2) : 0;
 	t->ldt = sys_read(cpu, lin32(base, l->ldt), 2);
 	t->is_trap = is_wide && sys_read(cpu, lin32(base, 0x64), 2) & 1;
 }
 
-static void tss_save(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l, uint32_t eflags)
+static void tss_save(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l,
+		     uint32_t eflags)
 {
 	sys_write(cpu, lin32(base, l->eip), l->word, cpu->next_rip);
 	sys_write(cpu, lin32(base, l->eflags), l->word, eflags);
@@ -87,8 +89,8 @@ static void load_ldt(struct dbt_cpu *cpu, uint16_t sel)
 
 	if (sel_is_null(sel))
 		return;
-	if (sel & 4 || !desc_fetch(cpu, sel, &d) || desc_is_segment(&d) || desc_type(&d) != DESC_LDT ||
-	    !desc_is_present(&d))
+	if (sel & 4 || !desc_fetch(cpu, sel, &d) || desc_is_segment(&d) ||
+	    desc_type(&d) != DESC_LDT || !desc_is_present(&d))
 		seg_fault(cpu, EXC_TS, sel);
 	seg_fill_system(&cpu->s.ldtr, sel, &d);
 }
@@ -166,7 +168,7 @@ static void commit_registers(struct dbt_cpu *cpu, const struct tss_image *t, uin
 
 static void load_segments(struct dbt_cpu *cpu, const struct tss_image *t)
 {
-	static const uint8_t data[] = { SEG_DS, SEG_ES, SEG_FS, SEG_GS };
+	static const uint8_t data[] = {SEG_DS, SEG_ES, SEG_FS, SEG_GS};
 	struct seg_desc cs;
 
 	load_ldt(cpu, t->ldt);
@@ -213,7 +215,8 @@ void task_switch(struct dbt_cpu *cpu, uint16_t selector, enum task_source source
 	if (!desc_fetch(cpu, old_sel & 0xfff8, &old_d))
 		seg_fault(cpu, EXC_TS, old_sel);
 	tss_read(cpu, new_base, new_l, &t);
-	sys_check_write(cpu, lin32(old_base, old_l->eip), old_l->seg + old_l->nseg * old_l->seg_step - old_l->eip);
+	sys_check_write(cpu, lin32(old_base, old_l->eip),
+			old_l->seg + old_l->nseg * old_l->seg_step - old_l->eip);
 	sys_check_write(cpu, old_d.va, 8);
 	sys_check_write(cpu, d.va, 8);
 	sys_check_write(cpu, lin32(new_base, 0), 2);
