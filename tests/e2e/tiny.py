@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that is up in a moment: Debian's kernel, busybox, and a script as its first process."""
+import pathlib
+import subprocess
+
+
+def unpack(initrd, directory):
+    """Unpack an uncompressed newc archive (the Debian image's initrd) without needing to be root."""
+    with open(initrd, "rb") as archive:
+        subprocess.run(["cpio", "-idm", "--quiet", "--no-absolute-filenames"], cwd=directory, stdin=archive, check=True)
+
+
+def pack(directory, initrd):
+    names = sorted(p.relative_to(directory).as_posix() for p in pathlib.Path(directory).rglob("*"))
+    with open(initrd, "wb") as archive:
+        subprocess.run(["cpio", "-o", "--quiet", "-H", "newc", "-R", "0:0"], cwd=directory, check=True,
+                       input="\n".join(names).encode() + b"\n", stdout=archive)
+    return initrd
+
+
+PROLOGUE = """#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs dev /dev; $b mount -t proc proc /proc; $b mount -t sysfs sys /sys
+exec </dev/console >/dev/console 2>&1
+$b stty -onlcr
+while read -r module; do $b insmod "/modules/$module"; done </modules/order
+"""
+
+
+def make(debian, tmp_path, script):
+    """An initrd in @tmp_path that runs @script, with the modules of the Debian image loaded before."""
+    root = tmp_path / "tiny"
+    root.mkdir()
+    unpack(debian / "initrd", root)
+    init = root / "init"
+    init.unlink()
+    init.write_text(PROLOGUE + script)
+    init.chmod(0o755)
+    return pack(root, tmp_path / "tiny.cpio")
