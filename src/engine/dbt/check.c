@@ -4,7 +4,7 @@
  *
  * The translated run comes first; every page it writes is copied before the first write (no soft-TLB
  * entry permits a write at the start, so each page's first write passes the miss, which calls
- * check_note_write).  Then memory and registers are put back and the interpreter executes the same
+ * check_note_fill).  Then memory and registers are put back and the interpreter executes the same
  * instructions.  While checking is on, blocks are neither chained nor entered through the branch table, so
  * that a block comes back to the dispatcher.
  *
@@ -53,7 +53,7 @@ void check_destroy(struct dbt_cpu *cpu)
 	cpu->xlate->check = NULL;
 }
 
-void check_note_write(struct dbt_cpu *cpu, uint64_t va)
+void check_note_fill(struct dbt_cpu *cpu, uint64_t va)
 {
 	struct check *k = cpu->xlate->check;
 
@@ -63,6 +63,8 @@ void check_note_write(struct dbt_cpu *cpu, uint64_t va)
 	uint64_t i = (va & cpu->tlb_mask) >> 12;
 	uint64_t offset = t->phys[i] & ~0xfffULL;
 
+	if (t->wneg[i] == DBT_TLB_INVALID(i))
+		return;
 	for (unsigned n = 0; n < k->npages; n++)
 		if (k->page[n].offset == offset)
 			return;

@@ -12,7 +12,7 @@ void check_destroy(struct dbt_cpu *cpu);
  * reported on stderr; *@exit is the enum xlate_exit of the run. */
 bool check_run(struct dbt_cpu *cpu, struct xlate_block *b, unsigned *exit);
 
-/** check_note_write() - the soft TLB is about to permit writes to the page of @va. */
-void check_note_write(struct dbt_cpu *cpu, uint64_t va);
+/** check_note_fill() - the soft TLB has a new entry for the page of @va, which may permit writes. */
+void check_note_fill(struct dbt_cpu *cpu, uint64_t va);
 
 #endif

@@ -88,6 +88,7 @@ static int dbt_vm_create(struct engine_vm **out, const struct engine_config *cfg
 	pthread_cond_init(&vm->excl_stopped, NULL);
 	pthread_cond_init(&vm->excl_done, NULL);
 	vm->cfg = *cfg;
+	vm->cfg.is_strict |= cfg->check_every != 0; /* dead flags would count as differences */
 	vm->ram = cfg->ram;
 	vm->model = *cfg->model;
 	vm->ncpus = cfg->vcpus;

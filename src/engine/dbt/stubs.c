@@ -92,8 +92,7 @@ static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
 		cpu->s.rip = (uint32_t)cpu->s.rip;
 	if (mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 28, cpu->tlb_mode)) {
 		cpu->xlate->fill_true++;
-		if (info >> 28)
-			check_note_write(cpu, va);
+		check_note_fill(cpu, va);
 		return 1;
 	}
 	cpu->xlate->fill_false++;
