@@ -245,6 +245,8 @@ static struct decoded *fetch(struct dbt_cpu *cpu, uint64_t lin)
 	if (likely(p && d->key[15] == mode && same_bytes(d, p, max < INSN_MAX_LEN ? MIN(avail, max) : avail)))
 		return d;
 
+	/* The slot is nobody's until it is whole: the fetch of a second page may raise. */
+	d->key[15] = 0;
 	n = 0;
 	for (;;) {
 		n = fetch_more(cpu, lin, buf, n, max);
@@ -253,7 +255,6 @@ static struct decoded *fetch(struct dbt_cpu *cpu, uint64_t lin)
 			break;
 	}
 	d->generation = 0;
-	d->key[15] = 0;
 	if (r == DECODE_UD)
 		dbt_raise(cpu, EXC_UD);
 	if (r != DECODE_OK) /* too long, or beyond the segment's limit */
