@@ -364,7 +364,9 @@ static __attribute__((noinline)) void step(struct dbt_cpu *cpu)
 
 	if (cpu->code_bits != 64)
 		lin = (uint32_t)(lin + s->seg[SEG_CS].base);
-	if (unlikely(s->dr7 & 0xff) && !(s->rflags & X86_FL_RF)) {
+	/* Intel holds instruction breakpoints off after MOV SS, AMD does not. */
+	if (unlikely(s->dr7 & 0xff) && !(s->rflags & X86_FL_RF) &&
+	    (s->interrupt_shadow != 2 || cpu->vm->model.is_amd)) {
 		unsigned hits = code_breakpoints(cpu, lin);
 
 		if (hits)

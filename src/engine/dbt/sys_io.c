@@ -26,12 +26,30 @@ static void check_port(struct dbt_cpu *cpu, uint16_t port, unsigned size)
 		sys_gp0(cpu);
 }
 
+/* I/O breakpoints (SDM vol. 3 17.2.5): CR4.DE and R/W = 10; a trap after the access. */
+static void note_breakpoints(struct dbt_cpu *cpu, uint16_t port, unsigned size)
+{
+	const struct x86_state *s = &cpu->s;
+
+	if (likely(!(s->dr7 & 0xff)) || !(s->cr4 & X86_CR4_DE))
+		return;
+	for (unsigned i = 0; i < 4; i++) {
+		unsigned len = (s->dr7 >> (18 + 4 * i) & 3) + 1; /* 1, 2, -, 4 */
+		uint64_t first = s->dr[i] & ~(uint64_t)(len - 1);
+
+		if (s->dr7 >> (2 * i) & 3 && (s->dr7 >> (16 + 4 * i) & 3) == 2 && len != 3 &&
+		    port < first + len && first < (uint64_t)port + size)
+			cpu->dr6_pending |= 1u << i;
+	}
+}
+
 static uint32_t port_read(struct dbt_cpu *cpu, uint16_t port, unsigned size)
 {
 	struct vcpu_exit x = {.kind = EXIT_PIO, .size = size, .addr = port};
 
 	if (dbt_exit(cpu, &x))
 		sys_gp0(cpu);
+	note_breakpoints(cpu, port, size);
 	return x.data & sys_low_mask(size);
 }
 
@@ -45,6 +63,7 @@ static void port_write(struct dbt_cpu *cpu, uint16_t port, unsigned size, uint32
 
 	if (dbt_exit(cpu, &x))
 		sys_gp0(cpu);
+	note_breakpoints(cpu, port, size);
 }
 
 /* All of IN, OUT, INS, OUTS: opcode bit 0 clear means bytes; there are no 64-bit ports. */

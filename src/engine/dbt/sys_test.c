@@ -1112,6 +1112,24 @@ static void test_port_permission(void **state)
 	assert_int_equal(INSN("\xee"), EXC_GP);
 }
 
+static void test_io_breakpoint(void **state)
+{
+	protected32(0);
+	cpu->s.dr[1] = 0x61;
+	cpu->s.dr7 = 0x400 | 8 | 6u << 20; /* DR1: I/O, two bytes, aligned down to 60H */
+	cpu->s.gpr[R_RDX] = 0x60;
+	assert_int_equal(INSN("\xee"), -1);
+	assert_int_equal(cpu->dr6_pending, 0); /* needs CR4.DE */
+	cpu->s.cr4 = X86_CR4_DE;
+	assert_int_equal(INSN("\xee"), -1);
+	assert_int_equal(cpu->dr6_pending, 2);
+	cpu->s.gpr[R_RDX] = 0x5d;
+	assert_int_equal(INSN("\xee"), -1);
+	assert_int_equal(cpu->dr6_pending, 0);
+	assert_int_equal(INSN("\xed"), -1); /* 5DH to 60H */
+	assert_int_equal(cpu->dr6_pending, 2);
+}
+
 static void test_string_io(void **state)
 {
 	protected32(0);
@@ -1264,6 +1282,7 @@ int main(void)
 	    cmocka_unit_test(test_xsetbv),
 	    cmocka_unit_test(test_msrs),
 	    cmocka_unit_test(test_port_permission),
+	    cmocka_unit_test(test_io_breakpoint),
 	    cmocka_unit_test(test_string_io),
 	    cmocka_unit_test(test_interrupt_flag),
 	    cmocka_unit_test(test_mode_key),
