@@ -21,19 +21,20 @@ struct ps2_queue {
 struct ps2_kbd {
 	struct ps2_queue q;
 	uint8_t cmd; /* command that waits for its argument; 0: none */
-	uint8_t leds, rate, scan_set;
+	uint8_t leds, rate;
+	uint8_t scan_set; /* 1, 2 */
+	uint8_t last;	  /* byte given last, for resend */
 	bool is_scanning;
-	uint8_t last; /* for resend */
 };
 
 struct ps2_mouse {
 	struct ps2_queue q;
 	uint8_t cmd;
-	uint8_t rate, resolution, scaling, buttons;
-	bool is_reporting, is_remote, is_wrap;
-	uint8_t id;	     /* 0, 3 (wheel), 4 (5 buttons) */
-	uint8_t knock[2];    /* last sample rates, the wheel's knocking sequence */
+	uint8_t rate, resolution, buttons;
+	uint8_t id;	  /* 0, 3 (wheel), 4 (5 buttons) */
+	uint8_t knock[2]; /* the last two sample rates: 200, 100, 80 turns the wheel on */
 	uint8_t last;
+	bool is_reporting, is_remote, is_wrap, is_scaling;
 };
 
 struct i8042 {
@@ -41,15 +42,20 @@ struct i8042 {
 	struct dev_env env;
 	struct irq_line irq_kbd, irq_mouse;
 	struct bus_range *ranges[3];
-	uint8_t ccb;	  /* controller command byte */
-	uint8_t status;	  /* SYS, A2/last write was a command: bits 2, 3; OBF, AUXB: bits 0, 5 */
-	uint8_t cmd;	  /* controller command that waits for data on port 60H; 0: none */
-	uint8_t outport;  /* bit 0 reset#, 1 A20 */
-	uint8_t obuf;	  /* output buffer */
+	uint8_t ram[32]; /* 0: the command byte */
+	uint8_t cmd;	 /* controller command that waits for data on port 60H; 0: none */
+	uint8_t obuf;	 /* output buffer, valid while is_full */
+	uint8_t source;	 /* whose byte obuf is: 0 controller, 1 keyboard, 2 mouse */
 	uint8_t port92;
-	uint8_t ram[32];
+	bool is_full;
+	bool is_aux;	     /* status bit 5: obuf is (as if) from the mouse */
+	bool is_system;	     /* status bit 2: self-test passed */
+	bool was_command;    /* status bit 3: the last write went to port 64H */
+	bool is_a20;
+	bool is_break;	     /* translation: F0H was swallowed */
 	struct ps2_kbd kbd;
 	struct ps2_mouse mouse;
+	uint8_t pad_[3];
 };
 
 extern const struct device_class i8042_class;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The device that the public kvm-unit-tests drive: ports E0H (echo), E4H (flush, accepted), E8H (echo, bytes),
+ * The device that the public kvm-unit-tests drive: ports E0H (echo), E4H (flush, accepted), E8H (echo of a byte),
  * 2000H-2017H (raise or lower GSI n), and 4 KiB of device memory at FF000000H.  Only in machines that
  * ask for it.
  */
@@ -17,7 +17,8 @@ struct testdev {
 	struct irq_line irq; /* .n is replaced by the line written to */
 	struct bus_range *ranges[5];
 	uint8_t echo[4];
-	uint8_t bytes[4];
+	uint8_t bytes[1];
+	uint8_t pad_[3];
 	uint8_t iomem[4096];
 };
 
