@@ -37,7 +37,7 @@ struct vmconfig {
 	bool uses_virtio_console; /* the console people see is hvc0, not COM1 */
 };
 
-/** vmconfig_init() - defaults: 1 CPU, 512 MiB, auto, NAT.  0 or -ENOMEM; vmconfig_free() after it. */
+/** vmconfig_init() - defaults: 1 CPU, 1 GiB, auto, NAT.  0 or -ENOMEM; vmconfig_free() after it. */
 int vmconfig_init(struct vmconfig *c, struct error *err);
 void vmconfig_free(struct vmconfig *c);
 

@@ -283,7 +283,7 @@ static int build(struct machine *m, const struct machine_config *cfg, char engin
 
 	r = loop_create(&m->loop, &m->lock, err);
 	if (r == 0 && cfg->make_backends)
-		r = cfg->make_backends(cfg->make_backends_arg, m->loop, &m->cfg, err);
+		r = cfg->make_backends(cfg->backends_arg, m->loop, &m->cfg, err);
 	if (r == 0)
 		r = create_memory(m, err);
 	if (r == 0)
@@ -383,6 +383,8 @@ void machine_destroy(struct machine *m)
 	pthread_mutex_lock(&m->lock);
 	if (m->bus)
 		pc_destroy(m);
+	if (m->loop && m->cfg.free_backends)
+		m->cfg.free_backends(m->cfg.backends_arg);
 	for (unsigned i = 0; i < m->cfg.nnics && i < MACHINE_MAX_NICS; i++) {
 		if (m->cfg.nics[i].fd >= 0)
 			close(m->cfg.nics[i].fd);

@@ -61,11 +61,13 @@ struct machine_config {
 	struct machine_nic nics[MACHINE_MAX_NICS];
 	unsigned nnics;
 	/*
-	 * Backends, borrowed from the creator, outliving the machine; NULL: nothing connected.
-	 * @make_backends is called once the loop exists and may fill these in.
+	 * Backends; NULL: nothing connected.  @make_backends is called once the loop exists and may fill
+	 * these in; @free_backends (after it, also when it failed) once the devices are gone, before the loop
+	 * goes.  Both under the lock.
 	 */
 	int (*make_backends)(void *arg, struct loop *loop, struct machine_config *cfg, struct error *err);
-	void *make_backends_arg;
+	void (*free_backends)(void *arg);
+	void *backends_arg;
 	struct char_dev *serial;  /* COM1, 3F8H, IRQ 4 */
 	struct char_dev *console; /* virtio console (hvc0) */
 	struct char_dev *agent;	  /* virtio port org.qemu.guest_agent.0 */

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The verbs of `viv`, one row each in verbs.c, one file each.
+ *
+ * Conventions: exit status 0 fine, 1 the operation failed, 2 bad usage; `viv run -- CMD` and `viv
+ * exec` give the command's own.  Errors are one sentence on stderr.  --json prints one JSON value.
+ */
+#ifndef VIV_CLI_CLI_H
+#define VIV_CLI_CLI_H
+
+#include <jansson.h>
+
+#include "base/error.h"
+#include "base/opts.h"
+
+enum { EXIT_FINE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+struct verb {
+	const char *name;
+	const char *summary; /* NULL: internal, not listed */
+	int (*run)(int argc, char **argv); /* argv[0] is the verb; returns the exit status */
+};
+extern const struct verb cli_verbs[]; /* ends with name NULL */
+
+int cli_main(int argc, char **argv);
+
+// clang-format off
+int cli_run(int argc, char **argv);
+int cli_start(int argc, char **argv);
+int cli_stop(int argc, char **argv);
+int cli_pause(int argc, char **argv);
+int cli_resume(int argc, char **argv);
+int cli_reset(int argc, char **argv);
+int cli_rm(int argc, char **argv);
+int cli_list(int argc, char **argv);
+int cli_info(int argc, char **argv);
+int cli_console(int argc, char **argv);
+int cli_exec(int argc, char **argv);
+int cli_image(int argc, char **argv);
+int cli_doctor(int argc, char **argv);
+int cli_version(int argc, char **argv);
+int cli_vm(int argc, char **argv);
+int cli_net(int argc, char **argv);
+// clang-format on
+
+/**
+ * cli_parse() - options and --help of a verb.
+ * Returns true to go on (then opts_free), or false with *@status to be returned.
+ */
+bool cli_parse(const struct opts_cmd *cmd, int argc, char **argv, void *obj, struct opts_rest *rest,
+	       int *status);
+
+/** cli_fail() - print the sentence; returns EXIT_FAILED. */
+int cli_fail(const struct error *err);
+/** cli_usage() - print the sentence and where help is; returns EXIT_USAGE. */
+int cli_usage(const struct opts_cmd *cmd, const struct error *err);
+/** cli_note() - a line for the person, on stderr. */
+void cli_note(const char *fmt, ...) _printf_(1, 2);
+/** cli_print_json() - on stdout, with a newline; takes @json.  Returns an exit status. */
+int cli_print_json(json_t *json);
+
+/** cli_decode() - base64 string @key of @obj to @fd; absent is fine. */
+int cli_decode(json_t *obj, const char *key, int fd, struct error *err);
+/** cli_command_status() - the exit status a finished guest-exec stands for. */
+int cli_command_status(json_t *result);
+/** cli_exec_request() - the control request for @argv; @with_input: stdin to its end. */
+json_t *cli_exec_request(char **argv, bool with_input, struct error *err);
+
+/* ---- progress on a terminal ---- */
+struct progress {
+	const char *what;
+	int64_t start_ms, shown_ms;
+	bool is_shown;
+};
+void progress_start(struct progress *p, const char *what);
+/** progress_tick() - show it once it takes longer than a second; @permille -1: unknown. */
+void progress_tick(struct progress *p, int permille);
+void progress_end(struct progress *p);
+
+#endif

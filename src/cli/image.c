@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `viv image list|build|rm`. */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "cli/cli.h"
+#include "cli/image.h"
+#include "ctl/paths.h"
+
+struct args {
+	bool json, force;
+};
+static const struct opt image_opts[] = {
+	OPT_FLAG(struct args, json, "json", "with list: print JSON"),
+	OPT_FLAG_L(struct args, force, "force", 'f', "with build: make it even if it is up to date"),
+	OPT_END,
+};
+static const struct opts_cmd image_cmd = {
+	.name = "viv image",
+	.usage = "list | build NAME | rm NAME...",
+	.summary = "list, build and remove images",
+	.details = "build debian makes the default image from Debian's own packages; it takes a few minutes.",
+	.opts = image_opts,
+	.min_args = 1,
+	.max_args = 1024,
+};
+
+/* ---- list ---- */
+
+static int64_t disk_bytes(const char *name)
+{
+	static const char *const files[] = { "disk.raw", "vmlinuz", "initrd" };
+	int64_t sum = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		_cleanup_free_ char *path = paths_image(name, files[i], NULL);
+		struct stat st;
+
+		if (path && stat(path, &st) == 0)
+			sum += (int64_t)st.st_blocks * 512;
+	}
+	return sum;
+}
+
+static int is_image(const struct dirent *e)
+{
+	return paths_check_name("an image", e->d_name, NULL) == 0;
+}
+
+static json_t *image_json(const char *name)
+{
+	struct image im;
+	struct error err;
+	json_t *one;
+
+	if (image_load(&im, name, &err) < 0)
+		one = json_pack("{s:s, s:s}", "name", name, "error", err.text);
+	else
+		one = json_pack("{s:s, s:s, s:I, s:b}", "name", name, "title", im.title, "bytes",
+				(json_int_t)disk_bytes(name), "agent", im.has_agent);
+	image_free(&im);
+	return one;
+}
+
+static int list(const struct args *a, struct error *err)
+{
+	_cleanup_free_ char *dir = paths_data("images", err);
+	struct dirent **names = NULL;
+	json_t *all = json_array();
+	int n = dir ? scandir(dir, &names, is_image, alphasort) : -1;
+
+	if (!dir || (n < 0 && errno != ENOENT)) {
+		json_decref(all);
+		if (dir)
+			error_set(err, -errno, "cannot read %s: %s", dir, strerror(errno));
+		return cli_fail(err);
+	}
+	for (int i = 0; i < n; i++) {
+		(void)json_array_append_new(all, image_json(names[i]->d_name));
+		free(names[i]);
+	}
+	free(names);
+	if (a->json)
+		return cli_print_json(all);
+	size_t i;
+	json_t *one;
+
+	json_array_foreach(all, i, one) {
+		const char *title = json_string_value(json_object_get(one, "title"));
+		const char *error = json_string_value(json_object_get(one, "error"));
+
+		printf("%-16s %6lld MiB  %s\n", json_string_value(json_object_get(one, "name")),
+		       (long long)json_integer_value(json_object_get(one, "bytes")) / (1024 * 1024),
+		       title ? title : error);
+	}
+	json_decref(all);
+	return EXIT_FINE;
+}
+
+/* ---- build ---- */
+
+/* Beside the program in a source tree's build directory, or where it is installed. */
+static char *find_script(struct error *err)
+{
+	char exe[4096];
+	ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+	static const char *const places[] = { "../tools/build-image.sh",
+					      "../share/vivarium/build-image.sh",
+					      "../share/vivarium/tools/build-image.sh" };
+
+	exe[n > 0 ? n : 0] = 0;
+	char *slash = strrchr(exe, '/');
+
+	if (slash)
+		*slash = 0;
+	for (size_t i = 0; slash && i < ARRAY_SIZE(places); i++) {
+		char *path = paths_format(err, "%s/%s", exe, places[i]);
+
+		if (!path || access(path, X_OK) == 0)
+			return path;
+		free(path);
+	}
+	error_set(err, -ENOENT, "build-image.sh is not where viv is installed; use make image in the source tree");
+	return NULL;
+}
+
+static int build(const char *name, const struct args *a, struct error *err)
+{
+	if (strcmp(name, "debian") != 0) {
+		error_set(err, -EINVAL, "\"%s\" is not known; debian is", name);
+		return cli_fail(err);
+	}
+	_cleanup_free_ char *script = find_script(err);
+	int status = 0;
+
+	if (!script)
+		return cli_fail(err);
+	fflush(NULL);
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execl(script, script, "--name", name, a->force ? "--force" : NULL, NULL);
+		fprintf(stderr, "viv: cannot run %s: %s\n", script, strerror(errno));
+		_exit(EXIT_FAILED);
+	}
+	if (pid < 0) {
+		error_set(err, -errno, "cannot start a process: %s", strerror(errno));
+		return cli_fail(err);
+	}
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		continue;
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? EXIT_FINE : EXIT_FAILED;
+}
+
+/* ---- rm ---- */
+
+static int rm(const char *name, struct error *err)
+{
+	int r = paths_check_name("an image", name, err);
+	_cleanup_free_ char *dir = r == 0 ? paths_image(name, NULL, err) : NULL;
+
+	if (r == 0 && dir && access(dir, F_OK) < 0)
+		r = error_set(err, -ENOENT, "there is no image \"%s\"; viv image list shows those there are", name);
+	if (r == 0)
+		r = dir ? paths_remove_tree(dir, err) : -ENOMEM;
+	return r < 0 ? cli_fail(err) : EXIT_FINE;
+}
+
+static int usage(const char *text)
+{
+	struct error err;
+
+	error_set(&err, -EINVAL, "%s", text);
+	return cli_usage(&image_cmd, &err);
+}
+
+int cli_image(int argc, char **argv)
+{
+	struct args a = { false };
+	struct opts_rest rest;
+	struct error err;
+	int status;
+
+	if (!cli_parse(&image_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	const char *what = rest.args[0];
+
+	if (strcmp(what, "list") == 0) {
+		status = rest.nargs == 1 ? list(&a, &err) : usage("list takes no names");
+	} else if (strcmp(what, "build") == 0) {
+		status = rest.nargs == 2 ? build(rest.args[1], &a, &err) : usage("build takes one name");
+	} else if (strcmp(what, "rm") == 0) {
+		status = rest.nargs >= 2 ? EXIT_FINE : usage("rm takes names");
+		for (unsigned i = 1; i < rest.nargs; i++)
+			status = MAX(status, rm(rest.args[i], &err));
+	} else {
+		status = usage("there are list, build and rm");
+	}
+	opts_free(&image_cmd, &a, &rest);
+	return status;
+}

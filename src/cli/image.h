@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Images: images/NAME/image.json names the files that make a machine. */
+#ifndef VIV_CLI_IMAGE_H
+#define VIV_CLI_IMAGE_H
+
+#include "ctl/vmconfig.h"
+
+struct image {
+	char *kernel, *initrd, *disk; /* absolute paths; NULL: none */
+	char *append, *disk_format, *title;
+	bool has_agent, uses_virtio_console;
+};
+
+/** image_load() - 0, -ENOENT (no such image), other -errno with @err set; image_free() in any case. */
+int image_load(struct image *im, const char *name, struct error *err);
+void image_free(struct image *im);
+
+/** image_copy_disk() - a machine's own copy of @from at @to, sparse, or sharing blocks where the file
+ * system can; with progress. */
+int image_copy_disk(const char *from, const char *to, struct error *err);
+
+#endif

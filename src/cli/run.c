@@ -1,0 +1,574 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `viv run`: options to configuration; foreground, detached, or one command. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "cli/cli.h"
+#include "cli/image.h"
+#include "cli/spawn.h"
+#include "cli/terminal.h"
+#include "ctl/client.h"
+#include "ctl/paths.h"
+
+#define STOP_TIMEOUT_MS 30000
+#define CONSOLE_TAIL 2000
+
+struct args {
+	const char *name, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net;
+	uint64_t cpus, mem, check;
+	struct opt_list disks, forwards;
+	bool rm, detach, no_reboot, strict, interp_only, with_input;
+	int64_t boot_timeout;
+};
+
+static const struct opt run_opts[] = {
+	OPT_STRING(struct args, name, "name", "NAME", "keep the machine under this name"),
+	OPT_FLAG(struct args, rm, "rm", "remove the machine when it ends, with all it wrote"),
+	OPT_FLAG_L(struct args, detach, "detach", 'd', "run in the background"),
+	OPT_STRING(struct args, engine, "engine", "ENGINE", "auto, kvm or dbt"),
+	OPT_STRING(struct args, cpu, "cpu", "MODEL", "host, x86-64-v2 or x86-64-v3"),
+	OPT_UINT(struct args, cpus, "cpus", "N", "number of CPUs", 1, MACHINE_MAX_CPUS),
+	OPT_SIZE(struct args, mem, "mem", "SIZE", "memory, 512M or 2G", MACHINE_MIN_MEM, MACHINE_MAX_MEM),
+	OPT_STRING(struct args, kernel, "kernel", "FILE", "Linux bzImage, ELF with PVH note, or multiboot"),
+	OPT_STRING(struct args, initrd, "initrd", "FILE", "initial ramdisk, or multiboot module"),
+	OPT_STRING(struct args, append, "append", "TEXT", "kernel command line; with an image: added to its own"),
+	OPT_STRING(struct args, firmware, "firmware", "FILE", "BIOS image (default: SeaBIOS if there is no kernel)"),
+	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=raw]", "a disk; may be given again"),
+	OPT_STRING(struct args, net, "net", "nat|none", "network (default nat with an image, else none)"),
+	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST", "TCP port of this host to a port of the guest"),
+	OPT_FLAG_L(struct args, with_input, "input", 'i', "with a command: pass standard input to it"),
+	OPT_DURATION(struct args, boot_timeout, "boot-timeout", "TIME", "with a command: how long booting may take",
+		     1000000000, 86400LL * 1000000000),
+	OPT_FLAG(struct args, no_reboot, "no-reboot", "end instead of resetting"),
+	OPT_FLAG(struct args, strict, "strict", "tests: exact dead flags, verified code (slower)"),
+	OPT_UINT(struct args, check, "check", "N", "tests: compare every N-th block with the interpreter", 0, UINT32_MAX),
+	OPT_FLAG(struct args, interp_only, "interp-only", "tests: interpret everything"),
+	OPT_END,
+};
+
+static const struct opts_cmd run_cmd = {
+	.name = "viv run",
+	.usage = "[IMAGE] [-- CMD...]",
+	.summary = "make a machine and run it",
+	.details = "Without --detach and without a command, this terminal is the machine's console; Ctrl-] ends the\n"
+		   "machine.  Its exit status is 0 when the guest switches itself off, and (V << 1) | 1 when it\n"
+		   "writes V to the debug exit port.\n\n"
+		   "Without --name the machine leaves nothing behind: what it writes to the image's disk is\n"
+		   "thrown away.  With --name it gets a copy of the disk and stays until viv rm.\n\n"
+		   "With a command, the machine boots, runs it through the guest agent, prints its output, and the exit\n"
+		   "status is the command's.",
+	.opts = run_opts,
+	.max_args = 1,
+	.takes_command = true,
+};
+
+/* ---- options to configuration ---- */
+
+static int absolute(const char *path, char **out, struct error *err)
+{
+	char *full;
+
+	if (!path)
+		return 0;
+	full = realpath(path, NULL);
+	if (!full)
+		return error_set(err, -errno, "cannot open %s: %s", path, strerror(errno));
+	free(*out);
+	*out = full;
+	return 0;
+}
+
+static int add_disk(struct vmconfig *c, const char *spec, struct error *err)
+{
+	bool is_readonly = false, is_snapshot = false, is_first = true;
+	char key[4096], path[8200] = "", format[16] = "raw";
+	_cleanup_free_ char *full = NULL;
+	const char *cursor = spec, *value;
+	int r;
+
+	while ((r = opts_subvalue(&cursor, key, sizeof(key), &value)) > 0) {
+		if (is_first && !value)
+			snprintf(path, sizeof(path), "%s", key);
+		else if (is_first)
+			snprintf(path, sizeof(path), "%s=%s", key, value);
+		else if (!value && strcmp(key, "ro") == 0)
+			is_readonly = true;
+		else if (!value && strcmp(key, "snapshot") == 0)
+			is_snapshot = true;
+		else if (value && strcmp(key, "format") == 0 && strlen(value) < sizeof(format))
+			snprintf(format, sizeof(format), "%s", value);
+		else
+			return error_set(err, -EINVAL, "--disk %s: \"%s\" is none of ro, snapshot, format=raw",
+					 spec, key);
+		is_first = false;
+	}
+	if (r < 0 || !path[0])
+		return error_set(err, -EINVAL, "--disk %s names no file", spec);
+	r = absolute(path, &full, err);
+	return r < 0 ? r : vmconfig_add_disk(c, full, format, is_readonly, is_snapshot, err);
+}
+
+static int make_mac(struct vmconfig *c, struct error *err)
+{
+	uint8_t b[3] = { 0 };
+	char text[18];
+
+	if (getrandom(b, sizeof(b), 0) != sizeof(b))
+		return error_set(err, -EIO, "the host gives no random numbers");
+	snprintf(text, sizeof(text), "52:54:00:%02x:%02x:%02x", b[0], b[1], b[2]);
+	return vmconfig_set(&c->mac, text, err);
+}
+
+/* Kernel, initrd and command line of the image, unless given; its disk comes first. */
+static int use_image(struct vmconfig *c, const struct args *a, const struct image *im,
+		     struct error *err)
+{
+	_cleanup_free_ char *append = NULL;
+	int r = 0;
+
+	if (!a->kernel && !a->firmware && im->kernel) {
+		r = vmconfig_set(&c->kernel, im->kernel, err);
+		if (r == 0 && !a->initrd)
+			r = vmconfig_set(&c->initrd, im->initrd, err);
+		append = paths_format(err, "%s%s%s", im->append, a->append ? " " : "",
+				      a->append ? a->append : "");
+		if (r == 0)
+			r = append ? vmconfig_set(&c->append, append, err) : -ENOMEM;
+	}
+	c->has_agent = im->has_agent;
+	c->uses_virtio_console = im->uses_virtio_console;
+	return r;
+}
+
+static int set_strings(struct vmconfig *c, const struct args *a, bool has_image, struct error *err)
+{
+	int r = absolute(a->kernel, &c->kernel, err);
+
+	if (r == 0)
+		r = absolute(a->initrd, &c->initrd, err);
+	if (r == 0)
+		r = absolute(a->firmware, &c->firmware, err);
+	if (r == 0 && a->append)
+		r = vmconfig_set(&c->append, a->append, err);
+	if (r == 0 && a->engine)
+		r = vmconfig_set(&c->engine, a->engine, err);
+	if (r == 0 && a->cpu)
+		r = vmconfig_set(&c->cpu, a->cpu, err);
+	if (r == 0)
+		r = vmconfig_set(&c->net, a->net ? a->net : has_image || a->forwards.n ? "nat" : "none", err);
+	if (r == 0 && strcmp(c->net, "nat") != 0 && strcmp(c->net, "none") != 0)
+		r = error_set(err, -EINVAL, "there is no network \"%s\"; there are nat and none", c->net);
+	if (r == 0 && a->forwards.n && strcmp(c->net, "nat") != 0)
+		r = error_set(err, -EINVAL, "--forward needs --net nat");
+	return r;
+}
+
+static int make_config(struct vmconfig *c, const struct args *a, const struct image *im,
+		       const char *image_name, const struct opts_rest *rest, struct error *err)
+{
+	int r = set_strings(c, a, im, err);
+
+	if (r < 0)
+		return r;
+	c->cpus = a->cpus ? a->cpus : c->cpus;
+	c->mem_bytes = ALIGN_DOWN(a->mem ? a->mem : c->mem_bytes, GUEST_PAGE_SIZE);
+	c->check_every = a->check;
+	c->no_reboot = a->no_reboot;
+	c->is_strict = a->strict;
+	c->use_interp_only = a->interp_only;
+	c->is_throwaway = a->rm || !a->name;
+	c->has_agent = rest->command != NULL;
+	if (im) {
+		r = vmconfig_set(&c->image, image_name, err);
+		if (r == 0)
+			r = use_image(c, a, im, err);
+	}
+	for (unsigned i = 0; r == 0 && i < a->disks.n; i++)
+		r = add_disk(c, a->disks.v[i], err);
+	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++)
+		r = vmconfig_add_forward(c, a->forwards.v[i], err);
+	return r == 0 ? make_mac(c, err) : r;
+}
+
+/* ---- the machine's directory ---- */
+
+static int make_directory(struct vmconfig *c, const char *wanted, struct error *err)
+{
+	_cleanup_free_ char *vms = paths_data("vms", err);
+	int r = vms ? paths_make(vms, err) : -ENOMEM;
+
+	for (unsigned i = 0; r == 0 && i < 100; i++) {
+		char name[32];
+		uint32_t random = 0;
+
+		if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+			return error_set(err, -EIO, "the host gives no random numbers");
+		snprintf(name, sizeof(name), "vm-%06x", random & 0xffffff);
+		r = vmconfig_set(&c->name, wanted ? wanted : name, err);
+		_cleanup_free_ char *dir = r == 0 ? paths_vm(c->name, NULL, err) : NULL;
+
+		if (!dir)
+			return -ENOMEM;
+		if (mkdir(dir, 0700) == 0)
+			return 0;
+		if (errno != EEXIST)
+			return error_set(err, -errno, "cannot make %s: %s", dir, strerror(errno));
+		if (wanted)
+			return error_set(err, -EEXIST, "there is a machine \"%s\" already; viv start %s starts it, "
+					 "viv rm %s removes it", wanted, wanted, wanted);
+	}
+	return r < 0 ? r : error_set(err, -EEXIST, "found no free name for the machine");
+}
+
+/* The image's disk: a throw-away layer over it, or the machine's own copy. */
+static int add_image_disk(struct vmconfig *c, const struct image *im, struct error *err)
+{
+	if (!im || !im->disk)
+		return 0;
+	if (c->is_throwaway)
+		return vmconfig_add_disk(c, im->disk, im->disk_format, false, true, err);
+	_cleanup_free_ char *own = paths_vm(c->name, "disk.raw", err);
+	int r = own ? image_copy_disk(im->disk, own, err) : -ENOMEM;
+
+	return r < 0 ? r : vmconfig_add_disk(c, own, im->disk_format, false, false, err);
+}
+
+/* The image's disk is the first: the one its command line means. */
+static void image_disk_first(struct vmconfig *c)
+{
+	struct vmconfig_disk last = c->disks[c->ndisks - 1];
+
+	memmove(&c->disks[1], &c->disks[0], (c->ndisks - 1) * sizeof(c->disks[0]));
+	c->disks[0] = last;
+}
+
+static int make_machine(struct vmconfig *c, const struct image *im, const char *wanted,
+			struct error *err)
+{
+	int r = wanted ? paths_check_name("a machine", wanted, err) : 0;
+
+	if (r == 0)
+		r = make_directory(c, wanted, err);
+	if (r < 0)
+		return r;
+	unsigned before = c->ndisks;
+
+	r = add_image_disk(c, im, err);
+	if (r == 0 && c->ndisks > before)
+		image_disk_first(c);
+	if (r == 0)
+		r = vmconfig_save(c, err);
+	return r;
+}
+
+static void remove_machine(const struct vmconfig *c)
+{
+	struct error err;
+	_cleanup_free_ char *dir = c->name ? paths_vm(c->name, NULL, &err) : NULL;
+
+	if (dir && paths_remove_tree(dir, &err) < 0)
+		cli_note("%s", err.text);
+}
+
+/* ---- running ---- */
+
+static int start_and_tell(struct spawned *s, const struct vmconfig *c, bool is_attached,
+			  struct error *err)
+{
+	char engine[256], reason[256];
+	int r = spawn_machine(s, c, is_attached, err);
+
+	if (r == 0)
+		r = spawned_wait_ready(s, engine, reason, err);
+	if (r == 0)
+		cli_note("engine %s: %s", engine, reason);
+	return r;
+}
+
+static bool on_status(void *arg)
+{
+	return spawned_read(arg);
+}
+
+struct session {
+	const struct vmconfig *c;
+	struct spawned *s;
+};
+
+static bool session_status(void *arg)
+{
+	struct session *ses = arg;
+
+	return on_status(ses->s);
+}
+
+/* Best effort: without it the guest keeps its old idea of the window. */
+static void session_resize(void *arg, unsigned cols, unsigned rows)
+{
+	struct session *ses = arg;
+	json_t *reply = NULL;
+
+	if (ses->c->uses_virtio_console &&
+	    client_request(ses->c->name, json_pack("{s:s, s:i, s:i}", "cmd", "resize", "cols", (int)cols,
+						   "rows", (int)rows), 1000, &reply, NULL) == 0)
+		json_decref(reply);
+}
+
+static void quit_machine(const struct vmconfig *c)
+{
+	json_t *reply = NULL;
+
+	/* It may end by itself at this very moment. */
+	if (client_request(c->name, json_pack("{s:s}", "cmd", "quit"), CLIENT_TIMEOUT_MS, &reply, NULL) == 0)
+		json_decref(reply);
+}
+
+static int run_foreground(const struct vmconfig *c, struct error *err)
+{
+	struct spawned s;
+	struct session ses = { c, &s };
+	struct bridge b = { .on_also = session_status, .on_resize = session_resize, .arg = &ses };
+	int sig = 0;
+	int r = start_and_tell(&s, c, true, err);
+
+	if (r < 0) {
+		spawned_free(&s);
+		return cli_fail(err);
+	}
+	if (isatty(STDIN_FILENO))
+		cli_note("Ctrl-] ends the machine%s", c->is_throwaway && c->image ?
+				 "; what it writes to its disk is thrown away (--name keeps it)" : "");
+	r = terminal_raw(err);
+	if (r < 0) {
+		cli_fail(err);
+	} else {
+		b.console_fd = s.console_fd;
+		b.also_fd = s.status_fd;
+		r = terminal_bridge(&b, &sig, err);
+	}
+	if (r == BRIDGE_ESCAPE || r == BRIDGE_SIGNAL || r < 0)
+		quit_machine(c);
+	terminal_restore();
+	if (r < 0)
+		cli_fail(err);
+	int status = spawned_finish(&s, err);
+
+	spawned_free(&s);
+	if (r == BRIDGE_ESCAPE)
+		fprintf(stderr, "\n");
+	cli_note("%s", err->text);
+	return r == BRIDGE_SIGNAL ? 128 + sig : r < 0 ? EXIT_FAILED : status;
+}
+
+static int run_detached(const struct vmconfig *c, struct error *err)
+{
+	struct spawned s;
+	int r = start_and_tell(&s, c, false, err);
+
+	spawned_free(&s);
+	if (r < 0)
+		return cli_fail(err);
+	printf("%s\n", c->name);
+	return EXIT_FINE;
+}
+
+/* ---- one command ---- */
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
+/* Keeps the last bytes of the console, for the case that the guest never gets to its agent. */
+struct tail {
+	char text[CONSOLE_TAIL];
+	size_t len;
+};
+
+static void read_tail(struct tail *t, int fd)
+{
+	char buf[4096];
+	ssize_t n;
+
+	while ((n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT)) > 0) {
+		size_t take = MIN((size_t)n, sizeof(t->text)), keep = MIN(t->len, sizeof(t->text) - take);
+
+		memmove(t->text, t->text + t->len - keep, keep);
+		memcpy(t->text + keep, buf + n - take, take);
+		t->len = keep + take;
+	}
+}
+
+/* Guests print anything: what could steer the terminal is left out. */
+static void print_tail(const struct tail *t)
+{
+	fprintf(stderr, "---- the console's end:\n");
+	for (size_t i = 0; i < t->len; i++) {
+		unsigned char c = (unsigned char)t->text[i];
+
+		if (c == '\n' || c == '\t' || (c >= ' ' && c != 0x7f))
+			fputc(c, stderr);
+	}
+	fprintf(stderr, "\n----\n");
+}
+
+static int wait_agent(const struct vmconfig *c, struct spawned *s, int64_t timeout_ns, struct tail *t,
+		      struct error *err)
+{
+	int64_t end_ms = now_ms() + timeout_ns / 1000000;
+	struct progress p;
+	int r, fd = client_connect(c->name, err);
+
+	if (fd < 0)
+		return fd;
+	progress_start(&p, "booting");
+	for (;;) {
+		json_t *reply = NULL;
+
+		r = client_call(fd, json_pack("{s:s, s:i}", "cmd", "agent", "timeout_ms", 500), 30000, &reply,
+				err);
+		json_decref(reply);
+		read_tail(t, s->console_fd);
+		progress_tick(&p, -1);
+		if (r != -EREMOTEIO)
+			break; /* it answers, or the machine ended */
+		if (now_ms() >= end_ms) {
+			r = error_set(err, -ETIMEDOUT, "the guest agent did not answer in %lld s",
+				      (long long)(timeout_ns / 1000000000));
+			break;
+		}
+	}
+	progress_end(&p);
+	close(fd);
+	return r;
+}
+
+static bool is_disposable(const struct vmconfig *c)
+{
+	for (unsigned i = 0; i < c->ndisks; i++) {
+		if (!c->disks[i].is_readonly && !c->disks[i].is_snapshot)
+			return false;
+	}
+	return true;
+}
+
+/* A machine that wrote to real disks is switched off in order. */
+static void end_machine(const struct vmconfig *c, struct spawned *s)
+{
+	struct error err;
+	json_t *reply = NULL;
+
+	if (is_disposable(c)) {
+		quit_machine(c);
+	} else if (client_request(c->name, json_pack("{s:s, s:i}", "cmd", "stop", "timeout_ms",
+						     STOP_TIMEOUT_MS), CLIENT_TIMEOUT_MS, &reply, &err) == 0) {
+		json_decref(reply);
+	}
+	while (spawned_read(s))
+		continue;
+}
+
+static int run_command(const struct vmconfig *c, const struct args *a, char **command,
+		       struct error *err)
+{
+	struct tail tail = { .len = 0 };
+	struct spawned s;
+	json_t *reply = NULL;
+	int status = EXIT_FAILED;
+	json_t *request = cli_exec_request(command, a->with_input, err);
+	int r = request ? start_and_tell(&s, c, true, err) : -EINVAL;
+
+	if (r < 0) {
+		if (request)
+			spawned_free(&s);
+		json_decref(request);
+		return cli_fail(err);
+	}
+	r = wait_agent(c, &s, a->boot_timeout, &tail, err);
+	if (r < 0) {
+		json_decref(request);
+		read_tail(&tail, s.console_fd);
+		cli_note("%s", err->text);
+		print_tail(&tail);
+	} else if (client_request(c->name, request, -1, &reply, err) < 0 ||
+		   cli_decode(reply, "out-data", STDOUT_FILENO, err) < 0 ||
+		   cli_decode(reply, "err-data", STDERR_FILENO, err) < 0) {
+		cli_fail(err);
+	} else {
+		status = cli_command_status(reply);
+	}
+	json_decref(reply);
+	end_machine(c, &s);
+	spawned_finish(&s, err);
+	spawned_free(&s);
+	return status;
+}
+
+static int run_config(struct vmconfig *c, const struct args *a, const struct opts_rest *rest,
+		      const struct image *im, struct error *err)
+{
+	int status;
+
+	int r = make_machine(c, im, a->name, err);
+
+	if (r < 0) {
+		/* A directory that was there before us is not ours to remove. */
+		if (r != -EEXIST && r != -EINVAL)
+			remove_machine(c);
+		return cli_fail(err);
+	}
+	if (rest->command)
+		status = run_command(c, a, rest->command, err);
+	else if (a->detach)
+		status = run_detached(c, err);
+	else
+		status = run_foreground(c, err);
+	/* The machine's process removes its files itself; this is for one that was killed. */
+	if (c->is_throwaway && !a->detach)
+		remove_machine(c);
+	return status;
+}
+
+int cli_run(int argc, char **argv)
+{
+	struct args a = { .boot_timeout = 300LL * 1000000000 };
+	struct opts_rest rest;
+	struct vmconfig c;
+	struct image im = { 0 };
+	struct error err;
+	int status, r;
+
+	if (!cli_parse(&run_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	const char *image = rest.nargs ? rest.args[0] : NULL;
+
+	if (rest.command && (!rest.ncommand || a.detach)) {
+		error_set(&err, -EINVAL, rest.ncommand ? "--detach and a command exclude each other" :
+							 "the command after -- is missing");
+		status = cli_usage(&run_cmd, &err);
+	} else {
+		r = vmconfig_init(&c, &err);
+		if (r == 0 && image)
+			r = image_load(&im, image, &err);
+		if (r == 0)
+			r = make_config(&c, &a, image ? &im : NULL, image, &rest, &err);
+		if (r == 0)
+			status = run_config(&c, &a, &rest, image ? &im : NULL, &err);
+		else
+			status = r == -EINVAL ? cli_usage(&run_cmd, &err) : cli_fail(&err);
+		vmconfig_free(&c);
+		image_free(&im);
+	}
+	opts_free(&run_cmd, &a, &rest);
+	return status;
+}

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The verbs that are one request to a running machine, and those about its files. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+
+#include "cli/cli.h"
+#include "cli/spawn.h"
+#include "ctl/client.h"
+#include "ctl/paths.h"
+
+static const struct opt no_opts[] = { OPT_END };
+
+/* ---- pause, resume, reset ---- */
+
+static int simple_request(const struct opts_cmd *cmd, const char *name, int argc, char **argv)
+{
+	struct opts_rest rest;
+	struct error err;
+	json_t *reply;
+	int status;
+	char dummy;
+
+	if (!cli_parse(cmd, argc, argv, &dummy, &rest, &status))
+		return status;
+	status = EXIT_FINE;
+	for (unsigned i = 0; i < rest.nargs; i++) {
+		if (client_request(rest.args[i], json_pack("{s:s}", "cmd", name), CLIENT_TIMEOUT_MS, &reply,
+				   &err) < 0)
+			status = cli_fail(&err);
+		else
+			json_decref(reply);
+	}
+	opts_free(cmd, &dummy, &rest);
+	return status;
+}
+
+#define SIMPLE_VERB(verb, text)                                                                    \
+	int cli_##verb(int argc, char **argv)                                                      \
+	{                                                                                          \
+		static const struct opts_cmd cmd = {                                               \
+			.name = "viv " #verb, .usage = "NAME...", .summary = text,                 \
+			.opts = no_opts, .min_args = 1, .max_args = 1024,                          \
+		};                                                                                 \
+		return simple_request(&cmd, #verb, argc, argv);                                    \
+	}
+SIMPLE_VERB(pause, "freeze a running machine: its CPUs and its clock stand still")
+SIMPLE_VERB(resume, "go on with a paused machine")
+SIMPLE_VERB(reset, "press a machine's reset button")
+
+/* ---- is it running? ---- */
+
+/* The process of a machine holds its lock file as long as it lives. */
+static bool is_locked(const char *name)
+{
+	_cleanup_free_ char *path = paths_vm(name, "lock", NULL);
+	_cleanup_close_ int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+
+	return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+}
+
+static bool wait_unlocked(const char *name, int64_t timeout_ns)
+{
+	const struct timespec step = { .tv_nsec = 20000000 };
+
+	for (int64_t waited = 0; is_locked(name); waited += step.tv_nsec) {
+		if (waited >= timeout_ns)
+			return false;
+		nanosleep(&step, NULL);
+	}
+	return true;
+}
+
+/* ---- stop ---- */
+
+struct stop_args {
+	int64_t timeout;
+	bool force;
+};
+static const struct opt stop_opts[] = {
+	OPT_DURATION(struct stop_args, timeout, "timeout", "TIME",
+		     "after which it is stopped the hard way (default 30s)", 1000000, 3600LL * 1000000000),
+	OPT_FLAG_L(struct stop_args, force, "force", 'f', "at once, like pulling the plug"),
+	OPT_END,
+};
+static const struct opts_cmd stop_cmd = {
+	.name = "viv stop",
+	.usage = "NAME...",
+	.summary = "switch a machine off: press its power button and wait",
+	.opts = stop_opts,
+	.min_args = 1,
+	.max_args = 1024,
+};
+
+static int stop_one(const char *name, const struct stop_args *a, struct error *err)
+{
+	json_t *request = a->force ? json_pack("{s:s}", "cmd", "quit") :
+				     json_pack("{s:s, s:I}", "cmd", "stop", "timeout_ms",
+					       (json_int_t)(a->timeout / 1000000));
+	struct progress p;
+	json_t *reply = NULL;
+	int r = client_request(name, request, CLIENT_TIMEOUT_MS, &reply, err);
+
+	if (r < 0)
+		return r;
+	json_decref(reply);
+	progress_start(&p, "waiting for the guest to switch itself off");
+	for (int64_t waited = 0; !wait_unlocked(name, 200000000); waited += 200000000) {
+		progress_tick(&p, -1);
+		/* The machine keeps the time-out itself; this is for one that hangs. */
+		if (waited > a->timeout + 20000000000LL) {
+			progress_end(&p);
+			return error_set(err, -ETIMEDOUT, "the process of \"%s\" does not end; kill it", name);
+		}
+	}
+	progress_end(&p);
+	return 0;
+}
+
+int cli_stop(int argc, char **argv)
+{
+	struct stop_args a = { .timeout = 30LL * 1000000000 };
+	struct opts_rest rest;
+	struct error err;
+	int status;
+
+	if (!cli_parse(&stop_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	status = EXIT_FINE;
+	for (unsigned i = 0; i < rest.nargs; i++) {
+		if (stop_one(rest.args[i], &a, &err) < 0)
+			status = cli_fail(&err);
+	}
+	opts_free(&stop_cmd, &a, &rest);
+	return status;
+}
+
+/* ---- start ---- */
+
+static const struct opts_cmd start_cmd = {
+	.name = "viv start",
+	.usage = "NAME",
+	.summary = "start a machine that was stopped, in the background",
+	.opts = no_opts,
+	.min_args = 1,
+	.max_args = 1,
+};
+
+static int start_one(const char *name, struct error *err)
+{
+	char engine[256], reason[256];
+	struct vmconfig c;
+	struct spawned s;
+	int r = vmconfig_init(&c, err);
+
+	if (r == 0)
+		r = paths_check_name("a machine", name, err);
+	if (r == 0)
+		r = vmconfig_load(&c, name, err);
+	if (r == 0 && is_locked(name))
+		r = error_set(err, -EBUSY, "machine \"%s\" is running already", name);
+	if (r == 0) {
+		r = spawn_machine(&s, &c, false, err);
+		if (r == 0)
+			r = spawned_wait_ready(&s, engine, reason, err);
+		spawned_free(&s);
+	}
+	if (r == 0)
+		cli_note("engine %s: %s", engine, reason);
+	vmconfig_free(&c);
+	return r;
+}
+
+int cli_start(int argc, char **argv)
+{
+	struct opts_rest rest;
+	struct error err;
+	int status;
+	char dummy;
+
+	if (!cli_parse(&start_cmd, argc, argv, &dummy, &rest, &status))
+		return status;
+	status = start_one(rest.args[0], &err) < 0 ? cli_fail(&err) : EXIT_FINE;
+	opts_free(&start_cmd, &dummy, &rest);
+	return status;
+}
+
+/* ---- rm ---- */
+
+struct rm_args {
+	bool force;
+};
+static const struct opt rm_opts[] = {
+	OPT_FLAG_L(struct rm_args, force, "force", 'f', "stop it first if it is running"),
+	OPT_END,
+};
+static const struct opts_cmd rm_cmd = {
+	.name = "viv rm",
+	.usage = "NAME...",
+	.summary = "remove a machine with its files",
+	.opts = rm_opts,
+	.min_args = 1,
+	.max_args = 1024,
+};
+
+static int rm_one(const char *name, bool force, struct error *err)
+{
+	int r = paths_check_name("a machine", name, err);
+
+	if (r < 0)
+		return r;
+	_cleanup_free_ char *dir = paths_vm(name, NULL, err);
+	_cleanup_free_ char *run = dir ? paths_run(name, NULL, err) : NULL;
+
+	if (!run)
+		return -ENOMEM;
+	if (access(dir, F_OK) < 0)
+		return error_set(err, -ENOENT, "there is no machine \"%s\"; viv list shows those there are", name);
+	if (is_locked(name) && !force)
+		return error_set(err, -EBUSY, "machine \"%s\" is running; viv stop %s first, or use --force",
+				 name, name);
+	if (is_locked(name)) {
+		r = stop_one(name, &(struct stop_args){ .force = true }, err);
+		if (r < 0 && is_locked(name))
+			return r;
+	}
+	r = paths_remove_tree(run, err);
+	return r < 0 ? r : paths_remove_tree(dir, err);
+}
+
+int cli_rm(int argc, char **argv)
+{
+	struct rm_args a = { false };
+	struct opts_rest rest;
+	struct error err;
+	int status;
+
+	if (!cli_parse(&rm_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	status = EXIT_FINE;
+	for (unsigned i = 0; i < rest.nargs; i++) {
+		if (rm_one(rest.args[i], a.force, &err) < 0)
+			status = cli_fail(&err);
+	}
+	opts_free(&rm_cmd, &a, &rest);
+	return status;
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+
+#include "cli/cli.h"
+
+struct args {
+	bool json;
+};
+static const struct opt version_opts[] = {
+	OPT_FLAG(struct args, json, "json", "print JSON"),
+	OPT_END,
+};
+static const struct opts_cmd version_cmd = {
+	.name = "viv version",
+	.usage = "",
+	.summary = "show the version",
+	.opts = version_opts,
+};
+
+int cli_version(int argc, char **argv)
+{
+	struct args a = { false };
+	struct opts_rest rest;
+	int status;
+
+	if (!cli_parse(&version_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	opts_free(&version_cmd, &a, &rest);
+	if (a.json)
+		return cli_print_json(json_pack("{s:s, s:s}", "version", VIV_VERSION, "compiler", __VERSION__));
+	printf("viv %s\n", VIV_VERSION);
+	return EXIT_FINE;
+}

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `viv vm`: the process of one machine.  Started by spawn.c, never by people. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+
+#include "base/log.h"
+#include "char/chardev.h"
+#include "cli/cli.h"
+#include "ctl/ctl.h"
+#include "ctl/paths.h"
+#include "ctl/socket.h"
+#include "ctl/vmconfig.h"
+#include "net/netd.h"
+
+#define CONSOLE_BACKLOG (64 * KIB)
+#define DRAIN_MAX_NS 10000000000LL
+
+struct args {
+	const char *name;
+	uint64_t status_fd, console_fd, lifeline_fd; /* 0: none */
+	bool is_verbose;
+};
+
+static const struct opt vm_opts[] = {
+	OPT_STRING(struct args, name, "name", "NAME", "which machine"),
+	OPT_UINT(struct args, status_fd, "status-fd", "FD", "pipe for news", 3, 65535),
+	OPT_UINT(struct args, console_fd, "console-fd", "FD", "first client of the console", 3, 65535),
+	OPT_UINT(struct args, lifeline_fd, "lifeline-fd", "FD", "pipe whose end ends the machine", 3, 65535),
+	OPT_END,
+};
+static const struct opts_cmd vm_cmd = {
+	.name = "viv vm",
+	.usage = "",
+	.summary = "internal: the process of one machine",
+	.opts = vm_opts,
+};
+
+struct process {
+	struct args args;
+	struct vmconfig config;
+	struct machine *m;
+	struct vclock clock;	 /* host time */
+	struct char_dev *hub;	 /* what people see */
+	struct char_dev *serial; /* COM1, when the hub is at hvc0 */
+	struct agent *agent;
+	struct ctl *ctl;
+	int lock_fd, listen_fd, signal_fd;
+	pid_t net_pid; /* 0: none */
+	struct loop_fd *signal_watch, *lifeline_watch;
+	char *run_dir, *socket_path, *vm_dir;
+	char engine_reason[256];
+	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
+};
+
+static void tell(struct process *p, json_t *msg)
+{
+	_cleanup_free_ char *text = msg ? json_dumps(msg, JSON_COMPACT) : NULL;
+
+	json_decref(msg);
+	if (!text || !p->args.status_fd)
+		return;
+	/* Nobody listens any more: fine. */
+	if (dprintf((int)p->args.status_fd, "%s\n", text) < 0)
+		log_debug("vm", "status pipe: %s", strerror(errno));
+}
+
+/* ---- files ---- */
+
+static int take_lock(struct process *p, struct error *err)
+{
+	_cleanup_free_ char *path = paths_vm(p->args.name, "lock", err);
+
+	if (!path)
+		return -ENOMEM;
+	p->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (p->lock_fd < 0)
+		return error_set(err, -errno, "cannot open %s: %s", path, strerror(errno));
+	if (flock(p->lock_fd, LOCK_EX | LOCK_NB) < 0)
+		return error_set(err, -errno, "machine \"%s\" is running already", p->args.name);
+	p->is_dir_ours = true;
+	return 0;
+}
+
+static int make_socket(struct process *p, struct error *err)
+{
+	int r = p->run_dir ? paths_make(p->run_dir, err) : -ENOMEM;
+
+	if (r < 0)
+		return r;
+	p->listen_fd = socket_listen(p->socket_path, err);
+	return p->listen_fd < 0 ? p->listen_fd : 0;
+}
+
+static void remove_files(struct process *p)
+{
+	struct error err;
+
+	if (!p->is_dir_ours)
+		return;
+	if (p->run_dir && paths_remove_tree(p->run_dir, &err) < 0)
+		log_warn("vm", "%s", err.text);
+	if (p->config.is_throwaway && p->vm_dir && paths_remove_tree(p->vm_dir, &err) < 0)
+		log_warn("vm", "%s", err.text);
+}
+
+/* ---- backends ---- */
+
+static int make_backends(void *arg, struct loop *loop, struct machine_config *cfg, struct error *err)
+{
+	struct process *p = arg;
+	int r = chardev_hub(&p->hub, loop, CONSOLE_BACKLOG, -1, err);
+
+	if (r == 0 && p->args.console_fd) {
+		r = chardev_hub_attach(p->hub, (int)p->args.console_fd, true, err);
+		if (r == 0)
+			p->args.console_fd = 0; /* the hub's */
+	}
+	if (r == 0 && p->config.uses_virtio_console)
+		r = chardev_null(&p->serial, err);
+	if (r == 0 && p->config.has_agent)
+		r = agent_create(&p->agent, loop, &p->clock, err);
+	if (r < 0)
+		return r;
+	cfg->serial = p->serial ? p->serial : p->hub;
+	cfg->console = p->serial ? p->hub : NULL;
+	cfg->agent = p->agent ? agent_chardev(p->agent) : NULL;
+	return 0;
+}
+
+static void close_chardev(struct char_dev **c)
+{
+	if (*c)
+		(*c)->ops->close(*c);
+	*c = NULL;
+}
+
+static void free_backends(void *arg)
+{
+	struct process *p = arg;
+
+	agent_destroy(p->agent);
+	p->agent = NULL;
+	close_chardev(&p->hub);
+	close_chardev(&p->serial);
+}
+
+/* It ends when its socket closes, at the latest with this process. */
+static int start_net(struct process *p, struct machine_config *cfg, struct error *err)
+{
+	struct machine_nic *nic = &cfg->nics[0];
+	const struct netd_options o = { .forwards = (const char *const *)p->config.forwards,
+					.nforwards = p->config.nforwards };
+	static const uint8_t default_mac[6] = { 0x52, 0x54, 0, 0x12, 0x34, 0x56 };
+
+	memcpy(nic->mac, default_mac, sizeof(nic->mac));
+	int r = p->config.mac ? vmconfig_parse_mac(p->config.mac, nic->mac, err) : 0;
+
+	if (r == 0)
+		r = netd_spawn(&o, &nic->fd, &p->net_pid, err);
+	if (r == 0)
+		cfg->nnics = 1;
+	return r;
+}
+
+static int create_machine(struct process *p, struct error *err)
+{
+	struct machine_config cfg;
+
+	vmconfig_machine(&p->config, &cfg);
+	cfg.make_backends = make_backends;
+	cfg.free_backends = free_backends;
+	cfg.backends_arg = p;
+	int r = strcmp(p->config.net, "nat") == 0 ? start_net(p, &cfg, err) : 0;
+
+	if (r < 0)
+		return r;
+	return machine_create(&p->m, &cfg, p->engine_reason, err);
+}
+
+/* ---- events of the process ---- */
+
+static void on_signal(void *arg, int fd, unsigned events)
+{
+	struct process *p = arg;
+	struct signalfd_siginfo si;
+	char text[64];
+
+	if (read(fd, &si, sizeof(si)) != sizeof(si))
+		return;
+	snprintf(text, sizeof(text), "the machine was stopped by signal %u", si.ssi_signo);
+	machine_end(p->m, END_STOPPED, 0, text);
+}
+
+static void on_lifeline(void *arg, int fd, unsigned events)
+{
+	struct process *p = arg;
+
+	loop_fd_remove(p->lifeline_watch);
+	p->lifeline_watch = NULL;
+	machine_end(p->m, END_STOPPED, 0, "the viv run that it belonged to is gone");
+}
+
+static int watch_events(struct process *p, struct error *err)
+{
+	struct loop *loop = machine_loop(p->m);
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	p->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (p->signal_fd < 0)
+		return error_set(err, -errno, "cannot watch signals: %s", strerror(errno));
+	p->signal_watch = loop_fd_add(loop, p->signal_fd, LOOP_IN, on_signal, p);
+	if (p->args.lifeline_fd)
+		p->lifeline_watch = loop_fd_add(loop, (int)p->args.lifeline_fd, LOOP_IN, on_lifeline, p);
+	if (!p->signal_watch || (p->args.lifeline_fd && !p->lifeline_watch))
+		return error_set(err, -ENOMEM, "cannot watch descriptors: %s", strerror(errno));
+	return 0;
+}
+
+/* Blocked before any thread exists: threads inherit it. */
+static void block_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+/* ---- life ---- */
+
+static int build(struct process *p, struct error *err)
+{
+	struct ctl_config cc = { 0 };
+	int r = vmconfig_load(&p->config, p->args.name, err);
+
+	if (r == 0)
+		r = take_lock(p, err);
+	if (r == 0)
+		r = make_socket(p, err);
+	if (r == 0)
+		r = create_machine(p, err);
+	if (r < 0)
+		return r;
+	cc.machine = p->m;
+	cc.clock = &p->clock;
+	cc.console = p->hub;
+	cc.console_window = p->serial ? p->hub : NULL;
+	cc.agent = p->agent;
+	cc.engine_reason = p->engine_reason;
+	pthread_mutex_lock(machine_lock(p->m));
+	r = ctl_create(&p->ctl, p->listen_fd, &cc, err);
+	p->listen_fd = -1;
+	if (r == 0)
+		r = watch_events(p, err);
+	if (r == 0) {
+		tell(p, json_pack("{s:s, s:s, s:s}", "event", "ready", "engine",
+				  machine_engine(p->m)->name, "reason", p->engine_reason));
+		r = machine_start(p->m, false, err);
+	}
+	pthread_mutex_unlock(machine_lock(p->m));
+	return r;
+}
+
+/* What the guest wrote last still reaches who listens. */
+static void drain_console(struct process *p)
+{
+	int64_t end_ns = vclock_now_ns(&p->clock) + DRAIN_MAX_NS;
+
+	while (p->hub && chardev_hub_pending(p->hub) && vclock_now_ns(&p->clock) < end_ns)
+		loop_run_once(machine_loop(p->m), 100);
+}
+
+static void destroy(struct process *p)
+{
+	if (p->m) {
+		pthread_mutex_lock(machine_lock(p->m));
+		ctl_destroy(p->ctl);
+		loop_fd_remove(p->signal_watch);
+		loop_fd_remove(p->lifeline_watch);
+		pthread_mutex_unlock(machine_lock(p->m));
+		machine_destroy(p->m);
+	}
+	/* The socket is closed by now, so it ends. */
+	while (p->net_pid && waitpid(p->net_pid, NULL, 0) < 0 && errno == EINTR)
+		continue;
+	if (p->listen_fd >= 0)
+		close(p->listen_fd);
+	if (p->signal_fd >= 0)
+		close(p->signal_fd);
+	remove_files(p);
+	if (p->lock_fd >= 0)
+		close(p->lock_fd);
+	vmconfig_free(&p->config);
+	free(p->run_dir);
+	free(p->socket_path);
+	free(p->vm_dir);
+}
+
+static int run(struct process *p)
+{
+	struct machine_end end;
+	struct error err;
+
+	if (build(p, &err) < 0) {
+		tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
+		return cli_fail(&err);
+	}
+	machine_run(p->m, &end);
+	log_info("vm", "%s", end.text);
+	drain_console(p);
+	tell(p, json_pack("{s:s, s:i, s:i, s:s}", "event", "end", "status", end.status, "reason",
+			  (int)end.reason, "text", end.text));
+	return end.status;
+}
+
+int cli_vm(int argc, char **argv)
+{
+	struct process p = { .lock_fd = -1, .listen_fd = -1, .signal_fd = -1 };
+	struct opts_rest rest;
+	struct error err;
+	int status;
+
+	if (!cli_parse(&vm_cmd, argc, argv, &p.args, &rest, &status))
+		return status;
+	opts_free(&vm_cmd, &p.args, &rest);
+	if (!p.args.name || paths_check_name("a machine", p.args.name, &err) < 0)
+		return EXIT_USAGE;
+	block_signals();
+	log_set_level(LOG_INFO);
+	vclock_init(&p.clock);
+	vclock_start(&p.clock);
+	p.run_dir = paths_run(p.args.name, NULL, &err);
+	p.socket_path = paths_run(p.args.name, "control.sock", &err);
+	p.vm_dir = paths_vm(p.args.name, NULL, &err);
+	status = vmconfig_init(&p.config, &err) < 0 ? cli_fail(&err) : run(&p);
+	destroy(&p);
+	return status;
+}
