@@ -367,9 +367,8 @@ static int decode_vex(struct insn *out, struct cursor *c, uint8_t first, unsigne
 	out->vex_l = b2 >> 2 & 1;
 	out->vvvv = (uint8_t)(~b2 >> 3 & 15);
 	if (out->mode != 64) {
-		/* Seven of the bits are fixed by the encoding; the eighth registers do not exist. */
+		/* Registers 8..15 do not exist; vvvv is cut when it was checked for being unused. */
 		out->rex_r = out->rex_x = out->rex_b = false;
-		out->vvvv &= 7;
 	}
 	if (!get(c, &out->opcode))
 		return 1;
@@ -576,10 +575,13 @@ enum decode_result insn_decode(struct insn *out, const uint8_t *code, unsigned a
 
 	out->len = (uint8_t)c->pos;
 	memcpy(out->bytes, code, out->len);
-	resolve_operands(out, row);
-
+	/* Unused, all four bits of the field must be 1; used, bit 3 means nothing outside 64-bit mode. */
 	if (is_vex && !row->uses_vvvv && out->vvvv)
 		goto ud;
+	if (mode != 64)
+		out->vvvv &= 7;
+	resolve_operands(out, row);
+
 	if (out->lock && !((d->attr & INSN_LOCKABLE) && out->has_mem &&
 			   (out->mem_access & OPND_WRITE)))
 		goto ud;
