@@ -111,8 +111,8 @@ static int dbt_vm_create(struct engine_vm **out, const struct engine_config *cfg
 
 static void ask(struct dbt_cpu *cpu, uint64_t req)
 {
-	__atomic_or_fetch(&cpu->requests, req, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&cpu->poll, 1, __ATOMIC_SEQ_CST);
+	atomic_fetch_or_explicit(&cpu->requests, req, memory_order_seq_cst);
+	atomic_store_explicit(&cpu->poll, 1, memory_order_seq_cst);
 }
 
 static int dbt_vm_ram_changed(struct engine_vm *evm, struct error *err)
@@ -199,7 +199,7 @@ static void dbt_set_intr(struct engine_vcpu *v, bool level)
 	if (level)
 		ask(cpu, DBT_REQ_INTR);
 	else
-		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_INTR, __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_INTR, memory_order_seq_cst);
 }
 
 static void dbt_raise_nmi(struct engine_vcpu *v)
@@ -216,7 +216,7 @@ static void dbt_get_state(struct engine_vcpu *v, struct x86_state *out)
 	dbt_fpu_to_mem(cpu);
 	*out = cpu->s;
 	out->tsc = dbt_rdtsc(cpu);
-	out->nmi_pending = !!(__atomic_load_n(&cpu->requests, __ATOMIC_SEQ_CST) & DBT_REQ_NMI);
+	out->nmi_pending = !!(atomic_load_explicit(&cpu->requests, memory_order_seq_cst) & DBT_REQ_NMI);
 }
 
 static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, struct error *err)
@@ -230,7 +230,7 @@ static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, stru
 	if (in->nmi_pending)
 		ask(cpu, DBT_REQ_NMI);
 	else
-		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, memory_order_seq_cst);
 	cpu->s.nmi_pending = 0;
 	cpu->is_shutdown = false;
 	cpu->dr6_pending = 0;
@@ -304,8 +304,8 @@ static int dbt_dirty_start(struct engine_vm *evm, struct error *err)
 
 	dbt_exclusive_begin_foreign(vm);
 	for (uint64_t i = 0; i < npages; i++) {
-		__atomic_and_fetch(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, __ATOMIC_SEQ_CST);
-		__atomic_or_fetch(&vm->ram->page_flags[i], RAM_PAGE_TRACK, __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, memory_order_seq_cst);
+		atomic_fetch_or_explicit(&vm->ram->page_flags[i], RAM_PAGE_TRACK, memory_order_seq_cst);
 	}
 	vm->is_dirty_logging = true;
 	flush_tlbs(vm);
@@ -327,10 +327,10 @@ static int dbt_dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct err
 	 */
 	dbt_exclusive_begin_foreign(vm);
 	for (uint64_t i = 0; i < npages; i++) {
-		if (!(__atomic_load_n(&vm->ram->page_flags[i], __ATOMIC_RELAXED) & RAM_PAGE_DIRTY))
+		if (!(atomic_load_explicit(&vm->ram->page_flags[i], memory_order_relaxed) & RAM_PAGE_DIRTY))
 			continue;
-		__atomic_or_fetch(&vm->ram->page_flags[i], RAM_PAGE_TRACK, __ATOMIC_SEQ_CST);
-		__atomic_and_fetch(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, __ATOMIC_SEQ_CST);
+		atomic_fetch_or_explicit(&vm->ram->page_flags[i], RAM_PAGE_TRACK, memory_order_seq_cst);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, memory_order_seq_cst);
 		bitmap[i / 64] |= 1ULL << i % 64;
 	}
 	flush_tlbs(vm);
@@ -345,8 +345,8 @@ static void dbt_dirty_stop(struct engine_vm *evm)
 
 	vm->is_dirty_logging = false;
 	for (uint64_t i = 0; i < npages; i++)
-		__atomic_and_fetch(&vm->ram->page_flags[i], (uint8_t)~(RAM_PAGE_TRACK | RAM_PAGE_DIRTY),
-				   __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~(RAM_PAGE_TRACK | RAM_PAGE_DIRTY),
+				   memory_order_seq_cst);
 }
 
 /* ---- debug, counters, probe --------------------------------------------------------------- */

@@ -29,6 +29,7 @@
 
 #include <pthread.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 
 #include "engine/dbt/decode.h"
 #include "engine/engine.h"
@@ -206,7 +207,7 @@ struct dbt_vm {
 	/* Stop the world (dispatch.c): excl_owner is written under excl_lock, read by anybody. */
 	pthread_mutex_t excl_lock;
 	pthread_cond_t excl_stopped, excl_done;
-	void *excl_owner; /* a struct dbt_cpu, or the struct dbt_vm for a foreign thread */
+	_Atomic(void *) excl_owner; /* a struct dbt_cpu, or the struct dbt_vm for a foreign thread */
 	bool is_dirty_logging;
 	struct xlate_vm *xlate;
 	struct thunk_vm *thunk;

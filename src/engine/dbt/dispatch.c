@@ -23,10 +23,10 @@ void dbt_run_enter(struct dbt_cpu *cpu)
 	struct dbt_vm *vm = cpu->vm;
 
 	for (;;) {
-		__atomic_store_n(&cpu->is_running, true, __ATOMIC_SEQ_CST);
-		if (likely(!__atomic_load_n(&vm->excl_owner, __ATOMIC_SEQ_CST)))
+		atomic_store_explicit(&cpu->is_running, true, memory_order_seq_cst);
+		if (likely(!atomic_load_explicit(&vm->excl_owner, memory_order_seq_cst)))
 			return;
-		__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
+		atomic_store_explicit(&cpu->is_running, false, memory_order_seq_cst);
 		pthread_mutex_lock(&vm->excl_lock);
 		pthread_cond_broadcast(&vm->excl_stopped);
 		while (vm->excl_owner)
@@ -39,8 +39,8 @@ void dbt_run_leave(struct dbt_cpu *cpu)
 {
 	struct dbt_vm *vm = cpu->vm;
 
-	__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
-	if (unlikely(__atomic_load_n(&vm->excl_owner, __ATOMIC_SEQ_CST))) {
+	atomic_store_explicit(&cpu->is_running, false, memory_order_seq_cst);
+	if (unlikely(atomic_load_explicit(&vm->excl_owner, memory_order_seq_cst))) {
 		pthread_mutex_lock(&vm->excl_lock);
 		pthread_cond_broadcast(&vm->excl_stopped);
 		pthread_mutex_unlock(&vm->excl_lock);
@@ -51,7 +51,7 @@ static bool others_run(const struct dbt_vm *vm, const struct dbt_cpu *me)
 {
 	for (unsigned i = 0; i < vm->ncpus; i++)
 		if (vm->cpus[i] && vm->cpus[i] != me &&
-		    __atomic_load_n(&vm->cpus[i]->is_running, __ATOMIC_SEQ_CST))
+		    atomic_load_explicit(&vm->cpus[i]->is_running, memory_order_seq_cst))
 			return true;
 	return false;
 }
@@ -62,16 +62,16 @@ static void exclusive_begin(struct dbt_vm *vm, struct dbt_cpu *cpu)
 	pthread_mutex_lock(&vm->excl_lock);
 	while (vm->excl_owner) { /* somebody else's turn: be stopped meanwhile */
 		if (cpu)
-			__atomic_store_n(&cpu->is_running, false, __ATOMIC_SEQ_CST);
+			atomic_store_explicit(&cpu->is_running, false, memory_order_seq_cst);
 		pthread_cond_broadcast(&vm->excl_stopped);
 		pthread_cond_wait(&vm->excl_done, &vm->excl_lock);
 	}
-	__atomic_store_n(&vm->excl_owner, cpu ? (void *)cpu : (void *)vm, __ATOMIC_SEQ_CST);
+	atomic_store_explicit(&vm->excl_owner, cpu ? (void *)cpu : (void *)vm, memory_order_seq_cst);
 	if (cpu)
-		__atomic_store_n(&cpu->is_running, true, __ATOMIC_SEQ_CST);
+		atomic_store_explicit(&cpu->is_running, true, memory_order_seq_cst);
 	for (unsigned i = 0; i < vm->ncpus; i++)
 		if (vm->cpus[i] && vm->cpus[i] != cpu)
-			__atomic_store_n(&vm->cpus[i]->poll, 1, __ATOMIC_SEQ_CST);
+			atomic_store_explicit(&vm->cpus[i]->poll, 1, memory_order_seq_cst);
 	while (others_run(vm, cpu))
 		pthread_cond_wait(&vm->excl_stopped, &vm->excl_lock);
 	pthread_mutex_unlock(&vm->excl_lock);
@@ -80,7 +80,7 @@ static void exclusive_begin(struct dbt_vm *vm, struct dbt_cpu *cpu)
 static void exclusive_end(struct dbt_vm *vm)
 {
 	pthread_mutex_lock(&vm->excl_lock);
-	__atomic_store_n(&vm->excl_owner, NULL, __ATOMIC_SEQ_CST);
+	atomic_store_explicit(&vm->excl_owner, NULL, memory_order_seq_cst);
 	pthread_cond_broadcast(&vm->excl_done);
 	pthread_mutex_unlock(&vm->excl_lock);
 }
@@ -131,10 +131,10 @@ static bool intr_open(const struct dbt_cpu *cpu)
 /* Deliver what waits.  Returns false when vcpu_run has to return, with *@result. */
 static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 {
-	__atomic_store_n(&cpu->poll, 0, __ATOMIC_SEQ_CST);
-	uint64_t req = __atomic_load_n(&cpu->requests, __ATOMIC_SEQ_CST);
+	atomic_store_explicit(&cpu->poll, 0, memory_order_seq_cst);
+	uint64_t req = atomic_load_explicit(&cpu->requests, memory_order_seq_cst);
 
-	if (unlikely(__atomic_load_n(&cpu->vm->excl_owner, __ATOMIC_SEQ_CST))) {
+	if (unlikely(atomic_load_explicit(&cpu->vm->excl_owner, memory_order_seq_cst))) {
 		dbt_fpu_to_mem(cpu);
 		dbt_run_leave(cpu);
 		dbt_run_enter(cpu);
@@ -142,12 +142,12 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 	if (!req && likely(cpu->s.mp_state == MP_RUNNABLE))
 		return true;
 	if (req & DBT_REQ_KICK) {
-		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_KICK, __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_KICK, memory_order_seq_cst);
 		*result = RUN_KICKED;
 		return false;
 	}
 	if (req & DBT_REQ_TLB_FLUSH) {
-		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_TLB_FLUSH, __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_TLB_FLUSH, memory_order_seq_cst);
 		mmu_flush_all(cpu);
 	}
 	if (cpu->s.mp_state == MP_WAIT_SIPI) {
@@ -155,7 +155,7 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 		return false;
 	}
 	if ((req & DBT_REQ_NMI) && !cpu->s.nmi_blocked && !cpu->s.interrupt_shadow) {
-		__atomic_and_fetch(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, memory_order_seq_cst);
 		cpu->s.mp_state = MP_RUNNABLE;
 		exc_interrupt(cpu, EXC_NMI, true);
 	} else if ((req & DBT_REQ_INTR) && intr_open(cpu)) {

@@ -281,7 +281,7 @@ void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len)
 			}
 		}
 		if (!x->by_page[page])
-			__atomic_and_fetch(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, __ATOMIC_SEQ_CST);
+			atomic_fetch_and_explicit(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, memory_order_seq_cst);
 	}
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -295,7 +295,7 @@ void xlate_flush(struct dbt_vm *vm)
 		uint64_t page = x->order[i]->phys >> 12;
 
 		x->by_page[page] = NULL;
-		__atomic_and_fetch(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, __ATOMIC_SEQ_CST);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, memory_order_seq_cst);
 	}
 	memset((void *)x->hash, 0, sizeof(x->hash));
 	x->norder = 0;
@@ -348,10 +348,10 @@ bool xlate_mode_ok(uint32_t key)
 static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint32_t key)
 {
 	struct xlate_block *b =
-		__atomic_load_n(&x->hash[hash_of(phys, key)], __ATOMIC_ACQUIRE);
+		atomic_load_explicit(&x->hash[hash_of(phys, key)], memory_order_acquire);
 
 	while (b && (b->phys != phys || b->key != key))
-		b = __atomic_load_n(&b->hash_next, __ATOMIC_ACQUIRE);
+		b = atomic_load_explicit(&b->hash_next, memory_order_acquire);
 	return b;
 }
 
@@ -360,7 +360,7 @@ static void protect_page(struct dbt_cpu *cpu, uint64_t phys)
 {
 	struct dbt_vm *vm = cpu->vm;
 	_Atomic uint8_t *flags = &vm->ram->page_flags[phys >> 12];
-	uint8_t old = __atomic_fetch_or(flags, RAM_PAGE_CODE, __ATOMIC_SEQ_CST);
+	uint8_t old = atomic_fetch_or_explicit(flags, RAM_PAGE_CODE, memory_order_seq_cst);
 
 	if (!(old & RAM_PAGE_WMAP))
 		return;
@@ -369,7 +369,7 @@ static void protect_page(struct dbt_cpu *cpu, uint64_t phys)
 	for (unsigned i = 0; i < vm->ncpus; i++)
 		if (vm->cpus[i])
 			mmu_drop_write(vm->cpus[i], phys & ~0xfffULL);
-	__atomic_and_fetch(flags, (uint8_t)~RAM_PAGE_WMAP, __ATOMIC_SEQ_CST);
+	atomic_fetch_and_explicit(flags, (uint8_t)~RAM_PAGE_WMAP, memory_order_seq_cst);
 	if (vm->ncpus > 1)
 		dbt_exclusive_end(cpu);
 }
@@ -390,7 +390,7 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 		protect_page(cpu, phys);
 		pthread_mutex_lock(&vm->lock);
 		/* Somebody's write may have cleared the flag again before we got the lock. */
-		uint8_t f = __atomic_load_n(&vm->ram->page_flags[phys >> 12], __ATOMIC_SEQ_CST);
+		uint8_t f = atomic_load_explicit(&vm->ram->page_flags[phys >> 12], memory_order_seq_cst);
 		struct xlate_block *b = lookup(x, phys, key);
 
 		if (b) {
@@ -404,13 +404,13 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 			if (b) {
 				cpu->xlate->translations++;
 				x->order[x->norder] = b;
-				__atomic_store_n(&x->norder, x->norder + 1, __ATOMIC_RELEASE);
+				atomic_store_explicit(&x->norder, x->norder + 1, memory_order_release);
 				b->page_next = x->by_page[phys >> 12];
 				x->by_page[phys >> 12] = b;
 				_Atomic(struct xlate_block *) *head = &x->hash[hash_of(phys, key)];
 
 				b->hash_next = *head;
-				__atomic_store_n(head, b, __ATOMIC_RELEASE);
+				atomic_store_explicit(head, b, memory_order_release);
 			}
 			pthread_mutex_unlock(&vm->lock);
 			return b; /* NULL: no memory for it; the interpreter goes on */
@@ -450,7 +450,7 @@ unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
 
 static struct xlate_block *block_by_pc(struct xlate_vm *x, const uint8_t *pc)
 {
-	size_t lo = 0, hi = __atomic_load_n(&x->norder, __ATOMIC_ACQUIRE);
+	size_t lo = 0, hi = atomic_load_explicit(&x->norder, memory_order_acquire);
 
 	while (lo < hi) {
 		size_t mid = (lo + hi) / 2;

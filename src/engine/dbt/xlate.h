@@ -94,7 +94,7 @@ struct xlate_vm {
 	struct xlate_block **by_page; /* list of blocks by RAM page index */
 	/* Blocks by ascending far_entry; never moves, so that a signal handler may search it. */
 	struct xlate_block **order;
-	size_t norder;
+	_Atomic size_t norder;
 	struct { uint8_t *p, *end; } arena; /* metadata, dropped by a flush */
 	struct arena_chunk *chunks;
 	/* Stubs: executable addresses. */
