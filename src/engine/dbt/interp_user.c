@@ -264,6 +264,12 @@ static void user_popf(struct dbt_cpu *cpu, const struct insn *in)
 		dbt_mode_changed(cpu);
 }
 
+/* A stack pointer @bytes lower; what lies above the stack's address size stays. */
+static uint64_t step_down(uint64_t sp, uint64_t bytes, uint64_t mask)
+{
+	return (sp & ~mask) | ((sp - bytes) & mask);
+}
+
 static void user_enter(struct dbt_cpu *cpu, const struct insn *in)
 {
 	unsigned size = in->opsize, sp_size = user_sp_size(cpu), level = (unsigned)in->imm2 & 31;
@@ -271,22 +277,22 @@ static void user_enter(struct dbt_cpu *cpu, const struct insn *in)
 	uint64_t alloc = (uint16_t)in->imm;
 	struct mem_op probe;
 
-	sp -= size;
+	sp = step_down(sp, size, mask);
 	mem_write(cpu, SEG_SS, sp & mask, size, bp);
 	frame = sp;
 	for (unsigned i = 1; i < level; i++) {
 		uint64_t link;
 
-		bp -= size;
+		bp = step_down(bp, size, mask);
 		link = mem_read(cpu, SEG_SS, bp & mask, size);
-		sp -= size;
+		sp = step_down(sp, size, mask);
 		mem_write(cpu, SEG_SS, sp & mask, size, link);
 	}
 	if (level) {
-		sp -= size;
+		sp = step_down(sp, size, mask);
 		mem_write(cpu, SEG_SS, sp & mask, size, frame);
 	}
-	sp -= alloc;
+	sp = step_down(sp, alloc, mask);
 	/* The new top of the stack must be writable, though nothing is written. */
 	mem_begin(cpu, &probe, SEG_SS, sp & mask, size, ACC_WRITE, false);
 	mem_abort(cpu, &probe);

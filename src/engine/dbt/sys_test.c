@@ -380,6 +380,25 @@ static void test_unreal(void **state)
 	assert_int_equal(cpu->s.seg[SEG_DS].limit, 0xffffffff);
 }
 
+/* On a 16-bit stack the upper half of ESP stays, also in the frame pointer that ENTER pushes. */
+static void test_enter_16(void **state)
+{
+	protected32(0);
+	set_desc(SEL_TEST, 0x8000, 0xffff, 0x0093); /* 16-bit stack */
+	arg.seg = SEG_SS;
+	arg.sel = SEL_TEST;
+	assert_int_equal(attempt(do_seg_load), -1);
+	cpu->s.gpr[R_RSP] = 0x10000;
+	cpu->s.gpr[R_RBP] = 0x1234abcd;
+	memcpy(ram.base + CODE, "\xc8\x10\x00\x01", 4); /* enter 16, 1 */
+	interp_one(cpu);
+	assert_int_equal(cpu->s.rip, CODE + 4);
+	assert_int_equal(cpu->s.gpr[R_RSP], 0x1ffe8);
+	assert_int_equal(cpu->s.gpr[R_RBP], 0x1fffc);
+	assert_int_equal(peek(0x8000 + 0xfffc, 4), 0x1234abcd);
+	assert_int_equal(peek(0x8000 + 0xfff8, 4), 0x1fffc);
+}
+
 /* ---- call gates ---- */
 
 static void test_call_gate(void **state)
@@ -819,7 +838,7 @@ static void test_task_16(void **state)
 	poke(TSS_B + 0x26, 2, K_DATA);
 	assert_int_equal(far(do_call, SEL_TSS_B, 0, 4), -1);
 	assert_int_equal(cpu->s.rip, 0x7700);
-	assert_int_equal(cpu->s.gpr[R_RAX], 0xabcd);
+	assert_int_equal(cpu->s.gpr[R_RAX], 0xffffabcd);
 	assert_true(cpu->s.seg[SEG_FS].attr & SEG_ATTR_UNUSABLE);
 	assert_int_equal(tss_type(SEL_TSS_B), DESC_TSS16_BUSY);
 	assert_int_equal(far(do_iret, 0, 0, 4), -1);
@@ -1255,6 +1274,7 @@ int main(void)
 	    cmocka_unit_test(test_null_ss_long),
 	    cmocka_unit_test(test_mov_ss_shadow),
 	    cmocka_unit_test(test_unreal),
+	    cmocka_unit_test(test_enter_16),
 	    cmocka_unit_test(test_call_gate),
 	    cmocka_unit_test(test_call_gate_faults),
 	    cmocka_unit_test(test_call_gate_long),

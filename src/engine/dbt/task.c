@@ -63,8 +63,10 @@ static void tss_read(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout
 	t->cr3 = is_wide ? sys_read(cpu, lin32(base, 0x1c), 4) : 0;
 	t->eip = sys_read(cpu, lin32(base, l->eip), l->word);
 	t->eflags = sys_read(cpu, lin32(base, l->eflags), l->word);
+	/* The upper halves that a 16-bit TSS lacks become all ones, as on a 80386. */
 	for (unsigned i = 0; i < 8; i++)
-		t->gpr[i] = sys_read(cpu, lin32(base, l->gpr + i * l->word), l->word);
+		t->gpr[i] = sys_read(cpu, lin32(base, l->gpr + i * l->word), l->word) |
+			    (is_wide ? 0 : 0xffff0000);
 	for (unsigned i = 0; i < 6; i++)
 		t->seg[i] =
 		    i < l->nseg ? sys_read(cpu, lin32(base, l->seg + i * l->seg_step), 2) : 0;
