@@ -272,8 +272,9 @@ static void remove_machine(const struct vmconfig *c)
 {
 	struct error err;
 	_cleanup_free_ char *dir = c->name ? paths_vm(c->name, NULL, &err) : NULL;
+	_cleanup_free_ char *run = c->name ? paths_run(c->name, NULL, &err) : NULL;
 
-	if (dir && paths_remove_tree(dir, &err) < 0)
+	if ((run && paths_remove_tree(run, &err) < 0) || (dir && paths_remove_tree(dir, &err) < 0))
 		cli_note("%s", err.text);
 }
 
