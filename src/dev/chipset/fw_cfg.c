@@ -244,7 +244,7 @@ static uint64_t dma_read(void *dev, uint64_t offset, unsigned size)
 {
 	uint64_t v = 0;
 
-	memcpy(&v, "QEMU CFG" + offset, size);
+	memcpy(&v, &"QEMU CFG"[offset], size);
 	return v;
 }
 
