@@ -235,6 +235,8 @@ struct row {
 static struct row *rows;
 static unsigned nrows;
 static const char *only;
+static unsigned mode = 64; /* bits of code */
+static uint64_t code_base; /* of CS: RIP is relative to it */
 
 static bool is_near_branch(unsigned id)
 {
@@ -253,8 +255,9 @@ static bool is_comparable_hand(unsigned id)
 	switch (id) {
 	case I_JCC: case I_JMP_REL: case I_JMP_IND: case I_CALL_REL: case I_CALL_IND: case I_RET:
 	case I_LOOP: case I_LOOPE: case I_LOOPNE: case I_JCXZ:
-	case I_PUSH_REG: case I_POP_REG: case I_PUSH_RM: case I_POP_RM: case I_PUSH_IMM: case I_PUSHF:
-	case I_ENTER: case I_LEAVE:
+	case I_PUSH_REG: case I_POP_REG: case I_PUSH_RM: case I_POP_RM: case I_PUSH_IMM: case I_PUSHF: case I_POPF:
+	case I_PUSHA: case I_POPA: case I_ENTER: case I_LEAVE:
+	case I_AAA: case I_AAS: case I_AAM: case I_AAD: case I_DAA: case I_DAS: case I_BOUND: case I_SALC:
 	case I_MOVS: case I_STOS: case I_LODS: case I_CMPS: case I_SCAS:
 	case I_XLAT: case I_LEA: case I_MOV_MOFFS: case I_NOP: case I_PAUSE: case I_CLD: case I_STD: case I_UD:
 	case I_CMPXCHG8B: case I_CMPXCHG16B: case I_MASKMOV: case I_VMASKMOV: case I_VGATHER:
@@ -271,9 +274,12 @@ static bool is_comparable_hand(unsigned id)
 static bool is_comparable(const struct insn *in)
 {
 	/* Where vendors differ and the engine follows Intel: 66H on near branches; 0F 0D with a register. */
-	if (is_near_branch(in->desc->id) && in->opsize_prefix)
+	if (mode == 64 && is_near_branch(in->desc->id) && in->opsize_prefix)
 		return false;
 	if (in->map == MAP_0F && in->opcode == 0x0d && !in->has_mem)
+		return false;
+	/* VPINSRQ, VPEXTRQ outside of 64-bit mode: W is ignored, or #UD. */
+	if (mode != 64 && in->vex && in->rex_w && (in->desc->id == I_PINSRD || in->desc->id == I_PEXTRD))
 		return false;
 	return cpu_has(&guest.vm->model, in->desc->feature) &&
 	       (in->desc->kind == INSN_NATIVE || (in->desc->kind == INSN_HAND && is_comparable_hand(in->desc->id)));
@@ -322,7 +328,7 @@ static void put(struct code *c, unsigned byte)
 static void put_vex(struct code *c, const struct template *t, unsigned rxb, unsigned vvvv)
 {
 	put(c, 0xc4);
-	put(c, (rxb & 7) << 5 | t->map);
+	put(c, (mode == 64 ? rxb & 7 : (rxb & 1) | 6) << 5 | t->map); /* R and X tell it from LDS and LES */
 	put(c, t->vex_w << 7 | (vvvv & 15) << 3 | t->vex_l << 2 | t->vex_pp);
 	put(c, t->opcode);
 }
@@ -353,7 +359,7 @@ static void try(const struct template *t)
 		put_map(&c, t);
 	}
 	put(&c, t->modrm);
-	if (insn_decode(&in, c.b, sizeof(c.b), 64) != DECODE_OK) {
+	if (insn_decode(&in, c.b, sizeof(c.b), mode) != DECODE_OK) {
 		/* Gathers need SIB; others may need a vvvv that is not 15. */
 		if (!t->vex)
 			return;
@@ -361,7 +367,7 @@ static void try(const struct template *t)
 		put_vex(&c, t, 7, 0);
 		put(&c, (t->modrm & 0xf8u) | 4u);
 		put(&c, 0x20);
-		if (insn_decode(&in, c.b, sizeof(c.b), 64) != DECODE_OK)
+		if (insn_decode(&in, c.b, sizeof(c.b), mode) != DECODE_OK)
 			return;
 	}
 	u.has_modrm = in.has_modrm;
@@ -428,7 +434,7 @@ static bool is_stack(unsigned id)
 {
 	switch (id) {
 	case I_CALL_REL: case I_CALL_IND: case I_RET: case I_PUSH_REG: case I_POP_REG: case I_PUSH_RM: case I_POP_RM:
-	case I_PUSH_IMM: case I_PUSHF: case I_ENTER: case I_LEAVE:
+	case I_PUSH_IMM: case I_PUSHF: case I_POPF: case I_PUSHA: case I_POPA: case I_ENTER: case I_LEAVE:
 		return true;
 	default:
 		return false;
@@ -445,10 +451,10 @@ static bool make_code(struct test_case *tc, const struct row *r)
 	uint64_t tail = chance(50) ? rnd() : rnd_int();
 
 	c->n = 0;
-	if (chance(4))
+	if (mode == 64 && chance(4))
 		put(c, chance(50) ? 0x64 : 0x65);
-	else if (chance(2))
-		put(c, chance(50) ? 0x2e : 0x3e);
+	else if (chance(mode == 64 ? 2 : 8))
+		put(c, mode == 32 && chance(25) ? 0x2e : chance(50) ? 0x36 : 0x3e);
 	if (mem && r->desc->attr & INSN_LOCKABLE && chance(15))
 		put(c, 0xf0);
 	if (chance(6) && id != I_JCC && id != I_JMP_REL) /* 67H */
@@ -468,11 +474,11 @@ static bool make_code(struct test_case *tc, const struct row *r)
 		put_vex(c, t, (unsigned)rnd(), (unsigned)(chance(20) ? 15 : rnd()));
 	} else {
 		/* The operand size prefix where it is not part of the opcode; near branches differ by vendor. */
-		if (!t->prefix && chance(12) && !is_near_branch(id))
+		if (!t->prefix && chance(12) && (mode != 64 || !is_near_branch(id)))
 			put(c, 0x66);
 		if (t->prefix)
 			put(c, t->prefix);
-		if (chance(60))
+		if (mode == 64 && chance(60))
 			put(c, 0x40 | (unsigned)(rnd() & 15));
 		put_map(c, t);
 	}
@@ -484,7 +490,7 @@ static bool make_code(struct test_case *tc, const struct row *r)
 	memcpy(c->b + c->n, &tail, 8);
 	tail = rnd_int();
 	memcpy(c->b + c->n + 8, &tail, 4);
-	if (insn_decode(&tc->in, c->b, INSN_MAX_LEN, 64) != DECODE_OK || tc->in.desc != r->desc || !is_comparable(&tc->in))
+	if (insn_decode(&tc->in, c->b, INSN_MAX_LEN, mode) != DECODE_OK || tc->in.desc != r->desc || !is_comparable(&tc->in))
 		return false;
 	if (is_string(id) && tc->in.opsize_prefix && tc->in.rex_w)
 		return false;
@@ -516,6 +522,16 @@ static uint64_t rnd_target(unsigned size, unsigned align)
 	return va;
 }
 
+static uint64_t seg_base(unsigned seg)
+{
+	return mode != 64 || seg == SEG_FS || seg == SEG_GS ? cpu->s.seg[seg].base : 0;
+}
+
+static uint64_t addr_mask(const struct insn *in)
+{
+	return in->addrsize == 8 ? ~0ULL : in->addrsize == 4 ? 0xffffffff : 0xffff;
+}
+
 /* The effective address, written down a second time, independent of the engine. */
 static uint64_t ea_of(const struct test_case *tc, const struct native_state *s)
 {
@@ -539,11 +555,7 @@ static uint64_t ea_of(const struct test_case *tc, const struct native_state *s)
 		bit = (bit - (int64_t)((uint64_t)bit % (in->opsize * 8u))) / 8;
 		ea += (uint64_t)bit;
 	}
-	if (in->addrsize == 4)
-		ea = (uint32_t)ea;
-	if (in->seg == SEG_FS || in->seg == SEG_GS)
-		ea += cpu->s.seg[in->seg].base;
-	return ea;
+	return (ea & addr_mask(in)) + seg_base(in->seg);
 }
 
 static bool is_canonical(uint64_t va)
@@ -554,6 +566,8 @@ static bool is_canonical(uint64_t va)
 /* May the process touch [va, +len) without harm?  The arena with its guard pages, or no address at all. */
 static bool is_harmless(uint64_t va, uint64_t len)
 {
+	if (mode != 64) /* nothing else of the process lies below 4G */
+		return va + len <= 0xfffff000 && va <= 0xfffff000 && (va + len <= CODE_VA - 4096 || va >= CODE_VA + 0x20000);
 	if (!is_canonical(va) && !is_canonical(va + len))
 		return true;
 	return va >= ARENA_VA - 4096 && va + len <= ARENA_VA + ARENA_BYTES + 4096;
@@ -566,9 +580,9 @@ static void patch_disp(struct test_case *tc, uint64_t disp)
 	if (tc->in.disp_len == 8)
 		tc->in.disp = (int64_t)disp;
 	else
-		tc->in.disp = tc->in.disp_len == 4 ? (int32_t)disp : (int8_t)disp;
-	if (tc->in.desc->id == I_MOV_MOFFS && tc->in.disp_len == 4)
-		tc->in.disp = (uint32_t)disp;
+		tc->in.disp = tc->in.disp_len == 4 ? (int32_t)disp : tc->in.disp_len == 2 ? (int16_t)disp : (int8_t)disp;
+	if (tc->in.desc->id == I_MOV_MOFFS)
+		tc->in.disp &= (int64_t)addr_mask(&tc->in);
 }
 
 /* Registers such that the memory operand lies in the arena.  False: could not be arranged. */
@@ -586,39 +600,44 @@ static bool aim(struct test_case *tc)
 	if (id == I_LEA)
 		return true;
 	if (is_string(id)) {
-		uint64_t keep = in->addrsize == 4 ? rnd() << 32 : 0, seg = 0;
+		uint64_t mask = addr_mask(in), src = seg_base(in->seg < SEG_COUNT ? in->seg : SEG_DS), dst = seg_base(SEG_ES);
+		uint64_t from = rnd_target(64, 1), to = chance(30) ? from + below(32) - 16 : rnd_target(64, 1);
 
-		if (in->seg == SEG_FS || in->seg == SEG_GS)
-			seg = cpu->s.seg[in->seg].base;
-		if (seg && in->addrsize == 4)
+		if (((from - src) | (to - dst)) & ~mask)
 			return false;
-		s->gpr[R_RSI] = (rnd_target(64, 1) - seg) | keep;
-		s->gpr[R_RDI] = rnd_target(64, 1) | keep;
-		if (chance(30)) /* overlapping */
-			s->gpr[R_RDI] = (s->gpr[R_RSI] + seg + below(32) - 16) | keep;
+		s->gpr[R_RSI] = (from - src) | (rnd() & ~mask);
+		s->gpr[R_RDI] = (to - dst) | (rnd() & ~mask);
 		if (in->rep || in->repne)
-			s->gpr[R_RCX] = below(chance(20) ? 3 : 40) | keep;
-		return is_harmless((s->gpr[R_RDI] & ~keep) - 320, 640) && is_harmless((s->gpr[R_RSI] & ~keep) + seg - 320, 640);
+			s->gpr[R_RCX] = below(chance(20) ? 3 : 40) | (rnd() & ~mask);
+		return is_harmless(to - 320, 640) && is_harmless(from - 320, 640);
 	}
 	if (is_stack(id)) {
-		s->gpr[R_RSP] = rnd_target(16, 1);
+		uint64_t ss = seg_base(SEG_SS), junk = mode == 16 ? rnd() & 0xffff0000 : 0;
+		uint64_t sp = rnd_target(16, 1), bp = rnd_target(300, 1);
+
+		s->gpr[R_RSP] = (sp - ss) | junk;
 		if (id == I_ENTER || id == I_LEAVE)
-			s->gpr[R_RBP] = rnd_target(300, 1);
-		if (id == I_ENTER && (in->imm2 & 31) > 1 && !is_harmless(s->gpr[R_RBP] - 300, 300))
+			s->gpr[R_RBP] = (bp - ss) | junk;
+		if (id == I_ENTER && (in->imm2 & 31) > 1 && !is_harmless(bp - 300, 300))
 			return false;
-		if (id == I_ENTER && !is_harmless(s->gpr[R_RSP] - 300 - (uint16_t)in->imm, 300))
+		if (id == I_ENTER && mode != 16 && !is_harmless(sp - 300 - (uint16_t)in->imm, 300))
 			return false;
-		if (!is_harmless(s->gpr[R_RSP] - 400, 800))
+		/* A fault in the middle leaves POPA's registers loaded or not, by CPU. */
+		if (id == I_POPA && (sp - ARENA_VA >= ARENA_BYTES) != (sp + 8 * in->opsize - 1 - ARENA_VA >= ARENA_BYTES))
+			return false;
+		if (!is_harmless(sp - 400, 800))
 			return false;
 	}
 	if (id == I_XLAT || id == I_MASKMOV) {
 		tc->target = rnd_target(16, 1);
-		if (in->seg == SEG_FS || in->seg == SEG_GS || in->addrsize != 8)
+		uint64_t off = tc->target - seg_base(in->seg < SEG_COUNT ? in->seg : SEG_DS);
+
+		if (off & ~addr_mask(in) || in->seg == SEG_FS || in->seg == SEG_GS)
 			return false;
 		if (id == I_XLAT)
-			s->gpr[R_RBX] = tc->target - (s->gpr[R_RAX] & 0xff);
+			s->gpr[R_RBX] = off - (s->gpr[R_RAX] & 0xff);
 		else
-			s->gpr[R_RDI] = tc->target;
+			s->gpr[R_RDI] = off;
 		return true;
 	}
 	if (!in->has_mem)
@@ -630,19 +649,22 @@ static bool aim(struct test_case *tc)
 	ea = ea_of(tc, s);
 	if (in->base != 0xff) {
 		s->gpr[in->base] += tc->target - ea;
-		if (id == I_POP_RM && in->base == R_RSP && !is_harmless(s->gpr[R_RSP] - 64, 128))
+		if (id == I_POP_RM && in->base == R_RSP && !is_harmless(s->gpr[R_RSP] - 64 + seg_base(SEG_SS), 128))
 			return false;
 	} else if (in->index != 0xff && !(in->desc->attr & INSN_VSIB) && chance(80)) {
 		s->gpr[in->index] += (tc->target - ea) / in->scale;
 	} else {
 		patch_disp(tc, (uint64_t)in->disp + tc->target - ea);
 	}
-	if (in->addrsize == 4 && in->base != 0xff && chance(50))
+	if (mode == 64 && in->addrsize == 4 && in->base != 0xff && chance(50))
 		s->gpr[in->base] ^= rnd() << 32;
+	if (mode != 64)
+		for (unsigned i = 0; i < 16; i++)
+			s->gpr[i] = (uint32_t)s->gpr[i];
 	ea = ea_of(tc, s);
 	if (!is_harmless(ea - (in->desc->attr & INSN_VSIB ? 3000 : 8), (in->desc->attr & INSN_VSIB ? 6000u : 8u) + size))
 		return false;
-	if (is_stack(id) && !is_harmless(s->gpr[R_RSP] - 64, 128))
+	if (is_stack(id) && mode != 16 && !is_harmless(s->gpr[R_RSP] - 64, 128))
 		return false;
 	tc->target = ea;
 	return true;
@@ -701,6 +723,9 @@ static bool make_state(struct test_case *tc)
 		}
 	if (!aim(tc))
 		return false;
+	if (mode != 64)
+		for (unsigned i = 0; i < 16; i++)
+			s->gpr[i] = (uint32_t)s->gpr[i];
 	s->rip = tc->rip;
 	if (id == I_XSAVE || id == I_XRSTOR) {
 		s->gpr[R_RAX] = (s->gpr[R_RAX] & ~0xffffffffULL) | (rnd() & 7);
@@ -712,6 +737,11 @@ static bool make_state(struct test_case *tc)
 	return true;
 }
 
+static uint64_t stack_va(const struct native_state *s)
+{
+	return (mode == 16 ? s->gpr[R_RSP] & 0xffff : s->gpr[R_RSP]) + seg_base(SEG_SS);
+}
+
 /* Content of the memory operand. */
 static void fill_operand(const struct test_case *tc, uint8_t *arena)
 {
@@ -719,20 +749,20 @@ static void fill_operand(const struct test_case *tc, uint8_t *arena)
 	unsigned id = tc->in.desc->id;
 	uint8_t x[XSAVE_BYTES];
 
-	if (id == I_RET) {
-		uint64_t to = CODE_VA + 0x40 + below(0x300);
+	if (id == I_RET || id == I_POPF) {
+		uint64_t val = rnd() & ~(uint64_t)(X86_FL_TF | X86_FL_AC);
 
-		off = tc->before.gpr[R_RSP] - ARENA_VA;
-		if (chance(10))
-			to = rnd() | 0x0000800000000000;
-		if (off <= ARENA_BYTES - 8)
-			memcpy(arena + off, &to, 8);
+		if (id == I_RET)
+			val = mode == 64 && chance(10) ? rnd() | 0x0000800000000000 : CODE_VA - code_base + 0x40 + below(0x300);
+		off = stack_va(&tc->before) - ARENA_VA;
+		if (off <= ARENA_BYTES - tc->in.opsize)
+			memcpy(arena + off, &val, tc->in.opsize);
 		return;
 	}
 	if (!tc->target || off > ARENA_BYTES - 64)
 		return;
 	if (id == I_JMP_IND || id == I_CALL_IND) {
-		uint64_t to = CODE_VA + 0x40 + below(0x300);
+		uint64_t to = CODE_VA - code_base + 0x40 + below(0x300);
 
 		memcpy(arena + off, &to, 8);
 	} else if (id == I_FXRSTOR || id == I_XRSTOR || id == I_LDMXCSR) {
@@ -765,7 +795,7 @@ static void fill_operand(const struct test_case *tc, uint8_t *arena)
 static bool is_branch_harmless(struct test_case *tc)
 {
 	unsigned id = tc->in.desc->id, n = tc->in.len;
-	uint64_t to;
+	uint64_t to, start;
 
 	if (!is_near_branch(id))
 		return true;
@@ -779,22 +809,29 @@ static bool is_branch_harmless(struct test_case *tc)
 		}
 		to = tc->before.gpr[tc->in.rm];
 		/* Of two faults, bad target and bad stack, vendors take one or the other first. */
-		if (is_canonical(to) || id == I_CALL_IND)
-			to = tc->before.gpr[tc->in.rm] = CODE_VA + 0x40 + below(0x300);
+		if (mode != 64 || is_canonical(to) || id == I_CALL_IND)
+			tc->before.gpr[tc->in.rm] = CODE_VA - code_base + 0x40 + below(0x300);
 		return tc->in.rm != R_RSP;
 	case I_RET:
-		to = tc->before.gpr[R_RSP] - ARENA_VA;
-		return to <= ARENA_BYTES - 8 || to + 8 <= 0x100000000 || to >= ARENA_BYTES;
+		/* The whole of the value, or none of it, can be read. */
+		to = stack_va(&tc->before) - ARENA_VA;
+		return to <= ARENA_BYTES - tc->in.opsize || to >= ARENA_BYTES;
 	default:
-		if (tc->in.imm_len == 4) {
+		if (tc->in.imm_len > 1) {
 			int32_t rel = (int32_t)(below(0x600) - 0x300u);
 
-			memcpy(tc->c.b + tc->in.imm_off, &rel, 4);
-			memcpy(tc->in.bytes + tc->in.imm_off, &rel, 4);
+			memcpy(tc->c.b + tc->in.imm_off, &rel, tc->in.imm_len);
+			memcpy(tc->in.bytes + tc->in.imm_off, &rel, tc->in.imm_len);
 			tc->in.imm = rel;
 		}
 		to = tc->rip + n + (uint64_t)tc->in.imm;
-		if (to + 1 > tc->rip && to < tc->rip + n + NATIVE_EXIT_BYTES && to != tc->rip + n)
+		if (tc->in.opsize == 2)
+			to &= 0xffff;
+		to += code_base;
+		if (to < 0x10000)
+			return true; /* nothing is ever mapped there */
+		start = tc->rip + code_base;
+		if (to + 1 > start && to < start + n + NATIVE_EXIT_BYTES && to != start + n)
 			return false;
 		return to >= CODE_VA && to < CODE_VA + CODE_BYTES;
 	}
@@ -811,7 +848,7 @@ static bool make_case(struct test_case *tc, struct row **row)
 	*row = &rows[below(nrows)];
 	if (!make_code(tc, *row))
 		return false;
-	tc->rip = CODE_VA + off;
+	tc->rip = CODE_VA - code_base + off;
 	return make_state(tc) && is_branch_harmless(tc);
 }
 
@@ -913,7 +950,7 @@ static void settle_native(const struct test_case *tc)
 	} else if (native.vector == EXC_BP) {
 		native.vector = -1;
 		native.rip--;
-	} else if (native.vector == EXC_PF && native.cr2 == native.rip && native.rip != tc->rip) {
+	} else if (native.vector == EXC_PF && native.cr2 == native.rip + code_base && native.rip != tc->rip) {
 		native.vector = -1; /* the branch completed, its target is no code */
 		native.error = native.cr2 = 0;
 	}
@@ -944,12 +981,19 @@ static bool compare(const struct test_case *tc)
 	bad |= differ("vector", 0, (uint64_t)native.vector, (uint64_t)(int64_t)guest.vector);
 	if (is_area(id) && native.vector == EXC_PF) {
 		/* Which byte of a large operand is looked at first is the CPU's own affair. */
-		bad |= differ("cr2 in", 0, true, s->cr2 - tc->target < 8192 && native.cr2 - tc->target < 8192);
+		uint64_t mask = addr_mask(&tc->in);
+
+		bad |= differ("cr2 in", 0, true, ((s->cr2 - tc->target) & mask) < 8192 && ((native.cr2 - tc->target) & mask) < 8192);
 	} else {
 		bad |= differ("error", 0, native.error, guest.error);
 		bad |= differ("cr2", 0, native.cr2, s->cr2);
 	}
 	bad |= differ("rip", tc->rip, native.rip, s->rip);
+	/* The host's IRET to a 16-bit stack segment leaves its own bits in the upper half of rsp. */
+	if (mode == 16) {
+		native.gpr[R_RSP] = (uint32_t)native.gpr[R_RSP];
+		s->gpr[R_RSP] = (uint32_t)s->gpr[R_RSP];
+	}
 	for (unsigned i = 0; i < 16; i++)
 		bad |= differ(gpr_names[i], b->gpr[i], native.gpr[i], s->gpr[i]);
 	bad |= differ("flags", b->rflags & flags, native.rflags & flags, s->rflags & flags);
@@ -983,7 +1027,7 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 	rng_seed(seed, number);
 	while (!make_case(&tc, &row))
 		;
-	off = (unsigned)(tc.rip - CODE_VA);
+	off = (unsigned)(tc.rip + code_base - CODE_VA);
 	memcpy(code + off, tc.c.b, tc.in.len);
 	len = tc.in.len + native_put_exit(off + tc.in.len);
 	fill_operand(&tc, native_arena());
@@ -1006,6 +1050,9 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 		fprintf(stderr, "difference in case %llu of seed %llu: %s, target %llx\n", (unsigned long long)number,
 			(unsigned long long)seed, insn_name(tc.in.desc->id), (unsigned long long)tc.target);
 		print_bytes("  bytes", tc.c.b, tc.in.len);
+		for (unsigned i = 0; i < 16; i++)
+			fprintf(stderr, "%s%s %016llx", i % 4 ? "  " : "\n  ", gpr_names[i], (unsigned long long)tc.before.gpr[i]);
+		fprintf(stderr, "\n");
 		is_quiet = false;
 		compare(&tc);
 	}
@@ -1018,7 +1065,7 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 static void usage(FILE *to)
 {
 	fprintf(to, "usage: difftest [--cases N] [--seed S] [--first N] [--only MNEMONIC] [--max-differences N]\n"
-		    "                [--executor NAME] [--rows]\n");
+		    "                [--executor NAME] [--mode 16|32|64] [--rows]\n");
 }
 
 int main(int argc, char **argv)
@@ -1027,7 +1074,7 @@ int main(int argc, char **argv)
 		{"cases", required_argument, NULL, 'n'}, {"seed", required_argument, NULL, 's'},
 		{"first", required_argument, NULL, 'f'}, {"only", required_argument, NULL, 'o'},
 		{"max-differences", required_argument, NULL, 'm'}, {"executor", required_argument, NULL, 'e'},
-		{"rows", no_argument, NULL, 'r'}, {"help", no_argument, NULL, 'h'}, {0},
+		{"mode", required_argument, NULL, 'b'}, {"rows", no_argument, NULL, 'r'}, {"help", no_argument, NULL, 'h'}, {0},
 	};
 	uint64_t cases = 300000, seed = 1, first = 0, max_differences = 20, templates = 0;
 	struct totals tot = {0};
@@ -1062,6 +1109,13 @@ int main(int argc, char **argv)
 				return 2;
 			}
 			break;
+		case 'b':
+			mode = (unsigned)strtoul(optarg, NULL, 0);
+			if (mode != 16 && mode != 32 && mode != 64) {
+				usage(stderr);
+				return 2;
+			}
+			break;
 		case 'r':
 			list_rows = true;
 			break;
@@ -1078,6 +1132,13 @@ int main(int argc, char **argv)
 		return 2;
 	cpu = guest.cpu;
 	native_init();
+	c = native_set_mode(mode);
+	if (c < 0) {
+		fprintf(stderr, "difftest: skipped, the host kernel denies 16-bit segments (modify_ldt: %s)\n", strerror(-c));
+		return 77;
+	}
+	dt_guest_set_mode(&guest, mode);
+	code_base = seg_base(SEG_CS);
 	memset(guest.code, 0xcc, CODE_BYTES);
 	build_rows();
 	if (!nrows) {
@@ -1102,8 +1163,8 @@ int main(int argc, char **argv)
 		for (unsigned i = 0; i < nrows; i++)
 			printf("%-14s %4u encodings %8llu cases %8llu faults\n", insn_name(rows[i].desc->id), rows[i].ntemplates,
 			       (unsigned long long)rows[i].cases, (unsigned long long)rows[i].faults);
-	printf("difftest: %s: %llu cases (%llu faulting), seed %llu, first %llu, %u rows, %llu encodings: %llu differences, %.1f s\n",
-	       executor->name, (unsigned long long)tot.cases, (unsigned long long)tot.faults, (unsigned long long)seed,
+	printf("difftest: %s, %u-bit: %llu cases (%llu faulting), seed %llu, first %llu, %u rows, %llu encodings: %llu differences, %.1f s\n",
+	       executor->name, mode, (unsigned long long)tot.cases, (unsigned long long)tot.faults, (unsigned long long)seed,
 	       (unsigned long long)first, nrows, (unsigned long long)templates, (unsigned long long)tot.differences,
 	       (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) * 1e-9);
 	dt_guest_destroy(&guest);

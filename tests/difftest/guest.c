@@ -73,7 +73,7 @@ static void fill_model(struct cpu_model *m)
 
 static void fill_state(struct x86_state *s)
 {
-	const struct x86_seg data = {.limit = 0xffffffff, .selector = 0x2b, .attr = 0xcff3};
+	const struct x86_seg data = {.limit = 0xffffffff, .selector = 0x2b, .attr = 0xc0f3};
 	uint64_t base;
 
 	s->cr0 = X86_CR0_PE | X86_CR0_PG | X86_CR0_WP | X86_CR0_NE | X86_CR0_ET | X86_CR0_MP;
@@ -86,7 +86,7 @@ static void fill_state(struct x86_state *s)
 	s->rflags = 2;
 	for (unsigned i = 0; i < SEG_COUNT; i++)
 		s->seg[i] = data;
-	s->seg[SEG_CS] = (struct x86_seg){.limit = 0xffffffff, .selector = 0x33, .attr = 0xaffb};
+	s->seg[SEG_CS] = (struct x86_seg){.limit = 0xffffffff, .selector = 0x33, .attr = 0xa0fb};
 	/* FS and GS as natively: a segment override then means the same on both sides. */
 	syscall(SYS_arch_prctl, ARCH_GET_FS, &base);
 	s->seg[SEG_FS].base = base;
@@ -144,6 +144,20 @@ fail:
 	fprintf(stderr, "difftest: %s\n", err.text);
 	dt_guest_destroy(g);
 	return -1;
+}
+
+void dt_guest_set_mode(struct dt_guest *g, unsigned bits)
+{
+	struct x86_state *s = &g->cpu->s;
+	const struct x86_seg data16 = {.base = DATA16_VA, .limit = 0xffff, .selector = 0xf, .attr = 0x00f3};
+
+	if (bits == 32)
+		s->seg[SEG_CS] = (struct x86_seg){.limit = 0xffffffff, .selector = 0x23, .attr = 0xc0fb};
+	if (bits == 16) {
+		s->seg[SEG_CS] = (struct x86_seg){.base = CODE_VA, .limit = 0xffff, .selector = 7, .attr = 0x00fb};
+		s->seg[SEG_DS] = s->seg[SEG_ES] = s->seg[SEG_SS] = data16;
+	}
+	dbt_mode_changed(g->cpu);
 }
 
 void dt_guest_put_code(struct dt_guest *g, unsigned off, const uint8_t *bytes, unsigned len)

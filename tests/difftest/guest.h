@@ -18,6 +18,9 @@ struct dt_guest {
 
 /** dt_guest_create() - returns 0, or -1 after printing why.  One guest at a time. */
 int dt_guest_create(struct dt_guest *g);
+/** dt_guest_set_mode() - @bits of code: 64, 32 (flat) or 16 (segments of native.h), all at CPL 3 in long mode. */
+void dt_guest_set_mode(struct dt_guest *g, unsigned bits);
+
 /** dt_guest_put_code() - write @len bytes at code offset @off as the machine does; NULL: INT3s. */
 void dt_guest_put_code(struct dt_guest *g, unsigned off, const uint8_t *bytes, unsigned len);
 void dt_guest_destroy(struct dt_guest *g);

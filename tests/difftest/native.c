@@ -7,11 +7,14 @@
  * taken branch ends in SIGTRAP.  Faults end in the signal handler (alternate stack: rsp is the guest's), which
  * copies the registers from the context.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <asm/ldt.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -23,11 +26,20 @@ const struct {
 } native_fpu_init = {{[24] = 0x80, [25] = 0x1f}};
 
 void native_enter(void);
-extern const char native_exit[], native_fault_exit[];
+extern const char native_exit[], native_fault_exit[], native_far_jump[];
 
 _Static_assert(__builtin_offsetof(struct native_state, rflags) == 136, "assembly");
 _Static_assert(__builtin_offsetof(struct native_state, host_rsp) == 144, "assembly");
+_Static_assert(__builtin_offsetof(struct native_state, far_off) == 176, "assembly");
+_Static_assert(__builtin_offsetof(struct native_state, data_sel) == 182, "assembly");
+_Static_assert(__builtin_offsetof(struct native_state, entry) == 184, "assembly");
 _Static_assert(__builtin_offsetof(struct native_state, xsave) == 192, "assembly");
+
+#define EXIT_VA (CODE_VA + 0x10000)
+#define USER_CS64 0x33
+#define USER_CS32 0x23
+#define USER_DS 0x2b
+#define LDT_SEL(n) ((n) << 3 | 7)
 
 // clang-format off
 __asm__(".text\n"
@@ -43,7 +55,13 @@ __asm__(".text\n"
 	"	mov $7, %eax\n"
 	"	xor %edx, %edx\n"
 	"	xrstor64 native+192(%rip)\n"
-	"	pushq native+136(%rip)\n"
+	"	mov native+182(%rip), %ax\n"
+	"	test %ax, %ax\n"
+	"	jz 1f\n"
+	"	mov %eax, %ds\n"
+	"	mov %eax, %es\n"
+	"	mov %eax, %ss\n"
+	"1:	pushq native+136(%rip)\n"
 	"	popfq\n"
 	"	mov native+0(%rip), %rax\n"
 	"	mov native+8(%rip), %rcx\n"
@@ -61,7 +79,10 @@ __asm__(".text\n"
 	"	mov native+112(%rip), %r14\n"
 	"	mov native+120(%rip), %r15\n"
 	"	mov native+32(%rip), %rsp\n"
-	"	jmp *native+128(%rip)\n"
+	"	jmp *native+184(%rip)\n"
+	".globl native_far_jump\n"
+	"native_far_jump:\n"
+	"	ljmpl *native+176(%rip)\n"
 	".globl native_exit\n"
 	"native_exit:\n"
 	"	mov %rax, native+0(%rip)\n"
@@ -81,6 +102,8 @@ __asm__(".text\n"
 	"	mov %r14, native+112(%rip)\n"
 	"	mov %r15, native+120(%rip)\n"
 	"	mov native+144(%rip), %rsp\n"
+	"	mov $0x2b, %eax\n"
+	"	mov %eax, %ss\n"
 	"	pushfq\n"
 	"	popq native+136(%rip)\n"
 	"	mov $7, %eax\n"
@@ -106,6 +129,7 @@ static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
 static struct sigaction old_actions[5];
 static volatile sig_atomic_t is_active;
 static uint8_t *arena_view, *code_view;
+static unsigned mode = 64;
 
 static void on_signal(int sig, siginfo_t *info, void *context)
 {
@@ -137,6 +161,7 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	is_active = 0;
 	g[REG_EFL] &= ~0x400; /* DF */
 	g[REG_RIP] = (greg_t)(uintptr_t)native_fault_exit;
+	g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000) | USER_CS64 | (greg_t)USER_DS << 48;
 }
 
 static void *map(uint64_t va, size_t len, int prot, int fd, off_t off)
@@ -149,6 +174,18 @@ static void *map(uint64_t va, size_t len, int prot, int fd, off_t off)
 		exit(2);
 	}
 	return p;
+}
+
+/* 64-bit code that 32-bit code can jump to. */
+static void put_low_exit(void)
+{
+	static const uint8_t jmp[6] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0] */
+	uint64_t to = (uintptr_t)native_exit;
+	uint8_t *p = map(EXIT_VA, 4096, PROT_READ | PROT_WRITE, -1, 0);
+
+	memcpy(p, jmp, 6);
+	memcpy(p + 6, &to, 8);
+	mprotect(p, 4096, PROT_READ | PROT_EXEC);
 }
 
 void native_init(void)
@@ -167,6 +204,7 @@ void native_init(void)
 	map(CODE_VA - 4096, 4096, PROT_NONE, -1, 0);
 	map(CODE_VA, CODE_BYTES, PROT_READ | PROT_EXEC, fd, ARENA_BYTES);
 	map(CODE_VA + CODE_BYTES, 4096, PROT_NONE, -1, 0);
+	put_low_exit();
 	arena_view = map(0, ARENA_BYTES, PROT_READ | PROT_WRITE, fd, 0);
 	code_view = map(0, CODE_BYTES, PROT_READ | PROT_WRITE, fd, ARENA_BYTES);
 	close(fd);
@@ -196,14 +234,43 @@ uint8_t *native_code(void)
 	return code_view;
 }
 
+int native_set_mode(unsigned bits)
+{
+	struct user_desc code = {
+		.entry_number = 0, .base_addr = CODE_VA, .limit = 0xffff, .contents = MODIFY_LDT_CONTENTS_CODE,
+	};
+	struct user_desc data = {
+		.entry_number = 1, .base_addr = DATA16_VA, .limit = 0xffff, .contents = MODIFY_LDT_CONTENTS_DATA,
+	};
+
+	if (bits == 16 && (syscall(SYS_modify_ldt, 1, &code, sizeof(code)) < 0 ||
+			   syscall(SYS_modify_ldt, 1, &data, sizeof(data)) < 0))
+		return -errno;
+	mode = bits;
+	return 0;
+}
+
 unsigned native_put_exit(unsigned off)
 {
 	static const uint8_t jmp[6] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0] */
 	uint64_t to = (uintptr_t)native_exit;
+	uint32_t low = EXIT_VA;
+	uint8_t *p = code_view + off;
+	unsigned n = 0;
 
-	memcpy(code_view + off, jmp, 6);
-	memcpy(code_view + off + 6, &to, 8);
-	return NATIVE_EXIT_BYTES;
+	if (mode == 64) {
+		memcpy(p, jmp, 6);
+		memcpy(p + 6, &to, 8);
+		return 14;
+	}
+	/* jmp far 33:EXIT_VA, where the jump to native_exit is */
+	if (mode == 16)
+		p[n++] = 0x66;
+	p[n++] = 0xea;
+	memcpy(p + n, &low, 4);
+	p[n + 4] = USER_CS64;
+	p[n + 5] = 0;
+	return n + 6;
 }
 
 void native_run(uint64_t rip)
@@ -211,6 +278,10 @@ void native_run(uint64_t rip)
 	native.rip = rip;
 	native.vector = -1;
 	native.error = native.cr2 = 0;
+	native.far_off = (uint32_t)rip;
+	native.far_sel = mode == 32 ? USER_CS32 : LDT_SEL(0);
+	native.data_sel = mode == 64 ? 0 : mode == 32 ? USER_DS : LDT_SEL(1);
+	native.entry = mode == 64 ? rip : (uintptr_t)native_far_jump;
 	is_active = 1;
 	native_enter();
 	is_active = 0;

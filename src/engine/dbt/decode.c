@@ -256,7 +256,7 @@ static uint16_t resolve_size(const struct insn *in, uint16_t size)
 	case OSZ_Z:
 		return in->opsize == 2 ? 2 : 4;
 	case OSZ_Y:
-		return in->rex_w ? 8 : 4;
+		return in->rex_w && in->mode == 64 ? 8 : 4; /* VEX.W means nothing in 32-bit code */
 	case OSZ_X:
 		return in->vex_l ? 32 : 16;
 	case OSZ_N:

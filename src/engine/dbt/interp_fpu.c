@@ -625,7 +625,7 @@ void user_vmaskmov(struct dbt_cpu *cpu, const struct insn *in)
 	bool is_int = in->opcode >= 0x8c;
 	bool is_store = is_int ? in->opcode == 0x8e : in->opcode >= 0x2e;
 	unsigned size = is_int ? (in->rex_w ? 8 : 4) : (in->opcode & 1 ? 8 : 4), n = (in->vex_l ? 32 : 16) / size;
-	uint64_t ea = insn_ea(cpu, in), wrap = user_mask(in->addrsize);
+	uint64_t ea = insn_ea(cpu, in);
 	struct vector mask, v = {{0}}, data;
 	uint8_t *x = image(cpu);
 
@@ -633,7 +633,7 @@ void user_vmaskmov(struct dbt_cpu *cpu, const struct insn *in)
 	if (!is_store) {
 		for (unsigned i = 0; i < n; i++)
 			if (is_selected(&mask, i, size))
-				set_element(&v, i, size, mem_read(cpu, in->seg, (ea + i * size) & wrap, size));
+				set_element(&v, i, size, mem_read(cpu, in->seg, ea + i * size, size));
 		vector_set(x, in->reg, &v);
 		return;
 	}
@@ -643,12 +643,12 @@ void user_vmaskmov(struct dbt_cpu *cpu, const struct insn *in)
 		if (is_selected(&mask, i, size)) {
 			struct mem_op op;
 
-			mem_begin(cpu, &op, in->seg, (ea + i * size) & wrap, size, ACC_WRITE, false);
+			mem_begin(cpu, &op, in->seg, ea + i * size, size, ACC_WRITE, false);
 			mem_abort(cpu, &op);
 		}
 	for (unsigned i = 0; i < n; i++)
 		if (is_selected(&mask, i, size))
-			mem_write(cpu, in->seg, (ea + i * size) & wrap, size, element(&data, i, size));
+			mem_write(cpu, in->seg, ea + i * size, size, element(&data, i, size));
 }
 
 /*

@@ -311,48 +311,63 @@ static void user_leave(struct dbt_cpu *cpu, const struct insn *in)
 	user_reg_write(cpu, R_RBP, in->opsize, val);
 }
 
-/* ---- decimal adjustment (undefined flags: as on real processors) ---- */
+/*
+ * ---- decimal adjustment ----
+ *
+ * The manual leaves many of their flags undefined.  They are set as real CPUs were seen to: DAA, DAS and
+ * AAD as the addition or subtraction behind them of bytes, AAA and AAS of words.
+ */
 
 static void set_flags(struct dbt_cpu *cpu, uint64_t mask, uint64_t val)
 {
 	cpu->s.rflags = (cpu->s.rflags & ~mask) | (val & mask);
 }
 
-static uint64_t flags_szp(uint8_t v)
+static uint64_t flags_szp(uint64_t v, unsigned size)
 {
-	return (v & 0x80 ? FL_SF : 0) | (v ? 0 : FL_ZF) | (__builtin_parity(v) ? 0 : FL_PF);
+	v &= user_mask(size);
+	return (v >> (8 * size - 1) ? FL_SF : 0) | (v ? 0 : FL_ZF) | (__builtin_parity(v & 0xff) ? 0 : FL_PF);
+}
+
+/* Overflow of a + b = r or a - b = r with @size bytes. */
+static uint64_t flag_of(uint64_t a, uint64_t b, uint64_t r, bool is_sub, unsigned size)
+{
+	uint64_t v = is_sub ? (a ^ b) & (a ^ r) : (a ^ r) & (b ^ r);
+
+	return v >> (8 * size - 1) & 1 ? FL_OF : 0;
 }
 
 static void user_daa(struct dbt_cpu *cpu, const struct insn *in)
 {
-	uint8_t al = (uint8_t)cpu->s.gpr[R_RAX], old = al;
+	uint8_t al = (uint8_t)cpu->s.gpr[R_RAX], adjust = 0, r;
 	bool is_sub = in->desc->id == I_DAS, cf = cpu->s.rflags & FL_CF, af = cpu->s.rflags & FL_AF, carry = false;
 
 	if ((al & 15) > 9 || af) {
-		carry = is_sub && (cf || al < 6);
-		if (!is_sub)
-			carry = cf || al > 0xf9;
-		al = is_sub ? (uint8_t)(al - 6) : (uint8_t)(al + 6);
+		adjust = 6;
+		carry = cf || (is_sub ? al < 6 : al > 0xf9);
 		af = true;
 	}
-	if (old > 0x99 || cf) {
-		al = is_sub ? (uint8_t)(al - 0x60) : (uint8_t)(al + 0x60);
+	if (al > 0x99 || cf) {
+		adjust += 0x60;
 		carry = true;
 	}
-	user_reg_write(cpu, R_RAX, 1, al);
-	set_flags(cpu, FL_ARITH, (carry ? FL_CF : 0) | (af ? FL_AF : 0) | flags_szp(al));
+	r = is_sub ? (uint8_t)(al - adjust) : (uint8_t)(al + adjust);
+	user_reg_write(cpu, R_RAX, 1, r);
+	set_flags(cpu, FL_ARITH, (carry ? FL_CF : 0) | (af ? FL_AF : 0) | flags_szp(r, 1) |
+				 flag_of(al, adjust, r, is_sub, 1));
 }
 
 static void user_aaa(struct dbt_cpu *cpu, const struct insn *in)
 {
-	uint16_t ax = (uint16_t)cpu->s.gpr[R_RAX];
-	bool adjust = (ax & 15) > 9 || cpu->s.rflags & FL_AF;
+	uint16_t ax = (uint16_t)cpu->s.gpr[R_RAX], r = ax, adjust = 0;
+	bool is_sub = in->desc->id == I_AAS;
 
-	if (adjust)
-		ax = in->desc->id == I_AAA ? (uint16_t)(ax + 0x106) : (uint16_t)(ax - 0x106);
-	ax &= 0xff0f;
-	user_reg_write(cpu, R_RAX, 2, ax);
-	set_flags(cpu, FL_ARITH, (adjust ? FL_CF | FL_AF : 0) | flags_szp((uint8_t)ax));
+	if ((ax & 15) > 9 || cpu->s.rflags & FL_AF) {
+		adjust = 0x106;
+		r = is_sub ? (uint16_t)(ax - adjust) : (uint16_t)(ax + adjust);
+	}
+	user_reg_write(cpu, R_RAX, 2, r & 0xff0f);
+	set_flags(cpu, FL_ARITH, (adjust ? FL_CF | FL_AF : 0) | flags_szp(r, 2) | flag_of(ax, adjust, r, is_sub, 2));
 }
 
 static void user_aam(struct dbt_cpu *cpu, const struct insn *in)
@@ -362,16 +377,17 @@ static void user_aam(struct dbt_cpu *cpu, const struct insn *in)
 	if (!base)
 		dbt_raise(cpu, EXC_DE);
 	user_reg_write(cpu, R_RAX, 2, (uint64_t)((al / base) << 8 | al % base));
-	set_flags(cpu, FL_ARITH, flags_szp(al % base));
+	set_flags(cpu, FL_ARITH, flags_szp(al % base, 1));
 }
 
 static void user_aad(struct dbt_cpu *cpu, const struct insn *in)
 {
-	uint16_t ax = (uint16_t)cpu->s.gpr[R_RAX];
-	uint8_t al = (uint8_t)((ax & 0xff) + (ax >> 8) * (uint8_t)in->imm);
+	uint8_t al = (uint8_t)cpu->s.gpr[R_RAX], add = (uint8_t)((cpu->s.gpr[R_RAX] >> 8) * (uint64_t)in->imm);
+	uint8_t r = (uint8_t)(al + add);
 
-	user_reg_write(cpu, R_RAX, 2, al);
-	set_flags(cpu, FL_ARITH, flags_szp(al));
+	user_reg_write(cpu, R_RAX, 2, r);
+	set_flags(cpu, FL_ARITH, (r < al ? FL_CF : 0) | ((al ^ add ^ r) & FL_AF) | flags_szp(r, 1) |
+				 flag_of(al, add, r, false, 1));
 }
 
 static void user_salc(struct dbt_cpu *cpu, const struct insn *in)

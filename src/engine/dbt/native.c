@@ -204,7 +204,7 @@ static void gather(struct work *w)
 			w->rm = in->rm & 7;
 			break;
 		case OPND_FIXED_GPR:
-			if (op->reg == R_RCX && !insn_is_high8(in, op, op->reg)) {
+			if (op->reg == R_RCX) {
 				w->rcx_read |= op->access & OPND_READ;
 				w->rcx_write |= (op->access & OPND_WRITE) != 0;
 			}
@@ -332,12 +332,21 @@ static void write_back(struct work *w)
 		}
 }
 
-/* Does the legacy encoding need 66H to say 16 bits? */
-static bool needs_opsize16(const struct insn *in)
+static bool is_vector(const struct insn *in)
 {
-	if (in->opsize != 2 || in->desc->attr & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX))
+	return in->desc->attr & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX);
+}
+
+/* Does the legacy encoding need 66H, as part of the opcode or to say 16 bits? */
+static bool needs_66(const struct insn *in)
+{
+	bool is_adcx = in->map == MAP_0F38 && in->opcode == 0xf6;
+
+	if (is_vector(in) || is_adcx)
+		return in->pp == 0x66;
+	if (in->opsize != 2)
 		return false;
-	if (in->pp == 0)
+	if (in->pp == 0 || in->pp == 0x66)
 		return true; /* no effect on byte operations */
 	for (unsigned i = 0; i < in->nops; i++)
 		if (in->op[i].size == 2)
@@ -360,7 +369,8 @@ static void put_legacy(struct work *w, int reg, int rm)
 {
 	const struct insn *in = w->in;
 	struct emit *e = w->e;
-	uint8_t opcode = in->opcode;
+	/* 82 is 80, not in 64-bit mode. */
+	uint8_t opcode = in->map == MAP_1BYTE && in->opcode == 0x82 ? 0x80 : in->opcode;
 	bool has_modrm = in->has_modrm;
 	unsigned rex = in->rex_w ? REX_W : 0;
 
@@ -391,7 +401,7 @@ static void put_legacy(struct work *w, int reg, int rm)
 
 	if (in->lock)
 		emit_u8(e, 0xf0);
-	if (in->pp == 0x66 || needs_opsize16(in))
+	if (needs_66(in))
 		emit_u8(e, 0x66);
 	if (in->pp == 0xf2 || in->pp == 0xf3)
 		emit_u8(e, in->pp);
@@ -402,21 +412,27 @@ static void put_legacy(struct work *w, int reg, int rm)
 		emit_u8(e, (uint8_t)((in->has_mem ? 0 : 0xc0) | (reg & 7) << 3 | (rm & 7)));
 }
 
+/* Has it a general operand?  Outside of 64-bit mode VEX.W means nothing then. */
+static bool has_gpr(const struct insn *in)
+{
+	for (unsigned i = 0; i < in->nops; i++)
+		switch (in->op[i].kind) {
+		case OPND_GPR_REG:
+		case OPND_GPR_RM: /* VPINSRQ ... from memory, too */
+		case OPND_GPR_VVVV:
+		case OPND_FIXED_GPR:
+			return true;
+		}
+	return in->desc->gpr_read || in->desc->gpr_write;
+}
+
 static void put_vex(struct work *w, int reg, int rm)
 {
 	const struct insn *in = w->in;
 	struct emit *e = w->e;
 	unsigned pp = in->pp == 0x66 ? 1 : in->pp == 0xf3 ? 2 : in->pp == 0xf2 ? 3 : 0;
 	unsigned vvvv = w->f[F_VVVV].is_used ? w->f[F_VVVV].host : (unsigned)w->vvvv;
-	/* VEX.W says nothing about general registers outside of 64-bit mode. */
-	bool wide = in->rex_w && (in->mode == 64 || !(w->f[F_REG].is_used || w->f[F_RM].is_used ||
-						      w->f[F_VVVV].is_used));
-
-	/* VPINSRQ, VMOVQ, VCVTSI2SD from memory: the general operand is the memory. */
-	if (in->mode != 64 && in->has_mem)
-		for (unsigned i = 0; i < in->nops; i++)
-			if (in->op[i].kind == OPND_GPR_RM)
-				wide = false;
+	bool wide = in->rex_w && (in->mode == 64 || !has_gpr(in));
 
 	emit_u8(e, 0xc4);
 	emit_u8(e, (uint8_t)((reg & 8 ? 0 : 0x80) | 0x40 | (rm & 8 ? 0 : 0x20) | in->map));
@@ -424,6 +440,21 @@ static void put_vex(struct work *w, int reg, int rm)
 	emit_u8(e, in->opcode);
 	if (in->has_modrm)
 		emit_u8(e, (uint8_t)((in->has_mem ? 0 : 0xc0) | (reg & 7) << 3 | (rm & 7)));
+}
+
+static void put_imm(struct work *w)
+{
+	const struct insn *in = w->in;
+
+	if (in->mode != 64)
+		for (unsigned i = 0; i < in->nops; i++)
+			if (in->op[i].kind == OPND_XMM_IS4) {
+				/* The highest bit of the register number counts in 64-bit mode only. */
+				emit_u8(w->e, in->bytes[in->imm_off] & 0x7f);
+				return;
+			}
+	if (in->imm_len)
+		emit_bytes(w->e, in->bytes + in->imm_off, in->imm_len);
 }
 
 /* ecx = bit offset of a bit string within its unit; the guest's register stays. */
@@ -465,9 +496,7 @@ bool emit_native(struct emit *e, const struct insn *in)
 		put_vex(&w, reg, rm);
 	else
 		put_legacy(&w, reg, rm);
-	if (in->imm_len)
-		emit_bytes(e, in->bytes + in->imm_off, in->imm_len);
-
+	put_imm(&w);
 	write_back(&w);
 	return true;
 }
