@@ -377,6 +377,14 @@ static int decode_vex(struct insn *out, struct cursor *c, uint8_t first, unsigne
 	return 0;
 }
 
+static bool has_y_operand(const struct insn_desc *d)
+{
+	for (unsigned i = 0; i < INSN_MAX_OPNDS; i++)
+		if (d->op[i].size == OSZ_Y)
+			return true;
+	return false;
+}
+
 enum decode_result insn_decode(struct insn *out, const uint8_t *code, unsigned avail, unsigned mode)
 {
 	struct cursor cur = { .p = code, .avail = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN }, *c = &cur;
@@ -529,7 +537,8 @@ enum decode_result insn_decode(struct insn *out, const uint8_t *code, unsigned a
 			out->opsize = d->attr & INSN_DEF64 ? 8 : 4;
 	} else {
 		out->opsize = (mode == 32) != out->opsize_prefix ? 4 : 2;
-		if (!is_vex)
+		/* VEX.W of operands in general registers means nothing here; where it picks the row it stays. */
+		if (!is_vex || has_y_operand(d))
 			out->rex_w = false;
 	}
 
