@@ -290,6 +290,19 @@ static void raise_and_deliver(unsigned vector, bool has_error, uint32_t err)
 	exc_deliver_raised(cpu);
 }
 
+/* ---- a vCPU as the engine creates it ---- */
+
+static void test_fresh_tlb(void **state)
+{
+	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++) {
+		for (unsigned i = 0; i < DBT_TLB_MAX; i++) {
+			assert_int_equal(cpu->tlb[mode].rneg[i], DBT_TLB_INVALID(i));
+			assert_int_equal(cpu->tlb[mode].wneg[i], DBT_TLB_INVALID(i));
+		}
+	}
+	assert_int_equal(cpu->tlb_mask, ((1u << DBT_TLB_BITS_MIN) - 1) << 12);
+}
+
 /* ---- segment registers ---- */
 
 static void test_seg_load(void **state)
@@ -1270,6 +1283,7 @@ static void test_descriptor_info(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(test_fresh_tlb),
 	    cmocka_unit_test(test_seg_load),
 	    cmocka_unit_test(test_null_ss_long),
 	    cmocka_unit_test(test_mov_ss_shadow),
