@@ -148,6 +148,23 @@ static void wire_lapic(struct machine *m)
 	}
 }
 
+/*
+ * The 8259A pair as a BIOS leaves it: IRQ 0-7 at vector 8, 8-15 at 70H, none masked.  No device asks for
+ * anything before the guest programs it.
+ */
+static void wire_pic(struct machine *m)
+{
+	static const struct {
+		uint8_t port, value;
+	} init[] = {
+		{ 0x20, 0x11 }, { 0x21, 0x08 }, { 0x21, 0x04 }, { 0x21, 0x01 }, { 0x21, 0x00 },
+		{ 0xa0, 0x11 }, { 0xa1, 0x70 }, { 0xa1, 0x02 }, { 0xa1, 0x01 }, { 0xa1, 0x00 },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(init); i++)
+		bus_write(m->bus, BUS_PIO, init[i].port, 1, init[i].value);
+}
+
 static int load_kernel(struct machine *m, struct error *err)
 {
 	struct boot_blob kernel, initrd;
@@ -185,6 +202,8 @@ int load_boot(struct machine *m, struct error *err)
 			r = pci_bus_assign(pci_host_bus(m->pci), err);
 		if (r == 0)
 			wire_lapic(m);
+		if (r == 0)
+			wire_pic(m);
 		return r;
 	}
 	r = read_source(&m->firmware, &fw, FIRMWARE_MAX_BYTES, err);
