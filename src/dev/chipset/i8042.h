@@ -55,7 +55,7 @@ struct i8042 {
 	bool is_break;	     /* translation: F0H was swallowed */
 	struct ps2_kbd kbd;
 	struct ps2_mouse mouse;
-	uint8_t pad_[3];
+	uint8_t pad_[8];
 };
 
 extern const struct device_class i8042_class;

@@ -372,6 +372,7 @@ static const struct field pic_fields[] = {
 	F_HOST(struct pic, intr),
 	F_HOST(struct pic, ranges),
 	F_STRUCT_ARRAY(struct pic, chip, &chip_desc),
+	F_HOST(struct pic, pad_),
 	F_END,
 };
 // clang-format on

@@ -37,6 +37,7 @@ struct pic {
 	struct irq_line intr;
 	struct bus_range *ranges[3];
 	struct pic_chip chip[2]; /* master, slave */
+	uint8_t pad_[4];
 };
 
 extern const struct device_class pic_class;

@@ -323,6 +323,7 @@ static void write_mode(struct pit *p, struct pit_channel *c, uint8_t v)
 	freeze(p, c);
 	c->is_bcd = v & 1;
 	c->start_value %= modulus(c);
+	c->reload = MIN(c->reload, modulus(c));
 	c->mode = v >> 1 & 7;
 	if (c->mode > 5)
 		c->mode -= 4; /* x10, x11 */

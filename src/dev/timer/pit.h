@@ -34,7 +34,7 @@ struct pit_channel {
 	bool is_expired;    /* modes 0, 4: terminal count was reached before start_ns */
 	bool is_count_latched, is_status_latched;
 	bool write_high_next, read_high_next;
-	uint8_t pad_[7];
+	uint8_t pad_[13];
 };
 
 struct pit {
