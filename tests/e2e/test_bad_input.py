@@ -20,21 +20,20 @@ def nothing_left(empty_viv):
 
 @pytest.mark.parametrize("args, says", [
     (["rnu"], ["run"]),
-    (["run"], ["--help"]),
     (["run", "--no-such-option", "x"], ["no-such-option"]),
     (["run", "--memory", "1G", "x"], ["mem"]),
     (["run", "--cpus", "0", "x"], ["cpus"]),
     (["run", "--cpus", "many", "x"], ["cpus"]),
     (["run", "--mem", "banana", "x"], ["mem"]),
-    (["run", "--engine", "warp", "x"], ["engine"]),
-    (["run", "--net", "nosuch", "x"], ["net"]),
-    (["run", "--forward", "99999:22", "x"], ["99999:22"]),
-    (["run", "--forward", "22", "x"], ["22"]),
-    (["run", "--name", "../a", "x"], ["../a"]),
+    (["run", "--engine", "warp", "--kernel", "/bin/true"], ["engine"]),
+    (["run", "--net", "nosuch", "--kernel", "/bin/true"], ["net"]),
+    (["run", "--forward", "99999:22", "--kernel", "/bin/true"], ["99999:22"]),
+    (["run", "--forward", "22", "--kernel", "/bin/true"], ["22"]),
+    (["run", "--name", "../a", "--kernel", "/bin/true"], ["../a"]),
     (["exec", "a"], []),
     (["exec", "a", "--"], []),
     (["console"], []),
-    (["stop", "a", "b", "c"], []),
+    (["list", "a"], []),
 ], ids=" ".join)
 def test_usage(empty_viv, args, says):
     empty_viv.fails(*args, status=2, says=says)

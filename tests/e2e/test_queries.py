@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What viv tells about itself and its host."""
 import json
+import re
 
 
 def test_version(empty_viv):
@@ -10,7 +11,8 @@ def test_version(empty_viv):
 
 def test_doctor_tells_each_engine_and_its_speed(empty_viv):
     text = empty_viv.ok("doctor", limit=120).stdout
-    assert "dbt" in text and "kvm" in text.lower() and "MIPS" in text
+    for engine in ("dbt", "kvm"):
+        assert re.search(rf"engine {engine} .*(\d million instructions a second|not measured)", text), text
     assert json.loads(empty_viv.ok("doctor", "--json", limit=120).stdout)
 
 
