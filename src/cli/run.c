@@ -16,6 +16,8 @@
 #include "cli/terminal.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
+#include "engine/pick.h"
+#include "net/netd.h"
 
 #define STOP_TIMEOUT_MS 30000
 #define CONSOLE_TAIL 2000
@@ -147,6 +149,16 @@ static int use_image(struct vmconfig *c, const struct args *a, const struct imag
 	return r;
 }
 
+/* Whether it can serve on this host is for the machine to find out. */
+static int check_engine(const char *name, struct error *err)
+{
+	bool is_known = strcmp(name, "auto") == 0;
+
+	for (unsigned i = 0; engines[i]; i++)
+		is_known |= strcmp(name, engines[i]->name) == 0;
+	return is_known ? 0 : error_set(err, -EINVAL, "there is no engine \"%s\"; --engine takes auto, kvm or dbt", name);
+}
+
 static int set_strings(struct vmconfig *c, const struct args *a, bool has_image, struct error *err)
 {
 	int r = absolute(a->kernel, &c->kernel, err);
@@ -157,6 +169,8 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 		r = absolute(a->firmware, &c->firmware, err);
 	if (r == 0 && a->append)
 		r = vmconfig_set(&c->append, a->append, err);
+	if (r == 0 && a->engine)
+		r = check_engine(a->engine, err);
 	if (r == 0 && a->engine)
 		r = vmconfig_set(&c->engine, a->engine, err);
 	if (r == 0 && a->cpu)
@@ -173,8 +187,10 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 static int make_config(struct vmconfig *c, const struct args *a, const struct image *im,
 		       const char *image_name, const struct opts_rest *rest, struct error *err)
 {
-	int r = set_strings(c, a, im, err);
+	int r = a->name ? paths_check_name("a machine", a->name, err) : 0;
 
+	if (r == 0)
+		r = set_strings(c, a, im, err);
 	if (r < 0)
 		return r;
 	c->cpus = a->cpus ? a->cpus : c->cpus;
@@ -192,8 +208,13 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 	}
 	for (unsigned i = 0; r == 0 && i < a->disks.n; i++)
 		r = add_disk(c, a->disks.v[i], err);
-	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++)
-		r = vmconfig_add_forward(c, a->forwards.v[i], err);
+	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++) {
+		struct netd_forward forward;
+
+		r = netd_parse_forward(a->forwards.v[i], &forward, err);
+		if (r == 0)
+			r = vmconfig_add_forward(c, a->forwards.v[i], err);
+	}
 	return r == 0 ? make_mac(c, err) : r;
 }
 
@@ -290,6 +311,8 @@ static int start_and_tell(struct spawned *s, const struct vmconfig *c, bool is_a
 		r = spawned_wait_ready(s, engine, reason, err);
 	if (r == 0)
 		cli_note("engine %s: %s", engine, reason);
+	else
+		remove_machine(c); /* made a moment ago, it never ran: nothing is left behind */
 	return r;
 }
 
@@ -561,12 +584,14 @@ int cli_run(int argc, char **argv)
 		r = vmconfig_init(&c, &err);
 		if (r == 0 && image)
 			r = image_load(&im, image, &err);
-		if (r == 0)
+		if (r < 0) {
+			status = cli_fail(&err);
+		} else {
 			r = make_config(&c, &a, image ? &im : NULL, image, &rest, &err);
-		if (r == 0)
-			status = run_config(&c, &a, &rest, image ? &im : NULL, &err);
-		else
-			status = r == -EINVAL ? cli_usage(&run_cmd, &err) : cli_fail(&err);
+			status = r == 0	      ? run_config(&c, &a, &rest, image ? &im : NULL, &err) :
+				 r == -EINVAL ? cli_usage(&run_cmd, &err) :
+						cli_fail(&err);
+		}
 		vmconfig_free(&c);
 		image_free(&im);
 	}
