@@ -69,7 +69,7 @@ static const uint8_t amd_features[] = {
     CPUF_NULL_CLEARS_BASE, CPUF_AUTO_IBRS,  CPUF_SSB_NO,    CPUF_BTC_NO,
     CPUF_SRSO_NO,          CPUF_TSA_SQ_NO,  CPUF_TSA_L1_NO,
 };
-static const uint8_t intel_features[] = {CPUF_SPEC_CTRL, CPUF_STIBP, CPUF_ARCH_CAPS};
+static const uint8_t intel_features[] = {CPUF_SPEC_CTRL, CPUF_STIBP, CPUF_BHI_CTRL, CPUF_ARCH_CAPS};
 
 static const struct model_row {
 	const char *name;
@@ -343,6 +343,10 @@ static void leaf_basic(const struct cpu_model *m, const struct cpuid_env *env, u
 		break;
 	case 6:
 		out->eax = 1u << 2; /* ARAT: the APIC timer never stops */
+		break;
+	case 7:
+		if (subleaf == 0 && m->has[CPUF_BHI_CTRL])
+			out->eax = 2; /* the last subleaf */
 		break;
 	case 0xb:
 		leaf_b(m, env, subleaf, out);

@@ -188,7 +188,13 @@ static bool are_types(uint64_t val, bool is_pat)
 	return true;
 }
 
-static bool is_acceptable(uint8_t check, uint64_t val)
+/* IBRS, STIBP, BHI_DIS_S */
+static bool is_spec_ctrl(const struct dbt_cpu *cpu, uint64_t val)
+{
+	return !(val & ~(cpu_has(&cpu->vm->model, CPUF_BHI_CTRL) ? 0x403ULL : 3ULL));
+}
+
+static bool is_acceptable(const struct dbt_cpu *cpu, uint8_t check, uint64_t val)
 {
 	switch (check) {
 	case CHECK_CANONICAL:
@@ -202,7 +208,7 @@ static bool is_acceptable(uint8_t check, uint64_t val)
 	case CHECK_MTRR_DEF:
 		return !(val & ~0xcffULL) && is_mtrr_type(val & 0xff);
 	case CHECK_SPEC_CTRL:
-		return !(val & ~3ULL); /* IBRS, STIBP */
+		return is_spec_ctrl(cpu, val);
 	case CHECK_MCG_CTL:
 		return val == 0 || val == ~0ULL;
 	default:
@@ -410,7 +416,7 @@ static bool msr_write(struct dbt_cpu *cpu, uint32_t index, uint64_t val)
 		return mtrr_var_write(cpu, index, val);
 	row = find_row(cpu, index);
 	if (row) {
-		if (!is_acceptable(row->check, val))
+		if (!is_acceptable(cpu, row->check, val))
 			return false;
 		*row_value(cpu, row) = val;
 		return true;
