@@ -279,7 +279,8 @@ static bool is_comparable(const struct insn *in)
 	if (in->map == MAP_0F && in->opcode == 0x0d && !in->has_mem)
 		return false;
 	/* VPINSRQ, VPEXTRQ outside of 64-bit mode: W is ignored, or #UD. */
-	if (mode != 64 && in->vex && in->rex_w && (in->desc->id == I_PINSRD || in->desc->id == I_PEXTRD))
+	if (mode != 64 && in->vex == 3 && in->bytes[in->opcode_off - 1] & 0x80 &&
+	    (in->desc->id == I_PINSRD || in->desc->id == I_PEXTRD))
 		return false;
 	return cpu_has(&guest.vm->model, in->desc->feature) &&
 	       (in->desc->kind == INSN_NATIVE || (in->desc->kind == INSN_HAND && is_comparable_hand(in->desc->id)));

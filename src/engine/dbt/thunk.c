@@ -371,6 +371,8 @@ void dbt_fpu_to_mem(struct dbt_cpu *cpu)
 	memcpy(x + FX_FIP, &t->fip, 8);
 	memcpy(x + FX_FDP, &t->fdp, 8);
 	memcpy(x + FX_FOP, &t->fop, 2);
+	if (t->fip || t->fdp || t->fop)
+		x[XS_BV] |= 1; /* not initial, as with these in the registers */
 }
 
 void dbt_fpu_to_regs(struct dbt_cpu *cpu)

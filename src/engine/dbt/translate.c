@@ -875,7 +875,7 @@ static bool decode_run(struct ctx *c)
 		c->off[c->n] = (uint16_t)off;
 		if (off >= 4096)
 			return false;
-		if (insn_decode(in, page + off, 4096 - off, c->bits) != DECODE_OK)
+		if (interp_decode(c->cpu, in, page + off, 4096 - off, c->bits) != DECODE_OK)
 			return true;
 		off += in->len;
 		c->n++;
