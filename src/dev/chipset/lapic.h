@@ -125,6 +125,15 @@ int lapic_ack(struct lapic *l);
 /** lapic_has_intr() - would lapic_ack give a vector? */
 bool lapic_has_intr(const struct lapic *l);
 
+/**
+ * lapic_pv_send_ipi() - KVM_HC_SEND_IPI (Linux Documentation/virt/kvm/x86/hypercalls.rst).
+ * @bitmap: a0, a1: whom, counted from APIC id @min (a2); @width: 64 for callers in 64-bit mode, else 32
+ * @icr: a3: delivery mode and vector
+ * Returns to how many it went, or -EINVAL (shorthand or logical destination).
+ */
+int lapic_pv_send_ipi(struct lapic *l, const uint64_t bitmap[2], unsigned width, uint32_t min,
+		      uint32_t icr);
+
 /** lapic_inject_nmi() - the NMI button: pulse LINT1. */
 void lapic_inject_nmi(struct lapic *l);
 

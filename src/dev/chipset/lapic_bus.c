@@ -160,3 +160,23 @@ void lapic_send_icr(struct lapic *l, uint64_t icr)
 				lapic_accept(b->cpu[i], delivery, vector, false);
 	}
 }
+
+int lapic_pv_send_ipi(struct lapic *l, const uint64_t bitmap[2], unsigned width, uint32_t min,
+		      uint32_t icr)
+{
+	struct lapic_bus *b = l->bus;
+	uint8_t delivery = icr >> 8 & 7, vector = icr & 0xff;
+	int n = 0;
+
+	if (icr & 0xc0800)
+		return -EINVAL;
+	for (unsigned i = 0; i < 2 * width; i++) {
+		uint64_t id = (uint64_t)min + i;
+
+		if (!(bitmap[i / width] >> i % width & 1) || id >= b->n || !b->cpu[id])
+			continue;
+		lapic_accept(b->cpu[id], delivery, vector, false);
+		n++;
+	}
+	return n;
+}

@@ -668,6 +668,23 @@ static void test_x2apic_destinations(void **state)
 	assert_int_equal(takers(0x50), 15);
 }
 
+static void test_pv_ipi(void **state)
+{
+	uint64_t who[2] = {5, 1};
+
+	enable_all();
+	assert_int_equal(lapic_pv_send_ipi(apic[0], who, 64, 0, 0x50), 2);
+	assert_int_equal(takers(0x50), 5);
+	assert_int_equal(lapic_pv_send_ipi(apic[0], who, 32, 1, 0x50), 2);
+	assert_int_equal(takers(0x50), 10);
+	who[0] = who[1] = UINT64_MAX;
+	assert_int_equal(lapic_pv_send_ipi(apic[0], who, 64, UINT32_MAX, 0x50), 0);
+	assert_int_equal(lapic_pv_send_ipi(apic[0], who, 64, 0, 0x850), -EINVAL);
+	assert_int_equal(lapic_pv_send_ipi(apic[0], who, 64, 0, 0x40050), -EINVAL);
+	assert_int_equal(lapic_pv_send_ipi(apic[0], who, 64, 0, 0x400), 4);
+	assert_int_equal(up.nmi[3], 1);
+}
+
 static void test_odd_accesses(void **state)
 {
 	uint64_t v = 0xdead;
@@ -751,7 +768,7 @@ int main(void)
 		T(test_errors), T(test_msi_and_level_eoi), T(test_extint), T(test_timer_one_shot),
 		T(test_timer_periodic), T(test_timer_mode_changes), T(test_tsc_deadline),
 		T(test_apic_base), T(test_x2apic_registers), T(test_x2apic_destinations),
-		T(test_odd_accesses), T(test_exchange), T(test_state_moves),
+		T(test_pv_ipi), T(test_odd_accesses), T(test_exchange), T(test_state_moves),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
