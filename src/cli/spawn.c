@@ -194,15 +194,15 @@ static void take_end(struct spawned *s, json_t *msg)
 
 bool spawned_read(struct spawned *s)
 {
+	bool is_open = read_more(s);
 	json_t *msg;
 
-	if (!read_more(s))
-		return false;
+	/* Also at the end: a short-lived machine's last line can have come together with its first. */
 	while ((msg = take_line(s))) {
 		take_end(s, msg);
 		json_decref(msg);
 	}
-	return true;
+	return is_open;
 }
 
 static int reap(struct spawned *s, int *status)
