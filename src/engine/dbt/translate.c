@@ -260,13 +260,23 @@ static void emit_poll(struct ctx *c, bool live)
 	}
 }
 
-/* Indirect transfer: the target RIP is in rcx.  Nothing follows. */
-static void emit_indirect(struct ctx *c)
+/*
+ * Indirect transfer: the target RIP is in rcx.  Nothing follows.
+ *
+ * A target that is no canonical address is not in the branch table.  xlate_run() finds that out, and takes the
+ * instruction back by gs:exit_info: its offset in the page and what it has added to rsp.
+ * @sp_moved: that sum, or NO_UNDO: not by a branch
+ */
+#define NO_UNDO INT32_MIN
+static void emit_indirect(struct ctx *c, int32_t sp_moved)
 {
 	struct emit *e = &c->e;
+	int32_t info = sp_moved == NO_UNDO ? -1 : (int32_t)((uint32_t)sp_moved << 12 | c->off[c->cur]);
+	uint8_t *miss;
 
 	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
 	if (!c->x->has_bmi2) {
+		emit_store_gs_imm(e, CPU_OFF(exit_info), info, 8);
 		emit_jmp_exec(c, c->x->exit_lookup);
 		return;
 	}
@@ -275,8 +285,12 @@ static void emit_indirect(struct ctx *c)
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	emit_load_gs_idx(c, H_R15, H_R14, CPU_OFF(jc_neg));
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
-	OP(0xe3, 0x05); /* jrcxz hit */
+	OP(0xe3, 0); /* jrcxz hit */
+	miss = e->p;
+	emit_store_gs_imm(e, CPU_OFF(exit_info), info, 8);
 	emit_jmp_exec(c, c->x->exit_lookup);
+	if (!e->is_full)
+		miss[-1] = (uint8_t)(e->p - miss);
 	/* jmp gs:[r14 * 8 + jc_code] */
 	OP(0x65, 0x42, 0xff, 0x24, 0xf5);
 	emit_u32(e, (uint32_t)CPU_OFF(jc_code));
@@ -314,14 +328,14 @@ static void emit_link(struct ctx *c, int cc, uint16_t off)
 	k->link->page_off = off;
 }
 
-/* A direct transfer to RIP = pc_base + @off, taken always. */
-static void emit_goto(struct ctx *c, int32_t off)
+/* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in emit_indirect(). */
+static void emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 {
 	if (off >= 0 && off < 4096) {
 		emit_link(c, -1, (uint16_t)off);
 	} else {
 		emit_rip(c, H_RCX, off);
-		emit_indirect(c);
+		emit_indirect(c, sp_moved);
 	}
 }
 
@@ -496,7 +510,7 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 	if (off >= 0 && off <= c->off[c->cur])
 		emit_poll(c, true);
 	tr_call_push(c, in);
-	emit_goto(c, off);
+	emit_goto(c, off, -(int32_t)c->sp_size);
 	return DONE_END;
 }
 
@@ -526,7 +540,7 @@ static enum done tr_call_ind(struct ctx *c, const struct insn *in)
 	emit_store_gs(&c->e, CPU_OFF(tmp[2]), H_RCX, 8);
 	tr_call_push(c, in);
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[2]), 8);
-	emit_indirect(c);
+	emit_indirect(c, -(int32_t)c->sp_size);
 	return DONE_END;
 }
 
@@ -534,20 +548,21 @@ static enum done tr_jmp_ind(struct ctx *c, const struct insn *in)
 {
 	if (!indirect_target(c, in))
 		return DONE_INTERP;
-	emit_indirect(c);
+	emit_indirect(c, 0);
 	return DONE_END;
 }
 
 static enum done tr_ret(struct ctx *c, const struct insn *in)
 {
 	unsigned size = c->sp_size;
+	int32_t popped = (int32_t)size + (in->imm_len ? (int32_t)(in->imm & 0xffff) : 0);
 
 	if (in->opsize == 2)
 		return DONE_INTERP;
 	emit_check(c, EA_STACK, 0, size, false, true);
 	emit_load_r14(c, H_RCX, size);
-	emit_sp_add(c, (int32_t)size + (in->imm_len ? (int32_t)(in->imm & 0xffff) : 0));
-	emit_indirect(c);
+	emit_sp_add(c, popped);
+	emit_indirect(c, popped);
 	return DONE_END;
 }
 
@@ -559,7 +574,7 @@ static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
 
 	if (off >= 0 && off <= c->off[c->cur])
 		emit_poll(c, true);
-	emit_goto(c, off);
+	emit_goto(c, off, 0);
 	return DONE_END;
 }
 
@@ -575,7 +590,7 @@ static void emit_cond(struct ctx *c, int cc, int32_t off)
 	uint8_t *fix = c->e.p;
 
 	emit_u8(&c->e, 0);
-	emit_goto(c, off);
+	emit_goto(c, off, 0);
 	if (!c->e.is_full)
 		*fix = (uint8_t)(c->e.p - fix - 1);
 }
@@ -615,12 +630,12 @@ static enum done tr_loop(struct ctx *c, const struct insn *in)
 
 		if (!c->e.is_full)
 			skip[-1] = (uint8_t)(c->e.p - skip);
-		emit_goto(c, off);
+		emit_goto(c, off, 0);
 		if (!c->e.is_full)
 			over[-1] = (uint8_t)(c->e.p - over);
 		return DONE_NEXT;
 	}
-	emit_goto(c, off);
+	emit_goto(c, off, 0);
 	if (!c->e.is_full)
 		skip[-1] = (uint8_t)(c->e.p - skip);
 	return DONE_NEXT;
@@ -777,6 +792,9 @@ static enum done tr_insn(struct ctx *c, const struct insn *in)
 
 	if (!cpu_has(&c->cpu->vm->model, d->feature) || !fpu_allowed(c, in))
 		return DONE_INTERP;
+	/* Outside of 64-bit mode a code segment is not writable. */
+	if (c->bits != 64 && in->seg == SEG_CS && in->mem_access & OPND_WRITE)
+		return DONE_INTERP;
 	if (d->kind == INSN_NATIVE)
 		return d->attr & (INSN_BRANCH | INSN_ENDS_BLOCK | INSN_CPL0) ? DONE_INTERP : tr_native(c, in);
 
@@ -831,6 +849,7 @@ static enum done tr_insn(struct ctx *c, const struct insn *in)
 		return tr_cmpxchg_wide(c, in);
 	case I_VZEROUPPER:
 	case I_VZEROALL:
+		return c->bits == 64 ? tr_raw(c, in) : DONE_INTERP; /* else registers 8..15 stay */
 	case I_EMMS:
 	case I_FWAIT:
 	case I_FENCE:
@@ -1057,7 +1076,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 			guest_end = 4096;
 			emit_jmp_cold(c, COLD_INTERP);
 		} else {
-			emit_goto(c, c->off[c->n]);
+			emit_goto(c, c->off[c->n], NO_UNDO);
 		}
 	}
 

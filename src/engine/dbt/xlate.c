@@ -442,8 +442,21 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu)
 
 unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
 {
+	struct x86_state *s = &cpu->s;
+	unsigned exit;
+
 	cpu->xlate->entries++;
-	return cpu->vm->xlate->enter(cpu, b->far_entry);
+	exit = cpu->vm->xlate->enter(cpu, b->far_entry);
+	if (unlikely(exit == XEXIT_LOOKUP && cpu->code_bits == 64 && !mmu_is_canonical(s->rip)) &&
+	    (int32_t)cpu->exit_info != -1) {
+		/* The branch faults, not its target: back to before it (emit_indirect), the interpreter raises. */
+		int32_t info = (int32_t)cpu->exit_info;
+
+		s->rip = cpu->pc_base + (info & 0xfff);
+		s->gpr[R_RSP] -= (uint64_t)(int64_t)(info >> 12);
+		return XEXIT_INTERP;
+	}
+	return exit;
 }
 
 /* ---- host faults in translated code ------------------------------------------------------- */
