@@ -78,11 +78,10 @@ static void conn_put_reply(struct ctl_conn *conn, json_t *reply, const struct er
 	char *text;
 
 	(void)json_object_set_new(obj, "ok", json_boolean(!err));
-	if (err)
-		(void)json_object_set_new(obj, "error", json_string(err->text));
+	if (err && json_object_set_new(obj, "error", json_string(err->text)) < 0)
+		(void)json_object_set_new(obj, "error",
+					  json_string("it failed; the reason names a file that is not UTF-8"));
 	text = json_dumps(obj, JSON_COMPACT);
-	if (!text && err) /* a sentence with a foreign file name that is no UTF-8 */
-		text = strdup("{\"ok\":false,\"error\":\"failed; the reason names a file that is not UTF-8\"}");
 	if (text)
 		bytes_put(&conn->out, text, strlen(text));
 	else
