@@ -159,7 +159,7 @@ static void init_identity(struct cpu_model *m)
 int cpu_model_init(struct cpu_model *m, const char *name, unsigned vcpus, struct error *err)
 {
 	const struct model_row *row = NULL;
-	struct cpu_model new = {.vcpus = vcpus, .phys_bits = 42};
+	struct cpu_model new = {.vcpus = vcpus, .phys_bits = 42, .has_kvm_pv = true};
 
 	for (size_t i = 0; i < ARRAY_SIZE(model_rows); i++)
 		if (!strcmp(name, model_rows[i].name))
@@ -311,6 +311,10 @@ static void leaf_hypervisor(const struct cpu_model *m, uint32_t leaf, struct cpu
 		out->ebx = word_of(name);
 		out->ecx = word_of(name + 4);
 		out->edx = word_of(name + 8);
+		break;
+	case 0x40000001:
+		if (m->has_kvm_pv)
+			out->eax = CPUID_KVM_FEATURES;
 		break;
 	case 0x40000010: /* timing: TSC and APIC bus in kHz */
 		out->eax = m->tsc_khz;

@@ -30,7 +30,7 @@ enum exit_kind {
 	EXIT_MMIO,	/* physical access outside RAM */
 	EXIT_CR8,	/* read or write of the task priority (CR8) */
 	EXIT_MSR,	/* an MSR the machine owns: x2APIC 800H..8FFH, IA32_APIC_BASE, TSC_DEADLINE */
-	EXIT_HYPERCALL, /* VMCALL / VMMCALL: registers are in the state */
+	EXIT_HYPERCALL, /* VMCALL / VMMCALL in ring 0: addr is the number, data the result */
 	EXIT_EOI,	/* only where owns_lapic: EOI of vector addr, seen before as a level MSI (IOAPIC) */
 };
 
@@ -40,6 +40,7 @@ struct vcpu_exit {
 	uint8_t size;	/* PIO: 1 2 4; MMIO: 1..8; others: 8 */
 	uint64_t addr;	/* port, guest-physical address, MSR index, 0 for CR8 */
 	uint64_t data;	/* written, or to be filled by the callee (zero-extended) */
+	uint64_t arg[4]; /* hypercall: rBX, rCX, rDX, rSI */
 };
 
 /* What the machine gives each vCPU. */

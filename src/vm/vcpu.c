@@ -7,8 +7,11 @@
 
 #include "vm/machine_int.h"
 
-/* KVM's paravirtual calling convention (Linux Documentation/virt/kvm/x86/hypercalls.rst). */
+/* KVM's hypercalls (Linux Documentation/virt/kvm/x86/hypercalls.rst). */
 #define KVM_ENOSYS 1000
+#define KVM_HC_VAPIC_POLL_IRQ 1
+#define KVM_HC_SEND_IPI 10
+#define KVM_HC_SCHED_YIELD 11
 
 /* ---- exits: on the vCPU's thread, without engine locks ---- */
 
@@ -50,6 +53,41 @@ static void exit_bus(struct vcpu *v, struct vcpu_exit *x)
 		x->data = bus_read(bus, space, x->addr, x->size);
 }
 
+/* IPIs to the APIC ids min + set bits of the 128-bit map; returns to how many they went. */
+static int64_t send_ipis(struct vcpu *v, const struct vcpu_exit *x)
+{
+	const uint64_t map[2] = { x->arg[0], x->arg[1] };
+	uint32_t icr = (uint32_t)x->arg[3];
+	struct apic_msg msg = { .is_assert = true, .delivery = icr >> 8 & 7, .vector = (uint8_t)icr };
+	int64_t sent = 0;
+
+	if (!v->lapic || (msg.delivery != APIC_FIXED && msg.delivery != APIC_NMI))
+		return -EINVAL;
+	for (unsigned i = 0; i < 128; i++) {
+		if (!(map[i / 64] >> i % 64 & 1))
+			continue;
+		uint64_t dest = (uint64_t)(uint32_t)x->arg[2] + i;
+
+		msg.dest = (uint32_t)dest;
+		if (dest < v->m->ncpus)
+			sent += lapic_bus_deliver(v->m->lapic_bus, &msg);
+	}
+	return sent;
+}
+
+static int64_t hypercall(struct vcpu *v, const struct vcpu_exit *x)
+{
+	switch (x->addr) {
+	case KVM_HC_VAPIC_POLL_IRQ:
+	case KVM_HC_SCHED_YIELD: /* the vCPU leaves its engine for the call: others may run */
+		return 0;
+	case KVM_HC_SEND_IPI:
+		return send_ipis(v, x);
+	default:
+		return -KVM_ENOSYS;
+	}
+}
+
 static int on_exit_locked(struct vcpu *v, struct vcpu_exit *x)
 {
 	v->exits[x->kind]++;
@@ -62,8 +100,8 @@ static int on_exit_locked(struct vcpu *v, struct vcpu_exit *x)
 		return exit_cr8(v, x);
 	case EXIT_MSR:
 		return exit_msr(v, x);
-	case EXIT_HYPERCALL: /* none is offered in CPUID: what KVM answers to an unknown one */
-		x->data = (uint64_t)-KVM_ENOSYS;
+	case EXIT_HYPERCALL:
+		x->data = (uint64_t)hypercall(v, x);
 		return 0;
 	case EXIT_EOI:
 		ioapic_eoi(v->m->ioapic, (uint8_t)x->addr);

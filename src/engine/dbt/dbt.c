@@ -205,7 +205,12 @@ static void dbt_set_intr(struct engine_vcpu *v, bool level)
 
 static void dbt_raise_nmi(struct engine_vcpu *v)
 {
-	ask(cpu_of(v), DBT_REQ_NMI);
+	struct dbt_cpu *cpu = cpu_of(v);
+	uint8_t n = atomic_load(&cpu->nmi_count), limit = cpu->s.nmi_blocked ? 1 : 2;
+
+	while (n < limit && !atomic_compare_exchange_weak(&cpu->nmi_count, &n, n + 1))
+		;
+	ask(cpu, DBT_REQ_NMI);
 }
 
 /* ---- state -------------------------------------------------------------------------------- */
@@ -217,7 +222,7 @@ static void dbt_get_state(struct engine_vcpu *v, struct x86_state *out)
 	dbt_fpu_to_mem(cpu);
 	*out = cpu->s;
 	out->tsc = dbt_rdtsc(cpu);
-	out->nmi_pending = !!(atomic_load_explicit(&cpu->requests, memory_order_seq_cst) & DBT_REQ_NMI);
+	out->nmi_pending = atomic_load(&cpu->nmi_count);
 }
 
 static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, struct error *err)
@@ -228,6 +233,7 @@ static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, stru
 	cpu->s = *in;
 	cpu->s.rflags |= 2;
 	cpu->tsc_offset = (int64_t)(in->tsc - __builtin_ia32_rdtsc());
+	atomic_store(&cpu->nmi_count, MIN(in->nmi_pending, (uint8_t)2));
 	if (in->nmi_pending)
 		ask(cpu, DBT_REQ_NMI);
 	else

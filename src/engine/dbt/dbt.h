@@ -152,6 +152,7 @@ struct dbt_cpu {
 	/* Cold. */
 	struct dbt_ctlb_entry ctlb[DBT_CTLB_SIZE];
 	_Atomic uint64_t requests; /* DBT_REQ_* */
+	_Atomic uint8_t nmi_count; /* NMIs that wait: one in service and one after it, or two (SDM vol. 3 6.7.1) */
 	uint32_t mode_key;	   /* DBT_MODE_*, kept by dbt_mode_changed() */
 	uint8_t cpl;		   /* cached, kept by dbt_mode_changed() */
 	uint8_t code_bits;	   /* 16, 32, 64 */

@@ -156,8 +156,16 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 	}
 	if ((req & DBT_REQ_NMI) && !cpu->s.nmi_blocked && !cpu->s.interrupt_shadow) {
 		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, memory_order_seq_cst);
-		cpu->s.mp_state = MP_RUNNABLE;
-		exc_interrupt(cpu, EXC_NMI, true);
+		uint8_t n = atomic_load(&cpu->nmi_count);
+
+		while (n && !atomic_compare_exchange_weak(&cpu->nmi_count, &n, n - 1))
+			;
+		if (n > 1)
+			atomic_fetch_or(&cpu->requests, DBT_REQ_NMI);
+		if (n) {
+			cpu->s.mp_state = MP_RUNNABLE;
+			exc_interrupt(cpu, EXC_NMI, true);
+		}
 	} else if ((req & DBT_REQ_INTR) && intr_open(cpu)) {
 		dbt_fpu_to_mem(cpu);
 		dbt_run_leave(cpu);

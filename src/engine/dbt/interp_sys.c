@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The table of system-level instructions, and those too small for a file of their own. */
+#include <errno.h>
+
 #include "engine/dbt/sys.h"
 
 static void sys_int(struct dbt_cpu *cpu, const struct insn *in)
@@ -60,12 +62,19 @@ static void sys_mwait(struct dbt_cpu *cpu, const struct insn *in)
 
 static void sys_vmcall(struct dbt_cpu *cpu, const struct insn *in)
 {
-	struct vcpu_exit x = {.kind = EXIT_HYPERCALL, .size = 8};
+	static const uint8_t args[4] = {R_RBX, R_RCX, R_RDX, R_RSI};
+	uint64_t mask = cpu->code_bits == 64 ? ~0ULL : 0xffffffff;
+	struct vcpu_exit x = {.kind = EXIT_HYPERCALL, .size = 8, .addr = cpu->s.gpr[R_RAX] & mask};
 
 	if (!cpu->vm->model.has_kvm_pv)
 		dbt_raise(cpu, EXC_UD);
-	if (dbt_exit(cpu, &x))
+	for (unsigned i = 0; i < 4; i++)
+		x.arg[i] = cpu->s.gpr[args[i]] & mask;
+	if (cpu->cpl != 0)
+		x.data = (uint64_t)-EPERM;
+	else if (dbt_exit(cpu, &x))
 		sys_gp0(cpu);
+	cpu->s.gpr[R_RAX] = x.data & mask;
 }
 
 /* CLZERO: the cache line that rAX points into (APM vol. 3). */

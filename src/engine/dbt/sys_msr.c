@@ -150,7 +150,7 @@ static const struct msr_fixed fixed[] = {
 /* KVM's paravirtual registers (Documentation/virt/kvm/x86/msr.rst), only with its signature. */
 static uint64_t *kvm_msr(struct dbt_cpu *cpu, uint32_t index)
 {
-	if (!cpu->vm->model.has_kvm_pv)
+	if (!cpu->vm->model.has_kvm_msrs)
 		return NULL;
 	switch (index) {
 	case 0x11:
