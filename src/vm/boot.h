@@ -79,6 +79,10 @@ void *boot_place_low(struct boot_map *map, uint64_t len, uint64_t align, gpa_t m
 void *boot_place_high(struct boot_map *map, uint64_t len, uint64_t align, gpa_t min, gpa_t max,
 		      const char *what, gpa_t *gpa, struct error *err);
 
+/** boot_place_bios_stubs() - real-mode vectors (0-400H) and the code in the EBDA they lead to, for guests that
+ * call a BIOS after a direct boot.  Returns 0 or -EFAULT with @err set. */
+int boot_place_bios_stubs(struct guest_ram *ram, struct error *err);
+
 /* ---- loading ---- */
 struct boot_request {
 	struct guest_ram *ram;

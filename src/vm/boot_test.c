@@ -662,6 +662,25 @@ static void test_firmware(void **state)
 	boot_blob_free(&fw);
 }
 
+/* Each real-mode vector leads to an IRET inside the reserved EBDA. */
+static void test_bios_stubs(void **state)
+{
+	struct world *w = *state;
+
+	assert_int_equal(boot_place_bios_stubs(&w->ram, &w->err), 0);
+	for (unsigned v = 0; v < 256; v++) {
+		uint64_t entry = guest(w, 4 * v, 4), gpa = (entry >> 16) * 16 + (entry & 0xffff);
+		unsigned len = 0;
+
+		assert_in_range(gpa, BOOT_EBDA + 1, 0x9ffff);
+		while (guest(w, gpa + len, 1) != 0xcf)
+			assert_true(++len < 16);
+	}
+	assert_int_equal(guest(w, 0x15 * 4, 4), guest(w, 0x13 * 4, 4));
+	assert_int_not_equal(guest(w, 0x12 * 4, 4), guest(w, 0x13 * 4, 4));
+	assert_int_not_equal(guest(w, 0x08 * 4, 4), guest(w, 0x70 * 4, 4));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -677,6 +696,7 @@ int main(void)
 		T(test_damaged),
 		T(test_unknown),
 		T(test_placing),
+		T(test_bios_stubs),
 		cmocka_unit_test(test_blob),
 		cmocka_unit_test(test_firmware),
 	};

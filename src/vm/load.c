@@ -186,6 +186,8 @@ static int load_kernel(struct machine *m, struct error *err)
 		r = place_acpi(m, err);
 	if (r == 0)
 		r = place_bda(m, err);
+	if (r == 0)
+		r = boot_place_bios_stubs(&m->ram, err);
 	return r;
 }
 
