@@ -152,7 +152,8 @@ uint64_t pci_bar_address(const struct pci_dev *d, unsigned idx);
 void pci_dev_reset(struct pci_dev *d);
 void pci_dev_after_load(struct pci_dev *d);
 
-/* Guest accesses to config space (the host bridge calls these); also how firmware code in the machine programs BARs. */
+/* Guest accesses to config space (the host bridge calls these); also how code of the machine that
+ * stands in for firmware programs BARs. */
 uint32_t pci_config_read(struct pci_dev *d, unsigned offset, unsigned size);
 void pci_config_write(struct pci_dev *d, unsigned offset, unsigned size, uint32_t value);
 

@@ -401,8 +401,8 @@ static int check(const void *obj, struct error *err)
 	const int64_t far = SECONDS_MAX * NS_PER_S + MACHINE_NS_MAX;
 
 	if (r->index > 127 || r->seen_ns < 0 || r->seen_ns > MACHINE_NS_MAX ||
-	    r->offset_ns > SECONDS_MAX * NS_PER_S + NS_PER_S || r->offset_ns < -far || (r->ram[R_A] & A_UIP) || (r->ram[R_C] & 0x0f) ||
-	    r->ram[R_D] != D_VALID)
+	    r->offset_ns > SECONDS_MAX * NS_PER_S + NS_PER_S || r->offset_ns < -far ||
+	    (r->ram[R_A] & A_UIP) || (r->ram[R_C] & 0x0f) || r->ram[R_D] != D_VALID)
 		return error_set(err, -EINVAL, "real-time clock state is impossible");
 	return 0;
 }
