@@ -132,7 +132,8 @@ static void test_identity(void **state)
 	r = ask(&m, &reset_env, 0x80000002, 0);
 	assert_memory_equal(&r, "Vivarium Virtual", 16);
 	r = ask(&m, &reset_env, 0x40000000, 0);
-	assert_memory_equal(&r.ebx, "VIVARIUMVIVA", 12);
+	assert_memory_equal(&r.ebx, "KVMKVMKVM\0\0\0", 12); /* whose hypercalls it answers */
+	assert_int_equal(ask(&m, &reset_env, 0x40000001, 0).eax, CPUID_KVM_FEATURES);
 }
 
 static void test_environment(void **state)

@@ -37,7 +37,7 @@ enum exit_kind {
 struct vcpu_exit {
 	enum exit_kind kind;
 	bool is_write;
-	uint8_t size;	/* PIO: 1 2 4; MMIO: 1..8; others: 8 */
+	uint8_t size;	/* PIO: 1 2 4; MMIO: 1..8; hypercall: 4 or 8, of its registers; others: 8 */
 	uint64_t addr;	/* port, guest-physical address, MSR index, 0 for CR8 */
 	uint64_t data;	/* written, or to be filled by the callee (zero-extended) */
 	uint64_t arg[4]; /* hypercall: rBX, rCX, rDX, rSI */

@@ -53,28 +53,6 @@ static void exit_bus(struct vcpu *v, struct vcpu_exit *x)
 		x->data = bus_read(bus, space, x->addr, x->size);
 }
 
-/* IPIs to the APIC ids min + set bits of the 128-bit map; returns to how many they went. */
-static int64_t send_ipis(struct vcpu *v, const struct vcpu_exit *x)
-{
-	const uint64_t map[2] = { x->arg[0], x->arg[1] };
-	uint32_t icr = (uint32_t)x->arg[3];
-	struct apic_msg msg = { .is_assert = true, .delivery = icr >> 8 & 7, .vector = (uint8_t)icr };
-	int64_t sent = 0;
-
-	if (!v->lapic || (msg.delivery != APIC_FIXED && msg.delivery != APIC_NMI))
-		return -EINVAL;
-	for (unsigned i = 0; i < 128; i++) {
-		if (!(map[i / 64] >> i % 64 & 1))
-			continue;
-		uint64_t dest = (uint64_t)(uint32_t)x->arg[2] + i;
-
-		msg.dest = (uint32_t)dest;
-		if (dest < v->m->ncpus)
-			sent += lapic_bus_deliver(v->m->lapic_bus, &msg);
-	}
-	return sent;
-}
-
 static int64_t hypercall(struct vcpu *v, const struct vcpu_exit *x)
 {
 	switch (x->addr) {
@@ -82,7 +60,9 @@ static int64_t hypercall(struct vcpu *v, const struct vcpu_exit *x)
 	case KVM_HC_SCHED_YIELD: /* the vCPU leaves its engine for the call: others may run */
 		return 0;
 	case KVM_HC_SEND_IPI:
-		return send_ipis(v, x);
+		if (!v->lapic)
+			return -KVM_ENOSYS;
+		return lapic_pv_send_ipi(v->lapic, x->arg, x->size * 8, (uint32_t)x->arg[2], (uint32_t)x->arg[3]);
 	default:
 		return -KVM_ENOSYS;
 	}

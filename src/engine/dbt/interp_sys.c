@@ -64,7 +64,8 @@ static void sys_vmcall(struct dbt_cpu *cpu, const struct insn *in)
 {
 	static const uint8_t args[4] = {R_RBX, R_RCX, R_RDX, R_RSI};
 	uint64_t mask = cpu->code_bits == 64 ? ~0ULL : 0xffffffff;
-	struct vcpu_exit x = {.kind = EXIT_HYPERCALL, .size = 8, .addr = cpu->s.gpr[R_RAX] & mask};
+	struct vcpu_exit x = {.kind = EXIT_HYPERCALL, .size = cpu->code_bits == 64 ? 8 : 4,
+			      .addr = cpu->s.gpr[R_RAX] & mask};
 
 	if (!cpu->vm->model.has_kvm_pv)
 		dbt_raise(cpu, EXC_UD);
