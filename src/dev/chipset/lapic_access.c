@@ -252,6 +252,7 @@ static int x2apic_read(const struct lapic *l, unsigned reg, uint64_t *out)
 static int x2apic_write(struct lapic *l, unsigned reg, uint64_t value)
 {
 	uint32_t v = (uint32_t)value, writable;
+	unsigned i;
 
 	if (reg == REG_ICR) {
 		if (v & X2APIC_ICR_RESERVED)
@@ -273,8 +274,11 @@ static int x2apic_write(struct lapic *l, unsigned reg, uint64_t value)
 		writable = 0x1ff;
 		break;
 	case REG_LVT_TIMER ... REG_LVT_ERROR:
-		/* delivery status is read-only, not reserved */
-		writable = lapic_lvt_writable(l, (reg - REG_LVT_TIMER) >> 4) | 0x1000;
+		/* delivery status and remote IRR (of the LINT pins) are read-only, not reserved */
+		i = (reg - REG_LVT_TIMER) >> 4;
+		writable = lapic_lvt_writable(l, i) | 0x1000;
+		if (i == LAPIC_LVT_LINT0 || i == LAPIC_LVT_LINT1)
+			writable |= 0x4000;
 		break;
 	case REG_TMICT:
 		writable = UINT32_MAX;

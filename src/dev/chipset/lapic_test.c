@@ -638,6 +638,9 @@ static void test_x2apic_registers(void **state)
 	assert_int_equal(lapic_msr_write(apic[1], 0x83f, 0x100), -EPERM);
 	assert_int_equal(lapic_msr_write(apic[1], 0x80b, 1), -EPERM);
 	assert_int_equal(lapic_msr_write(apic[1], 0x828, 1), -EPERM);
+	wrmsr(1, 0x835, 0x5700); /* read-only bits of LINT0: ignored (Xen's shutdown) */
+	assert_int_equal(rdmsr(1, 0x835) & ~0x10000ULL, 0x700);
+	assert_int_equal(lapic_msr_write(apic[1], 0x832, 0x4000), -EPERM);
 	wrmsr(1, 0x80f, 0x1ff);
 	wrmsr(1, 0x83f, 0xf1);
 	assert_int_equal(lapic_ack(apic[1]), 0xf1);
