@@ -22,7 +22,7 @@ run: build image
 build:
 	@tools/deps.sh build
 	@[ -f $(BUILD)/build.ninja ] || meson setup $(BUILD) --prefix=$(PREFIX) -Dwerror=false
-	@ninja -C $(BUILD)
+	@ninja -C $(BUILD) viv
 
 image:
 	@tools/deps.sh image

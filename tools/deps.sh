@@ -6,8 +6,9 @@ set -eu
 
 # Every build directory has the unit tests in it, hence cmocka and Zydis.
 build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev libcmocka-dev libzydis-dev"
-# The image is put together by mmdebstrap in a user namespace (uidmap), or directly by root.
-image="mmdebstrap e2fsprogs cpio debian-archive-keyring"
+# The image is put together by mmdebstrap in a user namespace (uidmap, fakeroot), or directly by root.  SeaBIOS
+# starts machines that are given no kernel.
+image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 [ "$(id -u)" = 0 ] || image="$image uidmap fakeroot"
 test="$build $image clang libclang-rt-dev python3 python3-pytest python3-pexpect"
 format="clang-format"

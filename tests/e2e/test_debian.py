@@ -115,6 +115,12 @@ def test_detached_life(viv):
     info = json.loads(viv.ok("info", "--json", "a").stdout)
     assert info["name"] == "a" and info["cpus"] == 2
 
+    viv.ok("exec", "a", "--", "sh", "-c", "echo kept >/root/file", limit=120)
+    viv.ok("stop", "a", limit=180)
+    viv.wait_until(lambda: viv.list()[0]["state"] == "stopped", "the machine is stopped")
+    viv.ok("start", "a")
+    assert viv.ok("exec", "a", "--", "cat", "/root/file", limit=400).stdout == "kept\n", "its disk was not kept"
+
     viv.ok("stop", "a", limit=180)
     viv.wait_until(lambda: viv.list()[0]["state"] == "stopped", "the machine is stopped")
     assert viv.processes() == []
