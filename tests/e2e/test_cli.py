@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line with tiny guests: life of a machine, its ends, what is told, what is left behind."""
+import concurrent.futures
+import json
+import os
+import socket
+import time
+
+import pytest
+
+import guests
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a guest; returns its path."""
+
+    def write(code, name="guest"):
+        path = tmp_path / name
+        path.write_bytes(guests.multiboot(code))
+        return path
+
+    return write
+
+
+def nothing_left(viv):
+    assert viv.list() == []
+    run = viv.home / "run"
+    assert not run.exists() or not list(run.iterdir())
+
+
+# ---- ends of a foreground machine ----
+
+@pytest.mark.parametrize("code, status", [
+    (guests.debug_exit(0), 1),
+    (guests.debug_exit(5), 11),
+    (guests.POWER_OFF, 0),
+])
+def test_exit_status(empty_viv, make, code, status):
+    done = empty_viv.run("run", "--engine", "dbt", "--kernel", make(guests.say("hello\n") + code + guests.SLEEP))
+    assert done.returncode == status, done.stderr
+    assert done.stdout == "hello\n"
+    assert "engine dbt: " in done.stderr
+    nothing_left(empty_viv)
+
+
+def test_no_reboot(empty_viv, make):
+    reset = empty_viv.run("run", "--no-reboot", "--kernel", make(guests.RESET + guests.SLEEP))
+    assert reset.returncode == 0 and "asked for a reset" in reset.stderr
+    fault = empty_viv.run("run", "--no-reboot", "--kernel", make(guests.TRIPLE_FAULT))
+    assert fault.returncode == 1 and "triple fault" in fault.stderr
+    nothing_left(empty_viv)
+
+
+def test_reboot(empty_viv, make):
+    """It comes back as after power-on, as often as it asks."""
+    code = guests.say("boot\n") + guests.RESET + guests.SLEEP
+    child = empty_viv.spawn("run", "--kernel", make(code), limit=60)
+    for _ in range(3):
+        child.expect("boot\r?\n")
+    child.send("\x1d")
+    child.expect("stopped")
+    child.wait()
+    nothing_left(empty_viv)
+
+
+def test_much_output(empty_viv, make):
+    """Nothing of what was written before the end is lost."""
+    # ecx = 300000: { al = '0' + (ecx & 63); out }
+    loop = bytes.fromhex("b9e0930400" "66baf803" "88c8" "243f" "0430" "ee" "e2f7")
+    done = empty_viv.run("run", "--kernel", make(loop + guests.debug_exit(0) + guests.SLEEP))
+    assert len(done.stdout) == 300000
+    assert done.stdout == "".join(chr(48 + (i & 63)) for i in range(300000, 0, -1))
+
+
+# ---- a machine in the background ----
+
+def test_life(empty_viv, make):
+    viv = empty_viv
+    kernel = make(guests.say("up\n") + guests.ECHO)
+    assert viv.ok("run", "--detach", "--name", "a", "--kernel", kernel, "--mem", "16M", "--cpus", "2").stdout == "a\n"
+    one = viv.list()[0]
+    assert (one["name"], one["state"], one["cpus"], one["mem"]) == ("a", "running", 2, 16 << 20)
+    assert "a " in viv.ok("list").stdout
+    viv.fails("run", "--name", "a", "--kernel", kernel, says=["a", "already"])
+    viv.fails("start", "a", says=["running already"])
+    viv.fails("rm", "a", says=["running", "viv stop a"])
+    viv.ok("pause", "a")
+    assert viv.list()[0]["state"] == "paused"
+    viv.fails("pause", "a", says=["already"])
+    before = json.loads(viv.ok("info", "--json", "a").stdout)
+    after = json.loads(viv.ok("info", "--json", "a").stdout)
+    assert before["clock_ns"] == after["clock_ns"] > 0
+    assert len(after["counters"]) == 2
+    viv.ok("resume", "a")
+    viv.ok("reset", "a")
+    viv.wait_until(lambda: json.loads(viv.ok("info", "--json", "a").stdout)["resets"] == 1, "one reset")
+    viv.fails("exec", "a", "--", "true", says=["agent"])
+    viv.ok("stop", "--timeout", "200ms", "a")
+    assert viv.list()[0]["state"] == "stopped"
+    viv.fails("pause", "a", says=["not running", "viv start a"])
+    viv.ok("start", "a")
+    assert viv.list()[0]["state"] == "running"
+    viv.ok("rm", "--force", "a")
+    nothing_left(viv)
+
+
+def test_killed(empty_viv, make):
+    """A machine whose process was killed counts as stopped, and starts again."""
+    viv = empty_viv
+    viv.ok("run", "--detach", "--name", "a", "--kernel", make(guests.SLEEP))
+    os.kill(viv.list()[0]["pid"], 9)
+    viv.wait_until(lambda: viv.list()[0]["state"] == "stopped", "stopped")
+    assert (viv.home / "run" / "a" / "control.sock").exists()  # stale
+    viv.ok("start", "a")
+    assert viv.list()[0]["state"] == "running"
+    viv.ok("rm", "-f", "a")
+    nothing_left(viv)
+
+
+def test_console(empty_viv, make):
+    viv = empty_viv
+    viv.ok("run", "--detach", "--name", "a", "--kernel", make(guests.say("greeting\n") + guests.ECHO))
+    first, second = viv.spawn("console", "a", limit=30), viv.spawn("console", "a", limit=30)
+    for child in (first, second):
+        child.expect("Ctrl-] leaves")
+        child.expect("greeting")
+    first.send("typed")
+    for child in (first, second):
+        child.expect("typed")
+    first.send("\x1d")
+    first.expect_exact("\n")
+    first.wait()
+    assert first.exitstatus == 0
+    assert viv.list()[0]["state"] == "running"
+    viv.ok("stop", "--force", "a")
+    second.expect("the machine ended")
+
+
+def test_control_socket_is_private(empty_viv, make):
+    viv = empty_viv
+    viv.ok("run", "--detach", "--name", "a", "--kernel", make(guests.SLEEP))
+    path = viv.home / "run" / "a" / "control.sock"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    directory = os.open(path.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as rude:
+        rude.connect(f"/proc/self/fd/{directory}/control.sock")
+        rude.sendall(b'{"cmd": "sta')  # and not a byte more
+        start = time.monotonic()
+        assert viv.list()[0]["state"] == "running"
+        assert time.monotonic() - start < 5
+    os.close(directory)
+    viv.ok("rm", "-f", "a")
+
+
+def test_same_name_at_once(empty_viv, make):
+    viv, kernel = empty_viv, make(guests.SLEEP)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: viv.run("run", "--detach", "--name", "a", "--kernel", kernel), range(4)))
+    assert sorted(d.returncode for d in done) == [0, 1, 1, 1]
+    assert len(viv.list()) == 1
+    viv.ok("rm", "-f", "a")
+
+
+# ---- bad input: one sentence, status 1, nothing left ----
+
+def test_bad_files(empty_viv, tmp_path, make):
+    viv = empty_viv
+    kernel, junk, empty = make(guests.SLEEP), tmp_path / "junk", tmp_path / "empty"
+    junk.write_bytes(b"x" * 5000)
+    empty.write_bytes(b"")
+    short = tmp_path / "short"
+    short.write_bytes(kernel.read_bytes()[:20])
+    for bad in ("/nonexistent", junk, empty, tmp_path, "/dev/zero", short):
+        viv.fails("run", "--kernel", bad, says=[bad])
+    viv.fails("run", "--kernel", kernel, "--initrd", "/nonexistent", says=["/nonexistent"])
+    viv.fails("run", "--kernel", kernel, "--disk", "/nonexistent", says=["/nonexistent"])
+    viv.fails("run", "--kernel", kernel, "--disk", f"{empty}", says=[empty])
+    viv.fails("run", "--firmware", junk, says=[junk])
+    viv.fails("run", "nosuchimage", says=["nosuchimage", "viv image build"])
+    viv.fails("run", "--cpu", "z80", "--kernel", kernel, says=["z80"])
+    nothing_left(viv)
+
+
+def test_disk_in_use(empty_viv, tmp_path, make):
+    viv, disk = empty_viv, tmp_path / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    kernel = make(guests.SLEEP)
+    viv.ok("run", "--detach", "--name", "a", "--kernel", kernel, "--disk", disk)
+    viv.fails("run", "--kernel", kernel, "--disk", disk, says=[disk])
+    assert viv.names() == ["a"]
+    viv.ok("rm", "-f", "a")
+
+
+def test_bad_usage(empty_viv, make):
+    viv = empty_viv
+    for args in ([], ["nosuchverb"], ["run", "--nosuch"], ["run", "a", "b"], ["run", "--cpus", "0"],
+                 ["run", "--mem", "lots"], ["run", "a", "--"], ["stop"], ["exec", "a"], ["image", "frob"],
+                 ["run", "--detach", "a", "--", "true"], ["run", "--net", "moon"], ["run", "--engine", "qemu"],
+                 ["run", "--disk", "f,frob"], ["run", "--name", "../x", "--kernel", make(guests.SLEEP)]):
+        done = viv.run(*args)
+        assert done.returncode == 2, (args, done.returncode, done.stderr)
+        assert done.stderr
+    assert "did you mean \"console\"" in viv.run("consle").stderr
+    nothing_left(viv)
+
+
+def test_unknown_machine(empty_viv):
+    for verb in (["stop"], ["pause"], ["resume"], ["reset"], ["rm"], ["start"], ["info"], ["console"]):
+        empty_viv.fails(*verb, "nobody", says=["nobody"])
+    empty_viv.fails("exec", "nobody", "--", "true", says=["nobody"])
+
+
+# ---- the verbs that tell ----
+
+def test_help(empty_viv):
+    text = empty_viv.ok("help").stdout
+    verbs = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+    assert {"run", "list", "doctor"} <= set(verbs) and "vm" not in verbs
+    for verb in verbs:
+        shown = empty_viv.ok("help", verb).stdout
+        assert f"viv {verb}" in shown
+        assert shown == empty_viv.ok(verb, "--help").stdout
+
+
+def test_version(empty_viv):
+    version = json.loads(empty_viv.ok("version", "--json").stdout)["version"]
+    assert empty_viv.ok("--version").stdout == f"viv {version}\n"
+
+
+def test_doctor(empty_viv):
+    told = json.loads(empty_viv.ok("doctor", "--json").stdout)
+    assert told["ok"] is True
+    engines = {e["name"]: e for e in told["engines"]}
+    assert engines["dbt"]["usable"] and engines["dbt"]["mips"] > 0
+    assert engines["kvm"]["reason"]
+    assert told["engine"] in engines
+    assert "engine dbt" in empty_viv.ok("doctor").stdout
