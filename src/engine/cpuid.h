@@ -29,17 +29,16 @@ struct cpuid_regs {
 };
 
 /*
- * What KVM's leaf 40000001H shows (Documentation/virt/kvm/x86/cpuid.rst): no delay at I/O ports, IPIs by
- * hypercall, yield by hypercall.
+ * What KVM's leaf 40000001H shows (Documentation/virt/kvm/x86/cpuid.rst): no delay at I/O ports, the clock at its
+ * present registers, IPIs by hypercall, yield by hypercall, a clock stable over all CPUs.
  */
-#define CPUID_KVM_FEATURES (1u << 1 | 1u << 11 | 1u << 13)
+#define CPUID_KVM_FEATURES (1u << 1 | 1u << 3 | 1u << 11 | 1u << 13 | 1u << 24)
 
 struct cpu_model {
 	const char *name;		/* "host", "x86-64-v2", "x86-64-v3" */
 	char vendor[13];		/* the host's: instructions run natively */
 	bool is_amd;			/* which vendor's leaves and MSRs are shown */
-	bool has_kvm_pv;		/* KVM's signature and hypercalls (CPUID_KVM_FEATURES) */
-	bool has_kvm_msrs;		/* its clock, steal time and EOI registers, too */
+	bool has_kvm_pv;		/* KVM's signature, clock and hypercalls */
 	bool has_fpu_error_pointers;	/* AMD: FXRSTOR always restores FIP, FDP (host's) */
 	uint32_t signature;		/* leaf 1 EAX: family, model, stepping of the host */
 	char brand[48];			/* leaves 80000002H..4H, zero-padded */

@@ -92,6 +92,7 @@ static int power_on_state(struct machine *m, struct error *err)
 {
 	struct load_call c = { .tsc_offset = -(int64_t)__rdtsc(), .err = err };
 
+	m->has_kvmclock = false;
 	pc_reset(m);
 	int r = load_boot(m, err);
 

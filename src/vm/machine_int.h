@@ -76,6 +76,9 @@ struct machine {
 	void *rom; /* firmware's region */
 	struct loop *loop;
 	struct vclock clock;
+	/* kvmclock: what the clock read at which TSC; since the last reset */
+	bool has_kvmclock;
+	uint64_t kvmclock_tsc, kvmclock_ns;
 	struct vclock host_clock; /* never stops: time-outs of people */
 
 	/* boot */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "vm/kvmclock.h"
 #include "vm/machine_int.h"
 
 /* KVM's hypercalls (Linux Documentation/virt/kvm/x86/hypercalls.rst). */
@@ -22,6 +23,8 @@ static bool is_lapic_msr(uint64_t msr)
 
 static int exit_msr(struct vcpu *v, struct vcpu_exit *x)
 {
+	if (kvmclock_is_msr(x->addr) && x->is_write)
+		return kvmclock_msr_write(v, x->addr, x->data);
 	if (!v->lapic || !is_lapic_msr(x->addr))
 		return -EPERM;
 	if (x->is_write)

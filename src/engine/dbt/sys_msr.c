@@ -147,24 +147,16 @@ static const struct msr_fixed fixed[] = {
     // clang-format on
 };
 
-/* KVM's paravirtual registers (Documentation/virt/kvm/x86/msr.rst), only with its signature. */
+/* KVM's clock registers (Documentation/virt/kvm/x86/msr.rst): those that CPUID shows, no others. */
 static uint64_t *kvm_msr(struct dbt_cpu *cpu, uint32_t index)
 {
-	if (!cpu->vm->model.has_kvm_msrs)
+	if (!cpu->vm->model.has_kvm_pv)
 		return NULL;
 	switch (index) {
-	case 0x11:
 	case 0x4b564d00:
 		return &cpu->s.kvm_wall_clock;
-	case 0x12:
 	case 0x4b564d01:
 		return &cpu->s.kvm_system_time;
-	case 0x4b564d02:
-		return &cpu->s.kvm_async_pf;
-	case 0x4b564d03:
-		return &cpu->s.kvm_steal_time;
-	case 0x4b564d04:
-		return &cpu->s.kvm_pv_eoi;
 	default:
 		return NULL;
 	}
@@ -425,8 +417,12 @@ static bool msr_write(struct dbt_cpu *cpu, uint32_t index, uint64_t val)
 	if (f)
 		return f->can_be_written;
 	kvm = kvm_msr(cpu, index);
-	if (kvm)
+	if (kvm) {
+		struct vcpu_exit x = {.kind = EXIT_MSR, .is_write = true, .size = 8, .addr = index, .data = val};
+
 		*kvm = val;
+		dbt_exit(cpu, &x); /* the machine fills the guest's structure */
+	}
 	return kvm;
 }
 
