@@ -567,8 +567,9 @@ static bool is_canonical(uint64_t va)
 /* May the process touch [va, +len) without harm?  The arena with its guard pages, or no address at all. */
 static bool is_harmless(uint64_t va, uint64_t len)
 {
-	if (mode != 64) /* nothing else of the process lies below 4G */
-		return va + len <= 0xfffff000 && va <= 0xfffff000 && (va + len <= CODE_VA - 4096 || va >= CODE_VA + 0x20000);
+	/* Nothing else of the process lies below 2G; above is AddressSanitizer's shadow, where there is one. */
+	if (mode != 64)
+		return va + len <= 0x70000000 && va <= 0x70000000 && (va + len <= CODE_VA - 4096 || va >= CODE_VA + 0x20000);
 	if (!is_canonical(va) && !is_canonical(va + len))
 		return true;
 	return va >= ARENA_VA - 4096 && va + len <= ARENA_VA + ARENA_BYTES + 4096;
