@@ -779,7 +779,7 @@ static bool fpu_allowed(const struct ctx *c, const struct insn *in)
 {
 	uint32_t a = in->desc->attr;
 
-	if ((a & (INSN_X87 | INSN_MMX)) && (c->key & DBT_MODE_NO_FPU))
+	if ((a & (INSN_X87 | INSN_MMX) || in->desc->id == I_FWAIT) && (c->key & DBT_MODE_NO_FPU))
 		return false;
 	if ((a & INSN_SSE) && (c->key & DBT_MODE_NO_SSE))
 		return false;
