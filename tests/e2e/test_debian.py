@@ -85,7 +85,8 @@ def test_network(viv):
 
 
 def test_run_command(viv):
-    done = viv.run("run", "debian", "--", "sh", "-c", "uname -s; echo to-stderr >&2; exit 7", limit=400)
+    script = "uname -s; echo to-stderr >&2; ip -4 route | grep -q ^default && exit 7"
+    done = viv.run("run", "debian", "--", "sh", "-c", script, limit=400)
     assert done.returncode == 7, done.stderr
     assert done.stdout == "Linux\n", "standard output is the command's own and nothing else"
     assert "to-stderr" in done.stderr
