@@ -206,7 +206,12 @@ static void dbt_set_intr(struct engine_vcpu *v, bool level)
 static void dbt_raise_nmi(struct engine_vcpu *v)
 {
 	struct dbt_cpu *cpu = cpu_of(v);
-	uint8_t n = atomic_load(&cpu->nmi_count), limit = cpu->s.nmi_blocked ? 1 : 2;
+	/*
+	 * In this order: the vCPU takes one off the count before it is blocked, so that a limit of 1 never
+	 * meets the count of before.
+	 */
+	uint8_t limit = *(volatile uint8_t *)&cpu->s.nmi_blocked ? 1 : 2;
+	uint8_t n = atomic_load(&cpu->nmi_count);
 
 	while (n < limit && !atomic_compare_exchange_weak(&cpu->nmi_count, &n, n + 1))
 		;
