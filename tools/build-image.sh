@@ -50,7 +50,7 @@ out=$store/$name
 # ---- what goes in ----
 mapfile -t packages < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$parts/packages")
 
-# The host's own Debian mirrors for this suite, as its apt knows them; else Debian's.
+# The host's own Debian mirrors for this suite, as its apt knows them.
 mirrors()
 {
 	local lines=
@@ -65,9 +65,8 @@ mirrors()
 				if ($4 == "main") print "deb [signed-by=" k "] " $2, $3, $4 }' | sort -u)
 	fi
 	if ! grep -q " $suite main\$" <<<"$lines"; then
-		lines="deb [signed-by=$keyring] http://deb.debian.org/debian $suite main
-deb [signed-by=$keyring] http://deb.debian.org/debian $suite-updates main
-deb [signed-by=$keyring] http://deb.debian.org/debian-security $suite-security main"
+		echo "build-image: this host's apt knows no mirror of Debian $suite: name one with VIV_IMAGE_MIRROR=URL" >&2
+		return 1
 	fi
 	echo "$lines"
 }
