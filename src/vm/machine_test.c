@@ -488,16 +488,27 @@ static void test_sipi(void **state)
 		nap();
 	assert_int_equal(ap_started, 0x1200u << 16);
 	assert_int_equal(cpus[1]->runs, 0); /* nobody called it */
-	assert_int_equal(cpus[2]->s.mp_state, MP_RUNNABLE);
 
 	/* INIT takes it back, whatever it does; the TSC goes on as it was. */
+	pthread_mutex_lock(machine_lock(w.m));
 	int64_t offset = cpus[2]->tsc_offset;
+
+	assert_int_equal(cpus[2]->s.mp_state, MP_RUNNABLE);
+	pthread_mutex_unlock(machine_lock(w.m));
 
 	mmio(cpus[0], 0xfee00310, true, 2u << 24);
 	mmio(cpus[0], 0xfee00300, true, 0x4500); /* INIT, assert */
-	while (cpus[2]->s.mp_state != MP_WAIT_SIPI)
+	unsigned mp_state;
+
+	do { /* CPU 2's thread loads it under the lock */
 		nap();
+		pthread_mutex_lock(machine_lock(w.m));
+		mp_state = cpus[2]->s.mp_state;
+		pthread_mutex_unlock(machine_lock(w.m));
+	} while (mp_state != MP_WAIT_SIPI);
+	pthread_mutex_lock(machine_lock(w.m));
 	assert_int_equal(cpus[2]->tsc_offset, offset);
+	pthread_mutex_unlock(machine_lock(w.m));
 	locked(&w, do_quit);
 	expect_end(&w, END_STOPPED, 0);
 }
