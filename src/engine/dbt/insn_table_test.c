@@ -3,13 +3,14 @@
  * Properties that every row of the instruction table has.  The rows are the decoder's own, so its source is
  * included here instead of linked.
  */
+#include "engine/dbt/interp.h"
+
 #include "base/unit.h"
 
 #include <stdlib.h>
 
 #include "base/util.h"
 #include "engine/dbt/decode.c"
-#include "engine/dbt/interp.h"
 
 #define FOR_EACH_ROW(row)                                                                                     \
 	for (const struct insn_row *row = insn_rows; row < insn_rows + ARRAY_SIZE(insn_rows); row++)
