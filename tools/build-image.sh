@@ -65,8 +65,7 @@ mirrors()
 				if ($4 == "main") print "deb [signed-by=" k "] " $2, $3, $4 }' | sort -u)
 	fi
 	if ! grep -q " $suite main\$" <<<"$lines"; then
-		echo "build-image: this host's apt knows no mirror of Debian $suite: name one with VIV_IMAGE_MIRROR=URL" >&2
-		return 1
+		fail "this host's apt knows no mirror of Debian $suite: run apt-get update, or name one with VIV_IMAGE_MIRROR=URL"
 	fi
 	echo "$lines"
 }

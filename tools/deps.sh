@@ -43,12 +43,20 @@ for p in $want; do
 	case " $missing " in *" $p "*) continue ;; esac
 	printf '%s\n' "$have" | grep -Eq "^installed (.*[ ,])?$p([ ,(].*)?$" || missing="$missing $p"
 done
-[ -n "$missing" ] || exit 0
+
+# The image comes from the mirrors that apt knows; it knows none before its first update.
+need_lists=
+case " $* " in
+*" image "* | *" test "*)
+	[ -n "$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null)" ] || need_lists=1
+	;;
+esac
+[ -n "$missing$need_lists" ] || exit 0
 
 sudo=
 if [ "$(id -u)" != 0 ]; then
 	command -v sudo >/dev/null ||
-		fail "missing packages:$missing; there is no sudo here, so as root run: apt-get install$missing"
+		fail "there is no sudo here; as root run: apt-get update && apt-get install$missing"
 	sudo=sudo
 fi
 
@@ -65,8 +73,9 @@ step()
 }
 
 # With sudo the password is asked for here, on the terminal, not inside a step whose input is closed.
-[ -z "$sudo" ] || sudo -v || fail "sudo refused; as root run: apt-get install$missing"
+[ -z "$sudo" ] || sudo -v || fail "sudo refused; as root run: apt-get update && apt-get install$missing"
 step "reading the package lists" apt-get -q -o DPkg::Lock::Timeout=600 update
+[ -n "$missing" ] || { rm -f "$log"; exit 0; }
 # shellcheck disable=SC2086
 step "installing$missing" apt-get -q -y -o DPkg::Lock::Timeout=600 install --no-install-recommends $missing
 rm -f "$log"

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "base/util.h"
+#include "engine/dbt/interp.h" /* first: it renames memcpy and memset, which decode.c uses */
 #include "engine/dbt/decode.c"
 
 #define FOR_EACH_ROW(row)                                                                                     \
