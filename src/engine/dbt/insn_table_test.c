@@ -3,8 +3,6 @@
  * Properties that every row of the instruction table has.  The rows are the decoder's own, so its source is
  * included here instead of linked.
  */
-#include "engine/dbt/interp.h"
-
 #include "base/unit.h"
 
 #include <stdlib.h>
