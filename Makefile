@@ -34,6 +34,7 @@ test:
 
 install: build
 	@meson configure $(BUILD) --prefix=$(PREFIX)
+	@ninja -C $(BUILD) viv
 	@meson install -C $(BUILD) --no-rebuild
 
 format:
