@@ -277,6 +277,12 @@ static uint32_t compare(struct pair *p, const uint8_t *bytes, unsigned mode)
 			return 1u << A_WE_ACCEPT;
 		if (ZYAN_SUCCESS(p->zr))
 			return 1u << A_WE_REFUSE;
+		/*
+		 * Where the opcode is the 15th byte and does not exist, Zydis refuses it unseen of its ModRM; the
+		 * CPU fetches that first and raises #GP (67 67 67 41 2e 48 65 65 2e 41 2e c4 41 40 7e: so on Zen 5).
+		 */
+		if (p->r == DECODE_LONG && p->zr == ZYDIS_STATUS_DECODING_ERROR)
+			return 0;
 		return (p->r == DECODE_LONG) != (p->zr == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) ? 1u << A_TOO_LONG : 0;
 	}
 	if (ZYAN_FAILED(ZydisDecoderDecodeOperands(decoder, &ctx, &p->z, p->op, p->z.operand_count)))
