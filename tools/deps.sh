@@ -11,7 +11,7 @@ build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev 
 # starts machines that are given no kernel.
 image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 [ "$(id -u)" = 0 ] || image="$image uidmap fakeroot"
-test="$build $image clang libclang-rt-dev python3 python3-pytest python3-pexpect"
+test="$build $image clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
 format="clang-format"
 
 fail()

@@ -13,7 +13,7 @@
 
 static void error_prefixes_and_truncates(void **state)
 {
-	struct error e = {0};
+	struct error e = { 0 };
 
 	assert_int_equal(error_set(&e, -ENOENT, "cannot open %s", "x\ny"), -ENOENT);
 	assert_string_equal(e.text, "cannot open x?y");
@@ -45,7 +45,7 @@ static void error_prefixes_and_truncates(void **state)
 
 static void bytes_round_trip(void **state)
 {
-	struct bytes b = {0};
+	struct bytes b = { 0 };
 
 	bytes_put_u8(&b, 1);
 	bytes_put_u16(&b, 0x203);
@@ -58,7 +58,7 @@ static void bytes_round_trip(void **state)
 	assert_int_equal(b.len, 1 + 2 + 4 + 8 + 3 + 8);
 	assert_int_equal(b.data[1], 3); /* little-endian */
 
-	struct byte_reader r = {.data = b.data, .len = b.len};
+	struct byte_reader r = { .data = b.data, .len = b.len };
 	char text[8];
 	assert_int_equal(bytes_get_u8(&r), 1);
 	assert_int_equal(bytes_get_u16(&r), 0x203);
@@ -80,15 +80,15 @@ static void bytes_round_trip(void **state)
 
 static void bytes_read_past_end_gives_zeros(void **state)
 {
-	uint8_t data[4] = {1, 2, 3, 4};
-	struct byte_reader r = {.data = data, .len = 4};
-	uint8_t out[8] = {9, 9, 9, 9, 9, 9, 9, 9}, zero[8] = {0};
+	uint8_t data[4] = { 1, 2, 3, 4 };
+	struct byte_reader r = { .data = data, .len = 4 };
+	uint8_t out[8] = { 9, 9, 9, 9, 9, 9, 9, 9 }, zero[8] = { 0 };
 
 	assert_int_equal(bytes_get_u16(&r), 0x201);
 	assert_false(bytes_get(&r, out, 3));
 	assert_memory_equal(out, zero, 3);
 	assert_int_equal(bytes_get_u16(&r), 0); /* failed stays failed */
-	r = (struct byte_reader){.data = data, .len = 4};
+	r = (struct byte_reader){ .data = data, .len = 4 };
 	assert_false(bytes_get(&r, out, 8));
 	assert_memory_equal(out, zero, 8);
 }
@@ -102,7 +102,7 @@ static void *failing_realloc(void *p, size_t len)
 static void bytes_failed_growth_sticks(void **state)
 {
 	for (fail_at = 1; fail_at <= 4; fail_at++) {
-		struct bytes b = {0};
+		struct bytes b = { 0 };
 		ncalls = 0;
 		host.realloc = failing_realloc;
 		for (unsigned i = 0; i < 300; i++)

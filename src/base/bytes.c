@@ -81,7 +81,7 @@ void bytes_printf(struct bytes *b, const char *fmt, ...)
 void bytes_free(struct bytes *b)
 {
 	free(b->data);
-	*b = (struct bytes){0};
+	*b = (struct bytes){ 0 };
 }
 
 bool bytes_get(struct byte_reader *r, void *dst, size_t len)

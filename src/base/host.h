@@ -36,7 +36,7 @@ struct host_calls {
 	void *(*realloc)(void *p, size_t len);
 };
 
-extern struct host_calls host;		   /* what is called; the real ones unless a test says otherwise */
+extern struct host_calls host; /* what is called; the real ones unless a test says otherwise */
 extern const struct host_calls host_calls_real;
 
 #endif

@@ -8,12 +8,12 @@
 #include "base/log.h"
 
 #define RATE_MAX_PER_WINDOW 10
-#define RATE_WINDOW_NS 1000000000
+#define RATE_WINDOW_NS	    1000000000
 
 static _Atomic int log_threshold = LOG_WARN;
 static _Atomic int log_fd = STDERR_FILENO;
 
-static const char *const level_names[] = {"error", "warning", "info", "debug", "trace"};
+static const char *const level_names[] = { "error", "warning", "info", "debug", "trace" };
 
 void log_set_level(enum log_level level)
 {

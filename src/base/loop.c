@@ -30,7 +30,7 @@
 #include "base/host.h"
 #include "base/loop.h"
 
-#define NS_PER_S 1000000000LL
+#define NS_PER_S	 1000000000LL
 #define EVENTS_PER_ROUND 64
 #define TIMERS_PER_ROUND 256
 
@@ -198,7 +198,7 @@ int loop_create(struct loop **out, pthread_mutex_t *lock, struct error *err)
 	l->timer_fd = host.timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (l->timer_fd < 0)
 		goto fail;
-	struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &l->event_fd};
+	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = &l->event_fd };
 	if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, l->event_fd, &ev))
 		goto fail;
 	ev.data.ptr = &l->timer_fd;
@@ -263,7 +263,7 @@ int loop_post(struct loop *l, void (*fn)(void *arg), void *arg)
 
 	if (!p)
 		return -ENOMEM;
-	*p = (struct post){fn, arg, NULL};
+	*p = (struct post){ fn, arg, NULL };
 	pthread_mutex_lock(&l->mutex);
 	*l->posts_tail = p;
 	l->posts_tail = &p->next;
@@ -280,9 +280,9 @@ struct loop_fd *loop_fd_add(struct loop *l, int fd, unsigned events, loop_fd_fn 
 
 	if (!w)
 		return NULL;
-	*w = (struct loop_fd){.loop = l, .fd = fd, .events = events, .fn = fn, .arg = arg};
+	*w = (struct loop_fd){ .loop = l, .fd = fd, .events = events, .fn = fn, .arg = arg };
 	if (events) {
-		struct epoll_event ev = {.events = events, .data.ptr = w};
+		struct epoll_event ev = { .events = events, .data.ptr = w };
 		if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, fd, &ev)) {
 			int e = errno;
 			free(w);
@@ -305,7 +305,7 @@ void loop_fd_modify(struct loop_fd *w, unsigned events)
 	if (w->events == events)
 		return;
 	int op = !events ? EPOLL_CTL_DEL : !w->events ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
-	struct epoll_event ev = {.events = events, .data.ptr = w};
+	struct epoll_event ev = { .events = events, .data.ptr = w };
 	int r = epoll_ctl(w->loop->epoll_fd, op, w->fd, &ev);
 	/* Adding again may lack memory for the watch: the descriptor then stays silent, and the
 	 * next modify tries again. */
@@ -351,8 +351,7 @@ static void heap_sift(struct clock_heap *h, size_t pos, struct vtimer *t)
 		size_t child = 2 * pos + 1;
 		if (child >= h->n)
 			break;
-		if (child + 1 < h->n &&
-		    h->timers[child + 1]->deadline_ns < h->timers[child]->deadline_ns)
+		if (child + 1 < h->n && h->timers[child + 1]->deadline_ns < h->timers[child]->deadline_ns)
 			child++;
 		if (h->timers[child]->deadline_ns >= t->deadline_ns)
 			break;
@@ -403,7 +402,7 @@ static void program_timer(struct loop *l, bool only_earlier)
 		at = MAX(at, (int64_t)1); /* 0 would disarm */
 	if (at == l->programmed_ns || (only_earlier && at > l->programmed_ns))
 		return;
-	struct itimerspec its = {0};
+	struct itimerspec its = { 0 };
 	if (at != INT64_MAX) {
 		its.it_value.tv_sec = at / NS_PER_S;
 		its.it_value.tv_nsec = at % NS_PER_S;
@@ -443,7 +442,8 @@ struct vtimer *vtimer_create(struct loop *l, struct vclock *clk, void (*fn)(void
 	h->ncreated++;
 	pthread_mutex_unlock(&l->mutex);
 	*t = (struct vtimer){
-		.loop = l, .heap = h, .deadline_ns = INT64_MAX, .pos = NOT_IN_HEAP, .fn = fn, .arg = arg};
+		.loop = l, .heap = h, .deadline_ns = INT64_MAX, .pos = NOT_IN_HEAP, .fn = fn, .arg = arg
+	};
 	return t;
 fail:
 	pthread_mutex_unlock(&l->mutex);

@@ -77,7 +77,7 @@ void vtimer_arm(struct vtimer *t, int64_t deadline_ns);
 void vtimer_cancel(struct vtimer *t);
 bool vtimer_is_armed(const struct vtimer *t);
 int64_t vtimer_deadline_ns(const struct vtimer *t); /* INT64_MAX when not armed */
-void vtimer_destroy(struct vtimer *t); /* NULL is fine */
+void vtimer_destroy(struct vtimer *t);		    /* NULL is fine */
 /** loop_clock_changed() - a vclock started, stopped or jumped: re-evaluate the timers. */
 void loop_clock_changed(struct loop *l);
 

@@ -131,7 +131,7 @@ static void timers_fire_in_order(void **state)
 {
 	struct fix *f = *state;
 
-	fired = (struct fired){.f = f};
+	fired = (struct fired){ .f = f };
 	for (intptr_t i = 0; i < 4; i++) {
 		fired.t[i] = vtimer_create(f->loop, &f->clk, on_timer, (void *)i);
 		assert_non_null(fired.t[i]);
@@ -185,7 +185,7 @@ static void timers_random_against_sorted_list(void **state)
 	unsigned seed = 4711;
 	int expected = 0;
 
-	fired = (struct fired){.f = f};
+	fired = (struct fired){ .f = f };
 	for (intptr_t i = 0; i < N; i++) {
 		t[i] = vtimer_create(f->loop, &f->clk, on_timer, (void *)i);
 		want[i] = INT64_MAX;
@@ -257,7 +257,7 @@ static void on_readable(void *arg, int fd, unsigned events)
 static void endless_timer_does_not_starve(void **state)
 {
 	struct fix *f = *state;
-	struct fired x = {.f = f};
+	struct fired x = { .f = f };
 	int sv[2], nread = 0;
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sv), 0);
@@ -302,7 +302,7 @@ static void on_readable_remove_all(void *arg, int fd, unsigned events)
 static void removal_inside_callbacks(void **state)
 {
 	struct fix *f = *state;
-	struct killer k = {.n = 0};
+	struct killer k = { .n = 0 };
 	int sv[2][2];
 
 	for (int i = 0; i < 2; i++) {
@@ -429,7 +429,7 @@ static void on_timer_stop(void *arg)
 static void arming_from_another_thread_wakes(void **state)
 {
 	struct fix *f = *state;
-	struct fired x = {.f = f};
+	struct fired x = { .f = f };
 	pthread_t th;
 
 	vclock_start(&f->clk);
@@ -448,7 +448,7 @@ static void several_clocks(void **state)
 
 	vclock_init(&other);
 	vclock_set(&other, -1000 * MS);
-	fired = (struct fired){.f = f};
+	fired = (struct fired){ .f = f };
 	fired.t[0] = vtimer_create(f->loop, &f->clk, on_timer, (void *)0);
 	fired.t[1] = vtimer_create(f->loop, &other, on_timer, (void *)1);
 	vclock_start(&other);

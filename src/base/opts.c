@@ -81,8 +81,8 @@ static const struct {
 	const char *unit;
 	int64_t ns;
 } duration_units[] = {
-	{"ns", 1},	    {"us", 1000},	  {"ms", 1000000},
-	{"s", 1000000000},  {"m", 60000000000},	  {"h", 3600000000000},
+	{ "ns", 1 },	     { "us", 1000 },	   { "ms", 1000000 },
+	{ "s", 1000000000 }, { "m", 60000000000 }, { "h", 3600000000000 },
 };
 
 int opts_parse_duration(const char *text, int64_t *ns)
@@ -235,8 +235,7 @@ static int parse_bounded(const struct opt *o, const char *text, uint64_t *out, s
 	else
 		r = opts_parse_duration(text, (int64_t *)&v);
 	if (r == -EINVAL)
-		return error_set(err, -EINVAL, "--%s wants %s, not '%s'", o->name, forms[o->kind],
-				 text);
+		return error_set(err, -EINVAL, "--%s wants %s, not '%s'", o->name, forms[o->kind], text);
 	if (r || v < o->min || (o->max && v > o->max))
 		return set_range_error(o, text, err);
 	*out = v;
@@ -263,8 +262,7 @@ static int parse_choice(const struct opt *o, const char *text, int *out, struct 
 	if (meant)
 		return error_set(err, -EINVAL, "--%s '%s' is unknown, did you mean '%s'? (%s)",
 				 o->name, text, meant, all);
-	return error_set(err, -EINVAL, "--%s '%s' is unknown: it must be one of %s", o->name, text,
-			 all);
+	return error_set(err, -EINVAL, "--%s '%s' is unknown: it must be one of %s", o->name, text, all);
 }
 
 static int list_add(struct opt_list *l, const char *text, struct error *err)
@@ -402,15 +400,14 @@ static int parse_letters(struct parser *p, const char *arg)
 	return 0;
 }
 
-static int check_arg_count(const struct opts_cmd *cmd, const struct opts_rest *rest,
-			   struct error *err)
+static int check_arg_count(const struct opts_cmd *cmd, const struct opts_rest *rest, struct error *err)
 {
 	const char *space = *cmd->usage ? " " : "";
 
 	if (rest->nargs < cmd->min_args)
 		return error_set(err, -EINVAL, "%s needs %s argument%s: %s%s%s", cmd->name,
-				 cmd->min_args == 1 ? "an" : "more",
-				 cmd->min_args == 1 ? "" : "s", cmd->name, space, cmd->usage);
+				 cmd->min_args == 1 ? "an" : "more", cmd->min_args == 1 ? "" : "s",
+				 cmd->name, space, cmd->usage);
 	if (rest->nargs > cmd->max_args)
 		return error_set(err, -EINVAL, "'%s' is one argument too many: %s%s%s",
 				 rest->args[cmd->max_args], cmd->name, space, cmd->usage);
@@ -450,12 +447,12 @@ static int parse_all(struct parser *p, struct opts_rest *rest)
 	return r;
 }
 
-int opts_parse(const struct opts_cmd *cmd, int argc, char **argv, void *obj,
-	       struct opts_rest *rest, struct error *err)
+int opts_parse(const struct opts_cmd *cmd, int argc, char **argv, void *obj, struct opts_rest *rest,
+	       struct error *err)
 {
-	struct parser p = {.cmd = cmd, .argc = argc, .argv = argv, .obj = obj, .err = err};
+	struct parser p = { .cmd = cmd, .argc = argc, .argv = argv, .obj = obj, .err = err };
 
-	*rest = (struct opts_rest){.args = calloc((size_t)MAX(argc, 0) + 1, sizeof(*rest->args))};
+	*rest = (struct opts_rest){ .args = calloc((size_t)MAX(argc, 0) + 1, sizeof(*rest->args)) };
 	if (!rest->args)
 		return error_set(err, -ENOMEM, "no memory for the command line");
 	int r = parse_all(&p, rest);
@@ -471,10 +468,10 @@ void opts_free(const struct opts_cmd *cmd, void *obj, struct opts_rest *rest)
 			continue;
 		struct opt_list *l = (void *)((char *)obj + o->offset);
 		free(l->v);
-		*l = (struct opt_list){0};
+		*l = (struct opt_list){ 0 };
 	}
 	free(rest->args);
-	*rest = (struct opts_rest){0};
+	*rest = (struct opts_rest){ 0 };
 }
 
 /* ---- help ---- */

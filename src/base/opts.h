@@ -34,21 +34,23 @@ struct opt_list {
 };
 
 struct opt {
-	const char *name;    /* without the dashes */
-	char letter;	     /* -x, or 0 */
-	uint8_t kind;	     /* enum opt_kind */
-	uint32_t offset;     /* in the object */
-	const char *metavar; /* "SIZE"; NULL for flags */
-	const char *help;    /* one line, lower case, no full stop */
-	uint64_t min, max;   /* UINT, SIZE, DURATION; max 0: no bound */
+	const char *name;	    /* without the dashes */
+	char letter;		    /* -x, or 0 */
+	uint8_t kind;		    /* enum opt_kind */
+	uint32_t offset;	    /* in the object */
+	const char *metavar;	    /* "SIZE"; NULL for flags */
+	const char *help;	    /* one line, lower case, no full stop */
+	uint64_t min, max;	    /* UINT, SIZE, DURATION; max 0: no bound */
 	const char *const *choices; /* CHOICE: NULL-terminated */
 };
 
-#define OPT_(kind_, type, member, ctype, name_, meta, help_, ...)                                  \
-	{ .name = name_, .kind = kind_,                                                            \
-	  .offset = offsetof(type, member) +                                                       \
-		    0 * sizeof((ctype *)0 == &((type *)0)->member), /* the member has the kind's type */ \
-	  .metavar = meta, .help = help_, __VA_ARGS__ }
+#define OPT_(kind_, type, member, ctype, name_, meta, help_, ...)                                              \
+	{                                                                                                      \
+		.name = name_, .kind = kind_,                                                                  \
+		.offset = offsetof(type, member) +                                                             \
+			  0 * sizeof((ctype *)0 == &((type *)0)->member), /* the member has the kind's type */ \
+			.metavar = meta, .help = help_, __VA_ARGS__                                            \
+	}
 #define OPT_FLAG(type, member, name, help) OPT_(OPT_KIND_FLAG, type, member, bool, name, NULL, help)
 #define OPT_FLAG_L(type, member, name, letter_, help)                                              \
 	OPT_(OPT_KIND_FLAG, type, member, bool, name, NULL, help, .letter = letter_)
@@ -69,7 +71,10 @@ struct opt {
 	OPT_(OPT_KIND_DURATION, type, member, int64_t, name, meta, help, .min = min_, .max = max_)
 #define OPT_CHOICE(type, member, name, meta, help, choices_)                                       \
 	OPT_(OPT_KIND_CHOICE, type, member, int, name, meta, help, .choices = choices_)
-#define OPT_END { .kind = OPT_KIND_END }
+#define OPT_END                                                                                    \
+	{                                                                                          \
+		.kind = OPT_KIND_END                                                               \
+	}
 
 struct opts_cmd {
 	const char *name;    /* "viv run" */
@@ -82,7 +87,7 @@ struct opts_cmd {
 	bool stops_at_args;	     /* options end at the first positional argument (a verb) */
 };
 
-struct opts_rest { /* borrowed from argv; the arrays are freed by opts_free */
+struct opts_rest {	   /* borrowed from argv; the arrays are freed by opts_free */
 	const char **args; /* positional, NULL-terminated */
 	unsigned nargs;
 	char **command; /* after "--", NULL-terminated inside argv; NULL when absent */
@@ -99,8 +104,8 @@ enum opts_result { OPTS_OK = 0, OPTS_HELP = 1 }; /* or a negative errno */
  * one sentence in @err; -ENOMEM.  After OPTS_OK and OPTS_HELP the caller calls opts_free; on errors
  * nothing is left to free.
  */
-int opts_parse(const struct opts_cmd *cmd, int argc, char **argv, void *obj,
-	       struct opts_rest *rest, struct error *err);
+int opts_parse(const struct opts_cmd *cmd, int argc, char **argv, void *obj, struct opts_rest *rest,
+	       struct error *err);
 /** opts_free() - the lists in @obj and the arrays in @rest; safe to repeat. */
 void opts_free(const struct opts_cmd *cmd, void *obj, struct opts_rest *rest);
 

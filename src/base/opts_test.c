@@ -14,7 +14,7 @@ struct args {
 	int engine;
 };
 
-static const char *const engines[] = {"auto", "kvm", "dbt", NULL};
+static const char *const engines[] = { "auto", "kvm", "dbt", NULL };
 static const struct opt rows[] = {
 	OPT_FLAG_L(struct args, is_detached, "detach", 'd', "run in the background"),
 	OPT_FLAG(struct args, use_rm, "rm", "remove it afterwards"),
@@ -41,8 +41,8 @@ static struct error err;
 
 #define PARSE(...)                                                                                 \
 	({                                                                                         \
-		static char *argv_[] = {"run", __VA_ARGS__, NULL};                                 \
-		a = (struct args){.cpus = 2};                                                      \
+		static char *argv_[] = { "run", __VA_ARGS__, NULL };                               \
+		a = (struct args){ .cpus = 2 };                                                    \
 		err.text[0] = 0;                                                                   \
 		opts_parse(&cmd, (int)ARRAY_SIZE(argv_) - 1, argv_, &a, &rest, &err);              \
 	})
@@ -176,16 +176,17 @@ static void help_shows_every_row(void **state)
 
 static void verbs_stop_at_arguments(void **state)
 {
-	static const struct opts_cmd top = {.name = "viv", .usage = "VERB", .summary = "s",
-					    .opts = rows, .stops_at_args = true};
-	char *argv[] = {"viv", "-d", "run", "--whatever", NULL};
+	static const struct opts_cmd top = {
+		.name = "viv", .usage = "VERB", .summary = "s", .opts = rows, .stops_at_args = true
+	};
+	char *argv[] = { "viv", "-d", "run", "--whatever", NULL };
 
-	a = (struct args){0};
+	a = (struct args){ 0 };
 	assert_int_equal(opts_parse(&top, 4, argv, &a, &rest, &err), OPTS_OK);
 	assert_true(a.is_detached);
 	assert_int_equal(rest.next, 2);
 	opts_free(&top, &a, &rest);
-	static const char *const verbs[] = {"run", "start", "snapshot", "stop", NULL};
+	static const char *const verbs[] = { "run", "start", "snapshot", "stop", NULL };
 	assert_string_equal(opts_suggest("snap", verbs), "snapshot");
 	assert_string_equal(opts_suggest("rnu", verbs), "run");
 	assert_string_equal(opts_suggest("sart", verbs), "start");
@@ -195,11 +196,12 @@ static void verbs_stop_at_arguments(void **state)
 
 static void arguments_after_dashes(void **state)
 {
-	static const struct opts_cmd plain = {.name = "viv stop", .usage = "NAME", .summary = "s",
-					      .opts = rows, .min_args = 1, .max_args = 2};
-	char *argv[] = {"stop", "--", "-x", "--y", NULL};
+	static const struct opts_cmd plain = {
+		.name = "viv stop", .usage = "NAME", .summary = "s", .opts = rows, .min_args = 1, .max_args = 2
+	};
+	char *argv[] = { "stop", "--", "-x", "--y", NULL };
 
-	a = (struct args){0};
+	a = (struct args){ 0 };
 	assert_int_equal(opts_parse(&plain, 4, argv, &a, &rest, &err), OPTS_OK);
 	assert_int_equal(rest.nargs, 2);
 	assert_string_equal(rest.args[1], "--y");

@@ -23,15 +23,15 @@ enum block_op { BLOCK_READ, BLOCK_WRITE, BLOCK_FLUSH, BLOCK_DISCARD, BLOCK_WRITE
 
 struct block_req {
 	enum block_op op;
-	bool is_fua;	       /* writes: stable before completion */
-	bool may_unmap;	       /* write zeroes: deallocation is fine */
-	uint64_t offset_bytes; /* multiple of 512 */
-	uint64_t len_bytes;    /* multiple of 512; the iovecs add up to it for read and write */
+	bool is_fua;		 /* writes: stable before completion */
+	bool may_unmap;		 /* write zeroes: deallocation is fine */
+	uint64_t offset_bytes;	 /* multiple of 512 */
+	uint64_t len_bytes;	 /* multiple of 512; the iovecs add up to it for read and write */
 	const struct iovec *iov; /* borrowed until done */
 	unsigned niov;
 	void (*done)(struct block_req *req, int result); /* 0 or -errno (-EIO, -ENOSPC, -EROFS) */
-	void *owner;	       /* the submitter's */
-	void *priv[4];	       /* the layer's */
+	void *owner;					 /* the submitter's */
+	void *priv[4];					 /* the layer's */
 };
 
 struct block_info {

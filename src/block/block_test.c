@@ -57,7 +57,7 @@ static int teardown(void **state)
 static struct block_dev *open_image(struct fixture *f, struct block_open o)
 {
 	struct block_dev *b = NULL;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	o.path = f->path;
 	o.format = "raw";
@@ -83,7 +83,7 @@ static void on_done(struct block_req *req, int result)
 
 static void start(struct block_dev *b, struct waiter *w, struct block_req req)
 {
-	*w = (struct waiter){.req = req};
+	*w = (struct waiter){ .req = req };
 	w->req.done = on_done;
 	w->req.owner = w;
 	b->ops->submit(b, &w->req);
@@ -101,12 +101,17 @@ static int run(struct fixture *f, struct block_dev *b, struct block_req req)
 	return w.result;
 }
 
-static int rw(struct fixture *f, struct block_dev *b, enum block_op op, uint64_t sector, void *buf, size_t len)
+static int rw(struct fixture *f, struct block_dev *b, enum block_op op, uint64_t sector, void *buf,
+	      size_t len)
 {
-	struct iovec iov = {buf, len};
+	struct iovec iov = { buf, len };
 
-	return run(f, b, (struct block_req){.op = op, .offset_bytes = sector * BLOCK_SECTOR,
-					    .len_bytes = len, .iov = &iov, .niov = 1});
+	return run(f, b,
+		   (struct block_req){ .op = op,
+				       .offset_bytes = sector * BLOCK_SECTOR,
+				       .len_bytes = len,
+				       .iov = &iov,
+				       .niov = 1 });
 }
 
 static void expect_sectors(struct fixture *f, struct block_dev *b, uint64_t sector, unsigned n, int value)
@@ -122,7 +127,7 @@ static void expect_sectors(struct fixture *f, struct block_dev *b, uint64_t sect
 static void test_read_write(void **state)
 {
 	struct fixture *f = *state;
-	struct block_dev *b = open_image(f, (struct block_open){0});
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
 	struct block_info info;
 
 	b->ops->info(b, &info);
@@ -140,11 +145,15 @@ static void test_read_write(void **state)
 	unsigned n = 0;
 	for (size_t at = 0; at < sizeof(data);) {
 		size_t part = MIN(sizeof(data) - at, (size_t)(n % 3 ? 301 : 256));
-		iov[n++] = (struct iovec){data + at, part};
+		iov[n++] = (struct iovec){ data + at, part };
 		at += part;
 	}
-	struct block_req req = {.op = BLOCK_WRITE, .is_fua = true, .offset_bytes = 100 * BLOCK_SECTOR,
-				.len_bytes = sizeof(data), .iov = iov, .niov = n};
+	struct block_req req = { .op = BLOCK_WRITE,
+				 .is_fua = true,
+				 .offset_bytes = 100 * BLOCK_SECTOR,
+				 .len_bytes = sizeof(data),
+				 .iov = iov,
+				 .niov = n };
 	assert_int_equal(run(f, b, req), 0);
 	assert_int_equal(rw(f, b, BLOCK_READ, 100, back, sizeof(back)), 0);
 	assert_memory_equal(data, back, sizeof(data));
@@ -156,8 +165,8 @@ static void test_read_write(void **state)
 	assert_int_equal(rw(f, b, BLOCK_WRITE, IMAGE_SECTORS - 1, back, 2 * BLOCK_SECTOR), -EIO);
 	assert_int_equal(rw(f, b, BLOCK_READ, UINT64_MAX / BLOCK_SECTOR, back, BLOCK_SECTOR), -EIO);
 	assert_int_equal(rw(f, b, BLOCK_READ, 0, back, 100), -EIO);
-	struct iovec little = {back, 512};
-	req = (struct block_req){.op = BLOCK_READ, .len_bytes = 1024, .iov = &little, .niov = 1};
+	struct iovec little = { back, 512 };
+	req = (struct block_req){ .op = BLOCK_READ, .len_bytes = 1024, .iov = &little, .niov = 1 };
 	assert_int_equal(run(f, b, req), -EINVAL);
 	b->ops->close(b);
 }
@@ -165,11 +174,11 @@ static void test_read_write(void **state)
 static void test_zero_and_discard(void **state)
 {
 	struct fixture *f = *state;
-	struct block_dev *b = open_image(f, (struct block_open){0});
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
 	struct stat st;
 	uint8_t sector[512];
 
-	struct block_req req = {.op = BLOCK_WRITE_ZEROES, .offset_bytes = 10 * 512, .len_bytes = 5 * 512};
+	struct block_req req = { .op = BLOCK_WRITE_ZEROES, .offset_bytes = 10 * 512, .len_bytes = 5 * 512 };
 	assert_int_equal(run(f, b, req), 0);
 	expect_sectors(f, b, 9, 1, -1);
 	expect_sectors(f, b, 10, 5, 0);
@@ -200,14 +209,15 @@ static void test_without_fallocate(void **state)
 	struct fixture *f = *state;
 
 	host.fallocate = no_fallocate;
-	struct block_dev *b = open_image(f, (struct block_open){0});
-	struct block_req req = {.op = BLOCK_WRITE_ZEROES, .may_unmap = true, .offset_bytes = 512,
-				.len_bytes = 300 * 512};
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
+	struct block_req req = {
+		.op = BLOCK_WRITE_ZEROES, .may_unmap = true, .offset_bytes = 512, .len_bytes = 300 * 512
+	};
 	assert_int_equal(run(f, b, req), 0);
 	expect_sectors(f, b, 0, 1, -1);
 	expect_sectors(f, b, 1, 256, 0);
 	expect_sectors(f, b, 301, 1, -1);
-	req = (struct block_req){.op = BLOCK_WRITE_ZEROES, .offset_bytes = 400 * 512, .len_bytes = 512};
+	req = (struct block_req){ .op = BLOCK_WRITE_ZEROES, .offset_bytes = 400 * 512, .len_bytes = 512 };
 	assert_int_equal(run(f, b, req), 0);
 	expect_sectors(f, b, 400, 1, 0);
 	req.op = BLOCK_DISCARD;
@@ -218,17 +228,17 @@ static void test_without_fallocate(void **state)
 static void test_readonly(void **state)
 {
 	struct fixture *f = *state;
-	struct block_dev *b = open_image(f, (struct block_open){.is_readonly = true});
-	struct block_dev *second = open_image(f, (struct block_open){.is_readonly = true});
+	struct block_dev *b = open_image(f, (struct block_open){ .is_readonly = true });
+	struct block_dev *second = open_image(f, (struct block_open){ .is_readonly = true });
 	struct block_info info;
-	uint8_t buf[512] = {0};
+	uint8_t buf[512] = { 0 };
 
 	b->ops->info(b, &info);
 	assert_true(info.is_readonly);
 	assert_false(info.can_discard || info.can_write_zeroes);
 	assert_int_equal(rw(f, b, BLOCK_WRITE, 0, buf, sizeof(buf)), -EROFS);
-	assert_int_equal(run(f, b, (struct block_req){.op = BLOCK_DISCARD, .len_bytes = 512}), -EROFS);
-	assert_int_equal(run(f, b, (struct block_req){.op = BLOCK_FLUSH}), 0);
+	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_DISCARD, .len_bytes = 512 }), -EROFS);
+	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), 0);
 	expect_sectors(f, b, 0, 8, -1);
 	expect_sectors(f, second, 0, 8, -1);
 	second->ops->close(second);
@@ -238,7 +248,7 @@ static void test_readonly(void **state)
 static void expect_open(struct fixture *f, struct block_open o, int want, const char *sentence)
 {
 	struct block_dev *b = NULL;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	if (!o.path)
 		o.path = f->path;
@@ -252,18 +262,18 @@ static void expect_open(struct fixture *f, struct block_open o, int want, const 
 static void test_locks(void **state)
 {
 	struct fixture *f = *state;
-	struct block_dev *b = open_image(f, (struct block_open){0});
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
 
-	expect_open(f, (struct block_open){0}, -EBUSY, "in use by another machine, which writes to it");
-	expect_open(f, (struct block_open){.is_readonly = true}, -EBUSY, "in use by another machine");
-	expect_open(f, (struct block_open){.is_snapshot = true}, -EBUSY, "in use by another machine");
+	expect_open(f, (struct block_open){ 0 }, -EBUSY, "in use by another machine, which writes to it");
+	expect_open(f, (struct block_open){ .is_readonly = true }, -EBUSY, "in use by another machine");
+	expect_open(f, (struct block_open){ .is_snapshot = true }, -EBUSY, "in use by another machine");
 	b->ops->close(b);
-	b = open_image(f, (struct block_open){.is_snapshot = true});
-	struct block_dev *second = open_image(f, (struct block_open){.is_snapshot = true});
-	expect_open(f, (struct block_open){0}, -EBUSY, "in use by another machine, which reads it");
+	b = open_image(f, (struct block_open){ .is_snapshot = true });
+	struct block_dev *second = open_image(f, (struct block_open){ .is_snapshot = true });
+	expect_open(f, (struct block_open){ 0 }, -EBUSY, "in use by another machine, which reads it");
 	second->ops->close(second);
 	b->ops->close(b);
-	b = open_image(f, (struct block_open){0});
+	b = open_image(f, (struct block_open){ 0 });
 	b->ops->close(b);
 }
 
@@ -272,22 +282,22 @@ static void test_bad_images(void **state)
 	struct fixture *f = *state;
 	char path[128];
 
-	expect_open(f, (struct block_open){.path = f->dir, .is_readonly = true}, -EISDIR, "folder");
-	expect_open(f, (struct block_open){.path = f->dir}, -EISDIR, "directory");
+	expect_open(f, (struct block_open){ .path = f->dir, .is_readonly = true }, -EISDIR, "folder");
+	expect_open(f, (struct block_open){ .path = f->dir }, -EISDIR, "directory");
 	snprintf(path, sizeof(path), "%s/none", f->dir);
-	expect_open(f, (struct block_open){.path = path}, -ENOENT, "check the path");
-	expect_open(f, (struct block_open){.path = "/dev/null"}, -EINVAL, "neither");
-	expect_open(f, (struct block_open){.format = "qcow9"}, -EINVAL, "qcow9");
+	expect_open(f, (struct block_open){ .path = path }, -ENOENT, "check the path");
+	expect_open(f, (struct block_open){ .path = "/dev/null" }, -EINVAL, "neither");
+	expect_open(f, (struct block_open){ .format = "qcow9" }, -EINVAL, "qcow9");
 	assert_int_equal(truncate(f->path, IMAGE_BYTES - 1), 0);
-	expect_open(f, (struct block_open){0}, -EINVAL, "no multiple of 512");
+	expect_open(f, (struct block_open){ 0 }, -EINVAL, "no multiple of 512");
 	assert_int_equal(truncate(f->path, 0), 0);
-	expect_open(f, (struct block_open){0}, -EINVAL, "empty");
+	expect_open(f, (struct block_open){ 0 }, -EINVAL, "empty");
 }
 
 static void test_snapshot(void **state)
 {
 	struct fixture *f = *state;
-	struct block_dev *b = open_image(f, (struct block_open){.is_snapshot = true});
+	struct block_dev *b = open_image(f, (struct block_open){ .is_snapshot = true });
 	static uint8_t shadow[IMAGE_BYTES], buf[64 * 512];
 	struct block_info info;
 
@@ -300,7 +310,7 @@ static void test_snapshot(void **state)
 	for (unsigned i = 0; i < 400; i++) {
 		seed = seed * 1664525 + 1013904223;
 		unsigned n = 1 + (seed >> 8) % 64, sector = (seed >> 14) % (IMAGE_SECTORS - 64);
-		struct block_req req = {.offset_bytes = sector * 512, .len_bytes = n * 512};
+		struct block_req req = { .offset_bytes = sector * 512, .len_bytes = n * 512 };
 		switch (seed >> 30) {
 		case 0:
 			memset(buf, i, n * 512);
@@ -329,7 +339,7 @@ static void test_snapshot(void **state)
 	assert_memory_equal(all, shadow, sizeof(all));
 	b->ops->close(b);
 	/* The image itself is untouched. */
-	b = open_image(f, (struct block_open){.is_readonly = true});
+	b = open_image(f, (struct block_open){ .is_readonly = true });
 	expect_sectors(f, b, 0, IMAGE_SECTORS, -1);
 	b->ops->close(b);
 }
@@ -338,7 +348,7 @@ static void test_overlay_runs(void **state)
 {
 	struct overlay o;
 	struct error err;
-	bool model[300] = {0}, is_over;
+	bool model[300] = { 0 }, is_over;
 
 	(void)state;
 	assert_int_equal(overlay_open(&o, 300 * 512, &err), 0);
@@ -385,7 +395,7 @@ static ssize_t short_pwritev(int fd, const struct iovec *iov, int n, off_t off)
 		errno = EINTR;
 		return -1;
 	}
-	struct iovec one = {iov->iov_base, MIN(iov->iov_len, (size_t)77)};
+	struct iovec one = { iov->iov_base, MIN(iov->iov_len, (size_t)77) };
 	return host_calls_real.pwritev(fd, &one, 1, off);
 }
 
@@ -417,7 +427,7 @@ static int failing_fallocate(int fd, int mode, off_t off, off_t len)
 static void test_host_failures(void **state)
 {
 	struct fixture *f = *state;
-	struct block_dev *b = open_image(f, (struct block_open){0});
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
 	uint8_t buf[4 * 512];
 
 	memset(buf, 0xaa, sizeof(buf));
@@ -445,7 +455,7 @@ static void test_host_failures(void **state)
 	host = host_calls_real;
 
 	host.fallocate = failing_fallocate;
-	struct block_req req = {.op = BLOCK_WRITE_ZEROES, .len_bytes = 512};
+	struct block_req req = { .op = BLOCK_WRITE_ZEROES, .len_bytes = 512 };
 	assert_int_equal(run(f, b, req), -ENOSPC);
 	host = host_calls_real;
 
@@ -453,13 +463,14 @@ static void test_host_failures(void **state)
 	host.fdatasync = failing_fdatasync;
 	fail_errno = EIO;
 	fail_after = 1;
-	assert_int_equal(run(f, b, (struct block_req){.op = BLOCK_FLUSH}), 0);
-	assert_int_equal(run(f, b, (struct block_req){.op = BLOCK_FLUSH}), -EIO);
+	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), 0);
+	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), -EIO);
 	host = host_calls_real;
-	assert_int_equal(run(f, b, (struct block_req){.op = BLOCK_FLUSH}), -EIO);
-	struct iovec iov = {buf, 512};
-	req = (struct block_req){.op = BLOCK_WRITE, .is_fua = true, .len_bytes = 512, .iov = &iov,
-				 .niov = 1};
+	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), -EIO);
+	struct iovec iov = { buf, 512 };
+	req = (struct block_req){
+		.op = BLOCK_WRITE, .is_fua = true, .len_bytes = 512, .iov = &iov, .niov = 1
+	};
 	assert_int_equal(run(f, b, req), -EIO);
 	b->ops->close(b);
 }
@@ -474,7 +485,7 @@ static void test_open_failures(void **state)
 {
 	struct fixture *f = *state;
 	struct block_dev *b = NULL;
-	struct block_open o = {.path = f->path, .format = "raw", .is_snapshot = true};
+	struct block_open o = { .path = f->path, .format = "raw", .is_snapshot = true };
 	struct error err;
 
 	host.ftruncate = failing_ftruncate;
@@ -482,7 +493,7 @@ static void test_open_failures(void **state)
 	assert_non_null(strstr(err.text, "throw-away"));
 	host = host_calls_real;
 	/* The lock went with it. */
-	b = open_image(f, (struct block_open){0});
+	b = open_image(f, (struct block_open){ 0 });
 	b->ops->close(b);
 }
 
@@ -508,16 +519,21 @@ static void on_chain(struct block_req *req, int result)
 static void test_drain(void **state)
 {
 	struct fixture *f = *state;
-	struct block_dev *b = open_image(f, (struct block_open){0});
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
 	static struct chain chains[64];
 	unsigned done = 0;
 
 	for (unsigned i = 0; i < 64; i++) {
 		struct chain *c = &chains[i];
-		*c = (struct chain){.b = b, .left = 3, .done = &done, .iov = {c->buf, 512}};
+		*c = (struct chain){ .b = b, .left = 3, .done = &done, .iov = { c->buf, 512 } };
 		memset(c->buf, i + 100, 512);
-		c->req = (struct block_req){.op = BLOCK_WRITE, .offset_bytes = i * 512, .len_bytes = 512,
-					    .iov = &c->iov, .niov = 1, .done = on_chain, .owner = c};
+		c->req = (struct block_req){ .op = BLOCK_WRITE,
+					     .offset_bytes = i * 512,
+					     .len_bytes = 512,
+					     .iov = &c->iov,
+					     .niov = 1,
+					     .done = on_chain,
+					     .owner = c };
 		b->ops->submit(b, &c->req);
 	}
 	assert_int_equal(done, 0);
@@ -533,8 +549,8 @@ static void test_direct(void **state)
 {
 	struct fixture *f = *state;
 	struct block_dev *b = NULL;
-	struct block_open o = {.path = f->path, .format = "raw", .use_direct = true};
-	struct error err = {0};
+	struct block_open o = { .path = f->path, .format = "raw", .use_direct = true };
+	struct error err = { 0 };
 
 	int r = block_open(&b, f->loop, &o, &err);
 	if (r < 0) {
@@ -549,7 +565,7 @@ static void test_direct(void **state)
 	assert_int_equal(rw(f, b, BLOCK_WRITE, 3, data + 1, sizeof(data) - 1), 0);
 	assert_int_equal(rw(f, b, BLOCK_READ, 3, back + 1, sizeof(back) - 1), 0);
 	assert_memory_equal(data + 1, back + 1, sizeof(data) - 1);
-	struct block_req req = {.op = BLOCK_WRITE_ZEROES, .offset_bytes = 512, .len_bytes = 512};
+	struct block_req req = { .op = BLOCK_WRITE_ZEROES, .offset_bytes = 512, .len_bytes = 512 };
 	assert_int_equal(run(f, b, req), 0);
 	expect_sectors(f, b, 1, 1, 0);
 	expect_sectors(f, b, 2, 1, -1);

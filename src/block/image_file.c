@@ -13,25 +13,28 @@
 
 static int lock_image(int fd, const char *path, bool is_writer, struct error *err)
 {
-	struct flock lk = {.l_type = is_writer ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET};
+	struct flock lk = { .l_type = is_writer ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET };
 
 	if (fcntl(fd, F_OFD_SETLK, &lk) == 0)
 		return 0;
 	if (errno != EAGAIN && errno != EACCES) {
 		/* Some network file systems have no locks. */
-		log_warn("block", "disk image '%s' can't be locked (%s); "
-			 "make sure that no other machine uses it", path, strerror(errno));
+		log_warn("block",
+			 "disk image '%s' can't be locked (%s); "
+			 "make sure that no other machine uses it",
+			 path, strerror(errno));
 		return 0;
 	}
 	/* Who is there?  A lock that went meanwhile reads as "written". */
-	struct flock other = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	struct flock other = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
 	bool is_read = is_writer && fcntl(fd, F_OFD_GETLK, &other) == 0 && other.l_type == F_RDLCK;
-	return error_set(err, -EBUSY,
-			 "disk image '%s' is in use by another machine, which %s it; stop that one, "
-			 "%s",
-			 path, is_read ? "reads" : "writes to",
-			 is_read ? "or open the image read-only or as a throw-away copy"
-				 : "or give this one its own copy of the image");
+	return error_set(
+		err, -EBUSY,
+		"disk image '%s' is in use by another machine, which %s it; stop that one, "
+		"%s",
+		path, is_read ? "reads" : "writes to",
+		is_read ? "or open the image read-only or as a throw-away copy"
+			: "or give this one its own copy of the image");
 }
 
 static int measure(struct image_file *f, const char *path, struct error *err)
@@ -55,13 +58,16 @@ static int measure(struct image_file *f, const char *path, struct error *err)
 				 "disk image '%s' is neither a regular file nor a block device", path);
 	}
 	if (!f->size_bytes)
-		return error_set(err, -EINVAL, "disk image '%s' is empty; give it a size first "
-				 "(truncate -s 2G FILE)", path);
-	if (f->size_bytes % BLOCK_SECTOR)
 		return error_set(err, -EINVAL,
-				 "disk image '%s' has %llu bytes, which is no multiple of 512: it is "
-				 "damaged, or no raw image",
-				 path, (unsigned long long)f->size_bytes);
+				 "disk image '%s' is empty; give it a size first "
+				 "(truncate -s 2G FILE)",
+				 path);
+	if (f->size_bytes % BLOCK_SECTOR)
+		return error_set(
+			err, -EINVAL,
+			"disk image '%s' has %llu bytes, which is no multiple of 512: it is "
+			"damaged, or no raw image",
+			path, (unsigned long long)f->size_bytes);
 	return 0;
 }
 
@@ -71,10 +77,11 @@ static int probe_direct(const struct image_file *f, const char *path, struct err
 	_Alignas(512) char buf[512];
 
 	if (host.pread(f->fd, buf, sizeof(buf), 0) < 0)
-		return error_set(err, -errno,
-				 "disk image '%s' can't be read in sectors of 512 bytes without the "
-				 "page cache (%s); leave out the direct option",
-				 path, strerror(errno));
+		return error_set(
+			err, -errno,
+			"disk image '%s' can't be read in sectors of 512 bytes without the "
+			"page cache (%s); leave out the direct option",
+			path, strerror(errno));
 	return 0;
 }
 
@@ -84,7 +91,8 @@ static int open_error(const char *path, bool is_writer, int e, struct error *err
 
 	if (e == EACCES || e == EPERM)
 		remedy = is_writer && access(path, R_OK) == 0
-				 ? "open it read-only or as a throw-away copy, or change its permissions"
+				 ? "open it read-only or as a throw-away copy, or change its "
+				   "permissions"
 				 : "change its permissions";
 	else if (e == EROFS)
 		remedy = "open it read-only or as a throw-away copy";
@@ -102,7 +110,7 @@ int image_file_open(struct image_file *f, const struct block_open *o, struct err
 
 	if (o->use_direct)
 		flags |= O_DIRECT;
-	*f = (struct image_file){.is_direct = o->use_direct};
+	*f = (struct image_file){ .is_direct = o->use_direct };
 	f->fd = host.open(o->path, flags, 0);
 	if (f->fd < 0)
 		return open_error(o->path, is_writer, errno, err);

@@ -35,7 +35,7 @@ static int open_temp(struct error *err)
 
 int overlay_open(struct overlay *o, uint64_t size_bytes, struct error *err)
 {
-	*o = (struct overlay){.fd = -1, .nsectors = size_bytes / BLOCK_SECTOR};
+	*o = (struct overlay){ .fd = -1, .nsectors = size_bytes / BLOCK_SECTOR };
 	int r = open_temp(err);
 	if (r < 0)
 		return r;
@@ -47,9 +47,10 @@ int overlay_open(struct overlay *o, uint64_t size_bytes, struct error *err)
 	}
 	o->bits_len = (o->nsectors + 63) / 64 * 8;
 	void *bits = host.mmap(NULL, o->bits_len, PROT_READ | PROT_WRITE,
-			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (bits == MAP_FAILED) {
-		r = error_set(err, -errno, "no memory for the throw-away disk's map: %s", strerror(errno));
+		r = error_set(err, -errno, "no memory for the throw-away disk's map: %s",
+			      strerror(errno));
 		goto fail;
 	}
 	o->bits = bits;
@@ -65,7 +66,7 @@ void overlay_close(struct overlay *o)
 		munmap((void *)o->bits, o->bits_len);
 	if (o->fd >= 0)
 		close(o->fd);
-	*o = (struct overlay){.fd = -1};
+	*o = (struct overlay){ .fd = -1 };
 }
 
 uint64_t overlay_run(const struct overlay *o, uint64_t sector, uint64_t max, bool *is_in_overlay)

@@ -50,7 +50,7 @@ static unsigned cut_iov(const struct iovec *iov, unsigned niov, uint64_t off, ui
 			continue;
 		}
 		size_t part = MIN((uint64_t)(iov[i].iov_len - off), len - *got);
-		out[n++] = (struct iovec){(uint8_t *)iov[i].iov_base + off, part};
+		out[n++] = (struct iovec){ (uint8_t *)iov[i].iov_base + off, part };
 		*got += part;
 		off = 0;
 	}
@@ -100,7 +100,7 @@ static int move_bounced(int fd, bool is_write, struct iovec *iov, uint64_t len, 
 	if (posix_memalign((void **)&buf, 4096, RAW_BOUNCE_LEN))
 		return -ENOMEM;
 	for (uint64_t done = 0; done < len && r == 0;) {
-		struct iovec one = {buf, MIN(len - done, (uint64_t)RAW_BOUNCE_LEN)};
+		struct iovec one = { buf, MIN(len - done, (uint64_t)RAW_BOUNCE_LEN) };
 		uint64_t part = one.iov_len;
 		uint8_t *p = buf;
 		if (!is_write)
@@ -126,8 +126,8 @@ static int move_bounced(int fd, bool is_write, struct iovec *iov, uint64_t len, 
 }
 
 /* Moves [@skip, +@len) of the request's vectors to or from @fd at @at. */
-static int move(const struct raw *d, int fd, bool is_write, const struct block_req *req, uint64_t skip,
-		uint64_t len, uint64_t at)
+static int move(const struct raw *d, int fd, bool is_write, const struct block_req *req,
+		uint64_t skip, uint64_t len, uint64_t at)
 {
 	struct iovec iov[RAW_IOV_BATCH];
 
@@ -154,7 +154,7 @@ static int write_zeroes_by_hand(int fd, uint64_t at, uint64_t len)
 
 	while (len) {
 		size_t part = MIN(len, (uint64_t)sizeof(zeroes));
-		struct iovec iov = {(void *)(uintptr_t)zeroes, part};
+		struct iovec iov = { (void *)(uintptr_t)zeroes, part };
 		int r = move_all(fd, true, &iov, 1, at);
 		if (r < 0)
 			return r;
@@ -188,7 +188,8 @@ static int do_read(struct raw *d, struct block_req *req)
 {
 	if (!d->has_overlay)
 		return move(d, d->file.fd, false, req, 0, req->len_bytes, req->offset_bytes);
-	uint64_t sector = req->offset_bytes / BLOCK_SECTOR, left = req->len_bytes / BLOCK_SECTOR, skip = 0;
+	uint64_t sector = req->offset_bytes / BLOCK_SECTOR, left = req->len_bytes / BLOCK_SECTOR,
+		 skip = 0;
 	while (left) {
 		bool is_over;
 		uint64_t n = overlay_run(&d->overlay, sector, left, &is_over);
@@ -212,8 +213,7 @@ static int write_fd(const struct raw *d)
 static void note_written(struct raw *d, const struct block_req *req)
 {
 	if (d->has_overlay)
-		overlay_mark(&d->overlay, req->offset_bytes / BLOCK_SECTOR,
-			     req->len_bytes / BLOCK_SECTOR);
+		overlay_mark(&d->overlay, req->offset_bytes / BLOCK_SECTOR, req->len_bytes / BLOCK_SECTOR);
 }
 
 static int do_flush(struct raw *d)
@@ -286,8 +286,7 @@ static int check_req(const struct raw *d, const struct block_req *req)
 		return -EROFS;
 	if (req->op == BLOCK_FLUSH)
 		return 0;
-	if ((req->offset_bytes | req->len_bytes) % BLOCK_SECTOR ||
-	    req->offset_bytes > d->file.size_bytes ||
+	if ((req->offset_bytes | req->len_bytes) % BLOCK_SECTOR || req->offset_bytes > d->file.size_bytes ||
 	    req->len_bytes > d->file.size_bytes - req->offset_bytes)
 		return -EIO;
 	return 0;

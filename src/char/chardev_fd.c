@@ -97,7 +97,7 @@ static void fd_close(struct char_dev *c)
 	free(d);
 }
 
-static const struct char_ops fd_ops = {fd_write, fd_rx_ready, fd_close};
+static const struct char_ops fd_ops = { fd_write, fd_rx_ready, fd_close };
 
 static int watch(struct fd_dev *d, struct loop *loop, struct error *err)
 {
@@ -133,7 +133,7 @@ int chardev_fd(struct char_dev **out, struct loop *loop, int in_fd, int out_fd, 
 		return error_set(err, -ENOMEM, "no memory for a character device");
 	d->chr.ops = &fd_ops;
 	d->ready_fd = -1;
-	d->in = d->out = (struct stream){.fd = -1, .restore_fd = -1};
+	d->in = d->out = (struct stream){ .fd = -1, .restore_fd = -1 };
 	rc = stream_open(&d->in, in_fd, false, err);
 	if (!rc)
 		rc = stream_open(&d->out, out_fd, true, err);

@@ -22,7 +22,7 @@
 #include "char/chardev.h"
 #include "char/stream.h"
 
-#define RING_MIN (256 * KIB)
+#define RING_MIN  (256 * KIB)
 #define INPUT_MAX (64 * KIB)
 
 struct hub;
@@ -109,8 +109,7 @@ static ssize_t send_some(struct client *c)
 		c->lost = 0;
 	}
 	if (c->notice_sent < c->notice_len) {
-		n = stream_write(&c->io, c->notice + c->notice_sent,
-				 c->notice_len - c->notice_sent);
+		n = stream_write(&c->io, c->notice + c->notice_sent, c->notice_len - c->notice_sent);
 		if (n > 0)
 			c->notice_sent += (size_t)n;
 		return n;
@@ -196,7 +195,7 @@ int chardev_hub_attach(struct char_dev *hub, int fd, bool give_backlog, struct e
 	}
 	*c = (struct client){
 		.hub = h,
-		.io = {.fd = fd, .restore_fd = -1, .is_socket = S_ISSOCK(st.st_mode)},
+		.io = { .fd = fd, .restore_fd = -1, .is_socket = S_ISSOCK(st.st_mode) },
 		.events = LOOP_IN,
 	};
 	c->watch = loop_fd_add(h->loop, fd, c->events, on_client, c);
@@ -330,7 +329,7 @@ static void hub_close(struct char_dev *chr)
 {
 	struct hub *h = container_of(chr, struct hub, chr);
 
-	h->chr.user = (struct char_user){0};
+	h->chr.user = (struct char_user){ 0 };
 	for (struct client *c = h->clients; c; c = c->next)
 		c->is_gone = true;
 	reap(h);
@@ -339,7 +338,7 @@ static void hub_close(struct char_dev *chr)
 	free(h);
 }
 
-static const struct char_ops hub_ops = {hub_write, hub_rx_ready, hub_close};
+static const struct char_ops hub_ops = { hub_write, hub_rx_ready, hub_close };
 
 int chardev_hub(struct char_dev **out, struct loop *loop, size_t backlog, int log_fd, struct error *err)
 {

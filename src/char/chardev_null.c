@@ -17,7 +17,7 @@ static void null_close(struct char_dev *c)
 	free(c);
 }
 
-static const struct char_ops null_ops = {null_write, null_rx_ready, null_close};
+static const struct char_ops null_ops = { null_write, null_rx_ready, null_close };
 
 int chardev_null(struct char_dev **out, struct error *err)
 {

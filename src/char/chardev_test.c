@@ -50,7 +50,8 @@ static void resized(void *ctx, unsigned cols, unsigned rows)
 	guest.rows = rows;
 }
 
-static const struct char_user guest_user = {can_receive, receive, resized, connected, writable, NULL};
+static const struct char_user guest_user = { can_receive, receive,  resized,
+					     connected,	  writable, NULL };
 
 static struct loop *loop;
 
@@ -81,7 +82,7 @@ static void put(int fd, const char *s)
 
 static void expect(int fd, const char *s)
 {
-	char buf[256] = {0};
+	char buf[256] = { 0 };
 	ssize_t n = recv(fd, buf, sizeof(buf) - 1, MSG_DONTWAIT);
 
 	assert_int_equal(n, strlen(s) ? (ssize_t)strlen(s) : -1);
@@ -187,7 +188,7 @@ static void test_fd_file(void **state)
 {
 	struct char_dev *c;
 	FILE *in = tmpfile(), *out = tmpfile();
-	char text[8] = {0};
+	char text[8] = { 0 };
 
 	fputs("from a file", in);
 	rewind(in);
@@ -230,7 +231,7 @@ static void test_hub_clients_come_and_go(void **state)
 {
 	struct char_dev *h;
 	int a[2], b[2];
-	char logged[32] = {0};
+	char logged[32] = { 0 };
 	FILE *log = tmpfile();
 
 	assert_int_equal(chardev_hub(&h, loop, 8, fileno(log), NULL), 0);
@@ -339,8 +340,9 @@ static void test_hub_slow_client(void **state)
 	/* what comes after the gap is the right text */
 	mark = strstr(mark, "]\r\n") + 3;
 	for (size_t k = 0; mark[k]; k++)
-		assert_int_equal(mark[k], 'a' + (int)(((uint64_t)(mark - text) -
-						       (ntext - received) + lost + k) % 26));
+		assert_int_equal(
+			mark[k],
+			'a' + (int)(((uint64_t)(mark - text) - (ntext - received) + lost + k) % 26));
 	assert_int_equal(text[ntext - 1], 'a' + (int)((sent - 1) % 26));
 	free(text);
 	close(a[1]);
@@ -351,9 +353,9 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_null), T(test_fd_pipe), T(test_fd_socket_both_ways), T(test_fd_file),
-		T(test_fd_none_and_bad), T(test_hub_clients_come_and_go), T(test_hub_input),
-		T(test_hub_slow_client),
+		T(test_null),	   T(test_fd_pipe),	    T(test_fd_socket_both_ways),
+		T(test_fd_file),   T(test_fd_none_and_bad), T(test_hub_clients_come_and_go),
+		T(test_hub_input), T(test_hub_slow_client),
 	};
 
 	signal(SIGPIPE, SIG_IGN);

@@ -19,7 +19,7 @@ static int reopen(int fd, bool for_write)
 
 int stream_open(struct stream *s, int fd, bool for_write, struct error *err)
 {
-	struct stream n = {.fd = fd, .restore_fd = -1};
+	struct stream n = { .fd = fd, .restore_fd = -1 };
 	struct stat st;
 	int flags;
 
@@ -75,7 +75,7 @@ void stream_close(struct stream *s)
 	}
 	if (s->is_owned)
 		close(s->fd);
-	*s = (struct stream){.fd = -1, .restore_fd = -1};
+	*s = (struct stream){ .fd = -1, .restore_fd = -1 };
 }
 
 ssize_t stream_read(const struct stream *s, void *buf, size_t len)

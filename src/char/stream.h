@@ -8,11 +8,11 @@
 #include "base/error.h"
 
 struct stream {
-	int fd;		 /* used for input/output; -1: none */
-	int restore_fd;	 /* descriptor whose O_NONBLOCK this set; -1: none */
-	bool is_owned;	 /* fd is closed by stream_close */
+	int fd;		/* used for input/output; -1: none */
+	int restore_fd; /* descriptor whose O_NONBLOCK this set; -1: none */
+	bool is_owned;	/* fd is closed by stream_close */
 	bool is_socket;
-	bool is_file;	 /* regular file or alike: never blocks, cannot be polled */
+	bool is_file; /* regular file or alike: never blocks, cannot be polled */
 };
 
 /**

@@ -17,7 +17,7 @@ enum { EXIT_FINE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 struct verb {
 	const char *name;
-	const char *summary; /* NULL: internal, not listed */
+	const char *summary;		   /* NULL: internal, not listed */
 	int (*run)(int argc, char **argv); /* argv[0] is the verb; returns the exit status */
 };
 extern const struct verb cli_verbs[]; /* ends with name NULL */

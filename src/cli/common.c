@@ -94,12 +94,14 @@ int cli_decode(json_t *obj, const char *key, int fd, struct error *err)
 	int r = write_fd(fd, raw.data, raw.len);
 
 	/* A closed pipe is the reader's wish. */
-	return r == 0 || r == -EPIPE ? 0 : error_set(err, r, "cannot write the output: %s", strerror(-r));
+	return r == 0 || r == -EPIPE ? 0
+				     : error_set(err, r, "cannot write the output: %s", strerror(-r));
 }
 
 int cli_command_status(json_t *result)
 {
-	json_t *code = json_object_get(result, "exitcode"), *sig = json_object_get(result, "signal");
+	json_t *code = json_object_get(result, "exitcode"),
+	       *sig = json_object_get(result, "signal");
 
 	if (json_is_integer(sig))
 		return 128 + (int)(json_integer_value(sig) & 127);
@@ -142,8 +144,7 @@ json_t *cli_exec_request(char **argv, bool with_input, struct error *err)
 			return NULL;
 		}
 	}
-	if (json_array_size(list) > CTL_EXEC_MAX_ARGS ||
-	    (with_input && read_input(&input, err) < 0)) {
+	if (json_array_size(list) > CTL_EXEC_MAX_ARGS || (with_input && read_input(&input, err) < 0)) {
 		if (!with_input || json_array_size(list) > CTL_EXEC_MAX_ARGS)
 			error_set(err, -E2BIG, "a command has at most %d words", CTL_EXEC_MAX_ARGS);
 		json_decref(list);

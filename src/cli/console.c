@@ -27,8 +27,10 @@ static void send_size(void *arg, unsigned cols, unsigned rows)
 {
 	json_t *reply = NULL;
 
-	if (client_request(arg, json_pack("{s:s, s:i, s:i}", "cmd", "resize", "cols", (int)cols, "rows",
-					  (int)rows), 1000, &reply, NULL) == 0)
+	if (client_request(arg,
+			   json_pack("{s:s, s:i, s:i}", "cmd", "resize", "cols", (int)cols, "rows",
+				     (int)rows),
+			   1000, &reply, NULL) == 0)
 		json_decref(reply);
 }
 
@@ -53,8 +55,9 @@ static int attach(const char *name, bool backlog, struct error *err)
 static int console(const char *name, const struct args *a, struct error *err)
 {
 	_cleanup_close_ int fd = attach(name, !a->no_backlog, err);
-	struct bridge b = { .console_fd = fd, .also_fd = -1, .on_resize = send_size,
-			    .arg = (void *)(uintptr_t)name };
+	struct bridge b = {
+		.console_fd = fd, .also_fd = -1, .on_resize = send_size, .arg = (void *)(uintptr_t)name
+	};
 	int sig = 0, r;
 
 	if (fd < 0)

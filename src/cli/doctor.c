@@ -279,7 +279,9 @@ static void check_tools(struct finding *f)
 {
 	static const struct {
 		const char *tool, *package;
-	} tools[] = { { "mmdebstrap", "mmdebstrap" }, { "mke2fs", "e2fsprogs" }, { "cpio", "cpio" },
+	} tools[] = { { "mmdebstrap", "mmdebstrap" },
+		      { "mke2fs", "e2fsprogs" },
+		      { "cpio", "cpio" },
 		      { "qemu-img", "qemu-utils" } };
 	char missing[200] = "";
 	size_t at = 0;
@@ -289,8 +291,8 @@ static void check_tools(struct finding *f)
 
 		snprintf(sbin, sizeof(sbin), "/usr/sbin/%s", tools[i].tool);
 		if (!has_tool(tools[i].tool) && access(sbin, X_OK) < 0)
-			at += (size_t)snprintf(missing + at, sizeof(missing) - at, "%s%s", at ? " " : "",
-					       tools[i].package);
+			at += (size_t)snprintf(missing + at, sizeof(missing) - at, "%s%s",
+					       at ? " " : "", tools[i].package);
 	}
 	if (at)
 		say(f, NOTE, "missing for images: apt install %s", missing);
@@ -337,8 +339,9 @@ static json_t *engines_json(const char **chosen, char reason[256], struct error 
 		struct engine_probe p = { 0 };
 
 		(*e)->probe(&p);
-		(void)json_array_append_new(list, json_pack("{s:s, s:b, s:f, s:s}", "name", (*e)->name, "usable",
-							    p.is_usable, "mips", p.mips, "reason", p.reason));
+		(void)json_array_append_new(list, json_pack("{s:s, s:b, s:f, s:s}", "name",
+							    (*e)->name, "usable", p.is_usable,
+							    "mips", p.mips, "reason", p.reason));
 	}
 	const struct engine_ops *ops = engine_pick("auto", reason, err);
 
@@ -358,16 +361,19 @@ static void print_engines(json_t *list, const char *chosen, const char *reason)
 	size_t i;
 	json_t *e;
 
-	json_array_foreach(list, i, e) {
+	json_array_foreach(list, i, e)
+	{
 		bool is_usable = json_is_true(json_object_get(e, "usable"));
 		double mips = json_real_value(json_object_get(e, "mips"));
 		char label[64], text[400], speed[48] = "";
 
-		snprintf(label, sizeof(label), "engine %s", json_string_value(json_object_get(e, "name")));
+		snprintf(label, sizeof(label), "engine %s",
+			 json_string_value(json_object_get(e, "name")));
 		if (mips > 0)
 			snprintf(speed, sizeof(speed), "%.*f million instructions a second; ",
 				 mips < 10 ? 1 : 0, mips);
-		snprintf(text, sizeof(text), "%s%s", speed, json_string_value(json_object_get(e, "reason")));
+		snprintf(text, sizeof(text), "%s%s", speed,
+			 json_string_value(json_object_get(e, "reason")));
 		print_row(is_usable ? GOOD : NOTE, label, text);
 	}
 	if (chosen)
@@ -393,13 +399,14 @@ static int doctor(const struct args *a)
 		is_fine = is_fine && f.verdict != BAD;
 		if (!a->json)
 			print_row(f.verdict, checks[i].label, f.text);
-		(void)json_object_set_new(json, checks[i].key,
-					  json_pack("{s:b, s:s}", "ok", f.verdict == GOOD, "text", f.text));
+		(void)json_object_set_new(
+			json, checks[i].key,
+			json_pack("{s:b, s:s}", "ok", f.verdict == GOOD, "text", f.text));
 	}
 	if (a->json) {
-		int status = cli_print_json(json_pack("{s:b, s:s?, s:s, s:o, s:o}", "ok", is_fine, "engine", chosen,
-						      "reason", chosen ? reason : err.text, "engines",
-						      engine_list, "checks", json));
+		int status = cli_print_json(json_pack(
+			"{s:b, s:s?, s:s, s:o, s:o}", "ok", is_fine, "engine", chosen, "reason",
+			chosen ? reason : err.text, "engines", engine_list, "checks", json));
 
 		return status == EXIT_FINE && !is_fine ? EXIT_FAILED : status;
 	}

@@ -11,15 +11,16 @@ struct args {
 };
 static const struct opt exec_opts[] = {
 	OPT_FLAG_L(struct args, with_input, "input", 'i', "pass standard input to the command"),
-	OPT_DURATION(struct args, timeout, "timeout", "TIME", "give up after this time (default: never)",
-		     1000000, 7 * 86400LL * 1000000000),
+	OPT_DURATION(struct args, timeout, "timeout", "TIME",
+		     "give up after this time (default: never)", 1000000, 7 * 86400LL * 1000000000),
 	OPT_END,
 };
 static const struct opts_cmd exec_cmd = {
 	.name = "viv exec",
 	.usage = "NAME -- CMD...",
 	.summary = "run a command inside a machine and give its output and exit status",
-	.details = "The guest must run qemu-guest-agent.  Output comes when the command has ended, at most 16 MiB.",
+	.details = "The guest must run qemu-guest-agent.  Output comes when the command has ended, "
+		   "at most 16 MiB.",
 	.opts = exec_opts,
 	.min_args = 1,
 	.max_args = 1,

@@ -23,7 +23,8 @@ static const struct opts_cmd image_cmd = {
 	.name = "viv image",
 	.usage = "list | build NAME | rm NAME...",
 	.summary = "list, build and remove images",
-	.details = "build debian makes the default image from Debian's own packages; it takes a few minutes.",
+	.details = "build debian makes the default image from Debian's own packages; it takes a "
+		   "few minutes.",
 	.opts = image_opts,
 	.min_args = 1,
 	.max_args = 1024,
@@ -89,7 +90,8 @@ static int list(const struct args *a, struct error *err)
 	size_t i;
 	json_t *one;
 
-	json_array_foreach(all, i, one) {
+	json_array_foreach(all, i, one)
+	{
 		const char *title = json_string_value(json_object_get(one, "title"));
 		const char *error = json_string_value(json_object_get(one, "error"));
 
@@ -164,7 +166,8 @@ static int rm(const char *name, struct error *err)
 	_cleanup_free_ char *dir = r == 0 ? paths_image(name, NULL, err) : NULL;
 
 	if (r == 0 && dir && access(dir, F_OK) < 0)
-		r = error_set(err, -ENOENT, "there is no image \"%s\"; viv image list shows those there are", name);
+		r = error_set(err, -ENOENT,
+			      "there is no image \"%s\"; viv image list shows those there are", name);
 	if (r == 0)
 		r = dir ? paths_remove_tree(dir, err) : -ENOMEM;
 	return r < 0 ? cli_fail(err) : EXIT_FINE;

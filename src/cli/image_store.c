@@ -11,7 +11,7 @@
 #include "ctl/paths.h"
 
 #define IMAGE_JSON_MAX (64 * KIB)
-#define COPY_CHUNK (8 * MIB)
+#define COPY_CHUNK     (8 * MIB)
 
 void image_free(struct image *im)
 {
@@ -42,7 +42,8 @@ static int get_file(json_t *json, const char *key, const char *image, char **out
 	if (r < 0 || !name)
 		return r;
 	if (!name[0] || name[0] == '.' || strchr(name, '/'))
-		return error_set(err, -EINVAL, "\"%s\" must name a file of the image's own directory", key);
+		return error_set(err, -EINVAL,
+				 "\"%s\" must name a file of the image's own directory", key);
 	*out = paths_image(image, name, err);
 	return *out ? 0 : -ENOMEM;
 }
@@ -87,8 +88,10 @@ int image_load(struct image *im, const char *name, struct error *err)
 	if (!path)
 		return -ENOMEM;
 	if (access(path, F_OK) < 0 && errno == ENOENT)
-		return error_set(err, -ENOENT, "there is no image \"%s\"; viv image list shows those there are, "
-				 "viv image build %s makes it if it is a known one", name, name);
+		return error_set(err, -ENOENT,
+				 "there is no image \"%s\"; viv image list shows those there are, "
+				 "viv image build %s makes it if it is a known one",
+				 name, name);
 	r = paths_read_file(path, IMAGE_JSON_MAX, &text, &len, err);
 	if (r < 0)
 		return r;
@@ -112,8 +115,9 @@ static int copy_range(int in, int out, off_t off, off_t end, off_t size, struct 
 
 	while (off < end) {
 		off_t in_off = off, out_off = off;
-		ssize_t n = buf ? -1 : copy_file_range(in, &in_off, out, &out_off,
-						       (size_t)MIN(end - off, (off_t)COPY_CHUNK), 0);
+		ssize_t n = buf ? -1
+				: copy_file_range(in, &in_off, out, &out_off,
+						  (size_t)MIN(end - off, (off_t)COPY_CHUNK), 0);
 
 		if (n <= 0) { /* other file systems, old kernels: by hand */
 			if (!buf && !(buf = malloc(COPY_CHUNK)))

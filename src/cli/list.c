@@ -41,7 +41,8 @@ static json_t *machine_json(const char *name, const char *command, struct error 
 		json_decref(reply);
 	} else {
 		/* A stale socket or none: it is stopped.  One that does not answer is there nevertheless. */
-		(void)json_object_set_new(obj, "state", json_string(r == -ETIMEDOUT ? "busy" : "stopped"));
+		(void)json_object_set_new(obj, "state",
+					  json_string(r == -ETIMEDOUT ? "busy" : "stopped"));
 	}
 	return obj;
 }
@@ -83,8 +84,8 @@ static json_t *all_machines(struct error *err)
 		json_t *one = machine_json(names[i]->d_name, "status", &why);
 
 		if (!one) /* shown, so that it can be removed */
-			one = json_pack("{s:s, s:s, s:s}", "name", names[i]->d_name, "state", "broken", "error",
-					why.text);
+			one = json_pack("{s:s, s:s, s:s}", "name", names[i]->d_name, "state",
+					"broken", "error", why.text);
 		(void)json_array_append_new(list, one);
 		free(names[i]);
 	}
@@ -133,10 +134,9 @@ int cli_list(int argc, char **argv)
 	json_t *m;
 
 	if (json_array_size(list))
-		printf("%-20s %-9s %-6s %4s %8s %8s  %s\n", "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "PID",
-		       "IMAGE");
-	json_array_foreach(list, i, m)
-		print_machine(m);
+		printf("%-20s %-9s %-6s %4s %8s %8s  %s\n", "NAME", "STATE", "ENGINE", "CPUS",
+		       "MEMORY", "PID", "IMAGE");
+	json_array_foreach(list, i, m) print_machine(m);
 	json_decref(list);
 	return EXIT_FINE;
 }
@@ -168,9 +168,8 @@ static void print_counters(json_t *counters)
 	json_t *cpu, *v;
 	const char *key;
 
-	json_array_foreach(counters, i, cpu)
-		json_object_foreach(cpu, key, v)
-			printf("cpu%-3zu %-24s %" JSON_INTEGER_FORMAT "\n", i, key, json_integer_value(v));
+	json_array_foreach(counters, i, cpu) json_object_foreach(cpu, key, v)
+		printf("cpu%-3zu %-24s %" JSON_INTEGER_FORMAT "\n", i, key, json_integer_value(v));
 }
 
 int cli_info(int argc, char **argv)
@@ -182,9 +181,9 @@ int cli_info(int argc, char **argv)
 
 	if (!cli_parse(&info_cmd, argc, argv, &a, &rest, &status))
 		return status;
-	json_t *obj = paths_check_name("a machine", rest.args[0], &err) == 0 ?
-			      machine_json(rest.args[0], "info", &err) :
-			      NULL;
+	json_t *obj = paths_check_name("a machine", rest.args[0], &err) == 0
+			      ? machine_json(rest.args[0], "info", &err)
+			      : NULL;
 
 	opts_free(&info_cmd, &a, &rest);
 	if (!obj)
@@ -194,9 +193,7 @@ int cli_info(int argc, char **argv)
 	const char *key;
 	json_t *v;
 
-	json_object_foreach(obj, key, v)
-		if (strcmp(key, "counters") != 0)
-			print_value(key, v);
+	json_object_foreach(obj, key, v) if (strcmp(key, "counters") != 0) print_value(key, v);
 	print_counters(json_object_get(obj, "counters"));
 	json_decref(obj);
 	return EXIT_FINE;

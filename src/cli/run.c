@@ -20,7 +20,7 @@
 #include "net/netd.h"
 
 #define STOP_TIMEOUT_MS 30000
-#define CONSOLE_TAIL 2000
+#define CONSOLE_TAIL	2000
 
 struct args {
 	const char *name, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net;
@@ -40,17 +40,22 @@ static const struct opt run_opts[] = {
 	OPT_SIZE(struct args, mem, "mem", "SIZE", "memory, 512M or 2G", MACHINE_MIN_MEM, MACHINE_MAX_MEM),
 	OPT_STRING(struct args, kernel, "kernel", "FILE", "Linux bzImage, ELF with PVH note, or multiboot"),
 	OPT_STRING(struct args, initrd, "initrd", "FILE", "initial ramdisk, or multiboot module"),
-	OPT_STRING(struct args, append, "append", "TEXT", "kernel command line; with an image: added to its own"),
-	OPT_STRING(struct args, firmware, "firmware", "FILE", "BIOS image (default: SeaBIOS if there is no kernel)"),
-	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=raw]", "a disk; may be given again"),
+	OPT_STRING(struct args, append, "append", "TEXT",
+		   "kernel command line; with an image: added to its own"),
+	OPT_STRING(struct args, firmware, "firmware", "FILE",
+		   "BIOS image (default: SeaBIOS if there is no kernel)"),
+	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=raw]",
+		 "a disk; may be given again"),
 	OPT_STRING(struct args, net, "net", "nat|none", "network (default nat with an image, else none)"),
-	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST", "TCP port of this host to a port of the guest"),
+	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
+		 "TCP port of this host to a port of the guest"),
 	OPT_FLAG_L(struct args, with_input, "input", 'i', "with a command: pass standard input to it"),
-	OPT_DURATION(struct args, boot_timeout, "boot-timeout", "TIME", "with a command: how long booting may take",
-		     1000000000, 86400LL * 1000000000),
+	OPT_DURATION(struct args, boot_timeout, "boot-timeout", "TIME",
+		     "with a command: how long booting may take", 1000000000, 86400LL * 1000000000),
 	OPT_FLAG(struct args, no_reboot, "no-reboot", "end instead of resetting"),
 	OPT_FLAG(struct args, strict, "strict", "tests: exact dead flags, verified code (slower)"),
-	OPT_UINT(struct args, check, "check", "N", "tests: compare every N-th block with the interpreter", 0, UINT32_MAX),
+	OPT_UINT(struct args, check, "check", "N",
+		 "tests: compare every N-th block with the interpreter", 0, UINT32_MAX),
 	OPT_FLAG(struct args, interp_only, "interp-only", "tests: interpret everything"),
 	OPT_END,
 };
@@ -59,13 +64,18 @@ static const struct opts_cmd run_cmd = {
 	.name = "viv run",
 	.usage = "[IMAGE] [-- CMD...]",
 	.summary = "make a machine and run it",
-	.details = "Without --detach and without a command, this terminal is the machine's console; Ctrl-] ends the\n"
-		   "machine.  Its exit status is 0 when the guest switches itself off, and (V << 1) | 1 when it\n"
-		   "writes V to the debug exit port.\n\n"
-		   "Without --name the machine leaves nothing behind: what it writes to the image's disk is\n"
-		   "thrown away.  With --name it gets a copy of the disk and stays until viv rm.\n\n"
-		   "With a command, the machine boots, runs it through the guest agent, prints its output, and the exit\n"
-		   "status is the command's.",
+	.details =
+		"Without --detach and without a command, this terminal is the machine's console; "
+		"Ctrl-] ends the\n"
+		"machine.  Its exit status is 0 when the guest switches itself off, and (V << 1) | "
+		"1 when it\n"
+		"writes V to the debug exit port.\n\n"
+		"Without --name the machine leaves nothing behind: what it writes to the image's "
+		"disk is\n"
+		"thrown away.  With --name it gets a copy of the disk and stays until viv rm.\n\n"
+		"With a command, the machine boots, runs it through the guest agent, prints its "
+		"output, and the exit\n"
+		"status is the command's.",
 	.opts = run_opts,
 	.max_args = 1,
 	.takes_command = true,
@@ -107,7 +117,8 @@ static int add_disk(struct vmconfig *c, const char *spec, struct error *err)
 		else if (value && strcmp(key, "format") == 0 && strlen(value) < sizeof(format))
 			snprintf(format, sizeof(format), "%s", value);
 		else
-			return error_set(err, -EINVAL, "--disk %s: \"%s\" is none of ro, snapshot, format=raw",
+			return error_set(err, -EINVAL,
+					 "--disk %s: \"%s\" is none of ro, snapshot, format=raw",
 					 spec, key);
 		is_first = false;
 	}
@@ -129,8 +140,7 @@ static int make_mac(struct vmconfig *c, struct error *err)
 }
 
 /* Kernel, initrd and command line of the image, unless given; its disk comes first. */
-static int use_image(struct vmconfig *c, const struct args *a, const struct image *im,
-		     struct error *err)
+static int use_image(struct vmconfig *c, const struct args *a, const struct image *im, struct error *err)
 {
 	_cleanup_free_ char *append = NULL;
 	int r = 0;
@@ -156,7 +166,9 @@ static int check_engine(const char *name, struct error *err)
 
 	for (unsigned i = 0; engines[i]; i++)
 		is_known |= strcmp(name, engines[i]->name) == 0;
-	return is_known ? 0 : error_set(err, -EINVAL, "there is no engine \"%s\"; --engine takes auto, kvm or dbt", name);
+	return is_known ? 0
+			: error_set(err, -EINVAL,
+				    "there is no engine \"%s\"; --engine takes auto, kvm or dbt", name);
 }
 
 static int set_strings(struct vmconfig *c, const struct args *a, bool has_image, struct error *err)
@@ -176,7 +188,11 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 	if (r == 0 && a->cpu)
 		r = vmconfig_set(&c->cpu, a->cpu, err);
 	if (r == 0)
-		r = vmconfig_set(&c->net, a->net ? a->net : has_image || a->forwards.n ? "nat" : "none", err);
+		r = vmconfig_set(&c->net,
+				 a->net			      ? a->net
+				 : has_image || a->forwards.n ? "nat"
+							      : "none",
+				 err);
 	if (r == 0 && strcmp(c->net, "nat") != 0 && strcmp(c->net, "none") != 0)
 		r = error_set(err, -EINVAL, "there is no network \"%s\"; there are nat and none", c->net);
 	if (r == 0 && a->forwards.n && strcmp(c->net, "nat") != 0)
@@ -242,8 +258,11 @@ static int make_directory(struct vmconfig *c, const char *wanted, struct error *
 		if (errno != EEXIST)
 			return error_set(err, -errno, "cannot make %s: %s", dir, strerror(errno));
 		if (wanted)
-			return error_set(err, -EEXIST, "there is a machine \"%s\" already; viv start %s starts it, "
-					 "viv rm %s removes it", wanted, wanted, wanted);
+			return error_set(
+				err, -EEXIST,
+				"there is a machine \"%s\" already; viv start %s starts it, "
+				"viv rm %s removes it",
+				wanted, wanted, wanted);
 	}
 	return r < 0 ? r : error_set(err, -EEXIST, "found no free name for the machine");
 }
@@ -270,8 +289,7 @@ static void image_disk_first(struct vmconfig *c)
 	c->disks[0] = last;
 }
 
-static int make_machine(struct vmconfig *c, const struct image *im, const char *wanted,
-			struct error *err)
+static int make_machine(struct vmconfig *c, const struct image *im, const char *wanted, struct error *err)
 {
 	int r = wanted ? paths_check_name("a machine", wanted, err) : 0;
 
@@ -301,8 +319,7 @@ static void remove_machine(const struct vmconfig *c)
 
 /* ---- running ---- */
 
-static int start_and_tell(struct spawned *s, const struct vmconfig *c, bool is_attached,
-			  struct error *err)
+static int start_and_tell(struct spawned *s, const struct vmconfig *c, bool is_attached, struct error *err)
 {
 	char engine[256], reason[256];
 	int r = spawn_machine(s, c, is_attached, err);
@@ -339,9 +356,10 @@ static void session_resize(void *arg, unsigned cols, unsigned rows)
 	struct session *ses = arg;
 	json_t *reply = NULL;
 
-	if (ses->c->uses_virtio_console &&
-	    client_request(ses->c->name, json_pack("{s:s, s:i, s:i}", "cmd", "resize", "cols", (int)cols,
-						   "rows", (int)rows), 1000, &reply, NULL) == 0)
+	if (ses->c->uses_virtio_console && client_request(ses->c->name,
+							  json_pack("{s:s, s:i, s:i}", "cmd", "resize",
+								    "cols", (int)cols, "rows", (int)rows),
+							  1000, &reply, NULL) == 0)
 		json_decref(reply);
 }
 
@@ -350,7 +368,8 @@ static void quit_machine(const struct vmconfig *c)
 	json_t *reply = NULL;
 
 	/* It may end by itself at this very moment. */
-	if (client_request(c->name, json_pack("{s:s}", "cmd", "quit"), CLIENT_TIMEOUT_MS, &reply, NULL) == 0)
+	if (client_request(c->name, json_pack("{s:s}", "cmd", "quit"), CLIENT_TIMEOUT_MS, &reply,
+			   NULL) == 0)
 		json_decref(reply);
 }
 
@@ -367,8 +386,10 @@ static int run_foreground(const struct vmconfig *c, struct error *err)
 		return cli_fail(err);
 	}
 	if (isatty(STDIN_FILENO))
-		cli_note("Ctrl-] ends the machine%s", c->is_throwaway && c->image ?
-				 "; what it writes to its disk is thrown away (--name keeps it)" : "");
+		cli_note("Ctrl-] ends the machine%s",
+			 c->is_throwaway && c->image
+				 ? "; what it writes to its disk is thrown away (--name keeps it)"
+				 : "");
 	r = terminal_raw(err);
 	if (r < 0) {
 		cli_fail(err);
@@ -425,7 +446,8 @@ static void read_tail(struct tail *t, int fd)
 	ssize_t n;
 
 	while ((n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT)) > 0) {
-		size_t take = MIN((size_t)n, sizeof(t->text)), keep = MIN(t->len, sizeof(t->text) - take);
+		size_t take = MIN((size_t)n, sizeof(t->text)),
+		       keep = MIN(t->len, sizeof(t->text) - take);
 
 		memmove(t->text, t->text + t->len - keep, keep);
 		memcpy(t->text + keep, buf + n - take, take);
@@ -446,8 +468,8 @@ static void print_tail(const struct tail *t)
 	fprintf(stderr, "\n----\n");
 }
 
-static int wait_agent(const struct vmconfig *c, struct spawned *s, int64_t timeout_ns, struct tail *t,
-		      struct error *err)
+static int wait_agent(const struct vmconfig *c, struct spawned *s, int64_t timeout_ns,
+		      struct tail *t, struct error *err)
 {
 	int64_t end_ms = now_ms() + timeout_ns / 1000000;
 	struct progress p;
@@ -459,8 +481,8 @@ static int wait_agent(const struct vmconfig *c, struct spawned *s, int64_t timeo
 	for (;;) {
 		json_t *reply = NULL;
 
-		r = client_call(fd, json_pack("{s:s, s:i}", "cmd", "agent", "timeout_ms", 500), 30000, &reply,
-				err);
+		r = client_call(fd, json_pack("{s:s, s:i}", "cmd", "agent", "timeout_ms", 500),
+				30000, &reply, err);
 		json_decref(reply);
 		read_tail(t, s->console_fd);
 		progress_tick(&p, -1);
@@ -494,16 +516,16 @@ static void end_machine(const struct vmconfig *c, struct spawned *s)
 
 	if (is_disposable(c)) {
 		quit_machine(c);
-	} else if (client_request(c->name, json_pack("{s:s, s:i}", "cmd", "stop", "timeout_ms",
-						     STOP_TIMEOUT_MS), CLIENT_TIMEOUT_MS, &reply, &err) == 0) {
+	} else if (client_request(c->name,
+				  json_pack("{s:s, s:i}", "cmd", "stop", "timeout_ms", STOP_TIMEOUT_MS),
+				  CLIENT_TIMEOUT_MS, &reply, &err) == 0) {
 		json_decref(reply);
 	}
 	while (spawned_read(s))
 		continue;
 }
 
-static int run_command(const struct vmconfig *c, const struct args *a, char **command,
-		       struct error *err)
+static int run_command(const struct vmconfig *c, const struct args *a, char **command, struct error *err)
 {
 	struct tail tail = { .len = 0 };
 	struct spawned s;
@@ -577,8 +599,9 @@ int cli_run(int argc, char **argv)
 	const char *image = rest.nargs ? rest.args[0] : NULL;
 
 	if (rest.command && (!rest.ncommand || a.detach)) {
-		error_set(&err, -EINVAL, rest.ncommand ? "--detach and a command exclude each other" :
-							 "the command after -- is missing");
+		error_set(&err, -EINVAL,
+			  rest.ncommand ? "--detach and a command exclude each other"
+					: "the command after -- is missing");
 		status = cli_usage(&run_cmd, &err);
 	} else {
 		r = vmconfig_init(&c, &err);
@@ -588,9 +611,9 @@ int cli_run(int argc, char **argv)
 			status = cli_fail(&err);
 		} else {
 			r = make_config(&c, &a, image ? &im : NULL, image, &rest, &err);
-			status = r == 0	      ? run_config(&c, &a, &rest, image ? &im : NULL, &err) :
-				 r == -EINVAL ? cli_usage(&run_cmd, &err) :
-						cli_fail(&err);
+			status = r == 0 ? run_config(&c, &a, &rest, image ? &im : NULL, &err)
+				 : r == -EINVAL ? cli_usage(&run_cmd, &err)
+						: cli_fail(&err);
 		}
 		vmconfig_free(&c);
 		image_free(&im);

@@ -28,8 +28,8 @@ static int simple_request(const struct opts_cmd *cmd, const char *name, int argc
 		return status;
 	status = EXIT_FINE;
 	for (unsigned i = 0; i < rest.nargs; i++) {
-		if (client_request(rest.args[i], json_pack("{s:s}", "cmd", name), CLIENT_TIMEOUT_MS, &reply,
-				   &err) < 0)
+		if (client_request(rest.args[i], json_pack("{s:s}", "cmd", name), CLIENT_TIMEOUT_MS,
+				   &reply, &err) < 0)
 			status = cli_fail(&err);
 		else
 			json_decref(reply);
@@ -42,8 +42,12 @@ static int simple_request(const struct opts_cmd *cmd, const char *name, int argc
 	int cli_##verb(int argc, char **argv)                                                      \
 	{                                                                                          \
 		static const struct opts_cmd cmd = {                                               \
-			.name = "viv " #verb, .usage = "NAME...", .summary = text,                 \
-			.opts = no_opts, .min_args = 1, .max_args = 1024,                          \
+			.name = "viv " #verb,                                                      \
+			.usage = "NAME...",                                                        \
+			.summary = text,                                                           \
+			.opts = no_opts,                                                           \
+			.min_args = 1,                                                             \
+			.max_args = 1024,                                                          \
 		};                                                                                 \
 		return simple_request(&cmd, #verb, argc, argv);                                    \
 	}
@@ -97,8 +101,8 @@ static const struct opts_cmd stop_cmd = {
 
 static int stop_one(const char *name, const struct stop_args *a, struct error *err)
 {
-	json_t *request = a->force ? json_pack("{s:s}", "cmd", "quit") :
-				     json_pack("{s:s, s:I}", "cmd", "stop", "timeout_ms",
+	json_t *request = a->force ? json_pack("{s:s}", "cmd", "quit")
+				   : json_pack("{s:s, s:I}", "cmd", "stop", "timeout_ms",
 					       (json_int_t)(a->timeout / 1000000));
 	struct progress p;
 	json_t *reply = NULL;
@@ -113,7 +117,8 @@ static int stop_one(const char *name, const struct stop_args *a, struct error *e
 		/* The machine keeps the time-out itself; this is for one that hangs. */
 		if (waited > a->timeout + 20000000000LL) {
 			progress_end(&p);
-			return error_set(err, -ETIMEDOUT, "the process of \"%s\" does not end; kill it", name);
+			return error_set(err, -ETIMEDOUT,
+					 "the process of \"%s\" does not end; kill it", name);
 		}
 	}
 	progress_end(&p);
@@ -218,9 +223,11 @@ static int rm_one(const char *name, bool force, struct error *err)
 	if (!run)
 		return -ENOMEM;
 	if (access(dir, F_OK) < 0)
-		return error_set(err, -ENOENT, "there is no machine \"%s\"; viv list shows those there are", name);
+		return error_set(err, -ENOENT,
+				 "there is no machine \"%s\"; viv list shows those there are", name);
 	if (is_locked(name) && !force)
-		return error_set(err, -EBUSY, "machine \"%s\" is running; viv stop %s first, or use --force",
+		return error_set(err, -EBUSY,
+				 "machine \"%s\" is running; viv stop %s first, or use --force",
 				 name, name);
 	if (is_locked(name)) {
 		r = stop_one(name, &(struct stop_args){ .force = true }, err);

@@ -17,11 +17,11 @@
 
 struct spawned {
 	pid_t pid;
-	int status_fd;	 /* read end of the status pipe */
-	int console_fd;	 /* our end of the console; -1 when detached */
-	int lifeline_fd; /* closing it ends the machine; -1 when detached */
+	int status_fd;	   /* read end of the status pipe */
+	int console_fd;	   /* our end of the console; -1 when detached */
+	int lifeline_fd;   /* closing it ends the machine; -1 when detached */
 	struct bytes line; /* of the status pipe, not complete yet */
-	bool is_ended;	 /* the end was told */
+	bool is_ended;	   /* the end was told */
 	int end_status;
 	char end_text[512];
 };

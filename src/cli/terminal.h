@@ -23,8 +23,8 @@ enum bridge_end {
 };
 
 struct bridge {
-	int console_fd;	 /* stream socket of the console */
-	int also_fd;	 /* readable: @on_also is called; -1: none */
+	int console_fd;		    /* stream socket of the console */
+	int also_fd;		    /* readable: @on_also is called; -1: none */
 	bool (*on_also)(void *arg); /* false: do not watch it any more */
 	void (*on_resize)(void *arg, unsigned cols, unsigned rows); /* at the start and on changes */
 	void *arg;

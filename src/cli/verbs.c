@@ -30,7 +30,8 @@ const struct verb cli_verbs[] = {
 static void print_help(FILE *out)
 {
 	fprintf(out, "usage: viv VERB [OPTIONS] ...\n\n"
-		     "Virtual machines on any x86-64 Linux host, with or without hardware virtualization.\n\n");
+		     "Virtual machines on any x86-64 Linux host, with or without hardware "
+		     "virtualization.\n\n");
 	for (const struct verb *v = cli_verbs; v->name; v++) {
 		if (v->summary)
 			fprintf(out, "  %-9s %s\n", v->name, v->summary);

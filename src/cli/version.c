@@ -27,7 +27,8 @@ int cli_version(int argc, char **argv)
 		return status;
 	opts_free(&version_cmd, &a, &rest);
 	if (a.json)
-		return cli_print_json(json_pack("{s:s, s:s}", "version", VIV_VERSION, "compiler", __VERSION__));
+		return cli_print_json(
+			json_pack("{s:s, s:s}", "version", VIV_VERSION, "compiler", __VERSION__));
 	printf("viv %s\n", VIV_VERSION);
 	return EXIT_FINE;
 }

@@ -19,7 +19,7 @@
 #include "net/netd.h"
 
 #define CONSOLE_BACKLOG (64 * KIB)
-#define DRAIN_MAX_NS 10000000000LL
+#define DRAIN_MAX_NS	10000000000LL
 
 struct args {
 	const char *name;
@@ -220,7 +220,8 @@ static int watch_events(struct process *p, struct error *err)
 		return error_set(err, -errno, "cannot watch signals: %s", strerror(errno));
 	p->signal_watch = loop_fd_add(loop, p->signal_fd, LOOP_IN, on_signal, p);
 	if (p->args.lifeline_fd)
-		p->lifeline_watch = loop_fd_add(loop, (int)p->args.lifeline_fd, LOOP_IN, on_lifeline, p);
+		p->lifeline_watch =
+			loop_fd_add(loop, (int)p->args.lifeline_fd, LOOP_IN, on_lifeline, p);
 	if (!p->signal_watch || (p->args.lifeline_fd && !p->lifeline_watch))
 		return error_set(err, -ENOMEM, "cannot watch descriptors: %s", strerror(errno));
 	return 0;

@@ -16,11 +16,11 @@
 #include "base/log.h"
 #include "ctl/agent.h"
 
-#define MS 1000000LL
-#define SYNC_RETRY_NS (500 * MS)
+#define MS		 1000000LL
+#define SYNC_RETRY_NS	 (500 * MS)
 #define REPLY_TIMEOUT_NS (15000 * MS)
-#define POLL_FIRST_NS (5 * MS)
-#define POLL_MAX_NS (200 * MS)
+#define POLL_FIRST_NS	 (5 * MS)
+#define POLL_MAX_NS	 (200 * MS)
 
 enum channel { CH_IDLE, CH_SYNC, CH_BUSY };
 enum step { STEP_NEW, STEP_START, STEP_POLL }; /* what the job does next */
@@ -43,7 +43,7 @@ struct agent {
 	struct vtimer *timer;
 	struct bytes tx; /* to the guest, from tx_off */
 	size_t tx_off;
-	struct bytes rx; /* a line that is not complete */
+	struct bytes rx;     /* a line that is not complete */
 	bool is_rx_skipping; /* the line is too long: drop up to its end */
 	enum channel channel;
 	struct agent_job *current; /* CH_SYNC, CH_BUSY; NULL: was cancelled */
@@ -96,7 +96,8 @@ static void send_sync(struct agent *a)
 
 	/* 0xff: the agent's parser starts anew; its answer is preceded by 0xff too. */
 	snprintf(line, sizeof(line),
-		 "\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%" PRIu32 "}}", ++a->sync_id);
+		 "\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%" PRIu32 "}}",
+		 ++a->sync_id);
 	send_line(a, line, CH_SYNC);
 }
 
@@ -181,10 +182,7 @@ static void expire_jobs(struct agent *a, int64_t now)
 			j = j->next;
 			continue;
 		}
-		job_fail(j, -ETIMEDOUT,
-			 j->step == STEP_NEW ?
-				 "the guest agent does not answer: is qemu-guest-agent running in the guest?" :
-				 "the command did not end in time; it goes on in the guest");
+		job_fail(j, -ETIMEDOUT, j->step == STEP_NEW ? "the guest agent does not answer: is qemu-guest-agent running in the guest?" : "the command did not end in time; it goes on in the guest");
 		j = a->jobs; /* the callback may have changed the list */
 	}
 }
@@ -475,9 +473,9 @@ static char *exec_request(json_t *argv, const char *input)
 		}
 	}
 	if (args)
-		req = json_pack("{s:s, s:{s:O, s:o, s:b, s:s*}}", "execute", "guest-exec", "arguments",
-				"path", json_array_get(argv, 0), "arg", args, "capture-output", 1,
-				"input-data", input);
+		req = json_pack("{s:s, s:{s:O, s:o, s:b, s:s*}}", "execute", "guest-exec",
+				"arguments", "path", json_array_get(argv, 0), "arg", args,
+				"capture-output", 1, "input-data", input);
 	if (req)
 		text = json_dumps(req, JSON_COMPACT | JSON_ENSURE_ASCII);
 	json_decref(req);

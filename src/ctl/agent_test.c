@@ -150,7 +150,8 @@ static void test_exec(void **state)
 
 	assert_string_equal(json_string_value(json_object_get(req, "execute")), "guest-exec");
 	assert_string_equal(json_string_value(json_object_get(args, "path")), "sh");
-	assert_string_equal(json_string_value(json_array_get(json_object_get(args, "arg"), 1)), "echo \"x\"");
+	assert_string_equal(json_string_value(json_array_get(json_object_get(args, "arg"), 1)),
+			    "echo \"x\"");
 	assert_string_equal(json_string_value(json_object_get(args, "input-data")), "aGk=");
 	assert_true(json_is_true(json_object_get(args, "capture-output")));
 	json_decref(req);
@@ -226,7 +227,8 @@ static void test_time_outs(void **state)
 	clear(w);
 	start(w, "[\"true\"]", NULL);
 	answer_sync(w);
-	say(w, "{\"error\": {\"class\": \"GenericError\", \"desc\": \"Failed to execute child process\"}}\n");
+	say(w, "{\"error\": {\"class\": \"GenericError\", \"desc\": \"Failed to execute child "
+	       "process\"}}\n");
 	assert_int_equal(w->ndone, 3);
 	assert_non_null(strstr(w->text, "Failed to execute child process"));
 
@@ -246,8 +248,12 @@ static void test_time_outs(void **state)
 static void test_nonsense(void **state)
 {
 	static const char *const answers[] = {
-		"{\"return\": {\"pid\": \"x\"}}\n", "{\"return\": []}\n", "{}\n", "[]\n",
-		"{\"error\": 5}\n", "{\"error\": {\"desc\": {}}}\n",
+		"{\"return\": {\"pid\": \"x\"}}\n",
+		"{\"return\": []}\n",
+		"{}\n",
+		"[]\n",
+		"{\"error\": 5}\n",
+		"{\"error\": {\"desc\": {}}}\n",
 	};
 	struct world *w = *state;
 
@@ -315,10 +321,10 @@ static void test_base64(void **state)
 {
 	static const struct {
 		const char *raw, *text;
-	} pairs[] = { { "", "" }, { "f", "Zg==" }, { "fo", "Zm8=" }, { "foo", "Zm9v" },
-		      { "foob", "Zm9vYg==" }, { "\xff\xfe\xfd", "//79" } };
-	static const char *const bad[] = { "Z", "Zg", "Zg=", "Z===", "====", "Zh==", "Zm9=", "Zg==Zg==", "Zm 8",
-					   "Zm\n8=" };
+	} pairs[] = { { "", "" },	 { "f", "Zg==" },	 { "fo", "Zm8=" },
+		      { "foo", "Zm9v" }, { "foob", "Zm9vYg==" }, { "\xff\xfe\xfd", "//79" } };
+	static const char *const bad[] = { "Z",	   "Zg",   "Zg=",      "Z===", "====",
+					   "Zh==", "Zm9=", "Zg==Zg==", "Zm 8", "Zm\n8=" };
 	struct bytes b = { 0 };
 
 	(void)state;
@@ -341,8 +347,13 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_exec), T(test_late_agent), T(test_time_outs), T(test_nonsense), T(test_many),
-		T(test_endless_line), cmocka_unit_test(test_base64),
+		T(test_exec),
+		T(test_late_agent),
+		T(test_time_outs),
+		T(test_nonsense),
+		T(test_many),
+		T(test_endless_line),
+		cmocka_unit_test(test_base64),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

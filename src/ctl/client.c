@@ -26,7 +26,8 @@ int client_connect(const char *name, struct error *err)
 	if (fd != -ENOENT && fd != -ECONNREFUSED)
 		return fd;
 	if (access(config, F_OK) < 0)
-		return error_set(err, fd, "there is no machine \"%s\"; viv list shows those there are", name);
+		return error_set(err, fd,
+				 "there is no machine \"%s\"; viv list shows those there are", name);
 	return error_set(err, fd, "machine \"%s\" is not running; viv start %s starts it", name, name);
 }
 
@@ -147,7 +148,8 @@ int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct 
 	if (!json_is_true(json_object_get(json, "ok"))) {
 		const char *text_in = json_string_value(json_object_get(json, "error"));
 
-		error_set(err, -EREMOTEIO, "%s", text_in ? text_in : "the machine refused without a reason");
+		error_set(err, -EREMOTEIO, "%s",
+			  text_in ? text_in : "the machine refused without a reason");
 		json_decref(json);
 		return -EREMOTEIO;
 	}
@@ -155,8 +157,7 @@ int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct 
 	return 0;
 }
 
-int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply,
-		   struct error *err)
+int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply, struct error *err)
 {
 	int fd = client_connect(name, err);
 

@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 
-#define CLIENT_REPLY_MAX (64 * MIB)
+#define CLIENT_REPLY_MAX  (64 * MIB)
 #define CLIENT_TIMEOUT_MS 10000
 
 /**
@@ -25,7 +25,6 @@ int client_connect(const char *name, struct error *err);
 int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct error *err);
 
 /** client_request() - connect, call, close. */
-int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply,
-		   struct error *err);
+int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply, struct error *err);
 
 #endif

@@ -33,7 +33,8 @@ static int teardown(void **state)
 static void test_names(void **state)
 {
 	static const char *const good[] = { "a", "A1", "debian-12.5_x", "0" };
-	static const char *const bad[] = { "", ".", "..", "-x", ".x", "a/b", "a b", "ä", "a\n", "../x" };
+	static const char *const bad[] = { "",	  ".",	 "..", "-x",  ".x",
+					   "a/b", "a b", "ä",  "a\n", "../x" };
 	char name[PATHS_NAME_MAX + 2];
 	struct error err;
 
@@ -72,7 +73,8 @@ static void test_roots(void **state)
 	expect_path(paths_vm("a", NULL, &err), "/d/vivarium/vms/a");
 	expect_path(paths_run("a", NULL, &err), "/r/vivarium/a");
 	setenv("XDG_DATA_HOME", "relative", 1); /* invalid: ignored */
-	expect_path(paths_image("a", "image.json", &err), "/h/.local/share/vivarium/images/a/image.json");
+	expect_path(paths_image("a", "image.json", &err),
+		    "/h/.local/share/vivarium/images/a/image.json");
 	setenv("VIVARIUM_HOME", home, 1);
 }
 
@@ -202,7 +204,9 @@ static void test_bad_config(void **state)
 		"{\"name\": \"a\", \"colour\": \"red\"}",
 		"{\"name\": \"a\", \"disks\": {}}",
 		"{\"name\": \"a\", \"disks\": [{}]}",
-		"{\"name\": \"a\", \"disks\": [{\"path\":\"x\",\"format\":\"raw\",\"readonly\":true,\"snapshot\":true,\"x\":1}]}",
+		"{\"name\": \"a\", \"disks\": "
+		"[{\"path\":\"x\",\"format\":\"raw\",\"readonly\":true,\"snapshot\":true,\"x\":1}]"
+		"}",
 		"{\"name\": \"a\", \"forwards\": [5]}",
 	};
 	uint8_t mac[6];

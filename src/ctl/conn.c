@@ -40,17 +40,17 @@ static bool has_output(const struct ctl_conn *conn)
 /* What the client owes us, and until when; what we wait for on its descriptor. */
 static void conn_update(struct ctl_conn *conn)
 {
-	int64_t wait_ns = conn->job	 ? 0 :
-			  has_output(conn) ? CTL_WRITE_TIMEOUT_NS :
-			  conn->in.len	 ? CTL_LINE_TIMEOUT_NS :
-					   CTL_IDLE_TIMEOUT_NS;
+	int64_t wait_ns = conn->job	     ? 0
+			  : has_output(conn) ? CTL_WRITE_TIMEOUT_NS
+			  : conn->in.len     ? CTL_LINE_TIMEOUT_NS
+					     : CTL_IDLE_TIMEOUT_NS;
 
 	if (wait_ns)
 		vtimer_arm(conn->timer, vclock_now_ns(conn->ctl->cfg.clock) + wait_ns);
 	else
 		vtimer_cancel(conn->timer);
-	loop_fd_modify(conn->watch, LOOP_HUP | (conn->is_eof ? 0 : LOOP_IN) |
-					    (has_output(conn) ? LOOP_OUT : 0));
+	loop_fd_modify(conn->watch,
+		       LOOP_HUP | (conn->is_eof ? 0 : LOOP_IN) | (has_output(conn) ? LOOP_OUT : 0));
 }
 
 /* 0, or -errno: the client is gone. */
@@ -79,8 +79,9 @@ static void conn_put_reply(struct ctl_conn *conn, json_t *reply, const struct er
 
 	(void)json_object_set_new(obj, "ok", json_boolean(!err));
 	if (err && json_object_set_new(obj, "error", json_string(err->text)) < 0)
-		(void)json_object_set_new(obj, "error",
-					  json_string("it failed; the reason names a file that is not UTF-8"));
+		(void)json_object_set_new(
+			obj, "error",
+			json_string("it failed; the reason names a file that is not UTF-8"));
 	text = json_dumps(obj, JSON_COMPACT);
 	if (text)
 		bytes_put(&conn->out, text, strlen(text));

@@ -15,7 +15,7 @@ struct ctl_conn {
 	struct bytes in;      /* received, not yet a whole line */
 	struct bytes out;     /* to be sent from out_off */
 	size_t out_off;
-	bool is_eof;	      /* the client sends no more */
+	bool is_eof; /* the client sends no more */
 	bool gives_backlog;
 	struct agent_job *job;
 };

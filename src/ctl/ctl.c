@@ -118,9 +118,10 @@ static int cmd_resize(struct ctl_conn *conn, json_t *request, json_t *reply, str
 static int need_agent(struct ctl_conn *conn, struct error *err)
 {
 	if (!conn->ctl->cfg.agent)
-		return error_set(err, -ENODEV,
-				 "this machine was started without a guest agent's port, so nothing can be "
-				 "executed in it from outside");
+		return error_set(
+			err, -ENODEV,
+			"this machine was started without a guest agent's port, so nothing can be "
+			"executed in it from outside");
 	return 0;
 }
 
@@ -139,8 +140,8 @@ static int cmd_exec(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	int r = need_agent(conn, err);
 
 	if (r == 0)
-		r = agent_exec(conn->ctl->cfg.agent, json_object_get(request, "argv"), input, timeout_ns,
-			       exec_done, conn, &conn->job, err);
+		r = agent_exec(conn->ctl->cfg.agent, json_object_get(request, "argv"), input,
+			       timeout_ns, exec_done, conn, &conn->job, err);
 	return r < 0 ? r : CTL_PENDING;
 }
 
@@ -213,11 +214,12 @@ static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 		json_t *args = json_array();
 
 		for (const struct ctl_arg *a = c->args; a && a->name; a++)
-			(void)json_array_append_new(args, json_pack("{s:s, s:s, s:b, s:s}", "name", a->name,
-								    "kind", kinds[a->kind], "required",
-								    a->is_required, "help", a->help));
-		(void)json_array_append_new(list, json_pack("{s:s, s:s, s:o}", "name", c->name, "help",
-							    c->help, "args", args));
+			(void)json_array_append_new(args, json_pack("{s:s, s:s, s:b, s:s}", "name",
+								    a->name, "kind", kinds[a->kind],
+								    "required", a->is_required,
+								    "help", a->help));
+		(void)json_array_append_new(list, json_pack("{s:s, s:s, s:o}", "name", c->name,
+							    "help", c->help, "args", args));
 	}
 	put(reply, "commands", list);
 	return 0;
@@ -232,7 +234,8 @@ static bool is_strings(json_t *v, uint64_t min, uint64_t max)
 
 	if (!json_is_array(v) || json_array_size(v) < min || json_array_size(v) > max)
 		return false;
-	json_array_foreach(v, i, s) {
+	json_array_foreach(v, i, s)
+	{
 		if (!json_is_string(s))
 			return false;
 	}
@@ -271,7 +274,8 @@ static int check_args(const struct ctl_command *cmd, json_t *request, struct err
 	const char *key;
 	json_t *v;
 
-	json_object_foreach(request, key, v) {
+	json_object_foreach(request, key, v)
+	{
 		const struct ctl_arg *a = find_arg(cmd, key);
 
 		if (strcmp(key, "cmd") == 0)
@@ -279,8 +283,8 @@ static int check_args(const struct ctl_command *cmd, json_t *request, struct err
 		if (!a)
 			return error_set(err, -EINVAL, "%s has no argument \"%.40s\"", cmd->name, key);
 		if (!is_valid(a, v))
-			return error_set(err, -EINVAL, "the argument %s of %s has no valid value", a->name,
-					 cmd->name);
+			return error_set(err, -EINVAL, "the argument %s of %s has no valid value",
+					 a->name, cmd->name);
 	}
 	for (const struct ctl_arg *a = cmd->args; a && a->name; a++) {
 		if (a->is_required && !json_object_get(request, a->name))

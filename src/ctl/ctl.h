@@ -19,21 +19,21 @@
 #include "ctl/agent.h"
 #include "vm/machine.h"
 
-#define CTL_MAX_CLIENTS 32
-#define CTL_LINE_MAX (4 * MIB)
-#define CTL_LINE_TIMEOUT_NS 10000000000LL
+#define CTL_MAX_CLIENTS	     32
+#define CTL_LINE_MAX	     (4 * MIB)
+#define CTL_LINE_TIMEOUT_NS  10000000000LL
 #define CTL_WRITE_TIMEOUT_NS 30000000000LL
-#define CTL_IDLE_TIMEOUT_NS 60000000000LL
-#define CTL_EXEC_MAX_ARGS 4096
+#define CTL_IDLE_TIMEOUT_NS  60000000000LL
+#define CTL_EXEC_MAX_ARGS    4096
 
 struct ctl;
 
 struct ctl_config {
 	struct machine *machine;
-	struct vclock *clock;	  /* host time: never stops */
-	struct char_dev *console; /* a chardev_hub(); NULL: none */
+	struct vclock *clock;		 /* host time: never stops */
+	struct char_dev *console;	 /* a chardev_hub(); NULL: none */
 	struct char_dev *console_window; /* the hub that learns of the window's size; NULL: none */
-	struct agent *agent;	  /* NULL: the guest has none */
+	struct agent *agent;		 /* NULL: the guest has none */
 	const char *engine_reason;
 };
 
@@ -67,7 +67,6 @@ extern const struct ctl_command ctl_commands[]; /* ends with name NULL */
  * @request: to be json_decref'ed on success
  * Returns the row, or NULL with @err set.
  */
-const struct ctl_command *ctl_parse(const char *line, size_t len, json_t **request,
-				    struct error *err);
+const struct ctl_command *ctl_parse(const char *line, size_t len, json_t **request, struct error *err);
 
 #endif

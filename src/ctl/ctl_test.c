@@ -237,14 +237,27 @@ static void test_pipelined(void **state)
 static void test_bad_requests(void **state)
 {
 	static const char *const bad[] = {
-		"\n", "x\n", "[]\n", "{}\n", "{\"cmd\":5}\n", "{\"cmd\":\"\"}\n", "{\"cmd\":\"format\"}\n",
-		"{\"cmd\":\"status\",\"x\":1}\n", "{\"cmd\":\"status\",\"cmd\":\"pause\"}\n",
-		"{\"cmd\":\"stop\",\"timeout_ms\":-1}\n", "{\"cmd\":\"stop\",\"timeout_ms\":99999999999}\n",
-		"{\"cmd\":\"stop\",\"timeout_ms\":1.5}\n", "{\"cmd\":\"resize\",\"cols\":80}\n",
-		"{\"cmd\":\"resize\",\"cols\":0,\"rows\":1}\n", "{\"cmd\":\"exec\"}\n",
-		"{\"cmd\":\"exec\",\"argv\":[]}\n", "{\"cmd\":\"exec\",\"argv\":[1]}\n",
-		"{\"cmd\":\"exec\",\"argv\":\"ls\"}\n", "{\"cmd\":\"console\",\"backlog\":1}\n",
-		"\xff\xfe\n", "{\"cmd\":\"a\\u0000\"}\n",
+		"\n",
+		"x\n",
+		"[]\n",
+		"{}\n",
+		"{\"cmd\":5}\n",
+		"{\"cmd\":\"\"}\n",
+		"{\"cmd\":\"format\"}\n",
+		"{\"cmd\":\"status\",\"x\":1}\n",
+		"{\"cmd\":\"status\",\"cmd\":\"pause\"}\n",
+		"{\"cmd\":\"stop\",\"timeout_ms\":-1}\n",
+		"{\"cmd\":\"stop\",\"timeout_ms\":99999999999}\n",
+		"{\"cmd\":\"stop\",\"timeout_ms\":1.5}\n",
+		"{\"cmd\":\"resize\",\"cols\":80}\n",
+		"{\"cmd\":\"resize\",\"cols\":0,\"rows\":1}\n",
+		"{\"cmd\":\"exec\"}\n",
+		"{\"cmd\":\"exec\",\"argv\":[]}\n",
+		"{\"cmd\":\"exec\",\"argv\":[1]}\n",
+		"{\"cmd\":\"exec\",\"argv\":\"ls\"}\n",
+		"{\"cmd\":\"console\",\"backlog\":1}\n",
+		"\xff\xfe\n",
+		"{\"cmd\":\"a\\u0000\"}\n",
 	};
 	struct world *w = *state;
 	int fd = dial(w);
@@ -406,10 +419,12 @@ static void test_client(void **state)
 	assert_int_equal(client_call(fd, json_pack("{s:s}", "cmd", "status"), 5000, &reply, &err), 0);
 	assert_string_equal(json_string_value(json_object_get(reply, "engine")), "fake");
 	json_decref(reply);
-	assert_int_equal(client_call(fd, json_pack("{s:s}", "cmd", "nonsense"), 5000, &reply, &err), -EREMOTEIO);
+	assert_int_equal(client_call(fd, json_pack("{s:s}", "cmd", "nonsense"), 5000, &reply, &err),
+			 -EREMOTEIO);
 	assert_non_null(strstr(err.text, "nonsense"));
-	assert_int_equal(client_call(fd, json_pack("{s:s, s:i}", "cmd", "agent", "timeout_ms", 60000), 50, &reply,
-				     &err), -ETIMEDOUT);
+	assert_int_equal(client_call(fd, json_pack("{s:s, s:i}", "cmd", "agent", "timeout_ms", 60000),
+				     50, &reply, &err),
+			 -ETIMEDOUT);
 	close(fd);
 	loop_stop(w->m.loop, 0);
 	pthread_join(thread, NULL);
@@ -430,8 +445,9 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_requests), T(test_pipelined), T(test_bad_requests), T(test_slow_clients),
-		T(test_floods), T(test_leaving_client), T(test_console), T(test_client),
+		T(test_requests),     T(test_pipelined), T(test_bad_requests),
+		T(test_slow_clients), T(test_floods),	 T(test_leaving_client),
+		T(test_console),      T(test_client),
 	};
 
 	return cmocka_run_group_tests(tests, make_home, remove_home);

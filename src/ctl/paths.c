@@ -18,10 +18,11 @@ int paths_check_name(const char *what, const char *name, struct error *err)
 	size_t len = strlen(name);
 
 	if (len == 0 || len > PATHS_NAME_MAX || strspn(name, allowed) != len || strchr("_.-", name[0]))
-		return error_set(err, -EINVAL,
-				 "\"%.64s\" is no name for %s: use 1 to %d letters, digits, _ . - and start "
-				 "with a letter or digit",
-				 name, what, PATHS_NAME_MAX);
+		return error_set(
+			err, -EINVAL,
+			"\"%.64s\" is no name for %s: use 1 to %d letters, digits, _ . - and start "
+			"with a letter or digit",
+			name, what, PATHS_NAME_MAX);
 	return 0;
 }
 
@@ -96,8 +97,8 @@ static char *below_data(const char *kind, const char *name, const char *file, st
 
 	if (!root)
 		return NULL;
-	return file ? paths_format(err, "%s/%s/%s", root, name, file) :
-		      paths_format(err, "%s/%s", root, name);
+	return file ? paths_format(err, "%s/%s/%s", root, name, file)
+		    : paths_format(err, "%s/%s", root, name);
 }
 
 char *paths_vm(const char *name, const char *file, struct error *err)
@@ -141,8 +142,8 @@ char *paths_run(const char *name, const char *file, struct error *err)
 
 	if (!root)
 		return NULL;
-	return file ? paths_format(err, "%s/%s/%s", root, name, file) :
-		      paths_format(err, "%s/%s", root, name);
+	return file ? paths_format(err, "%s/%s/%s", root, name, file)
+		    : paths_format(err, "%s/%s", root, name);
 }
 
 int paths_make(const char *path, struct error *err)

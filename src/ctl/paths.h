@@ -22,7 +22,7 @@
 int paths_check_name(const char *what, const char *name, struct error *err);
 
 /* All return an allocated string, or NULL with @err set. */
-char *paths_data(const char *below, struct error *err);  /* data root / @below */
+char *paths_data(const char *below, struct error *err);		       /* data root / @below */
 char *paths_vm(const char *name, const char *file, struct error *err); /* @file NULL: the directory */
 char *paths_image(const char *name, const char *file, struct error *err);
 char *paths_run(const char *name, const char *file, struct error *err);

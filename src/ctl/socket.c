@@ -69,8 +69,9 @@ int socket_listen(const char *path, struct error *err)
 	int r = make_address(path, &sa, &dir, err);
 
 	if (r < 0)
-		return r == -ENAMETOOLONG ? r : error_set(err, r, "cannot open the directory of %s: %s", path,
-							   strerror(-r));
+		return r == -ENAMETOOLONG ? r
+					  : error_set(err, r, "cannot open the directory of %s: %s",
+						      path, strerror(-r));
 	int fd = host.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)

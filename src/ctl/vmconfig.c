@@ -111,7 +111,8 @@ int vmconfig_add_disk(struct vmconfig *c, const char *path, const char *format, 
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err)
 {
 	if (c->nforwards == VMCONFIG_MAX_FORWARDS)
-		return error_set(err, -EINVAL, "a machine has at most %d port forwards", VMCONFIG_MAX_FORWARDS);
+		return error_set(err, -EINVAL, "a machine has at most %d port forwards",
+				 VMCONFIG_MAX_FORWARDS);
 	int r = vmconfig_set(&c->forwards[c->nforwards], spec, err);
 
 	if (r == 0)
@@ -147,9 +148,9 @@ json_t *vmconfig_to_json(const struct vmconfig *c)
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		const struct vmconfig_disk *d = &c->disks[i];
 
-		r = json_array_append_new(disks, json_pack("{s:s, s:s, s:b, s:b}", "path", d->path,
-							   "format", d->format, "readonly", d->is_readonly,
-							   "snapshot", d->is_snapshot));
+		r = json_array_append_new(
+			disks, json_pack("{s:s, s:s, s:b, s:b}", "path", d->path, "format", d->format,
+					 "readonly", d->is_readonly, "snapshot", d->is_snapshot));
 	}
 	for (unsigned i = 0; r == 0 && i < c->nforwards; i++)
 		r = json_array_append_new(forwards, json_string(c->forwards[i]));
@@ -202,12 +203,13 @@ static int disks_from_json(struct vmconfig *c, json_t *list, struct error *err)
 
 	if (!json_is_array(list))
 		return bad_value("disks", err);
-	json_array_foreach(list, i, d) {
+	json_array_foreach(list, i, d)
+	{
 		const char *path, *format;
 		int is_readonly, is_snapshot;
 
-		if (json_unpack(d, "{s:s, s:s, s:b, s:b !}", "path", &path, "format", &format, "readonly",
-				&is_readonly, "snapshot", &is_snapshot) < 0)
+		if (json_unpack(d, "{s:s, s:s, s:b, s:b !}", "path", &path, "format", &format,
+				"readonly", &is_readonly, "snapshot", &is_snapshot) < 0)
 			return bad_value("disks", err);
 		int r = vmconfig_add_disk(c, path, format, is_readonly, is_snapshot, err);
 
@@ -224,7 +226,8 @@ static int forwards_from_json(struct vmconfig *c, json_t *list, struct error *er
 
 	if (!json_is_array(list))
 		return bad_value("forwards", err);
-	json_array_foreach(list, i, f) {
+	json_array_foreach(list, i, f)
+	{
 		if (!json_is_string(f))
 			return bad_value("forwards", err);
 		int r = vmconfig_add_forward(c, json_string_value(f), err);
@@ -252,7 +255,8 @@ int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err)
 
 	if (!json_is_object(json))
 		return error_set(err, -EINVAL, "it is not a JSON object");
-	json_object_foreach(json, key, v) {
+	json_object_foreach(json, key, v)
+	{
 		const struct row *row = find_row(key);
 
 		if (row)
@@ -268,8 +272,8 @@ int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err)
 	}
 	if (c->mem_bytes % GUEST_PAGE_SIZE)
 		return bad_value("mem", err);
-	return c->name ? paths_check_name("a machine", c->name, err) :
-			 error_set(err, -EINVAL, "\"name\" is missing");
+	return c->name ? paths_check_name("a machine", c->name, err)
+		       : error_set(err, -EINVAL, "\"name\" is missing");
 }
 
 /* ---- files ---- */
@@ -284,7 +288,8 @@ int vmconfig_load(struct vmconfig *c, const char *name, struct error *err)
 	if (!path)
 		return -ENOMEM;
 	if (access(path, F_OK) < 0 && errno == ENOENT)
-		return error_set(err, -ENOENT, "there is no machine \"%s\"; viv list shows those there are", name);
+		return error_set(err, -ENOENT,
+				 "there is no machine \"%s\"; viv list shows those there are", name);
 	int r = paths_read_file(path, VMCONFIG_MAX_BYTES, &text, &len, err);
 
 	if (r < 0)
@@ -311,7 +316,8 @@ int vmconfig_save(const struct vmconfig *c, struct error *err)
 
 	json_decref(json);
 	if (!text)
-		return error_set(err, -EINVAL, "a path or argument is not valid UTF-8, or there is no memory");
+		return error_set(err, -EINVAL,
+				 "a path or argument is not valid UTF-8, or there is no memory");
 	return paths_write_file(path, text, strlen(text), err);
 }
 
@@ -336,8 +342,9 @@ void vmconfig_machine(const struct vmconfig *c, struct machine_config *out)
 		.check_every = (unsigned)c->check_every,
 	};
 	for (unsigned i = 0; i < c->ndisks; i++)
-		out->disks[i] = (struct machine_disk){ c->disks[i].path, c->disks[i].format,
-						       c->disks[i].is_readonly, c->disks[i].is_snapshot };
+		out->disks[i] =
+			(struct machine_disk){ c->disks[i].path, c->disks[i].format,
+					       c->disks[i].is_readonly, c->disks[i].is_snapshot };
 }
 
 int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err)
@@ -345,8 +352,8 @@ int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err)
 	unsigned b[6];
 	char end;
 
-	if (strlen(text) != 17 ||
-	    sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%c", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &end) != 6)
+	if (strlen(text) != 17 || sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%c", &b[0], &b[1], &b[2],
+					 &b[3], &b[4], &b[5], &end) != 6)
 		return error_set(err, -EINVAL, "\"%.40s\" is no MAC address", text);
 	if (b[0] & 1)
 		return error_set(err, -EINVAL, "%s is a group address, no card can have it", text);

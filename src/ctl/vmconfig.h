@@ -13,7 +13,7 @@
 #include "vm/machine.h"
 
 #define VMCONFIG_MAX_FORWARDS 32
-#define VMCONFIG_MAX_BYTES (1 * MIB)
+#define VMCONFIG_MAX_BYTES    (1 * MIB)
 
 struct vmconfig_disk {
 	char *path; /* absolute */
@@ -25,15 +25,15 @@ struct vmconfig {
 	char *name, *engine, *cpu, *image;
 	char *kernel, *initrd, *append, *firmware; /* absolute paths */
 	uint64_t mem_bytes, cpus, check_every;
-	char *net; /* "nat", "none" */
-	char *mac; /* "52:54:00:..." */
+	char *net;			       /* "nat", "none" */
+	char *mac;			       /* "52:54:00:..." */
 	char *forwards[VMCONFIG_MAX_FORWARDS]; /* "2222:22" */
 	unsigned nforwards;
 	struct vmconfig_disk disks[MACHINE_MAX_DISKS];
 	unsigned ndisks;
 	bool no_reboot, is_strict, use_interp_only;
-	bool is_throwaway;   /* its directory goes when it ends */
-	bool has_agent;	     /* the guest runs qemu-guest-agent */
+	bool is_throwaway;	  /* its directory goes when it ends */
+	bool has_agent;		  /* the guest runs qemu-guest-agent */
 	bool uses_virtio_console; /* the console people see is hvc0, not COM1 */
 };
 

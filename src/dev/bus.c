@@ -113,7 +113,7 @@ static void rebuild(struct bus_map *m)
 		if (prev && prev->range == r && prev->last + 1 == first)
 			prev->last = last;
 		else
-			m->map[m->nmap++] = (struct segment){first, last, r};
+			m->map[m->nmap++] = (struct segment){ first, last, r };
 	}
 }
 
@@ -257,8 +257,7 @@ void bus_write(struct bus *b, enum bus_space space, uint64_t addr, unsigned size
 	addr = wrap(space, addr);
 	s = find(m, addr);
 	if (s && s->last - addr >= size - 1) {
-		s->range->ops->write(s->range->dev, addr - s->range->first, size,
-				     value & ones(size));
+		s->range->ops->write(s->range->dev, addr - s->range->first, size, value & ones(size));
 		return;
 	}
 	if (size == 1) {

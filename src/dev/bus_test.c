@@ -36,7 +36,7 @@ static void probe_write(void *dev, uint64_t offset, unsigned size, uint64_t valu
 	memcpy(p->mem + offset, &value, size);
 }
 
-static const struct bus_ops probe_ops = {probe_read, probe_write};
+static const struct bus_ops probe_ops = { probe_read, probe_write };
 
 static void test_empty(void **state)
 {
@@ -52,7 +52,7 @@ static void test_empty(void **state)
 static void test_dispatch_and_edges(void **state)
 {
 	struct bus *b = bus_create();
-	struct probe p = {0}, q = {0};
+	struct probe p = { 0 }, q = { 0 };
 
 	assert_int_equal(bus_add(b, BUS_PIO, 0x60, 1, 0, &probe_ops, &p, NULL), 0);
 	assert_int_equal(bus_add(b, BUS_PIO, 0x61, 4, 0, &probe_ops, &q, NULL), 0);
@@ -76,7 +76,7 @@ static void test_dispatch_and_edges(void **state)
 static void test_overlap_and_priority(void **state)
 {
 	struct bus *b = bus_create();
-	struct probe p = {0}, q = {0};
+	struct probe p = { 0 }, q = { 0 };
 	struct bus_range *r = NULL;
 
 	memset(p.mem, 1, sizeof(p.mem));
@@ -105,7 +105,7 @@ static void test_overlap_and_priority(void **state)
 static void test_bad_ranges(void **state)
 {
 	struct bus *b = bus_create();
-	struct probe p = {0};
+	struct probe p = { 0 };
 
 	assert_int_equal(bus_add(b, BUS_PIO, 0xffff, 2, 0, &probe_ops, &p, NULL), -EINVAL);
 	assert_int_equal(bus_add(b, BUS_PIO, 0, 0, 0, &probe_ops, &p, NULL), -EINVAL);
@@ -148,8 +148,8 @@ static void test_random(void **state)
 				clash |= e[k].r && e[k].prio == e[i].prio &&
 					 e[k].base < e[i].base + e[i].len &&
 					 e[i].base < e[k].base + e[k].len;
-			rc = bus_add(b, BUS_MMIO, e[i].base, e[i].len, e[i].prio, &probe_ops, &e[i].p,
-				     &e[i].r);
+			rc = bus_add(b, BUS_MMIO, e[i].base, e[i].len, e[i].prio, &probe_ops,
+				     &e[i].p, &e[i].r);
 			assert_int_equal(rc, clash ? -EEXIST : 0);
 		}
 		for (unsigned k = 0; k < 40; k++)

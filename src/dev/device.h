@@ -43,7 +43,7 @@ struct msi_sink {
 /* ---- device header: first member of every device's struct ---- */
 struct device;
 struct device_class {
-	const char *name;	       /* "pit", "virtio-blk": stable, it names the state on the wire */
+	const char *name; /* "pit", "virtio-blk": stable, it names the state on the wire */
 	const struct state_desc *state;
 	void (*reset)(struct device *d); /* power-on values */
 	/* After state_load: re-arm timers, re-drive lines.  May be NULL. */
@@ -55,7 +55,7 @@ struct device_class {
 };
 struct device {
 	const struct device_class *cls;
-	char id[24]; /* instance, "virtio-blk0" */
+	char id[24];	     /* instance, "virtio-blk0" */
 	struct device *next; /* the machine's list */
 };
 static inline void device_init(struct device *d, const struct device_class *cls, const char *id)

@@ -84,14 +84,14 @@ static void block_submit(struct block_dev *b, struct block_req *req)
 
 static void block_get_info(const struct block_dev *b, struct block_info *out)
 {
-	*out = (struct block_info){.size_bytes = MIB};
+	*out = (struct block_info){ .size_bytes = MIB };
 }
 
 static void block_nothing(struct block_dev *b)
 {
 }
 
-static const struct block_ops block_ops = {"test", block_submit, block_get_info, block_nothing, NULL};
+static const struct block_ops block_ops = { "test", block_submit, block_get_info, block_nothing, NULL };
 
 static int net_send(struct net_port *p, const struct net_offload *off, const struct iovec *iov,
 		    unsigned niov)
@@ -103,7 +103,7 @@ static void net_nothing(struct net_port *p)
 {
 }
 
-static const struct net_ops net_ops = {net_send, net_nothing, NULL};
+static const struct net_ops net_ops = { net_send, net_nothing, NULL };
 
 static void fill(void *ctx, uint8_t *buf, size_t len)
 {
@@ -146,7 +146,7 @@ static struct device *make_pic(struct rig *r)
 static struct device *make_lapic(struct rig *r)
 {
 	struct lapic_bus_config cfg = {
-		.up = {cpu_level, cpu_event, cpu_event, cpu_vector, read_tsc, NULL, eoi, extint_ack, r},
+		.up = { cpu_level, cpu_event, cpu_event, cpu_vector, read_tsc, NULL, eoi, extint_ack, r },
 		.tsc_khz = 2000000,
 		.phys_bits = 40,
 		.has_x2apic = true,
@@ -180,11 +180,10 @@ static struct device *make_gsi(struct rig *r)
 
 static struct device *make_i8042(struct rig *r)
 {
-	static const uint8_t key[] = {0xe0, 0xf0, 0x75};
+	static const uint8_t key[] = { 0xe0, 0xf0, 0x75 };
 	struct i8042 *k;
 
-	assert_int_equal(i8042_create(&k, &r->t.env, test_line(&r->t, 1), test_line(&r->t, 12), NULL),
-			 0);
+	assert_int_equal(i8042_create(&k, &r->t.env, test_line(&r->t, 1), test_line(&r->t, 12), NULL), 0);
 	i8042_key(k, key, 3);
 	return &k->dev;
 }
@@ -217,7 +216,7 @@ static struct device *make_pit(struct rig *r)
 
 static struct device *make_rtc(struct rig *r)
 {
-	struct rtc_config cfg = {.wall_ns_at_zero = 1700000000ll * 1000000000, .cpus = 1};
+	struct rtc_config cfg = { .wall_ns_at_zero = 1700000000ll * 1000000000, .cpus = 1 };
 	struct rtc *c;
 
 	assert_int_equal(rtc_create(&c, &r->t.env, test_line(&r->t, 8), &cfg, NULL), 0);
@@ -258,7 +257,7 @@ static struct device *make_testdev(struct rig *r)
 
 static struct device *make_virtio_balloon(struct rig *r)
 {
-	struct virtio_balloon_config cfg = {.release = release, .slot = -1};
+	struct virtio_balloon_config cfg = { .release = release, .slot = -1 };
 	struct virtio_balloon *b;
 
 	assert_int_equal(virtio_balloon_create(&b, &r->t.env, make_bus(r), "b", &cfg, NULL), 0);
@@ -267,7 +266,7 @@ static struct device *make_virtio_balloon(struct rig *r)
 
 static struct device *make_virtio_blk(struct rig *r)
 {
-	struct virtio_blk_config cfg = {.block = &r->block, .nqueues = 2, .slot = -1};
+	struct virtio_blk_config cfg = { .block = &r->block, .nqueues = 2, .slot = -1 };
 	struct virtio_blk *b;
 
 	r->block.ops = &block_ops;
@@ -277,28 +276,28 @@ static struct device *make_virtio_blk(struct rig *r)
 
 static struct device *make_virtio_console(struct rig *r)
 {
-	struct virtio_console_config cfg = {.nports = 2, .slot = -1};
+	struct virtio_console_config cfg = { .nports = 2, .slot = -1 };
 	struct virtio_console *c;
 
 	assert_int_equal(chardev_null(&r->chr, NULL), 0);
-	cfg.ports[1] = (struct virtio_console_port){.chr = r->chr, .name = "one"};
+	cfg.ports[1] = (struct virtio_console_port){ .chr = r->chr, .name = "one" };
 	assert_int_equal(virtio_console_create(&c, &r->t.env, make_bus(r), "c", &cfg, NULL), 0);
 	return virtio_console_device(c);
 }
 
 static struct device *make_virtio_net(struct rig *r)
 {
-	struct virtio_net_config cfg = {.port = &r->port, .slot = -1};
+	struct virtio_net_config cfg = { .port = &r->port, .slot = -1 };
 	struct virtio_net *n;
 
-	r->port = (struct net_port){.ops = &net_ops, .mac = {2}};
+	r->port = (struct net_port){ .ops = &net_ops, .mac = { 2 } };
 	assert_int_equal(virtio_net_create(&n, &r->t.env, make_bus(r), "n", &cfg, NULL), 0);
 	return virtio_net_device(n);
 }
 
 static struct device *make_virtio_rng(struct rig *r)
 {
-	struct virtio_rng_config cfg = {.fill = fill, .slot = -1};
+	struct virtio_rng_config cfg = { .fill = fill, .slot = -1 };
 	struct virtio_rng *g;
 
 	assert_int_equal(virtio_rng_create(&g, &r->t.env, make_bus(r), "r", &cfg, NULL), 0);
@@ -310,7 +309,7 @@ static const struct row {
 	const struct device_class *cls;
 	struct device *(*make)(struct rig *r);
 } rows[] = {
-#define DEVICE(name) {#name, &name##_class, make_##name},
+#define DEVICE(name) { #name, &name##_class, make_##name },
 #include "dev/registry.def"
 #undef DEVICE
 };
@@ -344,25 +343,24 @@ static void rig_fini(struct rig *r)
 /* Ports and addresses of devices, which random ones would not find. */
 static uint64_t random_port(unsigned *seed)
 {
-	static const uint16_t ports[] = {0x20, 0xa0, 0x4d0, 0x40, 0x61, 0x60, 0x64, 0x70, 0x92, 0x3f8,
-					 0x600, 0x620, 0x510, 0x514, 0xcf8, 0xcfc, 0x80, 0xe0, 0xe8,
-					 0x402, 0xe9, 0xc000, 0x2000};
+	static const uint16_t ports[] = { 0x20, 0xa0,  0x4d0, 0x40,  0x61,  0x60,   0x64,  0x70,
+					  0x92, 0x3f8, 0x600, 0x620, 0x510, 0x514,  0xcf8, 0xcfc,
+					  0x80, 0xe0,  0xe8,  0x402, 0xe9,  0xc000, 0x2000 };
 
 	return ports[(unsigned)rand_r(seed) % ARRAY_SIZE(ports)] + (unsigned)rand_r(seed) % 8;
 }
 
 static uint64_t random_address(unsigned *seed)
 {
-	static const uint64_t addresses[] = {IOAPIC_BASE, IOAPIC_BASE + 0x10, TESTDEV_IOMEM};
+	static const uint64_t addresses[] = { IOAPIC_BASE, IOAPIC_BASE + 0x10, TESTDEV_IOMEM };
 
-	return addresses[(unsigned)rand_r(seed) % ARRAY_SIZE(addresses)] +
-	       (unsigned)rand_r(seed) % 64;
+	return addresses[(unsigned)rand_r(seed) % ARRAY_SIZE(addresses)] + (unsigned)rand_r(seed) % 64;
 }
 
 static uint64_t random_value(unsigned *seed)
 {
-	uint64_t v = (uint64_t)rand_r(seed) << 40 ^ (uint64_t)rand_r(seed) << 20 ^
-		     (uint64_t)rand_r(seed);
+	uint64_t v =
+		(uint64_t)rand_r(seed) << 40 ^ (uint64_t)rand_r(seed) << 20 ^ (uint64_t)rand_r(seed);
 
 	return rand_r(seed) % 2 ? v : v & 0xff;
 }
@@ -416,7 +414,7 @@ static struct error err;
 
 static int load(struct rig *r, const uint8_t *data, size_t len)
 {
-	struct byte_reader in = {.data = data, .len = len};
+	struct byte_reader in = { .data = data, .len = len };
 	int rc;
 
 	err.text[0] = 0;
@@ -458,7 +456,7 @@ static void test_save_load_save(void **state)
 
 		for (unsigned round = 0; round < 20; round++) {
 			struct rig a, b;
-			struct bytes one = {0}, two = {0};
+			struct bytes one = { 0 }, two = { 0 };
 
 			rig_init(&a, &rows[i]);
 			rig_init(&b, &rows[i]);
@@ -486,7 +484,7 @@ static void test_truncated(void **state)
 	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
 		unsigned seed = 2000 + i;
 		struct rig a, b;
-		struct bytes stream = {0}, before = {0}, after = {0};
+		struct bytes stream = { 0 }, before = { 0 }, after = { 0 };
 
 		rig_init(&a, &rows[i]);
 		rig_init(&b, &rows[i]);
@@ -516,7 +514,7 @@ static void test_bit_flips(void **state)
 	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
 		unsigned seed = 3000 + i, refused = 0, taken = 0;
 		struct rig a, b;
-		struct bytes stream = {0}, before = {0}, after = {0};
+		struct bytes stream = { 0 }, before = { 0 }, after = { 0 };
 		size_t nbits, step;
 
 		rig_init(&a, &rows[i]);
@@ -564,7 +562,7 @@ static void test_reset(void **state)
 	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
 		unsigned seed = 4000 + i;
 		struct rig a, b;
-		struct bytes one = {0}, two = {0};
+		struct bytes one = { 0 }, two = { 0 };
 
 		if (survives_reset(rows[i].cls))
 			continue;
@@ -587,8 +585,8 @@ static void test_reset(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_tables),	   cmocka_unit_test(test_save_load_save),
-		cmocka_unit_test(test_truncated),  cmocka_unit_test(test_bit_flips),
+		cmocka_unit_test(test_tables),	  cmocka_unit_test(test_save_load_save),
+		cmocka_unit_test(test_truncated), cmocka_unit_test(test_bit_flips),
 		cmocka_unit_test(test_reset),
 	};
 

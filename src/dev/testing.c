@@ -41,7 +41,7 @@ struct vtimer *vtimer_create(struct loop *l, struct vclock *clk, void (*fn)(void
 	struct vtimer *t = calloc(1, sizeof(*t));
 
 	assert_non_null(t);
-	*t = (struct vtimer){timers, clk, fn, arg, INT64_MAX};
+	*t = (struct vtimer){ timers, clk, fn, arg, INT64_MAX };
 	timers = t;
 	return t;
 }
@@ -125,7 +125,7 @@ static void line_set(void *ctx, unsigned n, bool level)
 
 struct irq_line test_line(struct test_env *t, unsigned n)
 {
-	return (struct irq_line){line_set, t, n};
+	return (struct irq_line){ line_set, t, n };
 }
 
 static void msi_send(void *ctx, uint64_t addr, uint32_t data)
@@ -164,7 +164,7 @@ void test_env_init(struct test_env *t)
 		.bus = bus_create(),
 		.ram = &t->ram,
 		.clock = &t->clock,
-		.msi = {msi_send, t},
+		.msi = { msi_send, t },
 		.request_reset = request_reset,
 		.request_poweroff = request_poweroff,
 		.debug_exit = debug_exit,
@@ -183,13 +183,13 @@ void test_env_fini(struct test_env *t)
 
 void test_move_state(const struct device *from, struct device *to)
 {
-	struct bytes b = {0};
+	struct bytes b = { 0 };
 	struct byte_reader r;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	assert_ptr_equal(from->cls, to->cls);
 	assert_int_equal(state_save(from->cls->state, from, &b), 0);
-	r = (struct byte_reader){.data = b.data, .len = b.len};
+	r = (struct byte_reader){ .data = b.data, .len = b.len };
 	assert_int_equal(state_load(to->cls->state, to, &r, &err), 0);
 	assert_int_equal(r.pos, b.len);
 	if (to->cls->after_load)

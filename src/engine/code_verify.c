@@ -9,17 +9,17 @@
 /* Progress of the soft-TLB sequence that makes r14 a pointer. */
 enum step {
 	ST_NONE,
-	ST_INDEX,   /* r14 = pext(rcx, tlb_mask) */
-	ST_TAG,	    /* r15 = minus the tag */
-	ST_HOST,    /* r14 = host address of the page */
-	ST_DIFF,    /* r15 = rcx - tag (+ size - 1 in the flag-free form) */
-	ST_CMP,	    /* compared (flags form) */
-	ST_GUARD,   /* ja miss passed (flags form) */
-	ST_OFFSET,  /* rcx = low 16 bits of the address */
-	ST_SUM,	    /* flag-free form: r14 = host + offset, not yet guarded */
-	ST_TEST,    /* flag-free form: rcx = bits of r15 above the page offset */
-	ST_SKIP,    /* flag-free form: jrcxz over the jump to the miss */
-	ST_PTR,	    /* r14 is a checked pointer */
+	ST_INDEX,  /* r14 = pext(rcx, tlb_mask) */
+	ST_TAG,	   /* r15 = minus the tag */
+	ST_HOST,   /* r14 = host address of the page */
+	ST_DIFF,   /* r15 = rcx - tag (+ size - 1 in the flag-free form) */
+	ST_CMP,	   /* compared (flags form) */
+	ST_GUARD,  /* ja miss passed (flags form) */
+	ST_OFFSET, /* rcx = low 16 bits of the address */
+	ST_SUM,	   /* flag-free form: r14 = host + offset, not yet guarded */
+	ST_TEST,   /* flag-free form: rcx = bits of r15 above the page offset */
+	ST_SKIP,   /* flag-free form: jrcxz over the jump to the miss */
+	ST_PTR,	   /* r14 is a checked pointer */
 };
 
 struct ver {
@@ -32,8 +32,8 @@ struct ver {
 	bool is_flag_free;
 	bool can_write, rcx_is_ptr;
 	bool is_index; /* r14 is bounded to a table */
-	unsigned size;	  /* bytes checked */
-	int depth;	  /* pushes on the host stack */
+	unsigned size; /* bytes checked */
+	int depth;     /* pushes on the host stack */
 	const char *why;
 };
 
@@ -53,8 +53,8 @@ static bool is_gs_abs(const ZydisDecodedOperand *o, uint32_t off)
 static bool is_gs_indexed(const ZydisDecodedOperand *o, uint32_t off)
 {
 	return o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.segment == ZYDIS_REGISTER_GS &&
-	       o->mem.base == ZYDIS_REGISTER_NONE && o->mem.index == ZYDIS_REGISTER_R14 && o->mem.scale == 8 &&
-	       o->mem.disp.value == off;
+	       o->mem.base == ZYDIS_REGISTER_NONE && o->mem.index == ZYDIS_REGISTER_R14 &&
+	       o->mem.scale == 8 && o->mem.disp.value == off;
 }
 
 static bool is_reg(const ZydisDecodedOperand *o, ZydisRegister r)
@@ -128,11 +128,12 @@ static enum step advance(struct ver *v)
 			return ST_OFFSET;
 		break;
 	case ST_OFFSET:
-		if (v->is_flag_free && is_lea(v, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_RCX) &&
+		if (v->is_flag_free &&
+		    is_lea(v, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_RCX) &&
 		    v->op[1].mem.disp.value == 0)
 			return ST_SUM;
-		if (!v->is_flag_free && m == ZYDIS_MNEMONIC_ADD && is_reg(&v->op[0], ZYDIS_REGISTER_R14) &&
-		    is_reg(&v->op[1], ZYDIS_REGISTER_RCX))
+		if (!v->is_flag_free && m == ZYDIS_MNEMONIC_ADD &&
+		    is_reg(&v->op[0], ZYDIS_REGISTER_R14) && is_reg(&v->op[1], ZYDIS_REGISTER_RCX))
 			return ST_PTR;
 		break;
 	case ST_SUM:
@@ -218,8 +219,9 @@ static bool check_branch(struct ver *v)
 	const ZydisDecodedOperand *o = &v->op[0];
 
 	if (o->type == ZYDIS_OPERAND_TYPE_MEMORY)
-		return v->in.mnemonic == ZYDIS_MNEMONIC_JMP && is_gs_indexed(o, v->env->off_jc_code) ?
-			       true : bad(v, "indirect transfer that is not the branch table's");
+		return v->in.mnemonic == ZYDIS_MNEMONIC_JMP && is_gs_indexed(o, v->env->off_jc_code)
+			       ? true
+			       : bad(v, "indirect transfer that is not the branch table's");
 	if (o->type != ZYDIS_OPERAND_TYPE_IMMEDIATE || !o->imm.is_relative)
 		return bad(v, "indirect or far transfer");
 	const uint8_t *target = v->exec + v->pos + v->in.length + o->imm.value.s;
@@ -244,7 +246,8 @@ static bool check_memory(struct ver *v, const ZydisDecodedOperand *o)
 	if (m->segment == ZYDIS_REGISTER_GS) {
 		bool is_plain = m->index == ZYDIS_REGISTER_NONE;
 
-		if (m->base != ZYDIS_REGISTER_NONE || (!is_plain && (m->index != ZYDIS_REGISTER_R14 || m->scale != 8)))
+		if (m->base != ZYDIS_REGISTER_NONE ||
+		    (!is_plain && (m->index != ZYDIS_REGISTER_R14 || m->scale != 8)))
 			return bad(v, "state operand with a free register");
 		if (m->disp.value < 0 || (uint64_t)m->disp.value + bytes > v->env->cpu_bytes)
 			return bad(v, "state operand outside of the vCPU");
@@ -289,7 +292,8 @@ static bool check_stack(struct ver *v)
 		v->depth--;
 		return v->depth >= 0 ? true : bad(v, "host stack underflow");
 	case ZYDIS_MNEMONIC_LEA: /* drop one word */
-		if (v->op[1].mem.base == ZYDIS_REGISTER_RSP && v->op[1].mem.disp.value == 8 && v->depth == 1) {
+		if (v->op[1].mem.base == ZYDIS_REGISTER_RSP && v->op[1].mem.disp.value == 8 &&
+		    v->depth == 1) {
 			v->depth--;
 			return true;
 		}
@@ -305,7 +309,8 @@ static bool writes_reg(const struct ver *v, ZydisRegister wide)
 	for (unsigned i = 0; i < v->in.operand_count; i++) {
 		const ZydisDecodedOperand *o = &v->op[i];
 
-		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
+		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		    (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
 		    ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value) == wide)
 			return true;
 	}
@@ -320,17 +325,20 @@ static bool check_one(struct ver *v)
 		return bad(v, "instruction that emitted code may not contain");
 	if (v->in.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE && !check_branch(v))
 		return false;
-	bool uses_stack = v->in.mnemonic == ZYDIS_MNEMONIC_PUSHFQ || v->in.mnemonic == ZYDIS_MNEMONIC_POPFQ ||
-			  v->in.mnemonic == ZYDIS_MNEMONIC_PUSH || v->in.mnemonic == ZYDIS_MNEMONIC_POP;
+	bool uses_stack =
+		v->in.mnemonic == ZYDIS_MNEMONIC_PUSHFQ || v->in.mnemonic == ZYDIS_MNEMONIC_POPFQ ||
+		v->in.mnemonic == ZYDIS_MNEMONIC_PUSH || v->in.mnemonic == ZYDIS_MNEMONIC_POP;
 	bool is_call = v->in.mnemonic == ZYDIS_MNEMONIC_CALL;
 
 	for (unsigned i = 0; i < v->in.operand_count; i++) {
 		const ZydisDecodedOperand *o = &v->op[i];
-		bool is_hidden_stack = (uses_stack || is_call) && o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
+		bool is_hidden_stack =
+			(uses_stack || is_call) && o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
 
 		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && !is_hidden_stack && !check_memory(v, o))
 			return false;
-		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
+		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		    (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
 		    ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_SEGMENT)
 			return bad(v, "write to a segment register");
 	}
@@ -338,8 +346,8 @@ static bool check_one(struct ver *v)
 		return false;
 	/* What is known of r14 and rcx afterwards. */
 	if (writes_reg(v, ZYDIS_REGISTER_R14))
-		v->is_index = next == ST_INDEX ||
-			      (v->in.mnemonic == ZYDIS_MNEMONIC_PEXT && is_gs_abs(&v->op[2], v->env->off_jc_mask));
+		v->is_index = next == ST_INDEX || (v->in.mnemonic == ZYDIS_MNEMONIC_PEXT &&
+						   is_gs_abs(&v->op[2], v->env->off_jc_mask));
 	if (v->in.mnemonic == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_RCX) &&
 	    is_reg(&v->op[1], ZYDIS_REGISTER_R14))
 		v->rcx_is_ptr = v->step == ST_PTR;
@@ -352,8 +360,8 @@ static bool check_one(struct ver *v)
 	return true;
 }
 
-bool code_verify(const uint8_t *code, const uint8_t *exec, size_t len, const struct code_verify_env *env,
-		 char why[160])
+bool code_verify(const uint8_t *code, const uint8_t *exec, size_t len,
+		 const struct code_verify_env *env, char why[160])
 {
 	struct ver v = { .env = env, .exec = exec, .len = len };
 	ZydisDecoder dec;

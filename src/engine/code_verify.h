@@ -37,7 +37,7 @@ struct code_verify_env {
  * @why: receives what is wrong and where
  * Returns true when the block is as the rules above demand.
  */
-bool code_verify(const uint8_t *code, const uint8_t *exec, size_t len, const struct code_verify_env *env,
-		 char why[160]);
+bool code_verify(const uint8_t *code, const uint8_t *exec, size_t len,
+		 const struct code_verify_env *env, char why[160]);
 
 #endif

@@ -30,7 +30,7 @@ static const struct feature_bit {
 	uint8_t subleaf, reg, bit;
 } feature_bits[CPUF_COUNT] = {
 #define X(name, leaf_, subleaf_, reg_, bit_)                                                       \
-	[CPUF_##name] = {.leaf = leaf_, .subleaf = subleaf_, .reg = reg_, .bit = bit_},
+	[CPUF_##name] = { .leaf = leaf_, .subleaf = subleaf_, .reg = reg_, .bit = bit_ },
 #include "engine/cpu_features.def"
 #undef X
 };
@@ -39,45 +39,46 @@ static const struct feature_bit {
 
 /* Done by the engine itself, whatever the host has. */
 static const uint8_t own_features[] = {
-    CPUF_FPU,        CPUF_VME,       CPUF_DE,         CPUF_PSE,  CPUF_TSC,     CPUF_MSR,
-    CPUF_PAE,        CPUF_MCE,       CPUF_SEP,        CPUF_MTRR, CPUF_PGE,     CPUF_MCA,
-    CPUF_PAT,        CPUF_PSE36,     CPUF_CLFSH,      CPUF_PCID, CPUF_X2APIC,  CPUF_TSC_DEADLINE,
-    CPUF_HYPERVISOR, CPUF_FSGSBASE,  CPUF_TSC_ADJUST, CPUF_SMEP, CPUF_ERMS,    CPUF_INVPCID,
-    CPUF_UMIP,       CPUF_FSRM,      CPUF_SYSCALL,    CPUF_NX,   CPUF_GBPAGES, CPUF_RDTSCP,
-    CPUF_LM,         CPUF_PREFETCHW, CPUF_CLFLUSHOPT,
+	CPUF_FPU,	 CPUF_VME,	 CPUF_DE,	    CPUF_PSE,	     CPUF_TSC,
+	CPUF_MSR,	 CPUF_PAE,	 CPUF_MCE,	    CPUF_SEP,	     CPUF_MTRR,
+	CPUF_PGE,	 CPUF_MCA,	 CPUF_PAT,	    CPUF_PSE36,	     CPUF_CLFSH,
+	CPUF_PCID,	 CPUF_X2APIC,	 CPUF_TSC_DEADLINE, CPUF_HYPERVISOR, CPUF_FSGSBASE,
+	CPUF_TSC_ADJUST, CPUF_SMEP,	 CPUF_ERMS,	    CPUF_INVPCID,    CPUF_UMIP,
+	CPUF_FSRM,	 CPUF_SYSCALL,	 CPUF_NX,	    CPUF_GBPAGES,    CPUF_RDTSCP,
+	CPUF_LM,	 CPUF_PREFETCHW, CPUF_CLFLUSHOPT,
 };
 
 /* Run on the host: shown only if it has them too.  x86-64-v2 ... */
 static const uint8_t native_v2[] = {
-    CPUF_CX8,  CPUF_CMOV,  CPUF_MMX,   CPUF_FXSR,  CPUF_SSE,    CPUF_SSE2,   CPUF_SSE3,
-    CPUF_CX16, CPUF_SSSE3, CPUF_SSE41, CPUF_SSE42, CPUF_POPCNT, CPUF_LAHF64, CPUF_INVARIANT_TSC,
+	CPUF_CX8,  CPUF_CMOV,  CPUF_MMX,   CPUF_FXSR,  CPUF_SSE,    CPUF_SSE2,	 CPUF_SSE3,
+	CPUF_CX16, CPUF_SSSE3, CPUF_SSE41, CPUF_SSE42, CPUF_POPCNT, CPUF_LAHF64, CPUF_INVARIANT_TSC,
 };
 /* ... v3 ... */
 static const uint8_t native_v3[] = {
-    CPUF_MOVBE, CPUF_XSAVE, CPUF_AVX,  CPUF_F16C, CPUF_FMA,
-    CPUF_BMI1,  CPUF_BMI2,  CPUF_AVX2, CPUF_ABM,
+	CPUF_MOVBE, CPUF_XSAVE, CPUF_AVX,  CPUF_F16C, CPUF_FMA,
+	CPUF_BMI1,  CPUF_BMI2,	CPUF_AVX2, CPUF_ABM,
 };
 /* ... and everything else that the engine can run. */
 static const uint8_t native_host[] = {
-    CPUF_PCLMUL, CPUF_AES,     CPUF_RDRAND, CPUF_RDSEED, CPUF_ADX,     CPUF_CLWB,
-    CPUF_SHA,    CPUF_RDPID,   CPUF_GFNI,   CPUF_VAES,   CPUF_VPCLMUL, CPUF_XSAVEOPT,
-    CPUF_XSAVEC, CPUF_XGETBV1, CPUF_XSAVES, CPUF_MMXEXT, CPUF_SSE4A,   CPUF_MISALIGNSSE,
+	CPUF_PCLMUL, CPUF_AES,	   CPUF_RDRAND, CPUF_RDSEED, CPUF_ADX,	   CPUF_CLWB,
+	CPUF_SHA,    CPUF_RDPID,   CPUF_GFNI,	CPUF_VAES,   CPUF_VPCLMUL, CPUF_XSAVEOPT,
+	CPUF_XSAVEC, CPUF_XGETBV1, CPUF_XSAVES, CPUF_MMXEXT, CPUF_SSE4A,   CPUF_MISALIGNSSE,
 };
 
 static const uint8_t amd_features[] = {
-    CPUF_CLZERO,           CPUF_CR8_LEGACY, CPUF_TOPOEXT,   CPUF_LFENCE_SERIAL,
-    CPUF_NULL_CLEARS_BASE, CPUF_AUTO_IBRS,  CPUF_SSB_NO,    CPUF_BTC_NO,
-    CPUF_SRSO_NO,          CPUF_TSA_SQ_NO,  CPUF_TSA_L1_NO,
+	CPUF_CLZERO,	       CPUF_CR8_LEGACY, CPUF_TOPOEXT,	CPUF_LFENCE_SERIAL,
+	CPUF_NULL_CLEARS_BASE, CPUF_AUTO_IBRS,	CPUF_SSB_NO,	CPUF_BTC_NO,
+	CPUF_SRSO_NO,	       CPUF_TSA_SQ_NO,	CPUF_TSA_L1_NO,
 };
-static const uint8_t intel_features[] = {CPUF_SPEC_CTRL, CPUF_STIBP, CPUF_BHI_CTRL, CPUF_ARCH_CAPS};
+static const uint8_t intel_features[] = { CPUF_SPEC_CTRL, CPUF_STIBP, CPUF_BHI_CTRL, CPUF_ARCH_CAPS };
 
 static const struct model_row {
 	const char *name;
 	bool has_v3, has_host;
 } model_rows[] = {
-    {"host", true, true},
-    {"x86-64-v2", false, false},
-    {"x86-64-v3", true, false},
+	{ "host", true, true },
+	{ "x86-64-v2", false, false },
+	{ "x86-64-v3", true, false },
 };
 
 static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t r[4])
@@ -128,10 +129,12 @@ static void drop_dependents(struct cpu_model *m)
 	static const struct {
 		uint8_t feature, needs;
 	} rows[] = {
-	    {CPUF_AVX, CPUF_XSAVE},     {CPUF_XSAVEOPT, CPUF_XSAVE}, {CPUF_XSAVEC, CPUF_XSAVE},
-	    {CPUF_XGETBV1, CPUF_XSAVE}, {CPUF_XSAVES, CPUF_XSAVEC},  {CPUF_AVX2, CPUF_AVX},
-	    {CPUF_FMA, CPUF_AVX},       {CPUF_F16C, CPUF_AVX},       {CPUF_VAES, CPUF_AVX},
-	    {CPUF_VPCLMUL, CPUF_AVX},   {CPUF_BMI1, CPUF_AVX},       {CPUF_BMI2, CPUF_AVX},
+		{ CPUF_AVX, CPUF_XSAVE },     { CPUF_XSAVEOPT, CPUF_XSAVE },
+		{ CPUF_XSAVEC, CPUF_XSAVE },  { CPUF_XGETBV1, CPUF_XSAVE },
+		{ CPUF_XSAVES, CPUF_XSAVEC }, { CPUF_AVX2, CPUF_AVX },
+		{ CPUF_FMA, CPUF_AVX },	      { CPUF_F16C, CPUF_AVX },
+		{ CPUF_VAES, CPUF_AVX },      { CPUF_VPCLMUL, CPUF_AVX },
+		{ CPUF_BMI1, CPUF_AVX },      { CPUF_BMI2, CPUF_AVX },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
@@ -159,15 +162,14 @@ static void init_identity(struct cpu_model *m)
 int cpu_model_init(struct cpu_model *m, const char *name, unsigned vcpus, struct error *err)
 {
 	const struct model_row *row = NULL;
-	struct cpu_model new = {.vcpus = vcpus, .phys_bits = 42, .has_kvm_pv = true};
+	struct cpu_model new = { .vcpus = vcpus, .phys_bits = 42, .has_kvm_pv = true };
 
 	for (size_t i = 0; i < ARRAY_SIZE(model_rows); i++)
 		if (!strcmp(name, model_rows[i].name))
 			row = &model_rows[i];
 	if (!row)
 		return error_set(err, -EINVAL,
-				 "unknown CPU model '%s'; there are host, x86-64-v2, x86-64-v3",
-				 name);
+				 "unknown CPU model '%s'; there are host, x86-64-v2, x86-64-v3", name);
 	if (vcpus < 1 || vcpus > 255)
 		return error_set(err, -EINVAL, "a machine has 1 to 255 vCPUs, not %u", vcpus);
 
@@ -195,12 +197,12 @@ int cpu_model_init(struct cpu_model *m, const char *name, unsigned vcpus, struct
 
 /* ---- the leaves ---- */
 
-#define MAX_BASIC          0x16
-#define MAX_EXTENDED       0x80000021
-#define MAX_HYPERVISOR     0x40000010
+#define MAX_BASIC	   0x16
+#define MAX_EXTENDED	   0x80000021
+#define MAX_HYPERVISOR	   0x40000010
 #define XSAVE_LEGACY_BYTES 576 /* with the header */
-#define XSAVE_AVX_BYTES    256
-#define CLFLUSH_BYTES      64
+#define XSAVE_AVX_BYTES	   256
+#define CLFLUSH_BYTES	   64
 
 /* Bits that hold APIC ids 0..vcpus-1. */
 static unsigned apic_id_bits(const struct cpu_model *m)
@@ -245,10 +247,10 @@ static void leaf_cache(const struct cpu_model *m, uint32_t subleaf, struct cpuid
 		bool is_shared;
 		uint32_t sets;
 	} caches[] = {
-	    {1, 1, 8, false, 64},    /* 32 KiB */
-	    {2, 1, 8, false, 64},    /* 32 KiB */
-	    {3, 2, 8, false, 1024},  /* 512 KiB */
-	    {3, 3, 16, true, 16384}, /* 16 MiB */
+		{ 1, 1, 8, false, 64 },	   /* 32 KiB */
+		{ 2, 1, 8, false, 64 },	   /* 32 KiB */
+		{ 3, 2, 8, false, 1024 },  /* 512 KiB */
+		{ 3, 3, 16, true, 16384 }, /* 16 MiB */
 	};
 
 	if (subleaf >= ARRAY_SIZE(caches))
@@ -488,7 +490,7 @@ void cpuid_query(const struct cpu_model *m, const struct cpuid_env *env, uint32_
 		leaf_basic(m, env, leaf, subleaf, out);
 	add_feature_bits(m, leaf, subleaf, out);
 	if (leaf == 0x80000001 && m->is_amd) {
-		struct cpuid_regs one = {0};
+		struct cpuid_regs one = { 0 };
 
 		add_feature_bits(m, 1, 0, &one);
 		if (env->apic_enabled)

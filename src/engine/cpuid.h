@@ -35,18 +35,18 @@ struct cpuid_regs {
 #define CPUID_KVM_FEATURES (1u << 1 | 1u << 3 | 1u << 11 | 1u << 13 | 1u << 24)
 
 struct cpu_model {
-	const char *name;		/* "host", "x86-64-v2", "x86-64-v3" */
-	char vendor[13];		/* the host's: instructions run natively */
-	bool is_amd;			/* which vendor's leaves and MSRs are shown */
-	bool has_kvm_pv;		/* KVM's signature, clock and hypercalls */
-	bool has_fpu_error_pointers;	/* AMD: FXRSTOR always restores FIP, FDP (host's) */
-	uint32_t signature;		/* leaf 1 EAX: family, model, stepping of the host */
-	char brand[48];			/* leaves 80000002H..4H, zero-padded */
-	bool has[CPUF_COUNT];		/* features after subtraction of what the host lacks */
-	uint32_t tsc_khz;		/* shown in leaf 15H/40000010H; 0: not shown */
-	uint8_t phys_bits;		/* MAXPHYADDR shown, 36..52; covers 1 TiB of RAM above 4G */
-	unsigned vcpus;			/* for the topology leaves */
-	uint64_t xcr0_mask;		/* XCR0 bits the guest may set: x87|SSE[|AVX] */
+	const char *name;	     /* "host", "x86-64-v2", "x86-64-v3" */
+	char vendor[13];	     /* the host's: instructions run natively */
+	bool is_amd;		     /* which vendor's leaves and MSRs are shown */
+	bool has_kvm_pv;	     /* KVM's signature, clock and hypercalls */
+	bool has_fpu_error_pointers; /* AMD: FXRSTOR always restores FIP, FDP (host's) */
+	uint32_t signature;	     /* leaf 1 EAX: family, model, stepping of the host */
+	char brand[48];		     /* leaves 80000002H..4H, zero-padded */
+	bool has[CPUF_COUNT];	     /* features after subtraction of what the host lacks */
+	uint32_t tsc_khz;	     /* shown in leaf 15H/40000010H; 0: not shown */
+	uint8_t phys_bits;	     /* MAXPHYADDR shown, 36..52; covers 1 TiB of RAM above 4G */
+	unsigned vcpus;		     /* for the topology leaves */
+	uint64_t xcr0_mask;	     /* XCR0 bits the guest may set: x87|SSE[|AVX] */
 };
 
 /**

@@ -9,11 +9,11 @@
 #include "base/util.h"
 #include "engine/cpuid.h"
 
-static const struct cpuid_env reset_env = {.apic_id = 3, .xcr0 = 1, .apic_enabled = true};
+static const struct cpuid_env reset_env = { .apic_id = 3, .xcr0 = 1, .apic_enabled = true };
 
 static struct cpu_model model(const char *name, unsigned vcpus)
 {
-	struct error err = {""};
+	struct error err = { "" };
 	struct cpu_model m;
 
 	if (cpu_model_init(&m, name, vcpus, &err))
@@ -35,7 +35,7 @@ static const struct {
 	uint32_t leaf, subleaf;
 	unsigned reg, bit;
 } rows[] = {
-#define X(name_, leaf_, subleaf_, reg_, bit_) {#name_, leaf_, subleaf_, reg_, bit_},
+#define X(name_, leaf_, subleaf_, reg_, bit_) { #name_, leaf_, subleaf_, reg_, bit_ },
 #include "engine/cpu_features.def"
 #undef X
 };
@@ -48,7 +48,7 @@ static uint32_t reg_of(const struct cpuid_regs *r, unsigned reg)
 /* Every feature's bit stands in its leaf exactly if the model has it. */
 static void test_feature_bits(void **state)
 {
-	static const char *const names[] = {"host", "x86-64-v2", "x86-64-v3"};
+	static const char *const names[] = { "host", "x86-64-v2", "x86-64-v3" };
 
 	for (unsigned n = 0; n < ARRAY_SIZE(names); n++) {
 		struct cpu_model m = model(names[n], 2);
@@ -71,13 +71,13 @@ static void test_feature_bits(void **state)
 static void test_native_features(void **state)
 {
 	struct cpu_model m = model("host", 1);
-	static const uint8_t native[] = {CPUF_AVX, CPUF_AVX2, CPUF_FMA,   CPUF_BMI2,
-					 CPUF_SHA, CPUF_AES,  CPUF_SSE42, CPUF_CX16,
-					 CPUF_ADX, CPUF_GFNI, CPUF_VAES,  CPUF_RDRAND};
+	static const uint8_t native[] = { CPUF_AVX, CPUF_AVX2, CPUF_FMA,   CPUF_BMI2,
+					  CPUF_SHA, CPUF_AES,  CPUF_SSE42, CPUF_CX16,
+					  CPUF_ADX, CPUF_GFNI, CPUF_VAES,  CPUF_RDRAND };
 
 	for (unsigned i = 0; i < ARRAY_SIZE(native); i++) {
 		unsigned row = native[i] - 1;
-		struct cpuid_regs r = {0};
+		struct cpuid_regs r = { 0 };
 
 		if (!m.has[native[i]])
 			continue;
@@ -95,12 +95,11 @@ static void test_not_shown(void **state)
 
 	assert_false(m.has[CPUF_SMAP]);
 	assert_false(m.has[CPUF_MONITOR]);
-	assert_int_equal(r.ebx & (1u << 14 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31),
-			 0);                                         /* MPX, AVX-512 */
+	assert_int_equal(r.ebx & (1u << 14 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31), 0); /* MPX, AVX-512 */
 	assert_int_equal(r.ecx & (1u << 3 | 1u << 7 | 1u << 16), 0); /* PKU, CET, LA57 */
-	assert_int_equal(r.edx & 1u << 20, 0);                       /* CET IBT */
+	assert_int_equal(r.edx & 1u << 20, 0);			     /* CET IBT */
 	r = ask(&m, &reset_env, 0x80000001, 0);
-	assert_int_equal(r.ecx & 1u << 2, 0);                         /* SVM */
+	assert_int_equal(r.ecx & 1u << 2, 0);			      /* SVM */
 	assert_int_equal(ask(&m, &reset_env, 1, 0).ecx & 1u << 5, 0); /* VMX */
 	assert_int_equal(ask(&m, &reset_env, 0x8000001f, 0).eax, 0);  /* SEV */
 }
@@ -173,7 +172,7 @@ static void test_xsave_sizes(void **state)
 static void test_topology(void **state)
 {
 	struct cpu_model m = model("host", 6);
-	struct cpuid_env env = {.apic_id = 5};
+	struct cpuid_env env = { .apic_id = 5 };
 	struct cpuid_regs r = ask(&m, &env, 0xb, 0);
 
 	assert_int_equal(r.eax, 0);
@@ -215,7 +214,7 @@ static void test_vendor_rules(void **state)
 
 static void test_bad_arguments(void **state)
 {
-	struct error err = {""};
+	struct error err = { "" };
 	struct cpu_model m;
 
 	assert_int_equal(cpu_model_init(&m, "pentium", 1, &err), -EINVAL);
@@ -227,11 +226,11 @@ static void test_bad_arguments(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_feature_bits), cmocka_unit_test(test_native_features),
-	    cmocka_unit_test(test_not_shown),    cmocka_unit_test(test_levels),
-	    cmocka_unit_test(test_identity),     cmocka_unit_test(test_environment),
-	    cmocka_unit_test(test_xsave_sizes),  cmocka_unit_test(test_topology),
-	    cmocka_unit_test(test_vendor_rules), cmocka_unit_test(test_bad_arguments),
+		cmocka_unit_test(test_feature_bits), cmocka_unit_test(test_native_features),
+		cmocka_unit_test(test_not_shown),    cmocka_unit_test(test_levels),
+		cmocka_unit_test(test_identity),     cmocka_unit_test(test_environment),
+		cmocka_unit_test(test_xsave_sizes),  cmocka_unit_test(test_topology),
+		cmocka_unit_test(test_vendor_rules), cmocka_unit_test(test_bad_arguments),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

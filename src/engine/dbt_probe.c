@@ -10,11 +10,12 @@
 
 #include "engine/dbt/xlate.h"
 
-#define PROBE_RAM (1 * MIB)
-#define PROBE_LOOPS 2000000u
+#define PROBE_RAM	 (1 * MIB)
+#define PROBE_LOOPS	 2000000u
 #define PROBE_LOOP_INSNS 5
 
 /* mov ecx, PROBE_LOOPS; 1: add rax, rcx; mov [0x8000], rax; xor rax, [0x8008]; dec ecx; jnz 1b; hlt */
+/* clang-format off */
 static const uint8_t probe_code[] = {
 	0xb9, PROBE_LOOPS & 0xff, PROBE_LOOPS >> 8 & 0xff, PROBE_LOOPS >> 16 & 0xff, 0x00,
 	0x48, 0x01, 0xc8,
@@ -24,6 +25,7 @@ static const uint8_t probe_code[] = {
 	0x75, 0xe9,
 	0xf4,
 };
+/* clang-format on */
 
 static int no_exit(void *ctx, struct vcpu_exit *x)
 {
@@ -39,7 +41,8 @@ static int no_intr(void *ctx)
 static void set_long_mode(struct guest_ram *ram, struct x86_state *s)
 {
 	const uint64_t pml4 = 0x2000 | 3, pdpt = 0x3000 | 3, pd = 0x83;
-	const struct x86_seg code = { 0, 0xffffffff, 0x08, 0xa09b }, data = { 0, 0xffffffff, 0x10, 0xc093 };
+	const struct x86_seg code = { 0, 0xffffffff, 0x08, 0xa09b },
+			     data = { 0, 0xffffffff, 0x10, 0xc093 };
 
 	ram_write(ram, 0x1000, &pml4, 8);
 	ram_write(ram, 0x2000, &pdpt, 8);
@@ -111,7 +114,8 @@ void dbt_probe(struct engine_probe *out)
 	out->mips = measure(&err);
 	out->is_usable = out->mips > 0;
 	if (out->is_usable)
-		snprintf(out->reason, sizeof(out->reason), "binary translation, needs no hardware virtualization");
+		snprintf(out->reason, sizeof(out->reason),
+			 "binary translation, needs no hardware virtualization");
 	else
 		snprintf(out->reason, sizeof(out->reason), "%.250s", err.text);
 }

@@ -26,20 +26,20 @@ struct engine_vm;   /* an engine's part of a machine */
 struct engine_vcpu; /* an engine's part of a vCPU */
 
 enum exit_kind {
-	EXIT_PIO,	/* port access; string I/O comes one element at a time */
-	EXIT_MMIO,	/* physical access outside RAM */
-	EXIT_CR8,	/* read or write of the task priority (CR8) */
-	EXIT_MSR,	/* an MSR the machine owns: x2APIC 800H..8FFH, IA32_APIC_BASE, TSC_DEADLINE */
+	EXIT_PIO,  /* port access; string I/O comes one element at a time */
+	EXIT_MMIO, /* physical access outside RAM */
+	EXIT_CR8,  /* read or write of the task priority (CR8) */
+	EXIT_MSR,  /* an MSR the machine owns: x2APIC 800H..8FFH, IA32_APIC_BASE, TSC_DEADLINE */
 	EXIT_HYPERCALL, /* VMCALL / VMMCALL in ring 0: addr is the number, data the result */
-	EXIT_EOI,	/* only where owns_lapic: EOI of vector addr, seen before as a level MSI (IOAPIC) */
+	EXIT_EOI, /* only where owns_lapic: EOI of vector addr, seen before as a level MSI (IOAPIC) */
 };
 
 struct vcpu_exit {
 	enum exit_kind kind;
 	bool is_write;
-	uint8_t size;	/* PIO: 1 2 4; MMIO: 1..8; hypercall: 4 or 8, of its registers; others: 8 */
-	uint64_t addr;	/* port, guest-physical address, MSR index, 0 for CR8 */
-	uint64_t data;	/* written, or to be filled by the callee (zero-extended) */
+	uint8_t size;  /* PIO: 1 2 4; MMIO: 1..8; hypercall: 4 or 8, of its registers; others: 8 */
+	uint64_t addr; /* port, guest-physical address, MSR index, 0 for CR8 */
+	uint64_t data; /* written, or to be filled by the callee (zero-extended) */
 	uint64_t arg[4]; /* hypercall: rBX, rCX, rDX, rSI */
 };
 
@@ -64,14 +64,14 @@ enum run_result {
 	RUN_HALTED,   /* HLT, nothing deliverable: state.mp_state is MP_HALTED.  The caller waits */
 	RUN_SHUTDOWN, /* triple fault: the machine resets */
 	RUN_DEBUG,    /* a breakpoint, watchpoint or single step asked for by set_debug */
-	RUN_FAILED,   /* the engine cannot go on; error set.  The machine stops with that sentence */
+	RUN_FAILED, /* the engine cannot go on; error set.  The machine stops with that sentence */
 };
 
 struct engine_config {
-	struct guest_ram *ram; /* borrowed, complete before creation */
+	struct guest_ram *ram;	       /* borrowed, complete before creation */
 	const struct cpu_model *model; /* borrowed */
 	unsigned vcpus;
-	bool is_strict;	   /* dbt: exact dead flags, verifier on every block (tests) */
+	bool is_strict;	      /* dbt: exact dead flags, verifier on every block (tests) */
 	unsigned check_every; /* dbt: lockstep check of every n-th block; 0: off */
 	bool use_interp_only; /* dbt: no translation (tests) */
 };
@@ -94,8 +94,8 @@ struct engine_debug { /* guest debug by the host (gdb stub) */
 };
 
 struct engine_ops {
-	const char *name;	/* "dbt", "kvm" */
-	bool owns_lapic;	/* LAPIC is inside the engine: set_intr is ExtINT only, use deliver_msi */
+	const char *name; /* "dbt", "kvm" */
+	bool owns_lapic;  /* LAPIC is inside the engine: set_intr is ExtINT only, use deliver_msi */
 
 	/* Takes at most 200 ms; never prints. */
 	void (*probe)(struct engine_probe *out);

@@ -45,7 +45,8 @@ static const struct engine_ops *pick_named(const struct engine_ops *const *list,
 			snprintf(reason, 256, "asked for; %.200s", p.reason);
 			return *list;
 		}
-		error_set(err, -ENOTSUP, "engine %s cannot serve here: %s; use --engine auto", want, p.reason);
+		error_set(err, -ENOTSUP, "engine %s cannot serve here: %s; use --engine auto", want,
+			  p.reason);
 		return NULL;
 	}
 	error_set(err, -EINVAL, "there is no engine \"%s\"; there are %s", want, names);

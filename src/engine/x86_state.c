@@ -6,14 +6,14 @@
 #include "engine/x86_state.h"
 #include "state/field.h"
 
-#define XSAVE_FCW           0
-#define XSAVE_FTW           4
-#define XSAVE_MXCSR         24
-#define XSAVE_HEADER        512
-#define MXCSR_DEFAULT       0x1f80
-#define PAT_DEFAULT         0x0007040600070406ULL
+#define XSAVE_FCW	    0
+#define XSAVE_FTW	    4
+#define XSAVE_MXCSR	    24
+#define XSAVE_HEADER	    512
+#define MXCSR_DEFAULT	    0x1f80
+#define PAT_DEFAULT	    0x0007040600070406ULL
 #define APIC_BASE_DEFAULT   0xfee00000ULL
-#define APIC_BASE_BSP       0x100
+#define APIC_BASE_BSP	    0x100
 #define APIC_BASE_ENABLED   0x800
 #define MISC_ENABLE_DEFAULT 0x1801 /* fast strings; BTS and PEBS unavailable */
 
@@ -97,102 +97,102 @@ void x86_state_sipi(struct x86_state *s, uint8_t vector)
 /* ---- field table ---- */
 
 static const struct field seg_fields[] = {
-    F_U64(struct x86_seg, base),
-    F_U32(struct x86_seg, limit),
-    F_U16(struct x86_seg, selector),
-    F_U16(struct x86_seg, attr),
-    F_END,
+	F_U64(struct x86_seg, base),
+	F_U32(struct x86_seg, limit),
+	F_U16(struct x86_seg, selector),
+	F_U16(struct x86_seg, attr),
+	F_END,
 };
 static const struct state_desc seg_desc = {
-    .name = "segment",
-    .version = 1,
-    .size = sizeof(struct x86_seg),
-    .fields = seg_fields,
+	.name = "segment",
+	.version = 1,
+	.size = sizeof(struct x86_seg),
+	.fields = seg_fields,
 };
 
 static const struct field dtable_fields[] = {
-    F_U64(struct x86_dtable, base),
-    F_U16(struct x86_dtable, limit),
-    F_HOST(struct x86_dtable, pad_),
-    F_END,
+	F_U64(struct x86_dtable, base),
+	F_U16(struct x86_dtable, limit),
+	F_HOST(struct x86_dtable, pad_),
+	F_END,
 };
 static const struct state_desc dtable_desc = {
-    .name = "descriptor-table",
-    .version = 1,
-    .size = sizeof(struct x86_dtable),
-    .fields = dtable_fields,
+	.name = "descriptor-table",
+	.version = 1,
+	.size = sizeof(struct x86_dtable),
+	.fields = dtable_fields,
 };
 
 #define S struct x86_state
 static const struct field state_fields[] = {
-    F_ARRAY(FIELD_U64, S, gpr),
-    F_U64(S, rip),
-    F_U64(S, rflags),
-    F_STRUCT_ARRAY(S, seg, &seg_desc),
-    F_STRUCT(S, ldtr, &seg_desc),
-    F_STRUCT(S, tr, &seg_desc),
-    F_STRUCT(S, gdtr, &dtable_desc),
-    F_STRUCT(S, idtr, &dtable_desc),
-    F_U64(S, cr0),
-    F_U64(S, cr2),
-    F_U64(S, cr3),
-    F_U64(S, cr4),
-    F_U64(S, cr8),
-    F_ARRAY(FIELD_U64, S, dr),
-    F_U64(S, dr6),
-    F_U64(S, dr7),
-    F_U64(S, efer),
-    F_U64(S, xcr0),
-    F_U64(S, xss),
-    F_U64(S, star),
-    F_U64(S, lstar),
-    F_U64(S, cstar),
-    F_U64(S, fmask),
-    F_U64(S, kernel_gs_base),
-    F_U64(S, tsc_aux),
-    F_U64(S, sysenter_cs),
-    F_U64(S, sysenter_esp),
-    F_U64(S, sysenter_eip),
-    F_U64(S, pat),
-    F_U64(S, misc_enable),
-    F_U64(S, spec_ctrl),
-    F_U64(S, mtrr_def_type),
-    F_ARRAY(FIELD_U64, S, mtrr_fixed),
-    F_ARRAY(FIELD_U64, S, mtrr_var_base),
-    F_ARRAY(FIELD_U64, S, mtrr_var_mask),
-    F_U64(S, mcg_status),
-    F_U64(S, mcg_ctl),
-    F_U64(S, tsc),
-    F_U64(S, tsc_adjust),
-    F_U64(S, apic_base),
-    F_U64(S, kvm_system_time),
-    F_U64(S, kvm_wall_clock),
-    F_U64(S, kvm_steal_time),
-    F_U64(S, kvm_async_pf),
-    F_U64(S, kvm_pv_eoi),
-    F_U8(S, mp_state),
-    F_U8(S, sipi_vector),
-    F_U8(S, interrupt_shadow),
-    F_U8(S, nmi_blocked),
-    F_U8(S, nmi_pending),
-    F_U8(S, exception_pending),
-    F_U8(S, exception_vector),
-    F_U8(S, exception_has_error),
-    F_U32(S, exception_error),
-    F_U8(S, is_external_pending),
-    F_U8(S, external_vector),
-    F_HOST(S, pad_),
-    F_U64(S, exception_payload),
-    F_HOST(S, pad_xsave_),
-    F_BYTES(S, xsave),
-    F_END,
+	F_ARRAY(FIELD_U64, S, gpr),
+	F_U64(S, rip),
+	F_U64(S, rflags),
+	F_STRUCT_ARRAY(S, seg, &seg_desc),
+	F_STRUCT(S, ldtr, &seg_desc),
+	F_STRUCT(S, tr, &seg_desc),
+	F_STRUCT(S, gdtr, &dtable_desc),
+	F_STRUCT(S, idtr, &dtable_desc),
+	F_U64(S, cr0),
+	F_U64(S, cr2),
+	F_U64(S, cr3),
+	F_U64(S, cr4),
+	F_U64(S, cr8),
+	F_ARRAY(FIELD_U64, S, dr),
+	F_U64(S, dr6),
+	F_U64(S, dr7),
+	F_U64(S, efer),
+	F_U64(S, xcr0),
+	F_U64(S, xss),
+	F_U64(S, star),
+	F_U64(S, lstar),
+	F_U64(S, cstar),
+	F_U64(S, fmask),
+	F_U64(S, kernel_gs_base),
+	F_U64(S, tsc_aux),
+	F_U64(S, sysenter_cs),
+	F_U64(S, sysenter_esp),
+	F_U64(S, sysenter_eip),
+	F_U64(S, pat),
+	F_U64(S, misc_enable),
+	F_U64(S, spec_ctrl),
+	F_U64(S, mtrr_def_type),
+	F_ARRAY(FIELD_U64, S, mtrr_fixed),
+	F_ARRAY(FIELD_U64, S, mtrr_var_base),
+	F_ARRAY(FIELD_U64, S, mtrr_var_mask),
+	F_U64(S, mcg_status),
+	F_U64(S, mcg_ctl),
+	F_U64(S, tsc),
+	F_U64(S, tsc_adjust),
+	F_U64(S, apic_base),
+	F_U64(S, kvm_system_time),
+	F_U64(S, kvm_wall_clock),
+	F_U64(S, kvm_steal_time),
+	F_U64(S, kvm_async_pf),
+	F_U64(S, kvm_pv_eoi),
+	F_U8(S, mp_state),
+	F_U8(S, sipi_vector),
+	F_U8(S, interrupt_shadow),
+	F_U8(S, nmi_blocked),
+	F_U8(S, nmi_pending),
+	F_U8(S, exception_pending),
+	F_U8(S, exception_vector),
+	F_U8(S, exception_has_error),
+	F_U32(S, exception_error),
+	F_U8(S, is_external_pending),
+	F_U8(S, external_vector),
+	F_HOST(S, pad_),
+	F_U64(S, exception_payload),
+	F_HOST(S, pad_xsave_),
+	F_BYTES(S, xsave),
+	F_END,
 };
 #undef S
 
 /* MXCSR bits that this host's XRSTOR takes without a fault. */
 static uint32_t host_mxcsr_mask(void)
 {
-	_Alignas(16) uint8_t area[512] = {0};
+	_Alignas(16) uint8_t area[512] = { 0 };
 	uint32_t mask;
 
 	__asm__ volatile("fxsave %0" : "=m"(area));
@@ -210,8 +210,7 @@ static int check_xsave(const struct x86_state *s, struct error *err)
 	memcpy(&xcomp_bv, s->xsave + XSAVE_HEADER + 8, 8);
 	memcpy(&mxcsr, s->xsave + XSAVE_MXCSR, 4);
 	if (xstate_bv & ~7ULL || xcomp_bv)
-		return error_set(err, -EINVAL,
-				 "the FPU image names components %#llx that this CPU lacks",
+		return error_set(err, -EINVAL, "the FPU image names components %#llx that this CPU lacks",
 				 (unsigned long long)(xstate_bv | xcomp_bv));
 	for (unsigned i = 16; i < 64; i++)
 		if (s->xsave[XSAVE_HEADER + i])
@@ -226,14 +225,12 @@ static int check_state(const void *obj, struct error *err)
 	const struct x86_state *s = obj;
 
 	if (s->mp_state > MP_WAIT_SIPI || s->interrupt_shadow > 2)
-		return error_set(err, -EINVAL,
-				 "no CPU has activity state %u and interrupt shadow %u",
+		return error_set(err, -EINVAL, "no CPU has activity state %u and interrupt shadow %u",
 				 s->mp_state, s->interrupt_shadow);
 	if (s->exception_vector > 31)
 		return error_set(err, -EINVAL, "there is no exception %u", s->exception_vector);
 	if (s->cr0 >> 32 || (s->cr0 & X86_CR0_PG && !(s->cr0 & X86_CR0_PE)))
-		return error_set(err, -EINVAL, "CR0 %#llx is impossible",
-				 (unsigned long long)s->cr0);
+		return error_set(err, -EINVAL, "CR0 %#llx is impossible", (unsigned long long)s->cr0);
 	if (s->efer & X86_EFER_LMA &&
 	    (!(s->cr0 & X86_CR0_PG) || !(s->cr4 & X86_CR4_PAE) || !(s->efer & X86_EFER_LME)))
 		return error_set(err, -EINVAL, "EFER %#llx is impossible with CR0 %#llx, CR4 %#llx",
@@ -242,15 +239,14 @@ static int check_state(const void *obj, struct error *err)
 	if (s->dr6 >> 32 || s->dr7 >> 32)
 		return error_set(err, -EINVAL, "the debug registers have reserved bits set");
 	if (!(s->xcr0 & 1) || s->xcr0 & ~7ULL || (s->xcr0 & 6) == 4 || s->xss)
-		return error_set(err, -EINVAL, "XCR0 %#llx is impossible",
-				 (unsigned long long)s->xcr0);
+		return error_set(err, -EINVAL, "XCR0 %#llx is impossible", (unsigned long long)s->xcr0);
 	return check_xsave(s, err);
 }
 
 const struct state_desc x86_state_desc = {
-    .name = "x86-cpu",
-    .version = 1,
-    .size = sizeof(struct x86_state),
-    .fields = state_fields,
-    .check = check_state,
+	.name = "x86-cpu",
+	.version = 1,
+	.size = sizeof(struct x86_state),
+	.fields = state_fields,
+	.check = check_state,
 };

@@ -9,7 +9,7 @@
 
 static void test_table(void **state)
 {
-	struct error err = {""};
+	struct error err = { "" };
 
 	if (state_desc_verify(&x86_state_desc, &err))
 		fail_msg("%s", err.text);
@@ -66,12 +66,12 @@ static void test_init(void **state)
 
 static int reload(const struct x86_state *in, struct x86_state *out)
 {
-	_cleanup_bytes_ struct bytes b = {0};
+	_cleanup_bytes_ struct bytes b = { 0 };
 	struct byte_reader r;
 	struct error err;
 
 	assert_int_equal(state_save(&x86_state_desc, in, &b), 0);
-	r = (struct byte_reader){.data = b.data, .len = b.len};
+	r = (struct byte_reader){ .data = b.data, .len = b.len };
 	return state_load(&x86_state_desc, out, &r, &err);
 }
 
@@ -123,9 +123,9 @@ static void test_impossible(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_table),      cmocka_unit_test(test_reset),
-	    cmocka_unit_test(test_init),       cmocka_unit_test(test_round_trip),
-	    cmocka_unit_test(test_impossible),
+		cmocka_unit_test(test_table),	   cmocka_unit_test(test_reset),
+		cmocka_unit_test(test_init),	   cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_impossible),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,8 +6,8 @@
 #include "base/host.h"
 #include "mem/ram.h"
 
-#define HUGE_PAGE (2 * MIB)
-#define RAM_MAX_BYTES (1ULL << 40)
+#define HUGE_PAGE	   (2 * MIB)
+#define RAM_MAX_BYTES	   (1ULL << 40)
 #define MAP_ANON_NORESERVE (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
 
 static bool is_page_aligned(uint64_t v)
@@ -49,9 +49,10 @@ int ram_create(struct guest_ram *ram, uint64_t ram_bytes, uint64_t rom_bytes, st
 {
 	if (!is_page_aligned(ram_bytes) || !is_page_aligned(rom_bytes) || ram_bytes < MIB ||
 	    ram_bytes > RAM_MAX_BYTES || rom_bytes > GIB)
-		return error_set(err, -EINVAL,
-				 "guest memory of %llu bytes is not possible: it must be 1M to 1T, in pages",
-				 (unsigned long long)ram_bytes);
+		return error_set(
+			err, -EINVAL,
+			"guest memory of %llu bytes is not possible: it must be 1M to 1T, in pages",
+			(unsigned long long)ram_bytes);
 	uint64_t size = ram_bytes + rom_bytes;
 	struct guest_ram r = {
 		.size_bytes = size,
@@ -74,10 +75,11 @@ int ram_create(struct guest_ram *ram, uint64_t ram_bytes, uint64_t rom_bytes, st
 				 strerror(e));
 	}
 	r.page_flags = flags;
-	r.regions[r.nregions++] = (struct ram_region){.size_bytes = r.low_bytes};
+	r.regions[r.nregions++] = (struct ram_region){ .size_bytes = r.low_bytes };
 	if (r.high_bytes)
-		r.regions[r.nregions++] = (struct ram_region){
-			.gpa = 4 * GIB, .size_bytes = r.high_bytes, .offset = r.low_bytes};
+		r.regions[r.nregions++] = (struct ram_region){ .gpa = 4 * GIB,
+							       .size_bytes = r.high_bytes,
+							       .offset = r.low_bytes };
 	*ram = r;
 	return 0;
 }
@@ -88,7 +90,7 @@ void ram_destroy(struct guest_ram *ram)
 		munmap(ram->base - RAM_GUARD_BYTES, ram->size_bytes + 2 * RAM_GUARD_BYTES);
 	if (ram->page_flags)
 		munmap((void *)ram->page_flags, ram->size_bytes >> GUEST_PAGE_SHIFT);
-	*ram = (struct guest_ram){0};
+	*ram = (struct guest_ram){ 0 };
 }
 
 /* @regions without [@gpa, @gpa+@size) and, with @add, that in its place.  At most RAM_MAX_REGIONS + 2. */
@@ -151,8 +153,7 @@ void *ram_add_rom(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct 
 			  (unsigned long long)(ram->size_bytes - offset));
 		return NULL;
 	}
-	struct ram_region rom = {
-		.gpa = gpa, .size_bytes = size_bytes, .offset = offset, .is_readonly = true};
+	struct ram_region rom = { .gpa = gpa, .size_bytes = size_bytes, .offset = offset, .is_readonly = true };
 	if (set_regions(ram, gpa, size_bytes, &rom, err))
 		return NULL;
 	ram->rom_used_bytes += size_bytes;
@@ -226,8 +227,8 @@ int ram_write(struct guest_ram *ram, gpa_t gpa, const void *src, uint64_t len)
 	return 0;
 }
 
-int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write,
-	    struct iovec *iov, unsigned max, unsigned *n)
+int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write, struct iovec *iov,
+	    unsigned max, unsigned *n)
 {
 	unsigned used = *n;
 
@@ -238,7 +239,7 @@ int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write
 		uint8_t *p = piece(ram, gpa, len, &part);
 		if (used >= max)
 			return -E2BIG;
-		iov[used++] = (struct iovec){.iov_base = p, .iov_len = part};
+		iov[used++] = (struct iovec){ .iov_base = p, .iov_len = part };
 		gpa += part;
 		len -= part;
 	}

@@ -29,9 +29,9 @@
 struct error;
 
 #define GUEST_PAGE_SHIFT 12
-#define GUEST_PAGE_SIZE 4096ULL
-#define RAM_GUARD_BYTES (1 * MIB)
-#define RAM_MAX_REGIONS 16
+#define GUEST_PAGE_SIZE	 4096ULL
+#define RAM_GUARD_BYTES	 (1 * MIB)
+#define RAM_MAX_REGIONS	 16
 
 /* Flags of a page, by host offset >> 12. */
 enum {
@@ -50,11 +50,11 @@ struct ram_region {
 };
 
 struct guest_ram {
-	uint8_t *base;	     /* host mapping */
-	uint64_t size_bytes; /* of all regions together */
-	uint64_t low_bytes;  /* RAM below 4G (at most 3 GiB), the region at gpa 0 */
-	uint64_t high_bytes; /* RAM from 4G on */
-	uint64_t rom_used_bytes; /* of the ROM part, which starts at low_bytes + high_bytes */
+	uint8_t *base;		     /* host mapping */
+	uint64_t size_bytes;	     /* of all regions together */
+	uint64_t low_bytes;	     /* RAM below 4G (at most 3 GiB), the region at gpa 0 */
+	uint64_t high_bytes;	     /* RAM from 4G on */
+	uint64_t rom_used_bytes;     /* of the ROM part, which starts at low_bytes + high_bytes */
 	_Atomic uint8_t *page_flags; /* size_bytes >> 12 bytes */
 	unsigned nregions;
 	struct ram_region regions[RAM_MAX_REGIONS];
@@ -104,8 +104,8 @@ int ram_write(struct guest_ram *ram, gpa_t gpa, const void *src, uint64_t len);
  * @for_write: refuse read-only regions; the caller calls ram_note_write after writing.
  * Returns 0, -EFAULT, or -E2BIG.
  */
-int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write,
-	    struct iovec *iov, unsigned max, unsigned *n);
+int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write, struct iovec *iov,
+	    unsigned max, unsigned *n);
 
 /** ram_note_write() - the host wrote [@gpa, +@len): dirty, and translated code dropped.
  * TRACK becomes DIRTY; on_code_write is called for each touched page with CODE.  What is not RAM

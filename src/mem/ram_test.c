@@ -59,7 +59,7 @@ static void on_segv(int sig)
 
 static bool faults(volatile uint8_t *p)
 {
-	struct sigaction sa = {.sa_handler = on_segv, .sa_flags = SA_NODEFER}, old;
+	struct sigaction sa = { .sa_handler = on_segv, .sa_flags = SA_NODEFER }, old;
 	bool r = false;
 
 	sigaction(SIGSEGV, &sa, &old);
@@ -137,7 +137,10 @@ static void rom_covers_and_splits(void **state)
 static void random_regions_against_model(void **state)
 {
 	enum { PAGES = 256 };
-	static struct { bool is_there, is_ro; uint64_t offset; } model[PAGES];
+	static struct {
+		bool is_there, is_ro;
+		uint64_t offset;
+	} model[PAGES];
 	unsigned seed = 42;
 
 	for (int round = 0; round < 200; round++) {
@@ -182,7 +185,9 @@ static void random_regions_against_model(void **state)
 	}
 }
 
-static struct { uint64_t offset, len; } hits[8];
+static struct {
+	uint64_t offset, len;
+} hits[8];
 static unsigned nhits;
 static void on_code(void *arg, uint64_t offset, uint64_t len)
 {
@@ -193,7 +198,7 @@ static void on_code(void *arg, uint64_t offset, uint64_t len)
 
 static void noted_writes(void **state)
 {
-	uint8_t buf[3 * 4096] = {1};
+	uint8_t buf[3 * 4096] = { 1 };
 
 	assert_int_equal(ram_create(&ram, 16 * MIB, 0, &err), 0);
 	ram.on_code_write = on_code;
@@ -286,9 +291,14 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_teardown(name, teardown)
 	const struct CMUnitTest tests[] = {
-		T(layout),	 T(refused_sizes),	T(guards),
-		T(rom_covers_and_splits), T(random_regions_against_model), T(noted_writes),
-		T(no_memory),	 T(tracking_races),
+		T(layout),
+		T(refused_sizes),
+		T(guards),
+		T(rom_covers_and_splits),
+		T(random_regions_against_model),
+		T(noted_writes),
+		T(no_memory),
+		T(tracking_races),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -53,7 +53,7 @@ struct netd {
 	Slirp *slirp;
 	struct pollfd *pfds; /* [0] is the machine */
 	unsigned npfds, pfds_cap;
-	bool is_gone;	 /* the machine closed the socket */
+	bool is_gone; /* the machine closed the socket */
 	struct timer timers[TIMERS_MAX];
 	/* frames to the guest */
 	struct out_frame *queue; /* QUEUE_MAX */
@@ -82,8 +82,9 @@ static int64_t now_ns(void)
 static int send_now(struct netd *n, const void *frame, size_t len)
 {
 	static const struct net_offload none;
-	struct iovec iov[2] = {{(void *)(uintptr_t)&none, sizeof(none)}, {(void *)(uintptr_t)frame, len}};
-	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+	struct iovec iov[2] = { { (void *)(uintptr_t)&none, sizeof(none) },
+				{ (void *)(uintptr_t)frame, len } };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 
 	for (;;) {
 		if (sendmsg(n->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
@@ -200,7 +201,7 @@ static void *on_timer_new(SlirpTimerId id, void *cb_opaque, void *opaque)
 
 	for (unsigned i = 0; i < TIMERS_MAX; i++)
 		if (!n->timers[i].is_used) {
-			n->timers[i] = (struct timer){id, cb_opaque, -1, true};
+			n->timers[i] = (struct timer){ id, cb_opaque, -1, true };
 			return &n->timers[i];
 		}
 	return NULL;
@@ -264,7 +265,7 @@ static int add_poll(int fd, int events, void *opaque)
 	for (unsigned i = 0; i < ARRAY_SIZE(event_bits); i++)
 		if (events & event_bits[i].slirp && i < 3)
 			want |= event_bits[i].poll;
-	n->pfds[n->npfds] = (struct pollfd){.fd = fd, .events = want};
+	n->pfds[n->npfds] = (struct pollfd){ .fd = fd, .events = want };
 	return (int)n->npfds++;
 }
 
@@ -288,7 +289,8 @@ static uint32_t next_timer_ms(const struct netd *n, uint32_t timeout_ms)
 	for (unsigned i = 0; i < TIMERS_MAX; i++) {
 		const struct timer *t = &n->timers[i];
 		if (t->is_used && t->expire_ms >= 0)
-			timeout_ms = (uint32_t)MIN((int64_t)timeout_ms, MAX(t->expire_ms - now, (int64_t)0));
+			timeout_ms = (uint32_t)MIN((int64_t)timeout_ms,
+						   MAX(t->expire_ms - now, (int64_t)0));
 	}
 	return timeout_ms;
 }
@@ -312,7 +314,8 @@ static void serve(struct netd *n)
 		uint32_t timeout_ms = 60000;
 		bool is_congested = n->queued >= QUEUE_MAX / 2;
 
-		n->pfds[0] = (struct pollfd){.fd = n->fd, .events = POLLIN | (n->queued ? POLLOUT : 0)};
+		n->pfds[0] =
+			(struct pollfd){ .fd = n->fd, .events = POLLIN | (n->queued ? POLLOUT : 0) };
 		n->npfds = 1;
 		if (!is_congested)
 			slirp_pollfds_fill(n->slirp, &timeout_ms, add_poll, n);
@@ -377,7 +380,9 @@ static void describe(const struct netd_forward *f, char *buf, size_t cap)
 
 static int add_forward(struct netd *n, const struct netd_forward *f, struct error *err)
 {
-	struct sockaddr_in guest = {.sin_family = AF_INET, .sin_addr = f->guest, .sin_port = htons(f->guest_port)};
+	struct sockaddr_in guest = { .sin_family = AF_INET,
+				     .sin_addr = f->guest,
+				     .sin_port = htons(f->guest_port) };
 	bool is_v6 = f->host.ss_family == AF_INET6;
 	char where[80];
 
@@ -388,7 +393,8 @@ static int add_forward(struct netd *n, const struct netd_forward *f, struct erro
 	if (slirp_add_hostxfwd(n->slirp, (const struct sockaddr *)&f->host,
 			       is_v6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in),
 			       (const struct sockaddr *)&guest, sizeof(guest),
-			       (f->is_udp ? SLIRP_HOSTFWD_UDP : 0) | (is_v6 ? SLIRP_HOSTFWD_V6ONLY : 0)) == 0)
+			       (f->is_udp ? SLIRP_HOSTFWD_UDP : 0) |
+				       (is_v6 ? SLIRP_HOSTFWD_V6ONLY : 0)) == 0)
 		return 0;
 	int e = errno ? errno : EADDRINUSE;
 	describe(f, where, sizeof(where));

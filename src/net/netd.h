@@ -30,9 +30,9 @@ struct netd_forward {
 };
 
 struct netd_config {
-	int fd;	      /* SOCK_SEQPACKET to the machine; taken */
-	int ready_fd; /* gets "ok\n" or one sentence, then is closed; -1: none */
-	bool is_restricted;    /* the guest reaches only the virtual host, and forwards come in */
+	int fd;		    /* SOCK_SEQPACKET to the machine; taken */
+	int ready_fd;	    /* gets "ok\n" or one sentence, then is closed; -1: none */
+	bool is_restricted; /* the guest reaches only the virtual host, and forwards come in */
 	bool no_ipv6;
 	bool no_host_loopback; /* 10.0.2.2 does not lead to the host's 127.0.0.1 */
 	struct netd_forward forwards[NETD_FORWARDS_MAX];

@@ -29,7 +29,8 @@ static int parse_port(const char *text, uint16_t *port)
 	return 0;
 }
 
-static void set_host(struct netd_forward *f, const struct in_addr *v4, const struct in6_addr *v6, uint16_t port)
+static void set_host(struct netd_forward *f, const struct in_addr *v4, const struct in6_addr *v6,
+		     uint16_t port)
 {
 	memset(&f->host, 0, sizeof(f->host));
 	if (v6) {
@@ -70,7 +71,7 @@ static char *cut_part(char **p)
 /* Parts without the protocol: HOSTPORT GUESTPORT, with an address before either. */
 static int parse_parts(char **parts, unsigned n, struct netd_forward *f)
 {
-	struct in_addr v4 = {htonl(INADDR_LOOPBACK)};
+	struct in_addr v4 = { htonl(INADDR_LOOPBACK) };
 	struct in6_addr v6;
 	bool is_v6 = false;
 	uint16_t host_port;
@@ -99,7 +100,7 @@ int netd_parse_forward(const char *text, struct netd_forward *out, struct error 
 {
 	char copy[256], *p = copy, *parts[6];
 	unsigned n = 0;
-	struct netd_forward f = {0};
+	struct netd_forward f = { 0 };
 
 	if (strlen(text) >= sizeof(copy))
 		goto bad;
@@ -118,7 +119,8 @@ int netd_parse_forward(const char *text, struct netd_forward *out, struct error 
 	}
 bad:
 	return error_set(err, -EINVAL,
-			 "'%s' is no port forward; write [tcp:|udp:][HOSTADDR:]HOSTPORT:[GUESTADDR:]GUESTPORT, "
+			 "'%s' is no port forward; write "
+			 "[tcp:|udp:][HOSTADDR:]HOSTPORT:[GUESTADDR:]GUESTPORT, "
 			 "for example 2222:22",
 			 text);
 }
@@ -163,8 +165,8 @@ static int fill_config(const struct net_args *a, struct netd_config *cfg, struct
 	if (a->fd == NO_FD)
 		return error_set(err, -EINVAL, "viv net is started by viv itself: it needs --fd");
 	if (a->forwards.n > NETD_FORWARDS_MAX)
-		return error_set(err, -EINVAL, "%u port forwards; at most %u are possible", a->forwards.n,
-				 NETD_FORWARDS_MAX);
+		return error_set(err, -EINVAL, "%u port forwards; at most %u are possible",
+				 a->forwards.n, NETD_FORWARDS_MAX);
 	for (unsigned i = 0; i < a->forwards.n; i++) {
 		int r = netd_parse_forward(a->forwards.v[i], &cfg->forwards[i], err);
 		if (r < 0)
@@ -176,9 +178,9 @@ static int fill_config(const struct net_args *a, struct netd_config *cfg, struct
 int netd_cli(int argc, char **argv)
 {
 	static struct netd_config cfg;
-	struct net_args a = {.fd = NO_FD, .ready_fd = NO_FD};
-	struct opts_rest rest = {0};
-	struct error err = {0};
+	struct net_args a = { .fd = NO_FD, .ready_fd = NO_FD };
+	struct opts_rest rest = { 0 };
+	struct error err = { 0 };
 
 	int r = opts_parse(&net_cmd, argc, argv, &a, &rest, &err);
 	if (r == OPTS_HELP) {
@@ -204,7 +206,8 @@ int netd_cli(int argc, char **argv)
 enum { ARGS_MAX = 16 + 2 * NETD_FORWARDS_MAX };
 
 /* After the fork, before the exec: only calls that are safe there. */
-static void __attribute__((noreturn)) run_child(const char *exe, char **argv, const int fds[2], pid_t parent)
+static void __attribute__((noreturn))
+run_child(const char *exe, char **argv, const int fds[2], pid_t parent)
 {
 	setsid();
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -230,7 +233,7 @@ static int await_ready(int fd, struct error *err)
 	size_t len = 0;
 
 	for (;;) {
-		struct pollfd pfd = {.fd = fd, .events = POLLIN};
+		struct pollfd pfd = { .fd = fd, .events = POLLIN };
 		int r = poll(&pfd, 1, READY_TIMEOUT_MS);
 		if (r < 0 && errno == EINTR)
 			continue;
@@ -260,14 +263,14 @@ static void close_pair(int fds[2])
 
 int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *err)
 {
-	int sock[2] = {-1, -1}, ready[2] = {-1, -1}, r;
+	int sock[2] = { -1, -1 }, ready[2] = { -1, -1 }, r;
 	char fd_text[16], ready_text[16];
-	char *argv[ARGS_MAX] = {"viv", "net", "--fd", fd_text, "--ready-fd", ready_text};
+	char *argv[ARGS_MAX] = { "viv", "net", "--fd", fd_text, "--ready-fd", ready_text };
 	unsigned n = 6;
 
 	if (o->nforwards > NETD_FORWARDS_MAX)
-		return error_set(err, -EINVAL, "%u port forwards; at most %u are possible", o->nforwards,
-				 NETD_FORWARDS_MAX);
+		return error_set(err, -EINVAL, "%u port forwards; at most %u are possible",
+				 o->nforwards, NETD_FORWARDS_MAX);
 	for (unsigned i = 0; i < o->nforwards; i++) {
 		struct netd_forward f;
 		r = netd_parse_forward(o->forwards[i], &f, err);
@@ -282,7 +285,8 @@ int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *
 		argv[n++] = "--without-ipv6";
 	if (o->no_host_loopback)
 		argv[n++] = "--without-host-loopback";
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock) < 0 || pipe2(ready, O_CLOEXEC) < 0) {
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock) < 0 ||
+	    pipe2(ready, O_CLOEXEC) < 0) {
 		r = error_set(err, -errno, "cannot connect a network process: %s", strerror(errno));
 		goto fail;
 	}
@@ -294,7 +298,8 @@ int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *
 		goto fail;
 	}
 	if (!child)
-		run_child(o->exe ? o->exe : "/proc/self/exe", argv, (const int[2]){sock[1], ready[1]}, parent);
+		run_child(o->exe ? o->exe : "/proc/self/exe", argv,
+			  (const int[2]){ sock[1], ready[1] }, parent);
 	close(sock[1]);
 	close(ready[1]);
 	sock[1] = ready[1] = -1;

@@ -23,7 +23,7 @@
 
 #define GUEST_IP "\x0a\x00\x02\x0f"
 #define HOST_IP	 "\x0a\x00\x02\x02"
-static const uint8_t guest_mac[6] = {0x52, 0x54, 0, 1, 2, 3};
+static const uint8_t guest_mac[6] = { 0x52, 0x54, 0, 1, 2, 3 };
 
 static struct {
 	int fd;
@@ -57,7 +57,7 @@ static uint32_t get32(const uint8_t *p)
 
 static void spawn(const struct netd_options *o)
 {
-	struct error err = {0};
+	struct error err = { 0 };
 
 	if (netd_spawn(o, &g.fd, &g.pid, &err) < 0)
 		fail_msg("%s", err.text);
@@ -78,8 +78,9 @@ static void end(void)
 static void send_frame(const struct net_offload *off, size_t len)
 {
 	static const struct net_offload none;
-	struct iovec iov[2] = {{(void *)(uintptr_t)(off ? off : &none), sizeof(none)}, {g.out, len}};
-	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+	struct iovec iov[2] = { { (void *)(uintptr_t)(off ? off : &none), sizeof(none) },
+				{ g.out, len } };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 
 	assert_int_equal(sendmsg(g.fd, &msg, 0), sizeof(none) + len);
 }
@@ -114,7 +115,7 @@ static bool receive_frame(void)
 	static uint8_t buf[sizeof(struct net_offload) + NET_FRAME_MAX];
 
 	for (;;) {
-		struct pollfd p = {.fd = g.fd, .events = POLLIN};
+		struct pollfd p = { .fd = g.fd, .events = POLLIN };
 		if (poll(&p, 1, 5000) <= 0)
 			return false;
 		ssize_t n = recv(g.fd, buf, sizeof(buf), 0);
@@ -202,7 +203,7 @@ static void dhcp(uint8_t type, uint8_t want)
 static void test_dhcp(void **state)
 {
 	(void)state;
-	spawn(&(struct netd_options){.exe = "/proc/self/exe"});
+	spawn(&(struct netd_options){ .exe = "/proc/self/exe" });
 	dhcp(1, 2); /* discover, offer */
 	dhcp(3, 5); /* request, ack */
 	end();
@@ -210,7 +211,7 @@ static void test_dhcp(void **state)
 
 static int host_socket(int type, unsigned *port)
 {
-	struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
 	socklen_t len = sizeof(a);
 	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
 
@@ -225,7 +226,7 @@ static int host_socket(int type, unsigned *port)
 
 static void expect_readable(int fd)
 {
-	struct pollfd p = {.fd = fd, .events = POLLIN};
+	struct pollfd p = { .fd = fd, .events = POLLIN };
 
 	assert_int_equal(poll(&p, 1, 5000), 1);
 }
@@ -239,7 +240,7 @@ static void test_udp(void **state)
 	int fd = host_socket(SOCK_DGRAM, &port);
 
 	(void)state;
-	spawn(&(struct netd_options){0});
+	spawn(&(struct netd_options){ 0 });
 	memcpy(g.out + 42, "ping", 4);
 	send_udp(GUEST_IP, HOST_IP, 4000, port, 4);
 	expect_readable(fd);
@@ -261,10 +262,10 @@ static void test_no_host_loopback(void **state)
 	int fd = host_socket(SOCK_DGRAM, &port);
 
 	(void)state;
-	spawn(&(struct netd_options){.no_host_loopback = true, .no_ipv6 = true});
+	spawn(&(struct netd_options){ .no_host_loopback = true, .no_ipv6 = true });
 	send_udp(GUEST_IP, HOST_IP, 4000, port, 4);
 	dhcp(1, 2); /* comes later, is answered: the packet before is dealt with */
-	struct pollfd p = {.fd = fd, .events = POLLIN};
+	struct pollfd p = { .fd = fd, .events = POLLIN };
 	assert_int_equal(poll(&p, 1, 100), 0);
 	close(fd);
 	end();
@@ -277,7 +278,7 @@ static unsigned tcp_sport, tcp_dport;
 static void send_tcp(uint8_t flags, const void *data, size_t len, const struct net_offload *off)
 {
 	uint8_t *t = g.out + 34;
-	struct net_offload plain = {.flags = NET_OFF_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16};
+	struct net_offload plain = { .flags = NET_OFF_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16 };
 	uint64_t pseudo;
 	uint16_t sum;
 
@@ -304,14 +305,18 @@ static void test_tcp(void **state)
 {
 	enum { BIG = 30000 };
 	static uint8_t data[BIG], got[BIG];
-	struct net_offload tso = {.flags = 1, .gso_type = NET_GSO_TCP4, .gso_size = 1460, .hdr_len = 54,
-				  .csum_start = 34, .csum_offset = 16};
+	struct net_offload tso = { .flags = 1,
+				   .gso_type = NET_GSO_TCP4,
+				   .gso_size = 1460,
+				   .hdr_len = 54,
+				   .csum_start = 34,
+				   .csum_offset = 16 };
 	int listener = host_socket(SOCK_STREAM, &tcp_dport);
 
 	(void)state;
 	for (unsigned i = 0; i < BIG; i++)
 		data[i] = i * 7 + (i >> 8);
-	spawn(&(struct netd_options){0});
+	spawn(&(struct netd_options){ 0 });
 	tcp_sport = 5000;
 	tcp_seq = 1000;
 	tcp_ack = 0;
@@ -356,15 +361,16 @@ static void test_forward(void **state)
 {
 	unsigned port;
 	char text[64];
-	const char *texts[1] = {text};
+	const char *texts[1] = { text };
 
 	(void)state;
 	close(host_socket(SOCK_STREAM, &port)); /* free a moment ago */
 	snprintf(text, sizeof(text), "tcp:127.0.0.1:%u:7777", port);
-	spawn(&(struct netd_options){.forwards = texts, .nforwards = 1, .is_restricted = true});
+	spawn(&(struct netd_options){ .forwards = texts, .nforwards = 1, .is_restricted = true });
 	dhcp(1, 2);
-	struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)},
-				.sin_port = htons(port)};
+	struct sockaddr_in a = { .sin_family = AF_INET,
+				 .sin_addr = { htonl(INADDR_LOOPBACK) },
+				 .sin_port = htons(port) };
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
 	const uint8_t *t = receive_ip(6, 7777);
@@ -373,10 +379,10 @@ static void test_forward(void **state)
 	close(fd);
 
 	/* A second one can't have the port. */
-	struct error err = {0};
+	struct error err = { 0 };
 	int other = -1;
 	pid_t pid = -1;
-	struct netd_options o = {.forwards = texts, .nforwards = 1};
+	struct netd_options o = { .forwards = texts, .nforwards = 1 };
 	assert_int_equal(netd_spawn(&o, &other, &pid, &err), -ECONNABORTED);
 	if (!strstr(err.text, text + 4 + 10) && !strstr(err.text, "Address already in use"))
 		fail_msg("%s", err.text);
@@ -389,19 +395,19 @@ static void test_forward(void **state)
 
 static void test_spawn_failures(void **state)
 {
-	struct error err = {0};
+	struct error err = { 0 };
 	int fd = -1;
 	pid_t pid = -1;
 
 	(void)state;
-	struct netd_options o = {.exe = "/nonexistent/viv"};
+	struct netd_options o = { .exe = "/nonexistent/viv" };
 	assert_int_equal(netd_spawn(&o, &fd, &pid, &err), -ECONNABORTED);
 	assert_non_null(strstr(err.text, "cannot start the network process"));
-	o = (struct netd_options){.exe = "/bin/true"};
+	o = (struct netd_options){ .exe = "/bin/true" };
 	assert_int_equal(netd_spawn(&o, &fd, &pid, &err), -ECONNABORTED);
 	assert_non_null(strstr(err.text, "ended at once"));
-	const char *bad[1] = {"22"};
-	o = (struct netd_options){.forwards = bad, .nforwards = 1};
+	const char *bad[1] = { "22" };
+	o = (struct netd_options){ .forwards = bad, .nforwards = 1 };
 	assert_int_equal(netd_spawn(&o, &fd, &pid, &err), -EINVAL);
 	assert_non_null(strstr(err.text, "2222:22"));
 	assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* no child left */
@@ -421,7 +427,7 @@ static void test_dies_with_parent(void **state)
 		struct error err;
 		int fd;
 		pid_t pid;
-		if (netd_spawn(&(struct netd_options){0}, &fd, &pid, &err) < 0)
+		if (netd_spawn(&(struct netd_options){ 0 }, &fd, &pid, &err) < 0)
 			_exit(1);
 		/* Somebody else keeps the socket. */
 		if (!fork()) {
@@ -474,15 +480,15 @@ static void test_flood(void **state)
 	int sink = host_socket(SOCK_DGRAM, &port);
 
 	(void)state;
-	spawn(&(struct netd_options){.is_restricted = true});
+	spawn(&(struct netd_options){ .is_restricted = true });
 	dhcp(1, 2);
 	long before = resident_kib(g.pid);
 	for (unsigned i = 0; i < 30000; i++) {
 		seed = seed * 1664525 + 1013904223;
 		if (i % 3 == 0) {
 			ip(GUEST_IP, HOST_IP, 17, 1400);
-			put16(g.out + 14 + 4, i);	/* ever new datagrams */
-			put16(g.out + 14 + 6, 0x2000);	/* more to come */
+			put16(g.out + 14 + 4, i);      /* ever new datagrams */
+			put16(g.out + 14 + 6, 0x2000); /* more to come */
 			put16(g.out + 14 + 10, 0);
 			uint16_t sum = net_checksum_fold(net_checksum(g.out + 14, 20, 0));
 			memcpy(g.out + 14 + 10, &sum, 2);
@@ -494,9 +500,11 @@ static void test_flood(void **state)
 				g.out[k] = (seed = seed * 1664525 + 1013904223) >> 24;
 			eth((const uint8_t *)"\x52\x55\x0a\x00\x02\x02", i & 1 ? 0x0800 : 0x86dd);
 			g.out[14] = i & 1 ? 0x45 : 0x60;
-			struct net_offload off = {.flags = seed, .gso_type = (seed >> 8) % 6,
-						  .gso_size = seed >> 9, .csum_start = (seed >> 3) & 127,
-						  .csum_offset = seed & 127};
+			struct net_offload off = { .flags = seed,
+						   .gso_type = (seed >> 8) % 6,
+						   .gso_size = seed >> 9,
+						   .csum_start = (seed >> 3) & 127,
+						   .csum_offset = seed & 127 };
 			send_frame(&off, 80 + seed % 3000);
 		}
 		/* What it answers is not read, until the pipe to us is full; then some of it. */
@@ -523,15 +531,16 @@ static void test_parse_forward(void **state)
 		const char *guest;
 		unsigned guest_port;
 	} good[] = {
-		{"2222:22", false, false, "127.0.0.1", 2222, "0.0.0.0", 22},
-		{"tcp:2222:22", false, false, "127.0.0.1", 2222, "0.0.0.0", 22},
-		{"udp:53:5353", true, false, "127.0.0.1", 53, "0.0.0.0", 5353},
-		{"0.0.0.0:80:8080", false, false, "0.0.0.0", 80, "0.0.0.0", 8080},
-		{"80:10.0.2.20:8080", false, false, "127.0.0.1", 80, "10.0.2.20", 8080},
-		{"tcp:192.168.1.1:80:10.0.2.20:8080", false, false, "192.168.1.1", 80, "10.0.2.20", 8080},
-		{"[::1]:65535:1", false, true, "::1", 65535, "0.0.0.0", 1},
-		{"udp:[fe80::1]:1:10.0.2.15:65535", true, true, "fe80::1", 1, "10.0.2.15", 65535},
+		{ "2222:22", false, false, "127.0.0.1", 2222, "0.0.0.0", 22 },
+		{ "tcp:2222:22", false, false, "127.0.0.1", 2222, "0.0.0.0", 22 },
+		{ "udp:53:5353", true, false, "127.0.0.1", 53, "0.0.0.0", 5353 },
+		{ "0.0.0.0:80:8080", false, false, "0.0.0.0", 80, "0.0.0.0", 8080 },
+		{ "80:10.0.2.20:8080", false, false, "127.0.0.1", 80, "10.0.2.20", 8080 },
+		{ "tcp:192.168.1.1:80:10.0.2.20:8080", false, false, "192.168.1.1", 80, "10.0.2.20", 8080 },
+		{ "[::1]:65535:1", false, true, "::1", 65535, "0.0.0.0", 1 },
+		{ "udp:[fe80::1]:1:10.0.2.15:65535", true, true, "fe80::1", 1, "10.0.2.15", 65535 },
 	};
+	/* clang-format off */
 	static const char *bad[] = {
 		"",	   "22",	 ":",		"22:",	     ":22",	   "0:22",	 "22:0",
 		"65536:1", "1:65536",	 "sctp:1:2",	"1.2.3:4:5", "[::1:1:2",   "[::1]1:2",	 "[x]:1:2",
@@ -539,6 +548,7 @@ static void test_parse_forward(void **state)
 		"a:b",	   "tcp:1.1.1.1:1:2.2.2.2:3:4",
 		"11111111111111111111111111111111111111111111111111111111111111111111111111111111:1",
 	};
+	/* clang-format on */
 	struct netd_forward f;
 	struct error err;
 	char addr[64];
@@ -551,8 +561,8 @@ static void test_parse_forward(void **state)
 		const struct sockaddr_in6 *v6 = (void *)&f.host;
 		assert_int_equal(f.is_udp, good[i].is_udp);
 		assert_int_equal(f.host.ss_family, good[i].is_v6 ? AF_INET6 : AF_INET);
-		inet_ntop(f.host.ss_family, good[i].is_v6 ? (void *)&v6->sin6_addr : (void *)&v4->sin_addr, addr,
-			  sizeof(addr));
+		inet_ntop(f.host.ss_family, good[i].is_v6 ? (void *)&v6->sin6_addr : (void *)&v4->sin_addr,
+			  addr, sizeof(addr));
 		assert_string_equal(addr, good[i].host);
 		assert_int_equal(ntohs(v4->sin_port), good[i].host_port);
 		assert_string_equal(inet_ntop(AF_INET, &f.guest, addr, sizeof(addr)), good[i].guest);

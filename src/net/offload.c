@@ -113,7 +113,8 @@ static int parse_ipv4(const uint8_t *frame, size_t len, size_t at)
 }
 
 /* A TCP frame of the kind that @off announces. */
-static int parse_tcp(const struct net_offload *off, const uint8_t *frame, size_t len, struct net_packet *pkt)
+static int parse_tcp(const struct net_offload *off, const uint8_t *frame, size_t len,
+		     struct net_packet *pkt)
 {
 	uint16_t type;
 	int l3 = parse_ethernet(frame, len, &type);
@@ -127,8 +128,7 @@ static int parse_tcp(const struct net_offload *off, const uint8_t *frame, size_t
 	if (l4 < 0 || len < (size_t)l4 + TCP_MIN)
 		return -EINVAL;
 	size_t payload = l4 + (frame[l4 + 12] >> 4) * 4u;
-	if (payload < (size_t)l4 + TCP_MIN || payload > len || payload > HEADERS_MAX ||
-	    len - l3 > UINT16_MAX)
+	if (payload < (size_t)l4 + TCP_MIN || payload > len || payload > HEADERS_MAX || len - l3 > UINT16_MAX)
 		return -EINVAL;
 	pkt->l3 = l3;
 	pkt->l4 = l4;

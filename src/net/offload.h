@@ -23,7 +23,7 @@ enum {
 /* The smallest segment accepted: more frames than len / 48 never come out of one. */
 #define NET_GSO_SIZE_MIN 48
 
-struct net_packet { /* what is where in a TCP frame */
+struct net_packet {		  /* what is where in a TCP frame */
 	uint16_t l3, l4, payload; /* offsets */
 	bool is_ipv6;
 };

@@ -28,7 +28,8 @@ static void test_checksum(void **state)
 	for (unsigned i = 0; i < sizeof(buf); i++)
 		buf[i] = i * 37 + 11;
 	for (unsigned len = 0; len < sizeof(buf); len++) {
-		uint16_t got = net_checksum_fold(net_checksum(buf, len, 0)), want = ~slow_sum(buf, len, 0);
+		uint16_t got = net_checksum_fold(net_checksum(buf, len, 0)),
+			 want = ~slow_sum(buf, len, 0);
 		assert_int_equal((uint16_t)(got << 8 | got >> 8), want);
 	}
 }
@@ -109,7 +110,8 @@ static int take(void *arg, const uint8_t *f, size_t len)
 	bool is_last = s->bytes + part == s->want_len;
 	assert_true(part <= s->mss && (is_last || part == s->mss));
 	assert_memory_equal(f + b->payload, s->want + s->bytes, part);
-	uint32_t seq = (uint32_t)f[b->l4 + 4] << 24 | f[b->l4 + 5] << 16 | f[b->l4 + 6] << 8 | f[b->l4 + 7];
+	uint32_t seq =
+		(uint32_t)f[b->l4 + 4] << 24 | f[b->l4 + 5] << 16 | f[b->l4 + 6] << 8 | f[b->l4 + 7];
 	assert_int_equal(seq, (uint32_t)(0xffffff00u + s->bytes));
 	uint8_t flags = 0x10 | (s->n ? 0 : 0x80) | (is_last ? 0x09 : 0);
 	assert_int_equal(f[b->l4 + 13], flags);
@@ -130,7 +132,7 @@ static void test_segments(void **state)
 {
 	static struct build b;
 	static uint8_t want[NET_FRAME_MAX];
-	static const size_t payloads[] = {0, 1, 1448, 1449, 2896, 64000};
+	static const size_t payloads[] = { 0, 1, 1448, 1449, 2896, 64000 };
 
 	(void)state;
 	for (unsigned v6 = 0; v6 < 2; v6++)
@@ -138,10 +140,14 @@ static void test_segments(void **state)
 			for (unsigned i = 0; i < ARRAY_SIZE(payloads); i++) {
 				build_tcp(&b, v6, vlans, vlans * 12, payloads[i]);
 				memcpy(want, b.frame + b.payload, payloads[i]);
-				struct net_offload off = {.flags = 1, .gso_size = 1448,
-							  .gso_type = v6 ? NET_GSO_TCP6 : NET_GSO_TCP4};
-				struct sink s = {.b = &b, .is_ipv6 = v6, .mss = 1448, .want = want,
-						 .want_len = payloads[i]};
+				struct net_offload off = { .flags = 1,
+							   .gso_size = 1448,
+							   .gso_type = v6 ? NET_GSO_TCP6 : NET_GSO_TCP4 };
+				struct sink s = { .b = &b,
+						  .is_ipv6 = v6,
+						  .mss = 1448,
+						  .want = want,
+						  .want_len = payloads[i] };
 				assert_int_equal(offload_segment(&off, b.frame, b.len, take, &s), 0);
 				assert_int_equal(s.bytes, payloads[i]);
 				assert_int_equal(s.n, MAX((payloads[i] + 1447) / 1448, (size_t)1));
@@ -154,8 +160,8 @@ static void test_segments(void **state)
 			}
 	build_tcp(&b, false, 0, 0, 5000);
 	memcpy(want, b.frame + b.payload, 5000);
-	struct net_offload off = {.flags = 1, .gso_size = 1000, .gso_type = NET_GSO_TCP4};
-	struct sink s = {.b = &b, .mss = 1000, .want = want, .want_len = 5000, .fail_at = 3};
+	struct net_offload off = { .flags = 1, .gso_size = 1000, .gso_type = NET_GSO_TCP4 };
+	struct sink s = { .b = &b, .mss = 1000, .want = want, .want_len = 5000, .fail_at = 3 };
 	assert_int_equal(offload_segment(&off, b.frame, b.len, take, &s), -ENOBUFS);
 	assert_int_equal(s.n, 2);
 }
@@ -174,9 +180,9 @@ static int count_frames(void *arg, const uint8_t *f, size_t len)
 
 static void test_plain(void **state)
 {
-	uint8_t f[64] = {0};
+	uint8_t f[64] = { 0 };
 	unsigned n = 0;
-	struct net_offload off = {0};
+	struct net_offload off = { 0 };
 
 	(void)state;
 	/* A UDP checksum that comes out as 0 is written as ffff. */
@@ -201,7 +207,7 @@ static void test_plain(void **state)
 	off.csum_offset = 0;
 	assert_int_equal(offload_segment(&off, f, sizeof(f), count_frames, &n), 0);
 	/* Without hints nothing is looked at. */
-	off = (struct net_offload){0};
+	off = (struct net_offload){ 0 };
 	assert_int_equal(offload_segment(&off, f, 1, count_frames, &n), 0);
 	assert_int_equal(n, 3);
 }
@@ -209,7 +215,7 @@ static void test_plain(void **state)
 static void test_hostile(void **state)
 {
 	static struct build b;
-	struct net_offload off = {.flags = 1, .gso_type = NET_GSO_TCP4, .gso_size = 1448};
+	struct net_offload off = { .flags = 1, .gso_type = NET_GSO_TCP4, .gso_size = 1448 };
 	unsigned n = 0;
 
 	(void)state;
@@ -263,9 +269,11 @@ static void test_hostile(void **state)
 		/* Exactly sized, so that ASan sees a step outside. */
 		uint8_t *f = malloc(len ? len : 1);
 		memcpy(f, b.frame, len);
-		off = (struct net_offload){.flags = seed >> 20, .gso_type = (seed >> 12) % 6,
-					   .gso_size = seed >> 9, .csum_start = (seed >> 5) % 300,
-					   .csum_offset = (seed >> 3) % 300};
+		off = (struct net_offload){ .flags = seed >> 20,
+					    .gso_type = (seed >> 12) % 6,
+					    .gso_size = seed >> 9,
+					    .csum_start = (seed >> 5) % 300,
+					    .csum_offset = (seed >> 3) % 300 };
 		n = 0;
 		offload_segment(&off, f, len, count_frames, &n);
 		assert_true(n <= len / NET_GSO_SIZE_MIN + 1);

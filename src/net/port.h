@@ -36,7 +36,8 @@ struct net_card {
 struct net_ops {
 	/* A frame from the guest; copied or sent before it returns.  0, or -EAGAIN: congested, try again
 	 * when tx_ready is called on the card.  */
-	int (*send)(struct net_port *p, const struct net_offload *off, const struct iovec *iov, unsigned niov);
+	int (*send)(struct net_port *p, const struct net_offload *off, const struct iovec *iov,
+		    unsigned niov);
 	void (*rx_ready)(struct net_port *p); /* the guest posted buffers again */
 	void (*close)(struct net_port *p);
 };
@@ -51,6 +52,7 @@ struct net_port {
  * net_port_socket() - a port over a connected SOCK_SEQPACKET socket to a `viv net` process; each
  * packet is struct net_offload followed by the frame.  Takes @fd.
  */
-int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint8_t mac[6], struct error *err);
+int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint8_t mac[6],
+		    struct error *err);
 
 #endif

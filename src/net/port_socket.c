@@ -12,9 +12,9 @@
 #include "base/log.h"
 #include "net/port.h"
 
-#define BATCH	    64		 /* frames a round, so that one port never holds the loop */
-#define SOCKET_SPACE (1 << 20)	 /* asked for; the host may give less */
-#define IOV_DIRECT  (IOV_MAX - 1) /* vectors that go to the socket as they are, behind the header */
+#define BATCH	     64		   /* frames a round, so that one port never holds the loop */
+#define SOCKET_SPACE (1 << 20)	   /* asked for; the host may give less */
+#define IOV_DIRECT   (IOV_MAX - 1) /* vectors that go to the socket as they are, behind the header */
 
 struct socket_port {
 	struct net_port port;
@@ -49,15 +49,16 @@ static void hang_up(struct socket_port *p)
 		p->port.card.link_changed(p->port.card.ctx, false);
 }
 
-static int socket_send(struct net_port *port, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+static int socket_send(struct net_port *port, const struct net_offload *off,
+		       const struct iovec *iov, unsigned niov)
 {
 	struct socket_port *p = container_of(port, struct socket_port, port);
 	struct iovec v[IOV_DIRECT + 1];
-	struct msghdr msg = {.msg_iov = v};
+	struct msghdr msg = { .msg_iov = v };
 
 	if (!p->watch)
 		return -ENETDOWN;
-	v[0] = (struct iovec){(void *)(uintptr_t)off, sizeof(*off)};
+	v[0] = (struct iovec){ (void *)(uintptr_t)off, sizeof(*off) };
 	if (niov <= IOV_DIRECT) {
 		memcpy(v + 1, iov, niov * sizeof(*iov));
 		msg.msg_iovlen = niov + 1;
@@ -69,7 +70,7 @@ static int socket_send(struct net_port *port, const struct net_offload *off, con
 			memcpy(p->tx + len, iov[i].iov_base, iov[i].iov_len);
 			len += iov[i].iov_len;
 		}
-		v[1] = (struct iovec){p->tx, len};
+		v[1] = (struct iovec){ p->tx, len };
 		msg.msg_iovlen = 2;
 	}
 	ssize_t r;
@@ -92,7 +93,7 @@ static int socket_send(struct net_port *port, const struct net_offload *off, con
 /* Hands the frame in @rx to the card.  False: it is held. */
 static bool deliver(struct socket_port *p)
 {
-	struct iovec iov = {p->rx.frame, p->rx_len - sizeof(p->rx.off)};
+	struct iovec iov = { p->rx.frame, p->rx_len - sizeof(p->rx.off) };
 
 	p->is_held = p->port.card.receive &&
 		     p->port.card.receive(p->port.card.ctx, &p->rx.off, &iov, 1) == -ENOBUFS;
@@ -160,7 +161,8 @@ static const struct net_ops socket_ops = {
 	.close = socket_close,
 };
 
-int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint8_t mac[6], struct error *err)
+int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint8_t mac[6],
+		    struct error *err)
 {
 	struct socket_port *p = host.malloc(sizeof(*p));
 	int type = 0, space = SOCKET_SPACE;
@@ -180,7 +182,8 @@ int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint
 	if (r == 0 && type != SOCK_SEQPACKET)
 		r = -EPROTOTYPE;
 	if (r < 0) {
-		error_set(err, r, "descriptor %d is no packet socket to a network: %s", fd, strerror(-r));
+		error_set(err, r, "descriptor %d is no packet socket to a network: %s", fd,
+			  strerror(-r));
 		goto fail;
 	}
 	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &space, sizeof(space)); /* a wish */

@@ -12,7 +12,7 @@
 #include "base/host.h"
 #include "net/port.h"
 
-static const uint8_t mac[6] = {0x52, 0x54, 0, 1, 2, 3};
+static const uint8_t mac[6] = { 0x52, 0x54, 0, 1, 2, 3 };
 
 static struct {
 	struct loop *loop;
@@ -62,7 +62,7 @@ static int setup(void **state)
 	assert_int_equal(net_port_socket(&f.port, f.loop, fds[0], mac, &err), 0);
 	f.peer = fds[1];
 	f.room = 1000;
-	f.port->card = (struct net_card){card_receive, card_link, card_tx_ready, &f};
+	f.port->card = (struct net_card){ card_receive, card_link, card_tx_ready, &f };
 	assert_memory_equal(f.port->mac, mac, 6);
 	assert_true(f.port->can_offload);
 	return 0;
@@ -86,22 +86,22 @@ static void run(void)
 
 static void test_send(void **state)
 {
-	struct net_offload off = {.flags = 1, .gso_type = 4, .gso_size = 1440, .csum_start = 54};
+	struct net_offload off = { .flags = 1, .gso_type = 4, .gso_size = 1440, .csum_start = 54 };
 	static uint8_t frame[NET_FRAME_MAX], got[sizeof(off) + NET_FRAME_MAX];
 	static struct iovec iov[1032];
 
 	(void)state;
 	for (unsigned i = 0; i < sizeof(frame); i++)
 		frame[i] = i * 11 + (i >> 8);
-	iov[0] = (struct iovec){frame, 100};
-	iov[1] = (struct iovec){frame + 100, sizeof(frame) - 100};
+	iov[0] = (struct iovec){ frame, 100 };
+	iov[1] = (struct iovec){ frame + 100, sizeof(frame) - 100 };
 	assert_int_equal(f.port->ops->send(f.port, &off, iov, 2), 0);
 	assert_int_equal(recv(f.peer, got, sizeof(got), 0), sizeof(got));
 	assert_memory_equal(got, &off, sizeof(off));
 	assert_memory_equal(got + sizeof(off), frame, sizeof(frame));
 	/* In more pieces than a system call takes. */
 	for (unsigned i = 0; i < 1032; i++)
-		iov[i] = (struct iovec){frame + i * 60, 60};
+		iov[i] = (struct iovec){ frame + i * 60, 60 };
 	assert_int_equal(f.port->ops->send(f.port, &off, iov, 1032), 0);
 	assert_int_equal(recv(f.peer, got, sizeof(got), 0), sizeof(off) + 1032 * 60);
 	assert_memory_equal(got + sizeof(off), frame, 1032 * 60);
@@ -112,8 +112,8 @@ static void test_send(void **state)
 static void test_congestion(void **state)
 {
 	static uint8_t frame[1500];
-	struct net_offload off = {0};
-	struct iovec iov = {frame, sizeof(frame)};
+	struct net_offload off = { 0 };
+	struct iovec iov = { frame, sizeof(frame) };
 	unsigned n = 0;
 	int r;
 
@@ -143,7 +143,7 @@ static void test_receive(void **state)
 	static struct {
 		struct net_offload off;
 		uint8_t frame[NET_FRAME_MAX + 100];
-	} p = {{.flags = 2}, {1, 2, 3}};
+	} p = { { .flags = 2 }, { 1, 2, 3 } };
 
 	(void)state;
 	give(&p, sizeof(p.off) + 60);
@@ -188,9 +188,9 @@ static void test_receive(void **state)
 
 static void test_hang_up(void **state)
 {
-	struct net_offload off = {0};
-	uint8_t frame[60] = {0};
-	struct iovec iov = {frame, sizeof(frame)};
+	struct net_offload off = { 0 };
+	uint8_t frame[60] = { 0 };
+	struct iovec iov = { frame, sizeof(frame) };
 
 	(void)state;
 	close(f.peer);
@@ -205,9 +205,9 @@ static void test_hang_up(void **state)
 /* The socket breaks while sending, or while a frame is held. */
 static void test_hang_up_on_send(void **state)
 {
-	struct net_offload off = {0};
-	uint8_t frame[60] = {0};
-	struct iovec iov = {frame, sizeof(frame)};
+	struct net_offload off = { 0 };
+	uint8_t frame[60] = { 0 };
+	struct iovec iov = { frame, sizeof(frame) };
 
 	(void)state;
 	f.room = 0;

@@ -105,12 +105,11 @@ static int get_name(struct byte_reader *in, char *name, struct error *err)
 }
 
 /* The next @len bytes as a reader of their own. */
-static int get_part(struct byte_reader *in, uint32_t len, struct byte_reader *part,
-		    struct error *err)
+static int get_part(struct byte_reader *in, uint32_t len, struct byte_reader *part, struct error *err)
 {
 	if (in->is_failed || len > in->len - in->pos)
 		return error_set(err, -EINVAL, "the saved state is cut off or damaged");
-	*part = (struct byte_reader){.data = in->data + in->pos, .len = len};
+	*part = (struct byte_reader){ .data = in->data + in->pos, .len = len };
 	in->pos += len;
 	return 0;
 }
@@ -134,8 +133,7 @@ static void set_default(const struct field *f, void *obj)
 static int load_object(const struct state_desc *desc, void *copy, struct byte_reader *in,
 		       struct error *err);
 
-static int load_field(const struct field *f, void *copy, struct byte_reader *part,
-		      struct error *err)
+static int load_field(const struct field *f, void *copy, struct byte_reader *part, struct error *err)
 {
 	if (f->kind == FIELD_STRUCT) {
 		for (uint32_t i = 0; i < f->count; i++) {
@@ -164,7 +162,7 @@ static int load_field(const struct field *f, void *copy, struct byte_reader *par
 static int load_fields(const struct state_desc *desc, uint16_t version, void *copy,
 		       struct byte_reader *body, struct error *err)
 {
-	uint64_t seen[STATE_FIELDS_MAX / 64] = {0};
+	uint64_t seen[STATE_FIELDS_MAX / 64] = { 0 };
 
 	while (body->pos < body->len) {
 		char name[STATE_NAME_MAX + 1];
@@ -243,8 +241,7 @@ static void commit(const struct state_desc *desc, void *obj, const void *copy)
 			for (uint32_t i = 0; i < f->count; i++)
 				commit(f->sub, element_mut(f, obj, i), element(f, copy, i));
 		else
-			memcpy(element_mut(f, obj, 0), element(f, copy, 0),
-			       (size_t)f->size * f->count);
+			memcpy(element_mut(f, obj, 0), element(f, copy, 0), (size_t)f->size * f->count);
 	}
 }
 
@@ -321,7 +318,7 @@ static void show_object(const struct state_desc *desc, const void *obj,
 			continue;
 		if (f->kind == FIELD_STRUCT) {
 			for (uint32_t i = 0; i < f->count; i++) {
-				struct show_prefix p = {prefix, f->name, i, f->count};
+				struct show_prefix p = { prefix, f->name, i, f->count };
 				show_object(f->sub, element(f, obj, i), &p, out);
 			}
 			continue;
@@ -368,8 +365,7 @@ static int verify_field(const struct state_desc *desc, const struct field *f, st
 	if (f->size == 0 || f->count == 0)
 		return error_set(err, -EINVAL, "%s is empty", f->name);
 	if (want && f->size != want)
-		return error_set(err, -EINVAL, "%s has %u bytes, its kind has %u", f->name, f->size,
-				 want);
+		return error_set(err, -EINVAL, "%s has %u bytes, its kind has %u", f->name, f->size, want);
 	if (f->kind != FIELD_HOST && (f->since == 0 || f->since > desc->version))
 		return error_set(err, -EINVAL, "%s is since version %u of %u", f->name, f->since,
 				 desc->version);

@@ -27,19 +27,19 @@ enum field_kind {
 
 struct field {
 	const char *name;
-	uint8_t kind;	  /* enum field_kind */
-	uint16_t since;	  /* version of the description that added it, from 1 */
-	uint32_t offset;  /* in the object */
-	uint32_t size;	  /* of one element in the object */
-	uint32_t count;	  /* elements; 1 for a scalar */
-	uint64_t dflt;	  /* value when an older stream lacks it */
+	uint8_t kind;	 /* enum field_kind */
+	uint16_t since;	 /* version of the description that added it, from 1 */
+	uint32_t offset; /* in the object */
+	uint32_t size;	 /* of one element in the object */
+	uint32_t count;	 /* elements; 1 for a scalar */
+	uint64_t dflt;	 /* value when an older stream lacks it */
 	const struct state_desc *sub;
 };
 
 struct state_desc {
 	const char *name;
-	uint16_t version; /* current, from 1 */
-	uint32_t size;	  /* sizeof the object */
+	uint16_t version;	    /* current, from 1 */
+	uint32_t size;		    /* sizeof the object */
 	const struct field *fields; /* terminated by name == NULL */
 	/*
 	 * Called on a copy before it is accepted: is this state one that the device could be in?
@@ -49,28 +49,39 @@ struct state_desc {
 };
 
 #define FIELD_(k, type, member, since_)                                                            \
-	{ .name = #member, .kind = k, .since = since_, .offset = offsetof(type, member),           \
-	  .size = sizeof(((type *)0)->member), .count = 1 }
-#define F_U8(type, member) FIELD_(FIELD_U8, type, member, 1)
-#define F_U16(type, member) FIELD_(FIELD_U16, type, member, 1)
-#define F_U32(type, member) FIELD_(FIELD_U32, type, member, 1)
-#define F_U64(type, member) FIELD_(FIELD_U64, type, member, 1)
-#define F_I64(type, member) FIELD_(FIELD_I64, type, member, 1)
-#define F_BOOL(type, member) FIELD_(FIELD_BOOL, type, member, 1)
+	{                                                                                          \
+		.name = #member, .kind = k, .since = since_, .offset = offsetof(type, member),     \
+		.size = sizeof(((type *)0)->member), .count = 1                                    \
+	}
+#define F_U8(type, member)    FIELD_(FIELD_U8, type, member, 1)
+#define F_U16(type, member)   FIELD_(FIELD_U16, type, member, 1)
+#define F_U32(type, member)   FIELD_(FIELD_U32, type, member, 1)
+#define F_U64(type, member)   FIELD_(FIELD_U64, type, member, 1)
+#define F_I64(type, member)   FIELD_(FIELD_I64, type, member, 1)
+#define F_BOOL(type, member)  FIELD_(FIELD_BOOL, type, member, 1)
 #define F_BYTES(type, member) FIELD_(FIELD_BYTES, type, member, 1)
-#define F_HOST(type, member) FIELD_(FIELD_HOST, type, member, 1)
+#define F_HOST(type, member)  FIELD_(FIELD_HOST, type, member, 1)
 #define F_ARRAY(kind_, type, member)                                                               \
-	{ .name = #member, .kind = kind_, .since = 1, .offset = offsetof(type, member),            \
-	  .size = sizeof(((type *)0)->member[0]),                                                  \
-	  .count = sizeof(((type *)0)->member) / sizeof(((type *)0)->member[0]) }
-#define F_STRUCT(type, member, desc_)                                                              \
-	{ .name = #member, .kind = FIELD_STRUCT, .since = 1, .offset = offsetof(type, member),     \
-	  .size = sizeof(((type *)0)->member), .count = 1, .sub = desc_ }
-#define F_STRUCT_ARRAY(type, member, desc_)                                                        \
-	{ .name = #member, .kind = FIELD_STRUCT, .since = 1, .offset = offsetof(type, member),     \
-	  .size = sizeof(((type *)0)->member[0]),                                                  \
-	  .count = sizeof(((type *)0)->member) / sizeof(((type *)0)->member[0]), .sub = desc_ }
-#define F_END { .name = NULL }
+	{                                                                                          \
+		.name = #member, .kind = kind_, .since = 1, .offset = offsetof(type, member),      \
+		.size = sizeof(((type *)0)->member[0]),                                            \
+		.count = sizeof(((type *)0)->member) / sizeof(((type *)0)->member[0])              \
+	}
+#define F_STRUCT(type, member, desc_)                                                                \
+	{                                                                                            \
+		.name = #member, .kind = FIELD_STRUCT, .since = 1, .offset = offsetof(type, member), \
+		.size = sizeof(((type *)0)->member), .count = 1, .sub = desc_                        \
+	}
+#define F_STRUCT_ARRAY(type, member, desc_)                                                         \
+	{                                                                                           \
+		.name = #member, .kind = FIELD_STRUCT, .since = 1,                                  \
+		.offset = offsetof(type, member), .size = sizeof(((type *)0)->member[0]),           \
+		.count = sizeof(((type *)0)->member) / sizeof(((type *)0)->member[0]), .sub = desc_ \
+	}
+#define F_END                                                                                      \
+	{                                                                                          \
+		.name = NULL                                                                       \
+	}
 
 /*
  * Wire format; integers little-endian, nothing aligned.
@@ -82,7 +93,7 @@ struct state_desc {
  *
  * Fields come in the table's order; a reader accepts any order, each name once.
  */
-#define STATE_NAME_MAX 63
+#define STATE_NAME_MAX	 63
 #define STATE_FIELDS_MAX 256 /* in one table */
 
 /* A growing byte buffer (struct bytes in base/bytes.h) receives, a bounded reader gives. */

@@ -43,7 +43,7 @@ static const struct field chan_fields[] = {
 	F_BOOL(struct chan, is_gated),
 	F_END,
 };
-static const struct state_desc chan_desc = {"chan", 1, sizeof(struct chan), chan_fields, chan_check};
+static const struct state_desc chan_desc = { "chan", 1, sizeof(struct chan), chan_fields, chan_check };
 
 static const struct field dev_fields[] = {
 	F_HOST(struct dev, host_ptr),
@@ -56,12 +56,17 @@ static const struct field dev_fields[] = {
 	F_I64(struct dev, deadline),
 	F_U64(struct dev, big),
 	F_STRUCT_ARRAY(struct dev, chan, &chan_desc),
-	{.name = "added", .kind = FIELD_U32, .since = 2, .offset = offsetof(struct dev, added),
-	 .size = 4, .count = 1, .dflt = 0xabcd},
+	{ .name = "added",
+	  .kind = FIELD_U32,
+	  .since = 2,
+	  .offset = offsetof(struct dev, added),
+	  .size = 4,
+	  .count = 1,
+	  .dflt = 0xabcd },
 	F_HOST(struct dev, host_tail),
 	F_END,
 };
-static const struct state_desc dev_desc = {"dev", 2, sizeof(struct dev), dev_fields, NULL};
+static const struct state_desc dev_desc = { "dev", 2, sizeof(struct dev), dev_fields, NULL };
 
 /* What a program of version 1 had. */
 static const struct field old_fields[] = {
@@ -79,21 +84,21 @@ static const struct field old_fields[] = {
 	F_HOST(struct dev, host_tail),
 	F_END,
 };
-static const struct state_desc old_desc = {"dev", 1, sizeof(struct dev), old_fields, NULL};
+static const struct state_desc old_desc = { "dev", 1, sizeof(struct dev), old_fields, NULL };
 
 static struct dev sample(void)
 {
 	struct dev d = {
 		.host_ptr = (void *)&dev_desc,
-		.regs = {1, 2, 3, 4, 5},
-		.pad_ = {9, 9, 9},
-		.words = {0x11111111, 0x22222222, 0x33333333},
+		.regs = { 1, 2, 3, 4, 5 },
+		.pad_ = { 9, 9, 9 },
+		.words = { 0x11111111, 0x22222222, 0x33333333 },
 		.small = 0x4455,
 		.is_on = true,
 		.tiny = 0x66,
 		.deadline = -5,
 		.big = 0x7788990011223344,
-		.chan = {{1, 2, true}, {3, 4, false}},
+		.chan = { { 1, 2, true }, { 3, 4, false } },
 		.added = 0xbbbbbbbb,
 		.host_tail = 77,
 	};
@@ -113,10 +118,9 @@ static struct dev blank(void)
 	return d;
 }
 
-static int load(const struct state_desc *desc, struct dev *d, const struct bytes *b,
-		struct error *err)
+static int load(const struct state_desc *desc, struct dev *d, const struct bytes *b, struct error *err)
 {
-	struct byte_reader r = {.data = b->data, .len = b->len};
+	struct byte_reader r = { .data = b->data, .len = b->len };
 
 	return state_load(desc, d, &r, err);
 }
@@ -132,11 +136,11 @@ static void descriptions_hold(void **state)
 static void save_load_save_is_identical(void **state)
 {
 	struct dev a = sample(), b = blank();
-	_cleanup_bytes_ struct bytes one = {0}, two = {0};
+	_cleanup_bytes_ struct bytes one = { 0 }, two = { 0 };
 
 	assert_int_equal(state_save(&dev_desc, &a, &one), 0);
 	bytes_put_u32(&one, 0xfeedface); /* what follows is left alone */
-	struct byte_reader r = {.data = one.data, .len = one.len};
+	struct byte_reader r = { .data = one.data, .len = one.len };
 	assert_int_equal(state_load(&dev_desc, &b, &r, NULL), 0);
 	assert_int_equal(bytes_get_u32(&r), 0xfeedface);
 	assert_int_equal(state_save(&dev_desc, &b, &two), 0);
@@ -154,7 +158,7 @@ static void versions(void **state)
 {
 	struct dev a = sample(), b = blank();
 	struct error err;
-	_cleanup_bytes_ struct bytes v1 = {0}, v2 = {0};
+	_cleanup_bytes_ struct bytes v1 = { 0 }, v2 = { 0 };
 
 	assert_int_equal(state_save(&old_desc, &a, &v1), 0);
 	assert_int_equal(load(&dev_desc, &b, &v1, &err), 0);
@@ -176,14 +180,14 @@ static void versions(void **state)
 static void every_truncation_fails_cleanly(void **state)
 {
 	struct dev a = sample();
-	_cleanup_bytes_ struct bytes s = {0};
+	_cleanup_bytes_ struct bytes s = { 0 };
 
 	assert_int_equal(state_save(&dev_desc, &a, &s), 0);
 	for (size_t len = 0; len < s.len; len++) {
 		struct dev b = blank(), before = b;
 		uint8_t *exact = malloc(len + 1); /* for the sanitizer to see overreads */
 		memcpy(exact, s.data, len);
-		struct byte_reader r = {.data = exact, .len = len};
+		struct byte_reader r = { .data = exact, .len = len };
 		assert_int_equal(state_load(&dev_desc, &b, &r, NULL), -EINVAL);
 		assert_memory_equal(&b, &before, sizeof(b));
 		assert_int_equal(r.pos, 0);
@@ -194,13 +198,13 @@ static void every_truncation_fails_cleanly(void **state)
 static void every_bit_flip_is_refused_or_a_value(void **state)
 {
 	struct dev a = sample();
-	_cleanup_bytes_ struct bytes s = {0};
+	_cleanup_bytes_ struct bytes s = { 0 };
 	unsigned refused = 0, accepted = 0;
 
 	assert_int_equal(state_save(&dev_desc, &a, &s), 0);
 	for (size_t bit = 0; bit < s.len * 8; bit++) {
 		struct dev b = blank(), before = b;
-		_cleanup_bytes_ struct bytes again = {0};
+		_cleanup_bytes_ struct bytes again = { 0 };
 		s.data[bit / 8] ^= 1u << (bit % 8);
 		if (load(&dev_desc, &b, &s, NULL)) {
 			assert_memory_equal(&b, &before, sizeof(b));
@@ -236,12 +240,12 @@ static void put_object(struct bytes *b, const char *name, uint16_t version, cons
 
 static void assert_chan(const struct bytes *body, const char *want)
 {
-	_cleanup_bytes_ struct bytes s = {0};
-	struct chan c = {0};
-	struct error err = {0};
+	_cleanup_bytes_ struct bytes s = { 0 };
+	struct chan c = { 0 };
+	struct error err = { 0 };
 
 	put_object(&s, "chan", 1, body);
-	struct byte_reader r = {.data = s.data, .len = s.len};
+	struct byte_reader r = { .data = s.data, .len = s.len };
 	int e = state_load(&chan_desc, &c, &r, &err);
 	assert_int_equal(e, want ? -EINVAL : 0);
 	if (want && !strstr(err.text, want))
@@ -250,7 +254,7 @@ static void assert_chan(const struct bytes *body, const char *want)
 
 static void wrong_streams_are_named(void **state)
 {
-	_cleanup_bytes_ struct bytes b = {0};
+	_cleanup_bytes_ struct bytes b = { 0 };
 
 	put_field(&b, "is_gated", "\1", 1); /* any order */
 	put_field(&b, "count", "\1\2", 2);
@@ -280,7 +284,7 @@ static void wrong_streams_are_named(void **state)
 	assert_chan(&b, "damaged");
 
 	struct dev d = blank();
-	_cleanup_bytes_ struct bytes s = {0};
+	_cleanup_bytes_ struct bytes s = { 0 };
 	struct error err;
 	struct dev a = sample();
 	a.chan[1].mode = 6; /* a nested check refuses the whole */
@@ -293,7 +297,7 @@ static void wrong_streams_are_named(void **state)
 static void shown_a_field_a_line(void **state)
 {
 	struct dev a = sample();
-	_cleanup_bytes_ struct bytes out = {0};
+	_cleanup_bytes_ struct bytes out = { 0 };
 
 	assert_int_equal(state_show(&dev_desc, &a, &out), 0);
 	bytes_put_u8(&out, 0);
@@ -313,7 +317,7 @@ struct hole {
 
 static void assert_bad_desc(const struct field *fields, uint32_t size, const char *want)
 {
-	struct state_desc d = {"bad", 1, size, fields, NULL};
+	struct state_desc d = { "bad", 1, size, fields, NULL };
 	struct error err;
 
 	assert_int_equal(state_desc_verify(&d, &err), -EINVAL);
@@ -323,18 +327,22 @@ static void assert_bad_desc(const struct field *fields, uint32_t size, const cha
 
 static void faulty_descriptions_are_found(void **state)
 {
-	const struct field hole[] = {F_U8(struct hole, a), F_U32(struct hole, b), F_END};
-	const struct field twice[] = {F_U8(struct hole, a), F_U8(struct hole, a), F_END};
-	const struct field wide[] = {F_U16(struct hole, b), F_END};
-	const struct field overlap[] = {F_U8(struct hole, a), F_U32(struct hole, b),
-					{.name = "c", .kind = FIELD_BYTES, .since = 1, .offset = 1,
-					 .size = 4, .count = 1},
-					F_END};
+	const struct field hole[] = { F_U8(struct hole, a), F_U32(struct hole, b), F_END };
+	const struct field twice[] = { F_U8(struct hole, a), F_U8(struct hole, a), F_END };
+	const struct field wide[] = { F_U16(struct hole, b), F_END };
+	const struct field overlap[] = {
+		F_U8(struct hole, a),
+		F_U32(struct hole, b),
+		{ .name = "c", .kind = FIELD_BYTES, .since = 1, .offset = 1, .size = 4, .count = 1 },
+		F_END
+	};
 	const struct field beyond[] = {
-		{.name = "c", .kind = FIELD_BYTES, .since = 1, .offset = 4, .size = 8, .count = 1}, F_END};
+		{ .name = "c", .kind = FIELD_BYTES, .since = 1, .offset = 4, .size = 8, .count = 1 }, F_END
+	};
 	const struct field late[] = {
-		{.name = "c", .kind = FIELD_U32, .since = 2, .offset = 4, .size = 4, .count = 1}, F_END};
-	const struct field nosub[] = {F_STRUCT(struct dev, chan[0], NULL), F_END};
+		{ .name = "c", .kind = FIELD_U32, .since = 2, .offset = 4, .size = 4, .count = 1 }, F_END
+	};
+	const struct field nosub[] = { F_STRUCT(struct dev, chan[0], NULL), F_END };
 
 	assert_bad_desc(hole, sizeof(struct hole), "byte 1 (after a) is in no field");
 	assert_bad_desc(twice, sizeof(struct hole), "a is there twice");
@@ -353,7 +361,7 @@ static void *no_realloc(void *p, size_t len)
 static void no_memory(void **state)
 {
 	struct dev a = sample();
-	_cleanup_bytes_ struct bytes s = {0};
+	_cleanup_bytes_ struct bytes s = { 0 };
 
 	host.realloc = no_realloc;
 	assert_int_equal(state_save(&dev_desc, &a, &s), -ENOMEM);

@@ -69,8 +69,7 @@ static void table_end(struct acpi_tables *t, uint32_t at)
 
 /* ---- DSDT ---- */
 
-static void put_isa_device(struct bytes *b, const char *name, const char *hid, int uid,
-			   struct bytes *res)
+static void put_isa_device(struct bytes *b, const char *name, const char *hid, int uid, struct bytes *res)
 {
 	size_t dev = aml_begin_device(b, name);
 
@@ -244,8 +243,14 @@ static uint32_t put_facs(struct acpi_tables *t)
 static uint32_t put_fadt(struct acpi_tables *t, uint32_t facs, uint32_t dsdt)
 {
 	enum { LEGACY_DEVICES = 1, HAS_8042 = 2, NO_VGA = 4 };
-	enum { WBINVD = 1 << 0, PROC_C1 = 1 << 2, SLP_BUTTON = 1 << 5, FIX_RTC = 1 << 6,
-	       TMR_VAL_EXT = 1 << 8, RESET_REG_SUP = 1 << 10 };
+	enum {
+		WBINVD = 1 << 0,
+		PROC_C1 = 1 << 2,
+		SLP_BUTTON = 1 << 5,
+		FIX_RTC = 1 << 6,
+		TMR_VAL_EXT = 1 << 8,
+		RESET_REG_SUP = 1 << 10
+	};
 	struct bytes *b = &t->tables;
 	uint32_t at = table_begin(t, "FACP", 3);
 
@@ -346,7 +351,7 @@ static uint32_t put_madt(struct acpi_tables *t, const struct acpi_config *cfg)
 	bytes_put_u32(b, 0);
 	put_override(b, 0, 2, 0);
 	put_override(b, GSI_SCI, GSI_SCI, 0xd); /* active high, level */
-	bytes_put_u8(b, 4); /* NMI: LINT1 of all CPUs */
+	bytes_put_u8(b, 4);			/* NMI: LINT1 of all CPUs */
 	bytes_put_u8(b, 6);
 	bytes_put_u8(b, 0xff);
 	bytes_put_u16(b, 0);
@@ -355,8 +360,8 @@ static uint32_t put_madt(struct acpi_tables *t, const struct acpi_config *cfg)
 	return at;
 }
 
-static uint32_t put_sdt(struct acpi_tables *t, const char sig[4], uint8_t size, const uint32_t *list,
-			unsigned n)
+static uint32_t put_sdt(struct acpi_tables *t, const char sig[4], uint8_t size,
+			const uint32_t *list, unsigned n)
 {
 	struct bytes *b = &t->tables;
 	uint32_t at = table_begin(t, sig, 1);

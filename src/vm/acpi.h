@@ -12,14 +12,14 @@
 #include "base/bytes.h"
 #include "base/error.h"
 
-#define ACPI_RSDP_BYTES 36
+#define ACPI_RSDP_BYTES	  36
 #define ACPI_MAX_POINTERS 24
-#define ACPI_MAX_SUMS 16
+#define ACPI_MAX_SUMS	  16
 
 struct acpi_config {
-	unsigned cpus;	       /* APIC ids 0..cpus-1 */
+	unsigned cpus; /* APIC ids 0..cpus-1 */
 	uint32_t ioapic_addr;
-	bool has_serial[4];    /* COM1..COM4 */
+	bool has_serial[4]; /* COM1..COM4 */
 };
 
 struct acpi_tables {
@@ -55,7 +55,7 @@ int acpi_place(const struct acpi_tables *t, uint64_t base, uint64_t max, struct 
  */
 int acpi_loader_script(const struct acpi_tables *t, struct bytes *out);
 #define ACPI_FILE_TABLES "etc/acpi/tables"
-#define ACPI_FILE_RSDP "etc/acpi/rsdp"
+#define ACPI_FILE_RSDP	 "etc/acpi/rsdp"
 #define ACPI_FILE_LOADER "etc/table-loader"
 
 #endif

@@ -12,7 +12,9 @@
 
 #define BASE 0xe0000ULL
 
-static const struct acpi_config config = { .cpus = 3, .ioapic_addr = 0xfec00000, .has_serial = { true, true } };
+static const struct acpi_config config = { .cpus = 3,
+					   .ioapic_addr = 0xfec00000,
+					   .has_serial = { true, true } };
 
 static uint64_t get(const struct bytes *b, uint64_t off, unsigned n)
 {
@@ -220,7 +222,10 @@ static void test_aml(void **state)
 	assert_memory_equal(b.data, "\\\x2e_SB_PCI0", 10);
 	b.len = 0;
 	aml_name_string(&b, "A.B.C");
-	assert_memory_equal(b.data, "\x2f\x03" "A___B___C___", 14);
+	assert_memory_equal(b.data,
+			    "\x2f\x03"
+			    "A___B___C___",
+			    14);
 
 	/* PkgLength at its borders: total of 63, 64, 4095, 4096, 1048575, 1048576 bytes behind the opcode */
 	static const size_t contents[] = { 62, 63, 4093, 4094, 1048572, 1048573 };
@@ -257,7 +262,8 @@ static void test_iasl(void **state)
 
 	(void)state;
 	if (system("command -v iasl >/dev/null 2>&1") != 0) {
-		print_message("skipped: disassembly of the tables (iasl of acpica-tools is not installed)\n");
+		print_message("skipped: disassembly of the tables (iasl of acpica-tools is not "
+			      "installed)\n");
 		return;
 	}
 	assert_non_null(mkdtemp(dir));
@@ -266,8 +272,8 @@ static void test_iasl(void **state)
 	uint64_t xsdt = get(&b, 24, 8) - BASE;
 
 	for (unsigned i = 0; i < 3; i++) {
-		uint64_t off = i == 2 ? get(&b, find(&b, xsdt, 8, "FACP") + 40, 4) - BASE :
-					find(&b, xsdt, 8, sigs[i]);
+		uint64_t off = i == 2 ? get(&b, find(&b, xsdt, 8, "FACP") + 40, 4) - BASE
+				      : find(&b, xsdt, 8, sigs[i]);
 		FILE *f;
 
 		snprintf(cmd, sizeof(cmd), "%s/t%u.aml", dir, i);
@@ -277,7 +283,8 @@ static void test_iasl(void **state)
 		fclose(f);
 		/* Disassemble, then compile the result: no error, no warning. */
 		snprintf(cmd, sizeof(cmd),
-			 "cd %s && iasl -d t%u.aml >d%u.log 2>&1 && iasl -p out t%u.dsl 2>&1", dir, i, i, i);
+			 "cd %s && iasl -d t%u.aml >d%u.log 2>&1 && iasl -p out t%u.dsl 2>&1", dir,
+			 i, i, i);
 		f = popen(cmd, "r");
 		assert_non_null(f);
 		while (fgets(line, sizeof(line), f)) {
@@ -298,10 +305,8 @@ static void test_iasl(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_aml),
-		cmocka_unit_test(test_tables),
-		cmocka_unit_test(test_loader_script),
-		cmocka_unit_test(test_many_cpus),
+		cmocka_unit_test(test_aml),	      cmocka_unit_test(test_tables),
+		cmocka_unit_test(test_loader_script), cmocka_unit_test(test_many_cpus),
 		cmocka_unit_test(test_iasl),
 	};
 

@@ -8,8 +8,7 @@
 
 /* ---- files ---- */
 
-int boot_blob_read(struct boot_blob *b, int fd, const char *name, size_t max_bytes,
-		   struct error *err)
+int boot_blob_read(struct boot_blob *b, int fd, const char *name, size_t max_bytes, struct error *err)
 {
 	struct stat st;
 
@@ -95,8 +94,7 @@ static bool map_overlaps(const struct boot_map *map, gpa_t start, gpa_t end, gpa
 	return false;
 }
 
-static void *map_claim(struct boot_map *map, gpa_t gpa, uint64_t len, const char *what,
-		       struct error *err)
+static void *map_claim(struct boot_map *map, gpa_t gpa, uint64_t len, const char *what, struct error *err)
 {
 	uint8_t *p = ram_ptr(map->ram, gpa, len);
 
@@ -118,14 +116,14 @@ static bool map_is_usable(const struct boot_map *map, gpa_t gpa, uint64_t len)
 	return gpa >= BOOT_HIGH_START || gpa + len <= BOOT_EBDA;
 }
 
-void *boot_place_at(struct boot_map *map, gpa_t gpa, uint64_t len, const char *what,
-		    struct error *err)
+void *boot_place_at(struct boot_map *map, gpa_t gpa, uint64_t len, const char *what, struct error *err)
 {
 	gpa_t s, e;
 
 	if (!map_is_usable(map, gpa, len)) {
 		error_set(err, -ENOMEM,
-			  "%s wants %#llx bytes at %#llx, where this machine has no free RAM; give it "
+			  "%s wants %#llx bytes at %#llx, where this machine has no free RAM; give "
+			  "it "
 			  "more memory if the address is below 3G",
 			  what, (unsigned long long)len, (unsigned long long)gpa);
 		return NULL;
@@ -210,7 +208,8 @@ int boot_set_flat32(struct boot_map *map, struct x86_state *s, uint32_t eip, str
 	memcpy(p, flat_gdt, sizeof(flat_gdt));
 
 	for (unsigned i = 0; i < 6; i++)
-		s->seg[i] = (struct x86_seg){ .selector = 0x18, .limit = 0xffffffff,
+		s->seg[i] = (struct x86_seg){ .selector = 0x18,
+					      .limit = 0xffffffff,
 					      .attr = 3 | SEG_ATTR_S | SEG_ATTR_P | SEG_ATTR_DB |
 						      SEG_ATTR_G };
 	s->seg[1].selector = 0x10;
@@ -263,10 +262,11 @@ int boot_load(const struct boot_request *rq, struct x86_state *bsp, struct error
 		break;
 	case BOOT_UNKNOWN:
 	default:
-		return error_set(err, -ENOEXEC,
-				 "%s is not a kernel that can be booted: it is neither a Linux bzImage, "
-				 "nor multiboot, nor ELF with a PVH note",
-				 rq->kernel->name);
+		return error_set(
+			err, -ENOEXEC,
+			"%s is not a kernel that can be booted: it is neither a Linux bzImage, "
+			"nor multiboot, nor ELF with a PVH note",
+			rq->kernel->name);
 	}
 	if (r < 0)
 		return r;
@@ -278,12 +278,12 @@ int boot_load(const struct boot_request *rq, struct x86_state *bsp, struct error
 
 int firmware_check(const struct boot_blob *fw, struct error *err)
 {
-	if (fw->len < FIRMWARE_MIN_BYTES || fw->len > FIRMWARE_MAX_BYTES ||
-	    fw->len % GUEST_PAGE_SIZE)
-		return error_set(err, -ENOEXEC,
-				 "%s is no firmware image: its size must be 64K to 16M and a multiple "
-				 "of 4K, not %zu bytes",
-				 fw->name, fw->len);
+	if (fw->len < FIRMWARE_MIN_BYTES || fw->len > FIRMWARE_MAX_BYTES || fw->len % GUEST_PAGE_SIZE)
+		return error_set(
+			err, -ENOEXEC,
+			"%s is no firmware image: its size must be 64K to 16M and a multiple "
+			"of 4K, not %zu bytes",
+			fw->name, fw->len);
 	return 0;
 }
 

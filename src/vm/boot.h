@@ -33,8 +33,7 @@ struct boot_blob {
  * @max_bytes: larger files are refused with -EFBIG
  * Returns 0 or -errno with @err set.  boot_blob_free() releases.
  */
-int boot_blob_read(struct boot_blob *b, int fd, const char *name, size_t max_bytes,
-		   struct error *err);
+int boot_blob_read(struct boot_blob *b, int fd, const char *name, size_t max_bytes, struct error *err);
 void boot_blob_free(struct boot_blob *b); /* empty is fine */
 
 /* @n bytes at @off of a blob, or NULL: the checked accessor of file bytes. */
@@ -50,9 +49,9 @@ struct e820_entry {
 /** e820_build() - the map of @ram for a direct boot; returns the number of entries. */
 unsigned e820_build(const struct guest_ram *ram, struct e820_entry out[E820_MAX]);
 
-#define BOOT_EBDA 0x9fc00ULL
-#define BOOT_LOW_START 0x1000ULL
-#define BOOT_ACPI_BASE 0xe0000ULL
+#define BOOT_EBDA	0x9fc00ULL
+#define BOOT_LOW_START	0x1000ULL
+#define BOOT_ACPI_BASE	0xe0000ULL
 #define BOOT_ACPI_BYTES 0x20000ULL
 #define BOOT_HIGH_START (1 * MIB)
 
@@ -70,8 +69,7 @@ void boot_map_init(struct boot_map *map, struct guest_ram *ram);
 /** boot_place_at() - claim [@gpa, +@len) and return its host pointer; what was there stays there (after a
  * reset RAM is not zero).
  * @what: for the message.  Returns NULL with @err set: not RAM, or taken. */
-void *boot_place_at(struct boot_map *map, gpa_t gpa, uint64_t len, const char *what,
-		    struct error *err);
+void *boot_place_at(struct boot_map *map, gpa_t gpa, uint64_t len, const char *what, struct error *err);
 /** boot_place_low() / _high() - the lowest / highest free place of @len bytes, @align a power of two,
  * inside [@min, @max).  Claims it; *@gpa is set. */
 void *boot_place_low(struct boot_map *map, uint64_t len, uint64_t align, gpa_t min, gpa_t max,
@@ -135,8 +133,8 @@ int elf_load(const struct elf_file *f, struct boot_map *map, struct error *err);
 /** elf_entry_phys() - the entry address, translated through the segment that holds it. */
 uint64_t elf_entry_phys(const struct elf_file *f);
 /** elf_find_note() - descriptor of note @type of @owner ("Xen"): true with its bytes. */
-bool elf_find_note(const struct elf_file *f, const char *owner, uint32_t type,
-		   const uint8_t **desc, uint32_t *desc_len);
+bool elf_find_note(const struct elf_file *f, const char *owner, uint32_t type, const uint8_t **desc,
+		   uint32_t *desc_len);
 
 /* ---- firmware ---- */
 #define FIRMWARE_MIN_BYTES (64 * KIB)

@@ -55,17 +55,18 @@ static const uint8_t stub_irq_slave[] = {
 	0xcf,	    /* iret */
 };
 
-#define STUB(code, first, last) { code, sizeof(code), first, last }
+#define STUB(code, first, last)                                                                    \
+	{                                                                                          \
+		code, sizeof(code), first, last                                                    \
+	}
 static const struct {
 	const uint8_t *code;
 	uint8_t len, first, last; /* vectors */
-} stubs[] = { /* later rows override earlier ones */
-	STUB(stub_return, 0x00, 0xff),
-	STUB(stub_irq_master, 0x08, 0x0f),
-	STUB(stub_irq_slave, 0x70, 0x77),
-	STUB(stub_unsupported, 0x10, 0x1a),
-	STUB(stub_equipment, 0x11, 0x11),
-	STUB(stub_memory_size, 0x12, 0x12),
+} stubs[] = {
+	/* later rows override earlier ones */
+	STUB(stub_return, 0x00, 0xff),	  STUB(stub_irq_master, 0x08, 0x0f),
+	STUB(stub_irq_slave, 0x70, 0x77), STUB(stub_unsupported, 0x10, 0x1a),
+	STUB(stub_equipment, 0x11, 0x11), STUB(stub_memory_size, 0x12, 0x12),
 };
 #undef STUB
 

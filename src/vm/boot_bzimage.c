@@ -39,7 +39,7 @@ enum { /* zero page */
 	Z_BYTES         = 4096,
 };
 // clang-format on
-#define LOADED_HIGH 0x01
+#define LOADED_HIGH   0x01
 #define XLF_KERNEL_64 0x0001
 
 struct bz {
@@ -70,8 +70,9 @@ static int bz_open(struct bz *z, const struct boot_blob *blob, struct error *err
 		return error_set(err, -ENOEXEC, "%s is cut off in its setup header", name);
 	z->version = get_le(z, H_VERSION, 2);
 	if (z->version < 0x0200)
-		return error_set(err, -ENOEXEC, "%s speaks boot protocol %u.%02u, 2.00 is the oldest known",
-				 name, z->version >> 8, z->version & 0xff);
+		return error_set(err, -ENOEXEC,
+				 "%s speaks boot protocol %u.%02u, 2.00 is the oldest known", name,
+				 z->version >> 8, z->version & 0xff);
 	if (!(get_le(z, H_LOADFLAGS, 1) & LOADED_HIGH))
 		return error_set(err, -ENOEXEC, "%s is a zImage, loaded below 1M; build a bzImage", name);
 
@@ -83,8 +84,10 @@ static int bz_open(struct bz *z, const struct boot_blob *blob, struct error *err
 	z->kernel_bytes = blob->len - z->setup_bytes;
 	/* In units of 16 bytes, not reliable before 2.04; from then on it tells of a truncated file. */
 	if (z->version >= 0x0204 && get_le(z, H_SYSSIZE, 4) * 16ULL >= z->kernel_bytes + 16)
-		return error_set(err, -ENOEXEC, "%s is cut off: its header promises %llu bytes of kernel, "
-				 "there are %llu", name, get_le(z, H_SYSSIZE, 4) * 16ULL,
+		return error_set(err, -ENOEXEC,
+				 "%s is cut off: its header promises %llu bytes of kernel, "
+				 "there are %llu",
+				 name, get_le(z, H_SYSSIZE, 4) * 16ULL,
 				 (unsigned long long)z->kernel_bytes);
 
 	z->initrd_max = z->version >= 0x0203 ? get_le(z, H_INITRD_MAX, 4) : 0x37ffffff;
@@ -99,8 +102,8 @@ static int bz_open(struct bz *z, const struct boot_blob *blob, struct error *err
 	}
 	if (z->is_relocatable &&
 	    (z->alignment == 0 || (z->alignment & (z->alignment - 1)) || z->alignment > GIB))
-		return error_set(err, -ENOEXEC, "%s has a broken setup header: kernel_alignment %#llx", name,
-				 (unsigned long long)z->alignment);
+		return error_set(err, -ENOEXEC, "%s has a broken setup header: kernel_alignment %#llx",
+				 name, (unsigned long long)z->alignment);
 	z->is_64 = z->version >= 0x020c && (get_le(z, H_XLOADFLAGS, 2) & XLF_KERNEL_64);
 	if (z->is_64 && z->kernel_bytes < 0x200 + 16)
 		return error_set(err, -ENOEXEC, "%s is too short for its 64-bit entry point", name);
@@ -119,7 +122,8 @@ static void *place_kernel(const struct bz *z, struct boot_map *map, gpa_t *at, s
 
 	if (!z->is_relocatable && z->pref_address > BOOT_HIGH_START)
 		span = MIN(z->pref_address, 4 * GIB) - BOOT_HIGH_START + z->init_size;
-	if (pref >= BOOT_HIGH_START && pref < 4 * GIB && span <= 4 * GIB - pref && ram_ptr(map->ram, pref, span)) {
+	if (pref >= BOOT_HIGH_START && pref < 4 * GIB && span <= 4 * GIB - pref &&
+	    ram_ptr(map->ram, pref, span)) {
 		*at = pref;
 		return boot_place_at(map, pref, span, z->blob->name, err);
 	}
@@ -151,8 +155,8 @@ static int make_zero_page(const struct bz *z, const struct boot_request *rq, str
 	if (cmd_len > z->cmdline_max)
 		return error_set(err, -EINVAL, "the command line has %zu bytes, %s takes at most %llu",
 				 cmd_len, rq->kernel->name, (unsigned long long)z->cmdline_max);
-	char *cmd = boot_place_low(map, cmd_len + 1, 16, BOOT_LOW_START, BOOT_EBDA, "the command line",
-				   &cmd_at, err);
+	char *cmd = boot_place_low(map, cmd_len + 1, 16, BOOT_LOW_START, BOOT_EBDA,
+				   "the command line", &cmd_at, err);
 
 	if (!cmd)
 		return -ENOMEM;
@@ -191,8 +195,8 @@ static int make_zero_page(const struct bz *z, const struct boot_request *rq, str
 static int make_page_tables(struct boot_map *map, gpa_t *cr3, struct error *err)
 {
 	gpa_t at;
-	uint64_t *t = boot_place_low(map, 6 * 4096, 4096, BOOT_LOW_START, BOOT_EBDA, "the page tables",
-				     &at, err);
+	uint64_t *t = boot_place_low(map, 6 * 4096, 4096, BOOT_LOW_START, BOOT_EBDA,
+				     "the page tables", &at, err);
 
 	if (!t)
 		return -ENOMEM;

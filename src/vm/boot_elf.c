@@ -55,7 +55,8 @@ int elf_open(struct elf_file *f, const struct boot_blob *blob, struct error *err
 		return error_set(err, -ENOEXEC, "%s is an ELF file for another CPU (e_machine %u)",
 				 blob->name, machine);
 	if (!boot_blob_at(blob, e.phoff, (uint64_t)e.phnum * e.phentsize))
-		return error_set(err, -ENOEXEC, "%s is cut off: its program headers lie outside of the file",
+		return error_set(err, -ENOEXEC,
+				 "%s is cut off: its program headers lie outside of the file",
 				 blob->name);
 	*f = e;
 	return 0;
@@ -155,8 +156,8 @@ static bool notes_find(const uint8_t *p, uint64_t len, const char *owner, uint32
 	return false;
 }
 
-bool elf_find_note(const struct elf_file *f, const char *owner, uint32_t type,
-		   const uint8_t **desc, uint32_t *desc_len)
+bool elf_find_note(const struct elf_file *f, const char *owner, uint32_t type, const uint8_t **desc,
+		   uint32_t *desc_len)
 {
 	for (unsigned i = 0; i < f->phnum; i++) {
 		struct elf_segment s;
@@ -174,7 +175,7 @@ bool elf_find_note(const struct elf_file *f, const char *owner, uint32_t type,
 /* ---- PVH ---- */
 
 #define XEN_ELFNOTE_PHYS32_ENTRY 18
-#define HVM_START_MAGIC 0x336ec578
+#define HVM_START_MAGIC		 0x336ec578
 
 struct hvm_start_info {
 	uint32_t magic, version, flags, nr_modules;
@@ -210,10 +211,11 @@ int boot_load_pvh(const struct boot_request *rq, struct x86_state *bsp, struct e
 	if (r < 0)
 		return r;
 	if (!elf_find_note(&elf, "Xen", XEN_ELFNOTE_PHYS32_ENTRY, &desc, &desc_len) || desc_len < 4)
-		return error_set(err, -ENOEXEC,
-				 "%s is an ELF file without a PVH entry note; boot the bzImage (vmlinuz) or "
-				 "a kernel built with CONFIG_PVH",
-				 rq->kernel->name);
+		return error_set(
+			err, -ENOEXEC,
+			"%s is an ELF file without a PVH entry note; boot the bzImage (vmlinuz) or "
+			"a kernel built with CONFIG_PVH",
+			rq->kernel->name);
 	memcpy(&entry, desc, 4);
 
 	boot_map_init(&map, rq->ram);

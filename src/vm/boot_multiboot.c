@@ -11,12 +11,22 @@
 #include "vm/boot.h"
 
 #define MB_HEADER_MAGIC 0x1badb002
-#define MB_BOOT_MAGIC 0x2badb002
-#define MB_SEARCH 8192 /* 3.1: the header lies whole in the first 8192 bytes, 4-aligned */
+#define MB_BOOT_MAGIC	0x2badb002
+#define MB_SEARCH	8192 /* 3.1: the header lies whole in the first 8192 bytes, 4-aligned */
 
-enum { MB_ALIGN_MODULES = 1 << 0, MB_MEMORY_INFO = 1 << 1, MB_VIDEO = 1 << 2, MB_ADDRESSES = 1 << 16 };
-enum { MBI_MEMORY = 1 << 0, MBI_CMDLINE = 1 << 2, MBI_MODS = 1 << 3, MBI_MMAP = 1 << 6,
-       MBI_LOADER_NAME = 1 << 9 };
+enum {
+	MB_ALIGN_MODULES = 1 << 0,
+	MB_MEMORY_INFO = 1 << 1,
+	MB_VIDEO = 1 << 2,
+	MB_ADDRESSES = 1 << 16
+};
+enum {
+	MBI_MEMORY = 1 << 0,
+	MBI_CMDLINE = 1 << 2,
+	MBI_MODS = 1 << 3,
+	MBI_MMAP = 1 << 6,
+	MBI_LOADER_NAME = 1 << 9
+};
 
 struct mb_header { /* 3.1.1 */
 	uint32_t magic, flags, checksum;
@@ -67,15 +77,16 @@ static int load_flat(const struct boot_blob *k, uint64_t header_off, const struc
 	uint64_t before = (uint64_t)h->header_addr - h->load_addr;
 
 	if (h->header_addr < h->load_addr || before > header_off)
-		return error_set(err, -EINVAL, "%s has a broken multiboot header: load_addr does not fit",
-				 k->name);
+		return error_set(err, -EINVAL,
+				 "%s has a broken multiboot header: load_addr does not fit", k->name);
 	uint64_t off = header_off - before;
 	uint64_t file_bytes = k->len - off;
 
 	if (h->load_end_addr) {
 		if (h->load_end_addr <= h->load_addr || h->load_end_addr - h->load_addr > file_bytes)
 			return error_set(err, -EINVAL,
-					 "%s is cut off or its multiboot header is broken: load_end_addr does "
+					 "%s is cut off or its multiboot header is broken: "
+					 "load_end_addr does "
 					 "not fit",
 					 k->name);
 		file_bytes = h->load_end_addr - h->load_addr;
@@ -84,8 +95,7 @@ static int load_flat(const struct boot_blob *k, uint64_t header_off, const struc
 
 	if (h->bss_end_addr) {
 		if (h->bss_end_addr < h->load_addr + file_bytes)
-			return error_set(err, -EINVAL,
-					 "%s has a broken multiboot header: bss_end_addr does not fit",
+			return error_set(err, -EINVAL, "%s has a broken multiboot header: bss_end_addr does not fit",
 					 k->name);
 		mem_bytes = h->bss_end_addr - h->load_addr;
 	}
@@ -132,7 +142,8 @@ static int load_image(const struct boot_request *rq, struct boot_map *map, uint3
 	uint64_t phys = elf_entry_phys(&elf);
 
 	if (phys >= 4 * GIB)
-		return error_set(err, -ENOEXEC, "%s has its entry point above 4G, multiboot starts in 32-bit mode",
+		return error_set(err, -ENOEXEC,
+				 "%s has its entry point above 4G, multiboot starts in 32-bit mode",
 				 k->name);
 	*entry = (uint32_t)phys;
 	return 0;
@@ -157,9 +168,9 @@ int boot_load_multiboot(const struct boot_request *rq, struct x86_state *bsp, st
 	size_t name_len = strlen(rq->kernel->name), cmd_len = strlen(rq->cmdline);
 	size_t line_bytes = name_len + 1 + cmd_len + 1;
 	size_t mod_bytes = rq->initrd ? strlen(rq->initrd->name) + 1 : 0;
-	struct mb_block *b = boot_place_low(&map, sizeof(*b) + line_bytes + mod_bytes, 4096,
-					    BOOT_LOW_START, BOOT_EBDA, "the multiboot information", &at,
-					    err);
+	struct mb_block *b =
+		boot_place_low(&map, sizeof(*b) + line_bytes + mod_bytes, 4096, BOOT_LOW_START,
+			       BOOT_EBDA, "the multiboot information", &at, err);
 
 	if (!b)
 		return -ENOMEM;
@@ -173,8 +184,8 @@ int boot_load_multiboot(const struct boot_request *rq, struct x86_state *bsp, st
 	unsigned n = e820_build(rq->ram, e820);
 
 	for (unsigned i = 0; i < n; i++)
-		b->mmap[i] = (struct mb_mmap){ sizeof(struct mb_mmap) - 4, e820[i].addr, e820[i].len,
-					       e820[i].type };
+		b->mmap[i] = (struct mb_mmap){ sizeof(struct mb_mmap) - 4, e820[i].addr,
+					       e820[i].len, e820[i].type };
 	b->info = (struct mb_info){
 		.flags = MBI_MEMORY | MBI_CMDLINE | MBI_MODS | MBI_MMAP | MBI_LOADER_NAME,
 		.mem_lower = (uint32_t)(BOOT_EBDA / KIB),

@@ -29,8 +29,9 @@ static int setup_world(void **state)
 	assert_int_equal(ram_create(&w->ram, MEM, 0, &w->err), 0);
 	w->kernel = (struct boot_blob){ .name = "dir/kernel" };
 	w->initrd = (struct boot_blob){ .name = "dir/initrd" };
-	w->rq = (struct boot_request){ .ram = &w->ram, .kernel = &w->kernel, .cmdline = "a=b quiet",
-				       .rsdp = BOOT_ACPI_BASE };
+	w->rq = (struct boot_request){
+		.ram = &w->ram, .kernel = &w->kernel, .cmdline = "a=b quiet", .rsdp = BOOT_ACPI_BASE
+	};
 	*state = w;
 	return 0;
 }
@@ -78,7 +79,7 @@ static const char *guest_str(struct world *w, gpa_t gpa)
 
 /* ---- bzImage ---- */
 
-#define BZ_SETUP 4
+#define BZ_SETUP  4
 #define BZ_KERNEL 0x9000
 
 static void make_bzimage(struct boot_blob *b, unsigned version, bool is_64)
@@ -159,7 +160,8 @@ static void test_bzimage_64(void **state)
 
 	assert_in_range(n, 4, E820_MAX);
 	for (unsigned i = 0; i < n; i++) {
-		uint64_t addr = guest(w, zp + 0x2d0 + i * 20, 8), len = guest(w, zp + 0x2d8 + i * 20, 8);
+		uint64_t addr = guest(w, zp + 0x2d0 + i * 20, 8),
+			 len = guest(w, zp + 0x2d8 + i * 20, 8);
 
 		assert_true(addr >= last && len > 0);
 		last = addr + len;
@@ -253,12 +255,21 @@ static void test_bzimage_errors(void **state)
 
 static void make_elf32(struct boot_blob *b, uint32_t paddr, uint32_t filesz, uint32_t memsz)
 {
-	Elf32_Ehdr eh = { .e_type = ET_EXEC, .e_machine = EM_386, .e_version = 1, .e_entry = paddr + 0x40,
-			  .e_phoff = sizeof(eh), .e_ehsize = sizeof(eh), .e_phentsize = sizeof(Elf32_Phdr),
+	Elf32_Ehdr eh = { .e_type = ET_EXEC,
+			  .e_machine = EM_386,
+			  .e_version = 1,
+			  .e_entry = paddr + 0x40,
+			  .e_phoff = sizeof(eh),
+			  .e_ehsize = sizeof(eh),
+			  .e_phentsize = sizeof(Elf32_Phdr),
 			  .e_phnum = 2 };
 	Elf32_Phdr ph[2] = {
-		{ .p_type = PT_LOAD, .p_offset = 0x1000, .p_vaddr = paddr, .p_paddr = paddr,
-		  .p_filesz = filesz, .p_memsz = memsz },
+		{ .p_type = PT_LOAD,
+		  .p_offset = 0x1000,
+		  .p_vaddr = paddr,
+		  .p_paddr = paddr,
+		  .p_filesz = filesz,
+		  .p_memsz = memsz },
 		{ .p_type = PT_NOTE, .p_offset = 0x800, .p_filesz = 0x40 },
 	};
 
@@ -271,15 +282,23 @@ static void make_elf32(struct boot_blob *b, uint32_t paddr, uint32_t filesz, uin
 	memset(b->data + 0x1000, 0xc3, filesz);
 }
 
-static void make_elf64(struct boot_blob *b, uint64_t vaddr, uint64_t paddr, uint64_t filesz,
-		       uint64_t memsz)
+static void make_elf64(struct boot_blob *b, uint64_t vaddr, uint64_t paddr, uint64_t filesz, uint64_t memsz)
 {
-	Elf64_Ehdr eh = { .e_type = ET_EXEC, .e_machine = EM_X86_64, .e_version = 1,
-			  .e_entry = vaddr + 0x40, .e_phoff = sizeof(eh), .e_ehsize = sizeof(eh),
-			  .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = 2 };
+	Elf64_Ehdr eh = { .e_type = ET_EXEC,
+			  .e_machine = EM_X86_64,
+			  .e_version = 1,
+			  .e_entry = vaddr + 0x40,
+			  .e_phoff = sizeof(eh),
+			  .e_ehsize = sizeof(eh),
+			  .e_phentsize = sizeof(Elf64_Phdr),
+			  .e_phnum = 2 };
 	Elf64_Phdr ph[2] = {
-		{ .p_type = PT_LOAD, .p_offset = 0x1000, .p_vaddr = vaddr, .p_paddr = paddr,
-		  .p_filesz = filesz, .p_memsz = memsz },
+		{ .p_type = PT_LOAD,
+		  .p_offset = 0x1000,
+		  .p_vaddr = vaddr,
+		  .p_paddr = paddr,
+		  .p_filesz = filesz,
+		  .p_memsz = memsz },
 		{ .p_type = PT_NOTE, .p_offset = 0x800, .p_filesz = 0x40 },
 	};
 
@@ -405,11 +424,11 @@ static void test_multiboot_addresses(void **state)
 		unsigned off;
 		uint32_t value;
 	} bad[] = {
-		{ 20, 0x300000 },   /* load end beyond the file */
-		{ 20, 0x200004 },   /* nothing to load */
-		{ 24, 0x200008 },   /* bss ends before the data */
-		{ 16, 0x200105 },   /* loads from behind the header */
-		{ 16, 0x100000 },   /* would start before the file */
+		{ 20, 0x300000 }, /* load end beyond the file */
+		{ 20, 0x200004 }, /* nothing to load */
+		{ 24, 0x200008 }, /* bss ends before the data */
+		{ 16, 0x200105 }, /* loads from behind the header */
+		{ 16, 0x100000 }, /* would start before the file */
 		{ 12, 0xffffffff },
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
@@ -481,18 +500,18 @@ static void test_elf_errors(void **state)
 		uint64_t value;
 		int error;
 	} bad[] = {
-		{ ph + 8, 1ULL << 40, -EINVAL },	/* p_offset outside of the file */
+		{ ph + 8, 1ULL << 40, -EINVAL }, /* p_offset outside of the file */
 		{ ph + 8, ~0ULL, -EINVAL },
-		{ ph + 32, ~0ULL, -EINVAL },		/* p_filesz */
-		{ ph + 32, 0x2fff, 0 },			/* (a smaller one is fine) */
-		{ ph + 40, 0x2fff, -EINVAL },		/* p_memsz < p_filesz */
+		{ ph + 32, ~0ULL, -EINVAL },  /* p_filesz */
+		{ ph + 32, 0x2fff, 0 },	      /* (a smaller one is fine) */
+		{ ph + 40, 0x2fff, -EINVAL }, /* p_memsz < p_filesz */
 		{ ph + 40, ~0ULL, -ENOMEM },
-		{ ph + 24, MEM - 0x1000, -ENOMEM },	/* p_paddr: over the end of RAM */
+		{ ph + 24, MEM - 0x1000, -ENOMEM }, /* p_paddr: over the end of RAM */
 		{ ph + 24, ~0ULL - 0x100, -ENOMEM },
-		{ ph + 24, 0x9f000, -ENOMEM },		/* into the EBDA and beyond */
-		{ ph + 24, 0xe0000, -ENOMEM },		/* over the ACPI tables */
-		{ 32, ~0ULL - 10, -ENOEXEC },		/* e_phoff */
-		{ 54, 1, -ENOEXEC },			/* e_phentsize, e_phnum */
+		{ ph + 24, 0x9f000, -ENOMEM }, /* into the EBDA and beyond */
+		{ ph + 24, 0xe0000, -ENOMEM }, /* over the ACPI tables */
+		{ 32, ~0ULL - 10, -ENOEXEC },  /* e_phoff */
+		{ 54, 1, -ENOEXEC },	       /* e_phentsize, e_phnum */
 		{ 18, EM_AARCH64, -ENOEXEC },
 	};
 

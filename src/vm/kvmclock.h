@@ -5,7 +5,7 @@
 
 #include "base/util.h"
 
-#define KVM_MSR_WALL_CLOCK 0x4b564d00u
+#define KVM_MSR_WALL_CLOCK  0x4b564d00u
 #define KVM_MSR_SYSTEM_TIME 0x4b564d01u
 
 struct vcpu;

@@ -17,8 +17,8 @@ static uint64_t to_ns(uint64_t ticks, uint32_t mul, int8_t shift)
 
 static void test_scale(void **state)
 {
-	static const uint32_t khz[] = { 1000, 500000, 999999, 1000000, 1000001, 1996800, 2000000, 2595995, 3700000,
-					4000000, 6000001, 4294967295u };
+	static const uint32_t khz[] = { 1000,	 500000,  999999,  1000000, 1000001, 1996800,
+					2000000, 2595995, 3700000, 4000000, 6000001, 4294967295u };
 
 	for (unsigned i = 0; i < ARRAY_SIZE(khz); i++) {
 		uint32_t mul;
@@ -43,7 +43,8 @@ static void test_registers(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_scale), cmocka_unit_test(test_registers) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_scale),
+					    cmocka_unit_test(test_registers) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,9 +37,10 @@ static int open_firmware(struct machine *m, const struct machine_config *cfg, st
 		if (access(default_firmware[i], R_OK) == 0)
 			return source_open(&m->firmware, "firmware", default_firmware[i], err);
 	}
-	return error_set(err, -ENOENT,
-			 "nothing to boot: give --kernel, or install the package seabios for a machine "
-			 "that boots from its disk");
+	return error_set(
+		err, -ENOENT,
+		"nothing to boot: give --kernel, or install the package seabios for a machine "
+		"that boots from its disk");
 }
 
 int load_open(struct machine *m, const struct machine_config *cfg, struct error *err)
@@ -76,8 +77,7 @@ void load_close(struct machine *m)
 	source_close(&m->firmware);
 }
 
-static int read_source(const struct boot_source *s, struct boot_blob *out, size_t max,
-		       struct error *err)
+static int read_source(const struct boot_source *s, struct boot_blob *out, size_t max, struct error *err)
 {
 	*out = (struct boot_blob){ 0 };
 	return s->name ? boot_blob_read(out, s->fd, s->name, max, err) : 0;
@@ -168,8 +168,9 @@ static void wire_pic(struct machine *m)
 static int load_kernel(struct machine *m, struct error *err)
 {
 	struct boot_blob kernel, initrd;
-	struct boot_request rq = { .ram = &m->ram, .kernel = &kernel, .cmdline = m->append,
-				   .rsdp = BOOT_ACPI_BASE };
+	struct boot_request rq = {
+		.ram = &m->ram, .kernel = &kernel, .cmdline = m->append, .rsdp = BOOT_ACPI_BASE
+	};
 	int r = read_source(&m->kernel, &kernel, KERNEL_MAX_BYTES, err);
 
 	if (r < 0)
@@ -226,7 +227,9 @@ static void set_mtrrs(const struct machine *m, struct x86_state *s)
 	uint64_t phys_mask = (1ULL << m->model.phys_bits) - 1;
 
 	for (unsigned i = 0; i < 11; i++)
-		s->mtrr_fixed[i] = i < 2 ? 0x0606060606060606ULL : i == 2 ? 0 : 0x0505050505050505ULL;
+		s->mtrr_fixed[i] = i < 2    ? 0x0606060606060606ULL
+				   : i == 2 ? 0
+					    : 0x0505050505050505ULL;
 	s->mtrr_var_base[0] = PCI_MMIO_BASE;
 	s->mtrr_var_mask[0] = (phys_mask & ~(uint64_t)(4 * GIB - PCI_MMIO_BASE - 1)) | 0x800;
 	s->mtrr_def_type = 0xc06;

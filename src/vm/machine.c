@@ -185,8 +185,8 @@ void machine_fail(struct machine *m, const struct error *err)
 static int check_config(const struct machine_config *cfg, struct error *err)
 {
 	if (cfg->cpus < 1 || cfg->cpus > MACHINE_MAX_CPUS)
-		return error_set(err, -EINVAL, "a machine has 1 to %d CPUs, not %u", MACHINE_MAX_CPUS,
-				 cfg->cpus);
+		return error_set(err, -EINVAL, "a machine has 1 to %d CPUs, not %u",
+				 MACHINE_MAX_CPUS, cfg->cpus);
 	if (cfg->mem_bytes < MACHINE_MIN_MEM || cfg->mem_bytes > MACHINE_MAX_MEM ||
 	    cfg->mem_bytes % GUEST_PAGE_SIZE)
 		return error_set(err, -EINVAL, "memory must be a multiple of 4K from 2M to 1T");
@@ -554,7 +554,7 @@ void machine_info(struct machine *m, struct machine_info *out)
 
 void machine_counters(struct machine *m, const struct machine_counter_sink *sink)
 {
-	static const char *const kinds[EXIT_KINDS] = { "exits_pio", "exits_mmio", "exits_cr8",
+	static const char *const kinds[EXIT_KINDS] = { "exits_pio", "exits_mmio",      "exits_cr8",
 						       "exits_msr", "exits_hypercall", "exits_eoi" };
 	const char *names[64];
 	uint64_t values[64];

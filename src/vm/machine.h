@@ -25,11 +25,11 @@
 struct char_dev;
 struct machine;
 
-#define MACHINE_MAX_CPUS 64
-#define MACHINE_MAX_DISKS 8
-#define MACHINE_MAX_NICS 4
-#define MACHINE_MIN_MEM (2 * MIB)
-#define MACHINE_MAX_MEM (1024 * GIB)
+#define MACHINE_MAX_CPUS    64
+#define MACHINE_MAX_DISKS   8
+#define MACHINE_MAX_NICS    4
+#define MACHINE_MIN_MEM	    (2 * MIB)
+#define MACHINE_MAX_MEM	    (1024 * GIB)
 #define MACHINE_MAX_CMDLINE 65536 /* with the final NUL; a boot protocol may allow less */
 
 struct machine_disk {
@@ -47,14 +47,14 @@ struct machine_nic {
 /* All strings and arrays are borrowed for the call of machine_create only. */
 struct machine_config {
 	const char *name;
-	const char *engine;  /* "auto", "dbt", "kvm"; NULL: auto */
+	const char *engine;		     /* "auto", "dbt", "kvm"; NULL: auto */
 	const struct engine_ops *engine_ops; /* not NULL: this engine (tests); @engine is ignored */
-	const char *cpu;     /* CPU model; NULL: "host" */
-	unsigned cpus;	     /* 1..MACHINE_MAX_CPUS */
-	uint64_t mem_bytes;  /* multiple of 4 KiB, MACHINE_MIN_MEM..MACHINE_MAX_MEM */
-	const char *kernel;  /* bzImage, ELF with a PVH note, multiboot; or NULL */
-	const char *initrd;  /* NULL: none; only with @kernel */
-	const char *append;  /* kernel command line; NULL: empty */
+	const char *cpu;		     /* CPU model; NULL: "host" */
+	unsigned cpus;			     /* 1..MACHINE_MAX_CPUS */
+	uint64_t mem_bytes;   /* multiple of 4 KiB, MACHINE_MIN_MEM..MACHINE_MAX_MEM */
+	const char *kernel;   /* bzImage, ELF with a PVH note, multiboot; or NULL */
+	const char *initrd;   /* NULL: none; only with @kernel */
+	const char *append;   /* kernel command line; NULL: empty */
 	const char *firmware; /* BIOS image; NULL: the default one if there is no @kernel */
 	struct machine_disk disks[MACHINE_MAX_DISKS];
 	unsigned ndisks;
@@ -71,10 +71,10 @@ struct machine_config {
 	struct char_dev *serial;  /* COM1, 3F8H, IRQ 4 */
 	struct char_dev *console; /* virtio console (hvc0) */
 	struct char_dev *agent;	  /* virtio port org.qemu.guest_agent.0 */
-	bool no_reboot;	      /* a reset asked for by the guest ends the machine */
-	bool is_strict;	      /* engine_config.is_strict */
-	bool use_interp_only; /* engine_config.use_interp_only */
-	unsigned check_every; /* engine_config.check_every */
+	bool no_reboot;		  /* a reset asked for by the guest ends the machine */
+	bool is_strict;		  /* engine_config.is_strict */
+	bool use_interp_only;	  /* engine_config.use_interp_only */
+	unsigned check_every;	  /* engine_config.check_every */
 };
 
 enum machine_state { MACHINE_CREATED, MACHINE_RUNNING, MACHINE_PAUSED, MACHINE_ENDED };
@@ -132,8 +132,8 @@ int machine_stop(struct machine *m, int64_t timeout_ns, struct error *err);
 void machine_end(struct machine *m, enum machine_end_reason reason, int status, const char *text);
 
 /* ---- queries (lock held unless noted) ---- */
-struct loop *machine_loop(struct machine *m);		/* any time */
-pthread_mutex_t *machine_lock(struct machine *m);	/* any time */
+struct loop *machine_loop(struct machine *m);	  /* any time */
+pthread_mutex_t *machine_lock(struct machine *m); /* any time */
 enum machine_state machine_state(const struct machine *m);
 const char *machine_state_name(enum machine_state s);
 const struct engine_ops *machine_engine(const struct machine *m);

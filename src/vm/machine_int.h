@@ -40,15 +40,15 @@
 
 struct vcpu {
 	struct machine *m;
-	unsigned index;		 /* = APIC id */
+	unsigned index; /* = APIC id */
 	struct engine_vcpu *ev;
-	struct lapic *lapic;	 /* NULL where the engine owns it */
+	struct lapic *lapic; /* NULL where the engine owns it */
 	pthread_t thread;
 	bool has_thread;
 
 	/* under the lock */
-	pthread_cond_t cond;	 /* this vCPU has something to do */
-	bool is_inside;		 /* in vcpu_run */
+	pthread_cond_t cond; /* this vCPU has something to do */
+	bool is_inside;	     /* in vcpu_run */
 	bool is_halted;
 	bool wake;
 	bool is_waiting_sipi;

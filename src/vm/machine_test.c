@@ -184,8 +184,9 @@ static uint64_t mmio(struct engine_vcpu *v, uint64_t gpa, bool is_write, uint64_
 static const char *make_kernel(void)
 {
 	static char path[64];
-	uint32_t image[64] = { 0x1badb002, 1 << 16, 0u - 0x1badb002u - (1 << 16),
-			       0x100000, 0x100000, 0, 0, 0x100020 };
+	uint32_t image[64] = { 0x1badb002, 1 << 16,  0u - 0x1badb002u - (1 << 16),
+			       0x100000,   0x100000, 0,
+			       0,	   0x100020 };
 	FILE *f = tmpfile();
 
 	assert_non_null(f);
@@ -205,8 +206,11 @@ struct world {
 
 static struct machine_config base_config(void)
 {
-	return (struct machine_config){ .name = "test", .engine_ops = &engine_fake, .cpus = CPUS,
-					.mem_bytes = 16 * MIB, .kernel = make_kernel() };
+	return (struct machine_config){ .name = "test",
+					.engine_ops = &engine_fake,
+					.cpus = CPUS,
+					.mem_bytes = 16 * MIB,
+					.kernel = make_kernel() };
 }
 
 static void *loop_main(void *arg)
@@ -436,9 +440,9 @@ static enum run_result halting_guest(struct engine_vcpu *v, struct error *err)
 		return RUN_KICKED;
 	if (v->runs == 1) {
 		mmio(v, 0xfee000f0, true, 0x1ff);
-		mmio(v, 0xfee003e0, true, 0xb);		/* divide by 1 */
+		mmio(v, 0xfee003e0, true, 0xb);		   /* divide by 1 */
 		mmio(v, 0xfee00320, true, 0x20000 | 0x61); /* periodic */
-		mmio(v, 0xfee00380, true, 1000000);	/* 1 ms */
+		mmio(v, 0xfee00380, true, 1000000);	   /* 1 ms */
 	}
 	if (v->intr) {
 		int vector = v->up.intr_ack(v->up.ctx);
@@ -470,7 +474,7 @@ static enum run_result smp_guest(struct engine_vcpu *v, struct error *err)
 	if (v->index == 0 && v->runs == 1) {
 		mmio(v, 0xfee000f0, true, 0x1ff);
 		mmio(v, 0xfee00310, true, 2u << 24); /* to APIC id 2 */
-		mmio(v, 0xfee00300, true, 0x4612);   /* SIPI before INIT: CPU 2 waits for one since power-on */
+		mmio(v, 0xfee00300, true, 0x4612); /* SIPI before INIT: CPU 2 waits for one since power-on */
 	}
 	if (v->index == 2 && v->runs == 1)
 		ap_started = v->s.seg[1].selector << 16 | (uint32_t)v->s.rip;
@@ -525,7 +529,7 @@ static enum run_result msr_guest(struct engine_vcpu *v, struct error *err)
 		return spin(v, err);
 	assert_int_equal(v->up.on_exit(v->up.ctx, &x), 0);
 	assert_int_equal(x.data, 0xfee00900); /* enabled, BSP */
-	x.addr = 0xc0000080; /* EFER is the engine's own business */
+	x.addr = 0xc0000080;		      /* EFER is the engine's own business */
 	assert_int_equal(v->up.on_exit(v->up.ctx, &x), -EPERM);
 	x = (struct vcpu_exit){ .kind = EXIT_CR8, .is_write = true, .size = 8, .data = 5 };
 	assert_int_equal(v->up.on_exit(v->up.ctx, &x), 0);
@@ -647,10 +651,10 @@ static void test_refusals(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_ends),	     cmocka_unit_test(test_pause),
-		cmocka_unit_test(test_reset),	     cmocka_unit_test(test_failed_reset),
-		cmocka_unit_test(test_halt),	     cmocka_unit_test(test_sipi),
-		cmocka_unit_test(test_exits),	     cmocka_unit_test(test_stop_times_out),
+		cmocka_unit_test(test_ends),	 cmocka_unit_test(test_pause),
+		cmocka_unit_test(test_reset),	 cmocka_unit_test(test_failed_reset),
+		cmocka_unit_test(test_halt),	 cmocka_unit_test(test_sipi),
+		cmocka_unit_test(test_exits),	 cmocka_unit_test(test_stop_times_out),
 		cmocka_unit_test(test_refusals),
 	};
 

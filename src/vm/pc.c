@@ -237,8 +237,10 @@ static int create_pci(struct machine *m, struct error *err)
 static int create_disk(struct machine *m, unsigned i, struct error *err)
 {
 	const struct machine_disk *d = &m->cfg.disks[i];
-	struct block_open open = { .path = d->path, .format = d->format ? d->format : "raw",
-				   .is_readonly = d->is_readonly, .is_snapshot = d->is_snapshot };
+	struct block_open open = { .path = d->path,
+				   .format = d->format ? d->format : "raw",
+				   .is_readonly = d->is_readonly,
+				   .is_snapshot = d->is_snapshot };
 	struct virtio_blk_config cfg = { .nqueues = MIN(m->ncpus, (unsigned)VIRTIO_BLK_QUEUES_MAX),
 					 .slot = -1 };
 	struct virtio_blk *blk;
@@ -287,11 +289,12 @@ static int create_consoles(struct machine *m, struct error *err)
 		const char *id;
 		struct virtio_console_config cfg;
 	} consoles[] = {
-		{ "virtio-console0", { .ports = { { .chr = m->cfg.console, .is_console = true } },
-				       .nports = 1, .slot = -1 } },
-		{ "virtio-console1", { .ports = { { 0 }, { .chr = m->cfg.agent,
-							   .name = VIRTIO_PORT_GUEST_AGENT } },
-				       .nports = 2, .slot = -1 } },
+		{ "virtio-console0",
+		  { .ports = { { .chr = m->cfg.console, .is_console = true } }, .nports = 1, .slot = -1 } },
+		{ "virtio-console1",
+		  { .ports = { { 0 }, { .chr = m->cfg.agent, .name = VIRTIO_PORT_GUEST_AGENT } },
+		    .nports = 2,
+		    .slot = -1 } },
 	};
 
 	for (unsigned i = 0; i < 2; i++) {

@@ -9,10 +9,10 @@
 #include "vm/machine_int.h"
 
 /* KVM's hypercalls (Linux Documentation/virt/kvm/x86/hypercalls.rst). */
-#define KVM_ENOSYS 1000
+#define KVM_ENOSYS	      1000
 #define KVM_HC_VAPIC_POLL_IRQ 1
-#define KVM_HC_SEND_IPI 10
-#define KVM_HC_SCHED_YIELD 11
+#define KVM_HC_SEND_IPI	      10
+#define KVM_HC_SCHED_YIELD    11
 
 /* ---- exits: on the vCPU's thread, without engine locks ---- */
 
@@ -47,8 +47,7 @@ static void exit_bus(struct vcpu *v, struct vcpu_exit *x)
 	struct bus *bus = v->m->bus;
 	enum bus_space space = x->kind == EXIT_PIO ? BUS_PIO : BUS_MMIO;
 
-	if (space == BUS_MMIO && v->lapic &&
-	    lapic_mmio(v->lapic, x->addr, x->size, x->is_write, &x->data))
+	if (space == BUS_MMIO && v->lapic && lapic_mmio(v->lapic, x->addr, x->size, x->is_write, &x->data))
 		return;
 	if (x->is_write)
 		bus_write(bus, space, x->addr, x->size, x->data);
@@ -65,7 +64,8 @@ static int64_t hypercall(struct vcpu *v, const struct vcpu_exit *x)
 	case KVM_HC_SEND_IPI:
 		if (!v->lapic)
 			return -KVM_ENOSYS;
-		return lapic_pv_send_ipi(v->lapic, x->arg, x->size * 8, (uint32_t)x->arg[2], (uint32_t)x->arg[3]);
+		return lapic_pv_send_ipi(v->lapic, x->arg, x->size * 8, (uint32_t)x->arg[2],
+					 (uint32_t)x->arg[3]);
 	default:
 		return -KVM_ENOSYS;
 	}
@@ -151,7 +151,8 @@ int vcpu_load(struct vcpu *v, const struct x86_state *s, int64_t tsc_offset, str
 	if (r == 0 && ops->owns_lapic) {
 		r = ops->set_lapic(v->ev, NULL);
 		if (r < 0)
-			error_set(err, r, "the engine refuses the LAPIC's power-up state: %s", strerror(-r));
+			error_set(err, r, "the engine refuses the LAPIC's power-up state: %s",
+				  strerror(-r));
 	}
 	if (r < 0)
 		return r;

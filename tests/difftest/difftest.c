@@ -25,10 +25,10 @@
 #include <sys/syscall.h>
 
 /* The engine's names of these are for its own files. */
-#define memcpy dt_memcpy_unused
+#define memcpy	dt_memcpy_unused
 #define memmove dt_memmove_unused
-#define memset dt_memset_unused
-#define memcmp dt_memcmp_unused
+#define memset	dt_memset_unused
+#define memcmp	dt_memcmp_unused
 #include "engine/dbt/interp.h"
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/thunk.h"
@@ -88,6 +88,7 @@ static bool chance(unsigned percent)
 }
 
 static uint64_t edge_int(void)
+/* clang-format off */
 {
 	static const uint64_t edges[] = {
 		0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 255, 256, 0x7fff, 0x8000, 0xffff, 0x10000,
@@ -98,6 +99,7 @@ static uint64_t edge_int(void)
 
 	return chance(30) ? -v : v;
 }
+/* clang-format on */
 
 static uint64_t rnd_int(void)
 {
@@ -114,14 +116,16 @@ static uint64_t rnd_int(void)
 static uint32_t rnd_float32(void)
 {
 	static const uint32_t edges[] = {
-		0, 0x80000000, 0x3f800000, 0xbf800000, 1, 0x007fffff, 0x00800000, 0x7f7fffff, 0x7f800000, 0xff800000,
-		0x7fc00000, 0x7f800001, 0xffffffff, 0x4f000000, 0xcf000000, 0x5f000000, 0x3f000000, 0x3effffff,
+		0,	    0x80000000, 0x3f800000, 0xbf800000, 1,	    0x007fffff,
+		0x00800000, 0x7f7fffff, 0x7f800000, 0xff800000, 0x7fc00000, 0x7f800001,
+		0xffffffff, 0x4f000000, 0xcf000000, 0x5f000000, 0x3f000000, 0x3effffff,
 	};
 
 	return chance(50) ? edges[below(ARRAY_SIZE(edges))] : (uint32_t)rnd();
 }
 
 static uint64_t rnd_float64(void)
+/* clang-format off */
 {
 	static const uint64_t edges[] = {
 		0, 1ULL << 63, 0x3ff0000000000000, 0xbff0000000000000, 1, 0x000fffffffffffff, 0x0010000000000000,
@@ -132,6 +136,7 @@ static uint64_t rnd_float64(void)
 
 	return chance(50) ? edges[below(ARRAY_SIZE(edges))] : rnd();
 }
+/* clang-format on */
 
 static void rnd_vector(uint8_t *p, unsigned bytes)
 {
@@ -163,7 +168,8 @@ static void rnd_vector(uint8_t *p, unsigned bytes)
 
 static void rnd_float80(uint8_t *p)
 {
-	static const uint16_t exps[] = {0, 1, 0x3ffe, 0x3fff, 0x4000, 0x401e, 0x403e, 0x7ffe, 0x7fff};
+	static const uint16_t exps[] = { 0,	 1,	 0x3ffe, 0x3fff, 0x4000,
+					 0x401e, 0x403e, 0x7ffe, 0x7fff };
 	uint64_t m = chance(40) ? edge_int() : rnd();
 	uint16_t e = chance(50) ? exps[below(ARRAY_SIZE(exps))] : (uint16_t)(0x3fff + below(80) - 40);
 
@@ -206,20 +212,21 @@ static void run_translated(struct dbt_cpu *c)
 }
 
 static const struct executor executors[] = {
-	{"xlate", run_translated},
-	{"interp", interp_one},
+	{ "xlate", run_translated },
+	{ "interp", interp_one },
 };
 static const struct executor *executor = &executors[1];
 
 /* ---- templates ---- */
 
-struct template {
+struct template
+{
 	uint8_t prefix; /* mandatory: 0, 66, F2, F3 */
 	uint8_t map;
 	uint8_t opcode;
-	uint8_t modrm;	  /* reg and mod; all of it if is_exact */
+	uint8_t modrm; /* reg and mod; all of it if is_exact */
 	bool has_modrm, is_exact;
-	uint8_t vex;	  /* VEX: pp, W and L are free where the row allows */
+	uint8_t vex; /* VEX: pp, W and L are free where the row allows */
 	uint8_t vex_pp, vex_w, vex_l;
 };
 
@@ -239,6 +246,7 @@ static unsigned mode = 64; /* bits of code */
 static uint64_t code_base; /* of CS: RIP is relative to it */
 
 static bool is_near_branch(unsigned id)
+/* clang-format off */
 {
 	switch (id) {
 	case I_JCC: case I_JMP_REL: case I_JMP_IND: case I_CALL_REL: case I_CALL_IND: case I_RET:
@@ -248,9 +256,11 @@ static bool is_near_branch(unsigned id)
 		return false;
 	}
 }
+/* clang-format on */
 
 /* Hand-written user-level instructions that a process may run natively with the same result. */
 static bool is_comparable_hand(unsigned id)
+/* clang-format off */
 {
 	switch (id) {
 	case I_JCC: case I_JMP_REL: case I_JMP_IND: case I_CALL_REL: case I_CALL_IND: case I_RET:
@@ -270,6 +280,7 @@ static bool is_comparable_hand(unsigned id)
 		return false;
 	}
 }
+/* clang-format on */
 
 static bool is_comparable(const struct insn *in)
 {
@@ -283,7 +294,8 @@ static bool is_comparable(const struct insn *in)
 	    (in->desc->id == I_PINSRD || in->desc->id == I_PEXTRD))
 		return false;
 	return cpu_has(&guest.vm->model, in->desc->feature) &&
-	       (in->desc->kind == INSN_NATIVE || (in->desc->kind == INSN_HAND && is_comparable_hand(in->desc->id)));
+	       (in->desc->kind == INSN_NATIVE ||
+		(in->desc->kind == INSN_HAND && is_comparable_hand(in->desc->id)));
 }
 
 static void offer(const struct template *t, const struct insn *in)
@@ -348,7 +360,7 @@ static void put_map(struct code *c, const struct template *t)
 /* Tries @t as it stands, with zeros for what is free. */
 static void try(const struct template *t)
 {
-	struct code c = {.n = 0};
+	struct code c = { .n = 0 };
 	struct template u = *t;
 	struct insn in;
 
@@ -381,18 +393,21 @@ static void try(const struct template *t)
 
 static void build_rows(void)
 {
-	static const uint8_t prefixes[] = {0, 0x66, 0xf3, 0xf2};
+	static const uint8_t prefixes[] = { 0, 0x66, 0xf3, 0xf2 };
 
 	rng_seed(1, 1);
 	for (unsigned map = MAP_1BYTE; map <= MAP_0F3A; map++)
 		for (unsigned op = 0; op < 256; op++)
 			for (unsigned p = 0; p < 4; p++) {
 				/* x87 and the fixed encodings of 0F 01, 0F AE, 0F C7 need all of ModRM. */
-				bool is_exact = (map == MAP_1BYTE && op >= 0xd8 && op <= 0xdf) ||
-						(map == MAP_0F && (op == 0x01 || op == 0xae || op == 0xc7));
+				bool is_exact =
+					(map == MAP_1BYTE && op >= 0xd8 && op <= 0xdf) ||
+					(map == MAP_0F && (op == 0x01 || op == 0xae || op == 0xc7));
 
 				for (unsigned reg = 0; reg < 8; reg++) {
-					struct template t = {.prefix = prefixes[p], .map = (uint8_t)map, .opcode = (uint8_t)op};
+					struct template t = { .prefix = prefixes[p],
+							      .map = (uint8_t)map,
+							      .opcode = (uint8_t)op };
 
 					t.modrm = (uint8_t)(reg << 3);
 					try(&t);
@@ -408,8 +423,13 @@ static void build_rows(void)
 			for (unsigned v = 0; v < 16; v++)
 				for (unsigned m = 0; m < 16; m++) {
 					struct template t = {
-						.vex = 3, .map = (uint8_t)map, .opcode = (uint8_t)op, .vex_pp = v & 3,
-						.vex_w = v >> 2 & 1, .vex_l = v >> 3, .modrm = (uint8_t)((m & 7) << 3 | (m & 8 ? 0xc0 : 0)),
+						.vex = 3,
+						.map = (uint8_t)map,
+						.opcode = (uint8_t)op,
+						.vex_pp = v & 3,
+						.vex_w = v >> 2 & 1,
+						.vex_l = v >> 3,
+						.modrm = (uint8_t)((m & 7) << 3 | (m & 8 ? 0xc0 : 0)),
 					};
 
 					try(&t);
@@ -432,6 +452,7 @@ static bool is_string(unsigned id)
 }
 
 static bool is_stack(unsigned id)
+/* clang-format off */
 {
 	switch (id) {
 	case I_CALL_REL: case I_CALL_IND: case I_RET: case I_PUSH_REG: case I_POP_REG: case I_PUSH_RM: case I_POP_RM:
@@ -441,6 +462,7 @@ static bool is_stack(unsigned id)
 		return false;
 	}
 }
+/* clang-format on */
 
 /* Bytes of a random encoding of row @r; false: did not come out as an instruction of that row. */
 static bool make_code(struct test_case *tc, const struct row *r)
@@ -491,7 +513,8 @@ static bool make_code(struct test_case *tc, const struct row *r)
 	memcpy(c->b + c->n, &tail, 8);
 	tail = rnd_int();
 	memcpy(c->b + c->n + 8, &tail, 4);
-	if (insn_decode(&tc->in, c->b, INSN_MAX_LEN, mode) != DECODE_OK || tc->in.desc != r->desc || !is_comparable(&tc->in))
+	if (insn_decode(&tc->in, c->b, INSN_MAX_LEN, mode) != DECODE_OK || tc->in.desc != r->desc ||
+	    !is_comparable(&tc->in))
 		return false;
 	if (is_string(id) && tc->in.opsize_prefix && tc->in.rex_w)
 		return false;
@@ -502,7 +525,7 @@ static bool make_code(struct test_case *tc, const struct row *r)
 /* Where memory operands go: mostly around the ends of pages. */
 static uint64_t rnd_target(unsigned size, unsigned align)
 {
-	static const uint64_t ends[] = {0, 0x1000, 0x1000, 0x2000, 0x3000};
+	static const uint64_t ends[] = { 0, 0x1000, 0x1000, 0x2000, 0x3000 };
 	uint64_t va;
 
 	switch (below(8)) {
@@ -569,7 +592,8 @@ static bool is_harmless(uint64_t va, uint64_t len)
 {
 	/* Nothing else of the process lies below 2G; above is AddressSanitizer's shadow, where there is one. */
 	if (mode != 64)
-		return va + len <= 0x70000000 && va <= 0x70000000 && (va + len <= CODE_VA - 4096 || va >= CODE_VA + 0x20000);
+		return va + len <= 0x70000000 && va <= 0x70000000 &&
+		       (va + len <= CODE_VA - 4096 || va >= CODE_VA + 0x20000);
 	if (!is_canonical(va) && !is_canonical(va + len))
 		return true;
 	return va >= ARENA_VA - 4096 && va + len <= ARENA_VA + ARENA_BYTES + 4096;
@@ -582,7 +606,9 @@ static void patch_disp(struct test_case *tc, uint64_t disp)
 	if (tc->in.disp_len == 8)
 		tc->in.disp = (int64_t)disp;
 	else
-		tc->in.disp = tc->in.disp_len == 4 ? (int32_t)disp : tc->in.disp_len == 2 ? (int16_t)disp : (int8_t)disp;
+		tc->in.disp = tc->in.disp_len == 4   ? (int32_t)disp
+			      : tc->in.disp_len == 2 ? (int16_t)disp
+						     : (int8_t)disp;
 	if (tc->in.desc->id == I_MOV_MOFFS)
 		tc->in.disp &= (int64_t)addr_mask(&tc->in);
 }
@@ -592,7 +618,8 @@ static bool aim(struct test_case *tc)
 {
 	struct insn *in = &tc->in;
 	struct native_state *s = &tc->before;
-	unsigned id = in->desc->id, size = in->mem_size ? in->mem_size : 64, align = size >= 16 ? size : 1;
+	unsigned id = in->desc->id, size = in->mem_size ? in->mem_size : 64,
+		 align = size >= 16 ? size : 1;
 	uint64_t ea;
 
 	if (id == I_FXSAVE || id == I_FXRSTOR)
@@ -602,8 +629,10 @@ static bool aim(struct test_case *tc)
 	if (id == I_LEA)
 		return true;
 	if (is_string(id)) {
-		uint64_t mask = addr_mask(in), src = seg_base(in->seg < SEG_COUNT ? in->seg : SEG_DS), dst = seg_base(SEG_ES);
-		uint64_t from = rnd_target(64, 1), to = chance(30) ? from + below(32) - 16 : rnd_target(64, 1);
+		uint64_t mask = addr_mask(in), src = seg_base(in->seg < SEG_COUNT ? in->seg : SEG_DS),
+			 dst = seg_base(SEG_ES);
+		uint64_t from = rnd_target(64, 1),
+			 to = chance(30) ? from + below(32) - 16 : rnd_target(64, 1);
 
 		if (((from - src) | (to - dst)) & ~mask)
 			return false;
@@ -625,7 +654,8 @@ static bool aim(struct test_case *tc)
 		if (id == I_ENTER && mode != 16 && !is_harmless(sp - 300 - (uint16_t)in->imm, 300))
 			return false;
 		/* A fault in the middle leaves POPA's registers loaded or not, by CPU. */
-		if (id == I_POPA && (sp - ARENA_VA >= ARENA_BYTES) != (sp + 8 * in->opsize - 1 - ARENA_VA >= ARENA_BYTES))
+		if (id == I_POPA && (sp - ARENA_VA >= ARENA_BYTES) !=
+					    (sp + 8 * in->opsize - 1 - ARENA_VA >= ARENA_BYTES))
 			return false;
 		if (!is_harmless(sp - 400, 800))
 			return false;
@@ -651,7 +681,8 @@ static bool aim(struct test_case *tc)
 	ea = ea_of(tc, s);
 	if (in->base != 0xff) {
 		s->gpr[in->base] += tc->target - ea;
-		if (id == I_POP_RM && in->base == R_RSP && !is_harmless(s->gpr[R_RSP] - 64 + seg_base(SEG_SS), 128))
+		if (id == I_POP_RM && in->base == R_RSP &&
+		    !is_harmless(s->gpr[R_RSP] - 64 + seg_base(SEG_SS), 128))
 			return false;
 	} else if (in->index != 0xff && !(in->desc->attr & INSN_VSIB) && chance(80)) {
 		s->gpr[in->index] += (tc->target - ea) / in->scale;
@@ -664,7 +695,8 @@ static bool aim(struct test_case *tc)
 		for (unsigned i = 0; i < 16; i++)
 			s->gpr[i] = (uint32_t)s->gpr[i];
 	ea = ea_of(tc, s);
-	if (!is_harmless(ea - (in->desc->attr & INSN_VSIB ? 3000 : 8), (in->desc->attr & INSN_VSIB ? 6000u : 8u) + size))
+	if (!is_harmless(ea - (in->desc->attr & INSN_VSIB ? 3000 : 8),
+			 (in->desc->attr & INSN_VSIB ? 6000u : 8u) + size))
 		return false;
 	if (is_stack(id) && mode != 16 && !is_harmless(s->gpr[R_RSP] - 64, 128))
 		return false;
@@ -719,7 +751,8 @@ static bool make_state(struct test_case *tc)
 	if (in->desc->attr & INSN_VSIB) /* small offsets */
 		for (unsigned i = 0; i < 32; i += in->opcode & 1 ? 8 : 4) {
 			int64_t off = (int64_t)below(256) - 128;
-			uint8_t *p = i < 16 ? s->xsave + 160 + 16 * in->index + i : s->xsave + 576 + 16 * in->index + i - 16;
+			uint8_t *p = i < 16 ? s->xsave + 160 + 16 * in->index + i
+					    : s->xsave + 576 + 16 * in->index + i - 16;
 
 			memcpy(p, &off, in->opcode & 1 ? 8 : 4);
 		}
@@ -755,7 +788,8 @@ static void fill_operand(const struct test_case *tc, uint8_t *arena)
 		uint64_t val = rnd() & ~(uint64_t)(X86_FL_TF | X86_FL_AC);
 
 		if (id == I_RET)
-			val = mode == 64 && chance(10) ? rnd() | 0x0000800000000000 : CODE_VA - code_base + 0x40 + below(0x300);
+			val = mode == 64 && chance(10) ? rnd() | 0x0000800000000000
+						       : CODE_VA - code_base + 0x40 + below(0x300);
 		off = stack_va(&tc->before) - ARENA_VA;
 		if (off <= ARENA_BYTES - tc->in.opsize)
 			memcpy(arena + off, &val, tc->in.opsize);
@@ -806,8 +840,8 @@ static bool is_branch_harmless(struct test_case *tc)
 	case I_CALL_IND:
 		if (tc->in.has_mem) {
 			/* Read by the instruction: fill_operand put an address there if all of it is in the arena. */
-			return tc->target - ARENA_VA <= ARENA_BYTES - 64 || tc->target + 8 <= ARENA_VA ||
-			       tc->target >= ARENA_VA + ARENA_BYTES;
+			return tc->target - ARENA_VA <= ARENA_BYTES - 64 ||
+			       tc->target + 8 <= ARENA_VA || tc->target >= ARENA_VA + ARENA_BYTES;
 		}
 		to = tc->before.gpr[tc->in.rm];
 		/* Of two faults, bad target and bad stack, vendors take one or the other first. */
@@ -897,12 +931,13 @@ static bool differ(const char *what, uint64_t before, uint64_t want, uint64_t go
 		return false;
 	if (is_quiet)
 		return true;
-	fprintf(stderr, "  %-8s before %016llx  host %016llx  engine %016llx\n", what, (unsigned long long)before,
-		(unsigned long long)want, (unsigned long long)got);
+	fprintf(stderr, "  %-8s before %016llx  host %016llx  engine %016llx\n", what,
+		(unsigned long long)before, (unsigned long long)want, (unsigned long long)got);
 	return true;
 }
 
-static bool compare_bytes(const char *what, const uint8_t *before, const uint8_t *want, const uint8_t *got, unsigned n)
+static bool compare_bytes(const char *what, const uint8_t *before, const uint8_t *want,
+			  const uint8_t *got, unsigned n)
 {
 	unsigned shown = 0;
 
@@ -912,14 +947,15 @@ static bool compare_bytes(const char *what, const uint8_t *before, const uint8_t
 		return true;
 	for (unsigned i = 0; i < n && shown < 32; i++)
 		if (want[i] != got[i]) {
-			fprintf(stderr, "  %s+0x%x: before %02x  host %02x  engine %02x\n", what, i, before[i], want[i], got[i]);
+			fprintf(stderr, "  %s+0x%x: before %02x  host %02x  engine %02x\n", what, i,
+				before[i], want[i], got[i]);
 			shown++;
 		}
 	return true;
 }
 
-static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-					  "r8",	 "r9",	"r10", "r11", "r12", "r13", "r14", "r15"};
+static const char *const gpr_names[16] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+					   "r8",  "r9",	 "r10", "r11", "r12", "r13", "r14", "r15" };
 
 static void run_engine(const struct test_case *tc)
 {
@@ -952,21 +988,22 @@ static void settle_native(const struct test_case *tc)
 	} else if (native.vector == EXC_BP) {
 		native.vector = -1;
 		native.rip--;
-	} else if (native.vector == EXC_PF && native.cr2 == native.rip + code_base && native.rip != tc->rip) {
+	} else if (native.vector == EXC_PF && native.cr2 == native.rip + code_base &&
+		   native.rip != tc->rip) {
 		native.vector = -1; /* the branch completed, its target is no code */
 		native.error = native.cr2 = 0;
 	}
 	if (native.vector != EXC_PF)
 		native.cr2 = 0;
-	if (native.vector < 0 || native.vector == EXC_DE || native.vector == EXC_UD || native.vector == EXC_MF ||
-	    native.vector == EXC_XM)
+	if (native.vector < 0 || native.vector == EXC_DE || native.vector == EXC_UD ||
+	    native.vector == EXC_MF || native.vector == EXC_XM)
 		native.error = 0;
 }
 
 static bool is_area(unsigned id)
 {
-	return id == I_FXSAVE || id == I_FXRSTOR || id == I_XSAVE || id == I_XRSTOR || id == I_FNSTENV ||
-	       id == I_FLDENV || id == I_FNSAVE || id == I_FRSTOR;
+	return id == I_FXSAVE || id == I_FXRSTOR || id == I_XSAVE || id == I_XRSTOR ||
+	       id == I_FNSTENV || id == I_FLDENV || id == I_FNSAVE || id == I_FRSTOR;
 }
 
 static bool compare(const struct test_case *tc)
@@ -975,7 +1012,8 @@ static bool compare(const struct test_case *tc)
 	const struct native_state *b = &tc->before;
 	unsigned id = tc->in.desc->id;
 	/* AMD's CPUs save them only with an exception pending. */
-	bool has_pointers = (id == I_FLDENV || id == I_FRSTOR || id == I_FXRSTOR) && native.xsave[2] & 0x80;
+	bool has_pointers =
+		(id == I_FLDENV || id == I_FRSTOR || id == I_FXRSTOR) && native.xsave[2] & 0x80;
 	uint64_t flags = FL_ARITH | X86_FL_DF;
 	uint8_t want[XSAVE_BYTES], got[XSAVE_BYTES];
 	bool bad = false;
@@ -985,7 +1023,9 @@ static bool compare(const struct test_case *tc)
 		/* Which byte of a large operand is looked at first is the CPU's own affair. */
 		uint64_t mask = addr_mask(&tc->in);
 
-		bad |= differ("cr2 in", 0, true, ((s->cr2 - tc->target) & mask) < 8192 && ((native.cr2 - tc->target) & mask) < 8192);
+		bad |= differ("cr2 in", 0, true,
+			      ((s->cr2 - tc->target) & mask) < 8192 &&
+				      ((native.cr2 - tc->target) & mask) < 8192);
 	} else {
 		bad |= differ("error", 0, native.error, guest.error);
 		bad |= differ("cr2", 0, native.cr2, s->cr2);
@@ -1049,11 +1089,13 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 	is_quiet = true;
 	if (!compare(&tc)) {
 		tot->differences++;
-		fprintf(stderr, "difference in case %llu of seed %llu: %s, target %llx\n", (unsigned long long)number,
-			(unsigned long long)seed, insn_name(tc.in.desc->id), (unsigned long long)tc.target);
+		fprintf(stderr, "difference in case %llu of seed %llu: %s, target %llx\n",
+			(unsigned long long)number, (unsigned long long)seed,
+			insn_name(tc.in.desc->id), (unsigned long long)tc.target);
 		print_bytes("  bytes", tc.c.b, tc.in.len);
 		for (unsigned i = 0; i < 16; i++)
-			fprintf(stderr, "%s%s %016llx", i % 4 ? "  " : "\n  ", gpr_names[i], (unsigned long long)tc.before.gpr[i]);
+			fprintf(stderr, "%s%s %016llx", i % 4 ? "  " : "\n  ", gpr_names[i],
+				(unsigned long long)tc.before.gpr[i]);
 		fprintf(stderr, "\n");
 		is_quiet = false;
 		compare(&tc);
@@ -1066,20 +1108,27 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 
 static void usage(FILE *to)
 {
-	fprintf(to, "usage: difftest [--cases N] [--seed S] [--first N] [--only MNEMONIC] [--max-differences N]\n"
+	fprintf(to, "usage: difftest [--cases N] [--seed S] [--first N] [--only MNEMONIC] "
+		    "[--max-differences N]\n"
 		    "                [--executor NAME] [--mode 16|32|64] [--rows]\n");
 }
 
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"cases", required_argument, NULL, 'n'}, {"seed", required_argument, NULL, 's'},
-		{"first", required_argument, NULL, 'f'}, {"only", required_argument, NULL, 'o'},
-		{"max-differences", required_argument, NULL, 'm'}, {"executor", required_argument, NULL, 'e'},
-		{"mode", required_argument, NULL, 'b'}, {"rows", no_argument, NULL, 'r'}, {"help", no_argument, NULL, 'h'}, {0},
+		{ "cases", required_argument, NULL, 'n' },
+		{ "seed", required_argument, NULL, 's' },
+		{ "first", required_argument, NULL, 'f' },
+		{ "only", required_argument, NULL, 'o' },
+		{ "max-differences", required_argument, NULL, 'm' },
+		{ "executor", required_argument, NULL, 'e' },
+		{ "mode", required_argument, NULL, 'b' },
+		{ "rows", no_argument, NULL, 'r' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
 	};
 	uint64_t cases = 300000, seed = 1, first = 0, max_differences = 20, templates = 0;
-	struct totals tot = {0};
+	struct totals tot = { 0 };
 	struct timespec t0, t1;
 	bool list_rows = false;
 	int c;
@@ -1136,7 +1185,8 @@ int main(int argc, char **argv)
 	native_init();
 	c = native_set_mode(mode);
 	if (c < 0) {
-		fprintf(stderr, "difftest: skipped, the host kernel denies 16-bit segments (modify_ldt: %s)\n", strerror(-c));
+		fprintf(stderr, "difftest: skipped, the host kernel denies 16-bit segments (modify_ldt: %s)\n",
+			strerror(-c));
 		return 77;
 	}
 	dt_guest_set_mode(&guest, mode);
@@ -1144,7 +1194,8 @@ int main(int argc, char **argv)
 	memset(guest.code, 0xcc, CODE_BYTES);
 	build_rows();
 	if (!nrows) {
-		fprintf(stderr, "difftest: no instruction to test%s%s\n", only ? ": " : "", only ? only : "");
+		fprintf(stderr, "difftest: no instruction to test%s%s\n", only ? ": " : "",
+			only ? only : "");
 		return 2;
 	}
 	for (unsigned i = 0; i < nrows; i++)
@@ -1163,11 +1214,14 @@ int main(int argc, char **argv)
 
 	if (list_rows)
 		for (unsigned i = 0; i < nrows; i++)
-			printf("%-14s %4u encodings %8llu cases %8llu faults\n", insn_name(rows[i].desc->id), rows[i].ntemplates,
+			printf("%-14s %4u encodings %8llu cases %8llu faults\n",
+			       insn_name(rows[i].desc->id), rows[i].ntemplates,
 			       (unsigned long long)rows[i].cases, (unsigned long long)rows[i].faults);
-	printf("difftest: %s, %u-bit: %llu cases (%llu faulting), seed %llu, first %llu, %u rows, %llu encodings: %llu differences, %.1f s\n",
-	       executor->name, mode, (unsigned long long)tot.cases, (unsigned long long)tot.faults, (unsigned long long)seed,
-	       (unsigned long long)first, nrows, (unsigned long long)templates, (unsigned long long)tot.differences,
+	printf("difftest: %s, %u-bit: %llu cases (%llu faulting), seed %llu, first %llu, %u rows, "
+	       "%llu encodings: %llu differences, %.1f s\n",
+	       executor->name, mode, (unsigned long long)tot.cases, (unsigned long long)tot.faults,
+	       (unsigned long long)seed, (unsigned long long)first, nrows,
+	       (unsigned long long)templates, (unsigned long long)tot.differences,
 	       (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) * 1e-9);
 	dt_guest_destroy(&guest);
 	free(rows);

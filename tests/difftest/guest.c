@@ -15,9 +15,9 @@
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/thunk.h"
 
-#define PT_GPA 0x10000u /* PML4, PDPT, PD, two PTs */
+#define PT_GPA	  0x10000u /* PML4, PDPT, PD, two PTs */
 #define ARENA_GPA 0x100000u
-#define CODE_GPA 0x110000u
+#define CODE_GPA  0x110000u
 
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40 };
 #define PTE_NX (1ULL << 63)
@@ -54,7 +54,7 @@ static void fill_model(struct cpu_model *m)
 		uint32_t leaf, subleaf;
 		uint8_t reg, bit;
 	} features[CPUF_COUNT] = {
-#define X(name, leaf_, subleaf_, reg_, bit_) [CPUF_##name] = {leaf_, subleaf_, reg_, bit_},
+#define X(name, leaf_, subleaf_, reg_, bit_) [CPUF_##name] = { leaf_, subleaf_, reg_, bit_ },
 #include "engine/cpu_features.def"
 #undef X
 	};
@@ -73,7 +73,7 @@ static void fill_model(struct cpu_model *m)
 
 static void fill_state(struct x86_state *s)
 {
-	const struct x86_seg data = {.limit = 0xffffffff, .selector = 0x2b, .attr = 0xc0f3};
+	const struct x86_seg data = { .limit = 0xffffffff, .selector = 0x2b, .attr = 0xc0f3 };
 	uint64_t base;
 
 	s->cr0 = X86_CR0_PE | X86_CR0_PG | X86_CR0_WP | X86_CR0_NE | X86_CR0_ET | X86_CR0_MP;
@@ -86,7 +86,7 @@ static void fill_state(struct x86_state *s)
 	s->rflags = 2;
 	for (unsigned i = 0; i < SEG_COUNT; i++)
 		s->seg[i] = data;
-	s->seg[SEG_CS] = (struct x86_seg){.limit = 0xffffffff, .selector = 0x33, .attr = 0xa0fb};
+	s->seg[SEG_CS] = (struct x86_seg){ .limit = 0xffffffff, .selector = 0x33, .attr = 0xa0fb };
 	/* FS and GS as natively: a segment override then means the same on both sides. */
 	syscall(SYS_arch_prctl, ARCH_GET_FS, &base);
 	s->seg[SEG_FS].base = base;
@@ -99,7 +99,8 @@ static struct cpu_model model;
 /* The guest has no devices: nothing it does leaves the engine. */
 static int no_exit(void *ctx, struct vcpu_exit *x)
 {
-	fprintf(stderr, "difftest: unexpected exit of kind %d at %llx\n", x->kind, (unsigned long long)x->addr);
+	fprintf(stderr, "difftest: unexpected exit of kind %d at %llx\n", x->kind,
+		(unsigned long long)x->addr);
 	abort();
 }
 
@@ -110,11 +111,11 @@ static int no_interrupt(void *ctx)
 
 int dt_guest_create(struct dt_guest *g)
 {
-	struct engine_config cfg = {.ram = &g->ram, .model = &model, .vcpus = 1, .is_strict = true};
-	const struct vcpu_up up = {.on_exit = no_exit, .intr_ack = no_interrupt};
+	struct engine_config cfg = { .ram = &g->ram, .model = &model, .vcpus = 1, .is_strict = true };
+	const struct vcpu_up up = { .on_exit = no_exit, .intr_ack = no_interrupt };
 	struct engine_vm *vm;
 	struct engine_vcpu *vcpu;
-	struct error err = {{0}};
+	struct error err = { { 0 } };
 
 	fill_model(&model);
 	if (ram_create(&g->ram, 4 * MIB, 0, &err) < 0)
@@ -149,12 +150,14 @@ fail:
 void dt_guest_set_mode(struct dt_guest *g, unsigned bits)
 {
 	struct x86_state *s = &g->cpu->s;
-	const struct x86_seg data16 = {.base = DATA16_VA, .limit = 0xffff, .selector = 0xf, .attr = 0x00f3};
+	const struct x86_seg data16 = { .base = DATA16_VA, .limit = 0xffff, .selector = 0xf, .attr = 0x00f3 };
 
 	if (bits == 32)
-		s->seg[SEG_CS] = (struct x86_seg){.limit = 0xffffffff, .selector = 0x23, .attr = 0xc0fb};
+		s->seg[SEG_CS] =
+			(struct x86_seg){ .limit = 0xffffffff, .selector = 0x23, .attr = 0xc0fb };
 	if (bits == 16) {
-		s->seg[SEG_CS] = (struct x86_seg){.base = CODE_VA, .limit = 0xffff, .selector = 7, .attr = 0x00fb};
+		s->seg[SEG_CS] =
+			(struct x86_seg){ .base = CODE_VA, .limit = 0xffff, .selector = 7, .attr = 0x00fb };
 		s->seg[SEG_DS] = s->seg[SEG_ES] = s->seg[SEG_SS] = data16;
 	}
 	dbt_mode_changed(g->cpu);

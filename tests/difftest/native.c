@@ -23,7 +23,7 @@
 struct native_state native;
 const struct {
 	_Alignas(64) uint8_t b[XSAVE_BYTES];
-} native_fpu_init = {{[24] = 0x80, [25] = 0x1f}};
+} native_fpu_init = { { [24] = 0x80, [25] = 0x1f } };
 
 void native_enter(void);
 extern const char native_exit[], native_fault_exit[], native_far_jump[];
@@ -35,10 +35,10 @@ _Static_assert(__builtin_offsetof(struct native_state, data_sel) == 182, "assemb
 _Static_assert(__builtin_offsetof(struct native_state, entry) == 184, "assembly");
 _Static_assert(__builtin_offsetof(struct native_state, xsave) == 192, "assembly");
 
-#define EXIT_VA (CODE_VA + 0x10000)
-#define USER_CS64 0x33
-#define USER_CS32 0x23
-#define USER_DS 0x2b
+#define EXIT_VA	   (CODE_VA + 0x10000)
+#define USER_CS64  0x33
+#define USER_CS32  0x23
+#define USER_DS	   0x2b
 #define LDT_SEL(n) ((n) << 3 | 7)
 
 // clang-format off
@@ -125,7 +125,7 @@ __asm__(".text\n"
 	"	ret\n");
 // clang-format on
 
-static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+static const int signals[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
 static struct sigaction old_actions[5];
 static volatile sig_atomic_t is_active;
 static uint8_t *arena_view, *code_view;
@@ -133,8 +133,9 @@ static unsigned mode = 64;
 
 static void on_signal(int sig, siginfo_t *info, void *context)
 {
-	static const uint8_t order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-					  REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+	static const uint8_t order[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+					   REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
+					   REG_R12, REG_R13, REG_R14, REG_R15 };
 	ucontext_t *uc = context;
 	greg_t *g = uc->uc_mcontext.gregs;
 	unsigned i;
@@ -167,7 +168,9 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 static void *map(uint64_t va, size_t len, int prot, int fd, off_t off)
 {
 	void *p = mmap((void *)(uintptr_t)va, len, prot,
-		       (fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS) | (va ? MAP_FIXED_NOREPLACE : 0), fd, off);
+		       (fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS) |
+			       (va ? MAP_FIXED_NOREPLACE : 0),
+		       fd, off);
 
 	if (p == MAP_FAILED || (va && p != (void *)(uintptr_t)va)) {
 		perror("difftest: mmap");
@@ -179,7 +182,7 @@ static void *map(uint64_t va, size_t len, int prot, int fd, off_t off)
 /* 64-bit code that 32-bit code can jump to. */
 static void put_low_exit(void)
 {
-	static const uint8_t jmp[6] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0] */
+	static const uint8_t jmp[6] = { 0xff, 0x25, 0, 0, 0, 0 }; /* jmp [rip+0] */
 	uint64_t to = (uintptr_t)native_exit;
 	uint8_t *p = map(EXIT_VA, 4096, PROT_READ | PROT_WRITE, -1, 0);
 
@@ -190,7 +193,7 @@ static void put_low_exit(void)
 
 void native_init(void)
 {
-	struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+	struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	int fd = memfd_create("difftest", MFD_CLOEXEC);
 
 	if (fd < 0 || ftruncate(fd, ARENA_BYTES + CODE_BYTES) < 0) {
@@ -199,7 +202,8 @@ void native_init(void)
 	}
 	map(ARENA_VA - 4096, 4096, PROT_NONE, -1, 0);
 	map(ARENA_VA, ARENA_RW_PAGES * 4096, PROT_READ | PROT_WRITE, fd, 0);
-	map(ARENA_VA + ARENA_RW_PAGES * 4096, (ARENA_PAGES - ARENA_RW_PAGES) * 4096, PROT_READ, fd, ARENA_RW_PAGES * 4096);
+	map(ARENA_VA + ARENA_RW_PAGES * 4096, (ARENA_PAGES - ARENA_RW_PAGES) * 4096, PROT_READ, fd,
+	    ARENA_RW_PAGES * 4096);
 	map(ARENA_VA + ARENA_BYTES, 4096, PROT_NONE, -1, 0);
 	map(CODE_VA - 4096, 4096, PROT_NONE, -1, 0);
 	map(CODE_VA, CODE_BYTES, PROT_READ | PROT_EXEC, fd, ARENA_BYTES);
@@ -237,10 +241,16 @@ uint8_t *native_code(void)
 int native_set_mode(unsigned bits)
 {
 	struct user_desc code = {
-		.entry_number = 0, .base_addr = CODE_VA, .limit = 0xffff, .contents = MODIFY_LDT_CONTENTS_CODE,
+		.entry_number = 0,
+		.base_addr = CODE_VA,
+		.limit = 0xffff,
+		.contents = MODIFY_LDT_CONTENTS_CODE,
 	};
 	struct user_desc data = {
-		.entry_number = 1, .base_addr = DATA16_VA, .limit = 0xffff, .contents = MODIFY_LDT_CONTENTS_DATA,
+		.entry_number = 1,
+		.base_addr = DATA16_VA,
+		.limit = 0xffff,
+		.contents = MODIFY_LDT_CONTENTS_DATA,
 	};
 
 	if (bits == 16 && (syscall(SYS_modify_ldt, 1, &code, sizeof(code)) < 0 ||
@@ -252,7 +262,7 @@ int native_set_mode(unsigned bits)
 
 unsigned native_put_exit(unsigned off)
 {
-	static const uint8_t jmp[6] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0] */
+	static const uint8_t jmp[6] = { 0xff, 0x25, 0, 0, 0, 0 }; /* jmp [rip+0] */
 	uint64_t to = (uintptr_t)native_exit;
 	uint32_t low = EXIT_VA;
 	uint8_t *p = code_view + off;

@@ -10,13 +10,13 @@
  * The address space both sides see.  Natively it is real host memory at these addresses, for the guest
  * it is mapped by its page tables.  Unmapped pages lie before and after each of the two areas.
  */
-#define ARENA_VA 0x20000000ULL
-#define ARENA_PAGES 3u /* read-write, read-write, read-only */
+#define ARENA_VA       0x20000000ULL
+#define ARENA_PAGES    3u /* read-write, read-write, read-only */
 #define ARENA_RW_PAGES 2u
-#define ARENA_BYTES (ARENA_PAGES * 4096u)
-#define CODE_VA 0x20100000ULL
-#define CODE_PAGES 2u
-#define CODE_BYTES (CODE_PAGES * 4096u)
+#define ARENA_BYTES    (ARENA_PAGES * 4096u)
+#define CODE_VA	       0x20100000ULL
+#define CODE_PAGES     2u
+#define CODE_BYTES     (CODE_PAGES * 4096u)
 
 /* 16-bit code: segments of 64 KiB.  CS starts at the code, the others a page before the arena. */
 #define DATA16_VA (ARENA_VA - 0x1000)
@@ -31,7 +31,7 @@ struct native_state {
 	uint64_t host_rsp; /* 144 */
 	int64_t vector;	   /* of a fault, -1: none */
 	uint64_t error, cr2;
-	uint32_t far_off;  /* 176: 16- and 32-bit code is entered by a far jump */
+	uint32_t far_off; /* 176: 16- and 32-bit code is entered by a far jump */
 	uint16_t far_sel;
 	uint16_t data_sel; /* 182: for DS, ES, SS; 0: leave them (64-bit code) */
 	uint64_t entry;	   /* 184 */

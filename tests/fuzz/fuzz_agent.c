@@ -30,9 +30,10 @@ static void done(void *ctx, json_t *result, const struct error *err)
 /* Ids are counted from 1: the right answers of the first job, then of the second. */
 size_t fuzz_seed(uint8_t *buf, size_t cap)
 {
-	static const char seed[] = "\xff{\"return\": 1}\n{\"return\": {\"pid\": 9}}\n"
-				   "{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \"aGk=\"}}\n"
-				   "\xff{\"return\": 2}\n{\"error\": {\"desc\": \"no\"}}\n";
+	static const char seed[] =
+		"\xff{\"return\": 1}\n{\"return\": {\"pid\": 9}}\n"
+		"{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \"aGk=\"}}\n"
+		"\xff{\"return\": 2}\n{\"error\": {\"desc\": \"no\"}}\n";
 
 	if (cap < sizeof(seed))
 		return 0;

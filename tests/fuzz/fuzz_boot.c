@@ -10,6 +10,7 @@ static struct guest_ram ram;
 
 /* Multiboot by ELF: the format with most structure; mutations of the magic reach the others' parsers. */
 size_t fuzz_seed(uint8_t *buf, size_t cap)
+/* clang-format off */
 {
 	static const uint8_t elf[] = {
 		0x7f, 'E', 'L', 'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 1, 0, 0, 0,
@@ -40,6 +41,7 @@ size_t fuzz_seed(uint8_t *buf, size_t cap)
 	buf[0x239] = 1;
 	return 0x300;
 }
+/* clang-format on */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {

@@ -8,7 +8,8 @@
 
 size_t fuzz_seed(uint8_t *buf, size_t cap)
 {
-	static const char seed[] = "{\"cmd\":\"exec\",\"argv\":[\"sh\",\"-c\",\"x\"],\"input\":\"aGk=\",\"timeout_ms\":500}";
+	static const char seed[] = "{\"cmd\":\"exec\",\"argv\":[\"sh\",\"-c\",\"x\"],\"input\":"
+				   "\"aGk=\",\"timeout_ms\":500}";
 
 	if (cap < sizeof(seed))
 		return 0;

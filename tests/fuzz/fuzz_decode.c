@@ -14,13 +14,14 @@
 size_t fuzz_seed(uint8_t *data, size_t cap)
 {
 	static const uint8_t seed[] = {
-		0xf0, 0x67, 0x66, 0x43, 0x81, 0x84, 0xb5, 1, 2, 3, 4, 5, 6,   /* lock add [...], imm */
-		0xc8, 0x10, 0x00, 0x01,					      /* enter */
-		0xc4, 0xe2, 0xf9, 0x90, 0x04, 0x6b,			      /* gather */
-		0xf3, 0x48, 0x0f, 0xb8, 0xc1,				      /* popcnt */
-		0x66, 0x0f, 0x3a, 0x0f, 0x42, 0x10, 0x05,		      /* palignr */
-		0x65, 0x48, 0xa1, 1, 2, 3, 4, 5, 6, 7, 8,		      /* mov rax, gs:[moffs] */
-		0xea, 1, 2, 3, 4, 5, 6,					      /* jmp far */
+		0xf0, 0x67, 0x66, 0x43, 0x81, 0x84, 0xb5, 1, 2, 3, 4,
+		5,    6,					      /* lock add [...], imm */
+		0xc8, 0x10, 0x00, 0x01,				      /* enter */
+		0xc4, 0xe2, 0xf9, 0x90, 0x04, 0x6b,		      /* gather */
+		0xf3, 0x48, 0x0f, 0xb8, 0xc1,			      /* popcnt */
+		0x66, 0x0f, 0x3a, 0x0f, 0x42, 0x10, 0x05,	      /* palignr */
+		0x65, 0x48, 0xa1, 1,	2,    3,    4,	  5, 6, 7, 8, /* mov rax, gs:[moffs] */
+		0xea, 1,    2,	  3,	4,    5,    6,		      /* jmp far */
 	};
 
 	if (cap < sizeof(seed))
@@ -39,7 +40,8 @@ static void check_fields(const struct insn *in, const uint8_t *code)
 {
 	unsigned nregs = in->mode == 64 ? 16 : 8;
 
-	require(in->desc && in->desc->id > I_INVALID && in->desc->id < I_COUNT && in->desc->feature < CPUF_COUNT);
+	require(in->desc && in->desc->id > I_INVALID && in->desc->id < I_COUNT &&
+		in->desc->feature < CPUF_COUNT);
 	require(in->len >= 1 && in->len <= INSN_MAX_LEN && !memcmp(in->bytes, code, in->len));
 	require(in->opcode_off < in->len && in->bytes[in->opcode_off] == in->opcode);
 	require(in->modrm_off == (in->has_modrm ? in->opcode_off + 1 : 0xff));
@@ -50,7 +52,8 @@ static void check_fields(const struct insn *in, const uint8_t *code)
 	require(in->reg < nregs && in->rm < nregs && in->vvvv < nregs);
 	require((in->base < nregs || in->base == 0xff) && (in->index < nregs || in->index == 0xff));
 	/* Implied ones aside: SYSCALL writes r11 in compatibility mode, too. */
-	require(!((in->gpr_read & ~in->desc->gpr_read) >> nregs) && !((in->gpr_write & ~in->desc->gpr_write) >> nregs));
+	require(!((in->gpr_read & ~in->desc->gpr_read) >> nregs) &&
+		!((in->gpr_write & ~in->desc->gpr_write) >> nregs));
 	require(in->seg < SEG_COUNT || (in->seg == SEG_NONE && !in->has_mem));
 	require(in->has_mem || (!in->mem_size && !in->mem_access));
 	require(in->nops <= INSN_MAX_OPNDS && in->mem_size <= 512 && in->mem_access <= OPND_RW);

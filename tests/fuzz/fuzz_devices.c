@@ -25,14 +25,16 @@
 #include "dev/timer/rtc.h"
 #include "fuzz.h"
 
-#define OPS_MAX 400
-#define CPUS 2
+#define OPS_MAX	 400
+#define CPUS	 2
 #define NDEVICES 14
 
+/* clang-format off */
 enum op {
 	OUT, IN, MMIO_WRITE, MMIO_READ, LAPIC_WRITE, LAPIC_READ, WRMSR, RDMSR, CR8, ACK,
 	TIME, TIME_LATE, LINE, KEY, MOUSE, TYPE, POKE, STATE, RESET, MSIX, BUTTON, OPS,
 };
+/* clang-format on */
 
 static struct {
 	struct test_env t;
@@ -96,7 +98,7 @@ static void chr_rx_ready(struct char_dev *c)
 {
 }
 
-static const struct char_ops chr_ops = {chr_write, chr_rx_ready, NULL};
+static const struct char_ops chr_ops = { chr_write, chr_rx_ready, NULL };
 
 static uint64_t card_read(void *opaque, uint64_t offset, unsigned size)
 {
@@ -108,7 +110,7 @@ static void card_write(void *opaque, uint64_t offset, unsigned size, uint64_t va
 	m.card_reg = (uint32_t)value;
 }
 
-static const struct bus_ops card_ops = {card_read, card_write};
+static const struct bus_ops card_ops = { card_read, card_write };
 
 static void must(bool is_true)
 {
@@ -130,7 +132,7 @@ static void save(const struct device *d, struct bytes *out)
 
 static void load(struct device *d, const struct bytes *from)
 {
-	struct byte_reader r = {.data = from->data, .len = from->len};
+	struct byte_reader r = { .data = from->data, .len = from->len };
 
 	must(state_load(d->cls->state, d, &r, NULL) == 0);
 	if (d->cls->after_load)
@@ -140,7 +142,7 @@ static void load(struct device *d, const struct bytes *from)
 static void build_interrupts(struct dev_env *env)
 {
 	struct lapic_bus_config cfg = {
-		.up = {set_intr, cpu_event, cpu_event, cpu_sipi, read_tsc, NULL, eoi, extint_ack, NULL},
+		.up = { set_intr, cpu_event, cpu_event, cpu_sipi, read_tsc, NULL, eoi, extint_ack, NULL },
 		.tsc_khz = 3000000,
 		.phys_bits = 40,
 		.has_x2apic = true,
@@ -148,7 +150,7 @@ static void build_interrupts(struct dev_env *env)
 	};
 
 	must(!lapic_bus_create(&m.lapics, &cfg, NULL));
-	env->msi = (struct msi_sink){lapic_bus_msi, m.lapics};
+	env->msi = (struct msi_sink){ lapic_bus_msi, m.lapics };
 	for (unsigned i = 0; i < CPUS; i++) {
 		must(!lapic_create(&m.lapic[i], env, m.lapics, i, NULL));
 		add(&m.lapic[i]->dev);
@@ -163,7 +165,7 @@ static void build_interrupts(struct dev_env *env)
 
 static void build_platform(const struct dev_env *env)
 {
-	struct rtc_config cfg = {.wall_ns_at_zero = 1700000000ll * 1000000000};
+	struct rtc_config cfg = { .wall_ns_at_zero = 1700000000ll * 1000000000 };
 	struct fw_cfg *fw_cfg;
 	struct pit *pit;
 	struct rtc *rtc;
@@ -193,7 +195,7 @@ static void build_platform(const struct dev_env *env)
 
 static void build(void)
 {
-	static const struct pci_id id = {0x1234, 0x5678, 0, 0, 0xff0000, 0};
+	static const struct pci_id id = { 0x1234, 0x5678, 0, 0, 0xff0000, 0 };
 	struct irq_line intx[PCI_INTX_LINES];
 	struct dev_env *env = &m.t.env;
 
@@ -241,9 +243,9 @@ static uint64_t get(struct byte_reader *r, unsigned size)
 /* A byte picks one of the places where something is, the next one moves about. */
 static uint64_t port(struct byte_reader *r)
 {
-	static const uint16_t ports[] = {0x20,	0xa0,  0x4d0, 0x40,  0x43,  0x61,  0x60,   0x64,
-					 0x70,	0x92,  0x3f8, 0x600, 0x608, 0x620, 0x510,  0x514,
-					 0xcf8, 0xcfc, 0x80,  0xe0,  0xf4,  0x402, 0xc000, 0x2000};
+	static const uint16_t ports[] = { 0x20,	 0xa0,	0x4d0, 0x40,  0x43,  0x61,  0x60,   0x64,
+					  0x70,	 0x92,	0x3f8, 0x600, 0x608, 0x620, 0x510,  0x514,
+					  0xcf8, 0xcfc, 0x80,  0xe0,  0xf4,  0x402, 0xc000, 0x2000 };
 	uint64_t base = ports[get(r, 1) % ARRAY_SIZE(ports)];
 
 	return base + (get(r, 1) & 31);
@@ -251,9 +253,10 @@ static uint64_t port(struct byte_reader *r)
 
 static uint64_t address(struct byte_reader *r)
 {
-	static const uint64_t bases[] = {IOAPIC_BASE,	IOAPIC_BASE + 0x10,	TESTDEV_IOMEM,
-					 TESTDEV_IOMEM + 0xff0, PCI_MMIO_BASE, PCI_MMIO_BASE + 0x2000,
-					 PCI_MMIO_BASE + 0x2800};
+	static const uint64_t bases[] = { IOAPIC_BASE,		 IOAPIC_BASE + 0x10,
+					  TESTDEV_IOMEM,	 TESTDEV_IOMEM + 0xff0,
+					  PCI_MMIO_BASE,	 PCI_MMIO_BASE + 0x2000,
+					  PCI_MMIO_BASE + 0x2800 };
 	uint64_t base = bases[get(r, 1) % ARRAY_SIZE(bases)];
 
 	return base + get(r, 1);
@@ -296,7 +299,7 @@ static void step(struct byte_reader *r)
 	struct bus *b = m.t.env.bus;
 	uint64_t addr;
 	unsigned size;
-	uint8_t buf[16] = {0};
+	uint8_t buf[16] = { 0 };
 
 	switch (get(r, 1) % OPS) {
 	case OUT:
@@ -362,7 +365,7 @@ static void step(struct byte_reader *r)
 		break;
 	case STATE: {
 		struct device *d = m.devs[get(r, 1) % m.ndevs];
-		struct bytes s = {0};
+		struct bytes s = { 0 };
 
 		save(d, &s);
 		load(d, &s);
@@ -393,6 +396,7 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 {
 	static const uint8_t seed[] = {
 		/* spurious vector registers: enabled */
+		/* clang-format off */
 		LAPIC_WRITE, 0, 0x0f, 3, 0xff, 1, 0, 0, LAPIC_WRITE, 1, 0x0f, 3, 0xff, 1, 0, 0,
 		/* PIC: ICW1..4, mask */
 		OUT, 0, 0, 0, 0x11, OUT, 0, 1, 0, 0x30, OUT, 0, 1, 0, 4, OUT, 0, 1, 0, 1, OUT, 0, 1, 0, 0,
@@ -427,6 +431,7 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 		CR8, 0, 9, CR8, 0, 0, ACK, 0,
 		STATE, 0, STATE, 2, STATE, 5, STATE, 6, STATE, 8, TIME_LATE, 0, 0, 0x10, 0, BUTTON, 3, RESET, 5,
 	};
+	/* clang-format on */
 
 	must(sizeof(seed) <= cap);
 	memcpy(data, seed, sizeof(seed));
@@ -435,7 +440,7 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	struct byte_reader r = {.data = data, .len = len};
+	struct byte_reader r = { .data = data, .len = len };
 
 	if (!m.ndevs)
 		build();

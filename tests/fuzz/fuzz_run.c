@@ -10,7 +10,7 @@
 #include "fuzz.h"
 
 #define INPUT_MAX 65536
-#define ROUNDS 200000
+#define ROUNDS	  200000
 
 static uint64_t rng = 0x9e3779b97f4a7c15;
 
@@ -24,7 +24,7 @@ static uint32_t next(uint32_t below)
 
 static size_t mutate(uint8_t *d, size_t len)
 {
-	static const uint8_t special[] = {0, 1, 2, 0x7f, 0x80, 0xff, 0xfe, 0x40};
+	static const uint8_t special[] = { 0, 1, 2, 0x7f, 0x80, 0xff, 0xfe, 0x40 };
 	size_t a, n;
 
 	if (len == 0)

@@ -20,7 +20,7 @@
 
 enum op { POKE, REG_WRITE, KICK, BACKEND, INPUT, ROUND, STATE, REG_READ, OPS };
 
-#define RING(q)	   ((q) * 0x800u) /* 32 descriptors, available ring, used ring */
+#define RING(q)	   ((q)*0x800u) /* 32 descriptors, available ring, used ring */
 #define RING_SIZE  32
 #define RING_BYTES 0x8000u /* all of them; zeroed for each input */
 #define BUFFERS	   0x9000u
@@ -84,10 +84,10 @@ static void block_drain(struct block_dev *b)
 static void block_info(const struct block_dev *b, struct block_info *out)
 {
 	(void)b;
-	*out = (struct block_info){64 * MIB, false, true, true, true};
+	*out = (struct block_info){ 64 * MIB, false, true, true, true };
 }
 
-static const struct block_ops block_ops = {"fuzz", block_submit, block_info, block_drain, NULL};
+static const struct block_ops block_ops = { "fuzz", block_submit, block_info, block_drain, NULL };
 
 static int net_send(struct net_port *p, const struct net_offload *off, const struct iovec *iov, unsigned n)
 {
@@ -102,11 +102,11 @@ static void net_rx_ready(struct net_port *p)
 	(void)p;
 }
 
-static const struct net_ops net_ops = {net_send, net_rx_ready, NULL};
+static const struct net_ops net_ops = { net_send, net_rx_ready, NULL };
 
 static size_t chr_write(struct char_dev *c, const uint8_t *data, size_t len)
 {
-	struct iovec iov = {(void *)(uintptr_t)data, len};
+	struct iovec iov = { (void *)(uintptr_t)data, len };
 
 	(void)c;
 	if (len != 1) /* the emergency byte is not in RAM */
@@ -119,11 +119,11 @@ static void chr_rx_ready(struct char_dev *c)
 	(void)c;
 }
 
-static const struct char_ops chr_ops = {chr_write, chr_rx_ready, NULL};
+static const struct char_ops chr_ops = { chr_write, chr_rx_ready, NULL };
 
 static void fill(void *ctx, uint8_t *buf, size_t len)
 {
-	struct iovec iov = {buf, len};
+	struct iovec iov = { buf, len };
 
 	(void)ctx;
 	expect_in_ram(&iov, 1);
@@ -165,21 +165,28 @@ static void build(void)
 	must(loop_create(&m.loop, NULL, &err));
 	vclock_init(&m.clock);
 	vclock_start(&m.clock);
-	m.env = (struct dev_env){.bus = bus_create(), .ram = &m.ram, .loop = m.loop, .clock = &m.clock,
-				 .msi = {no_msi, NULL}};
+	m.env = (struct dev_env){ .bus = bus_create(),
+				  .ram = &m.ram,
+				  .loop = m.loop,
+				  .clock = &m.clock,
+				  .msi = { no_msi, NULL } };
 	must(pci_host_create(&m.host, &m.env, lines, &err));
 	struct pci_bus *bus = pci_host_bus(m.host);
 	m.block.ops = &block_ops;
-	m.port = (struct net_port){.ops = &net_ops, .can_offload = true};
+	m.port = (struct net_port){ .ops = &net_ops, .can_offload = true };
 	m.chr[0].ops = m.chr[1].ops = &chr_ops;
-	struct virtio_console_config ccfg = {.ports = {{&m.chr[0], NULL, true}, {&m.chr[1], "agent", false}},
-					     .nports = 2, .slot = 3};
-	must(virtio_blk_create(&blk, &m.env, bus, "b", &(struct virtio_blk_config){&m.block, "s", 2, 1}, &err));
-	must(virtio_net_create(&net, &m.env, bus, "n", &(struct virtio_net_config){&m.port, 2}, &err));
+	struct virtio_console_config ccfg = { .ports = { { &m.chr[0], NULL, true },
+							 { &m.chr[1], "agent", false } },
+					      .nports = 2,
+					      .slot = 3 };
+	must(virtio_blk_create(&blk, &m.env, bus, "b",
+			       &(struct virtio_blk_config){ &m.block, "s", 2, 1 }, &err));
+	must(virtio_net_create(&net, &m.env, bus, "n", &(struct virtio_net_config){ &m.port, 2 }, &err));
 	must(virtio_console_create(&con, &m.env, bus, "c", &ccfg, &err));
-	must(virtio_rng_create(&rng, &m.env, bus, "r", &(struct virtio_rng_config){fill, NULL, 4}, &err));
+	must(virtio_rng_create(&rng, &m.env, bus, "r", &(struct virtio_rng_config){ fill, NULL, 4 },
+			       &err));
 	must(virtio_balloon_create(&m.balloon, &m.env, bus, "m",
-				   &(struct virtio_balloon_config){release, NULL, 5}, &err));
+				   &(struct virtio_balloon_config){ release, NULL, 5 }, &err));
 	m.devs[0] = virtio_blk_device(blk);
 	m.devs[1] = virtio_net_device(net);
 	m.devs[2] = virtio_console_device(con);
@@ -265,10 +272,13 @@ static void backend_event(struct byte_reader *r)
 static void input_event(struct byte_reader *r)
 {
 	static uint8_t frame[NET_FRAME_MAX];
-	struct net_offload off = {.flags = get(r, 1), .gso_type = get(r, 1), .gso_size = get(r, 2),
-				  .csum_start = get(r, 1), .csum_offset = get(r, 1)};
+	struct net_offload off = { .flags = get(r, 1),
+				   .gso_type = get(r, 1),
+				   .gso_size = get(r, 2),
+				   .csum_start = get(r, 1),
+				   .csum_offset = get(r, 1) };
 	size_t len = get(r, 2);
-	struct iovec iov = {frame, len};
+	struct iovec iov = { frame, len };
 
 	bytes_get(r, frame, get(r, 1) % 80);
 	m.port.card.receive(m.port.card.ctx, &off, &iov, 1);
@@ -282,14 +292,14 @@ static void input_event(struct byte_reader *r)
 static void move_state(unsigned i)
 {
 	struct device *d = m.devs[i];
-	struct bytes b = {0};
+	struct bytes b = { 0 };
 	struct error err;
 
 	d->cls->pause(d);
 	if (m.nreqs)
 		abort();
 	must(state_save(d->cls->state, d, &b));
-	struct byte_reader r = {.data = b.data, .len = b.len};
+	struct byte_reader r = { .data = b.data, .len = b.len };
 	must(state_load(d->cls->state, d, &r, &err));
 	d->cls->after_load(d);
 	d->cls->resume(d);
@@ -298,10 +308,12 @@ static void move_state(unsigned i)
 
 size_t fuzz_seed(uint8_t *data, size_t cap)
 {
-	struct bytes b = {0};
+	struct bytes b = { 0 };
 
 	/* A chain of three in queue 0, a kick, completion (blk's request); then some of everything. */
-	const struct vq_desc chain[3] = {{BUFFERS, 16, 1, 1}, {BUFFERS + 64, 512, 3, 2}, {BUFFERS + 32, 1, 2, 0}};
+	const struct vq_desc chain[3] = { { BUFFERS, 16, 1, 1 },
+					  { BUFFERS + 64, 512, 3, 2 },
+					  { BUFFERS + 32, 1, 2, 0 } };
 	bytes_put_u8(&b, POKE);
 	bytes_put_u16(&b, RING(0));
 	bytes_put_u8(&b, sizeof(chain));
@@ -338,7 +350,7 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	struct byte_reader r = {.data = data, .len = len};
+	struct byte_reader r = { .data = data, .len = len };
 	unsigned i = 0, off, size;
 
 	if (!m.loop)

@@ -45,13 +45,16 @@ static void test_step(void)
 			 :
 			 : "S"(0x9000), "D"(0x9100)
 			 : "rcx", "memory", "cc");
-	check(hits >= 7 && hit_ip[0] == (uintptr_t)step_2, "single step: after the instruction behind POPF");
+	check(hits >= 7 && hit_ip[0] == (uintptr_t)step_2,
+	      "single step: after the instruction behind POPF");
 	check_eq(hit_ip[1], (uintptr_t)step_3, "single step: each instruction");
-	check(hit_ip[2] == (uintptr_t)step_3 && hit_ip[3] == (uintptr_t)step_3 && hit_ip[4] == (uintptr_t)step_4,
+	check(hit_ip[2] == (uintptr_t)step_3 && hit_ip[3] == (uintptr_t)step_3 &&
+		      hit_ip[4] == (uintptr_t)step_4,
 	      "single step: each iteration of REP");
 	check_eq(hit_dr6[0] & 0xe00f, 0x4000, "DR6.BS");
 	check(hit_flags[0] & TF, "TF in the saved flags");
-	check_eq(hit_ip[hits - 1], (uintptr_t)step_end, "single step: the POPF that clears TF is the last");
+	check_eq(hit_ip[hits - 1], (uintptr_t)step_end,
+		 "single step: the POPF that clears TF is the last");
 }
 
 extern uint8_t ss_1[], ss_2[], ss_3[];
@@ -106,7 +109,8 @@ static void test_execute(void)
 	reset();
 	set_bp(0, bp_here, 0, 0);
 	run_bp();
-	check(hits == 1 && hit_ip[0] == (uintptr_t)bp_here, "execution breakpoint: before the instruction");
+	check(hits == 1 && hit_ip[0] == (uintptr_t)bp_here,
+	      "execution breakpoint: before the instruction");
 	check_eq(hit_dr6[0] & 0xe00f, 1, "execution breakpoint: DR6.B0");
 	run_bp();
 	check_eq(hits, 2, "execution breakpoint: RF lets it go on, and it hits again");
@@ -122,7 +126,8 @@ static void test_data(void)
 	reset();
 	set_bp(1, &watched[2], 1, 3); /* write, 4 bytes */
 	__asm__ volatile("movl $1, (%0)\nwr_after: nop" : : "r"(&watched[2]) : "memory");
-	check(hits == 1 && hit_ip[0] == (uintptr_t)wr_after, "write watchpoint: behind the instruction");
+	check(hits == 1 && hit_ip[0] == (uintptr_t)wr_after,
+	      "write watchpoint: behind the instruction");
 	check_eq(hit_dr6[0] & 0xe00f, 2, "write watchpoint: DR6.B1");
 	(void)watched[2];
 	check_eq(hits, 1, "write watchpoint: reads pass");
@@ -174,17 +179,17 @@ static void test_registers(void)
 {
 	reset();
 	set_handler(DB, NULL);
-	struct fault f = catch(write_dr5_dr7_gd, NULL);
+	struct fault f = catch (write_dr5_dr7_gd, NULL);
 	check(f.vector == DB && (f.dr6 & 0x2000), "general detect: DR6.BD");
 	check(!(read_dr7() & 0x2000), "general detect is cleared on delivery");
 	reset();
-	f = catch(read_dr4, NULL);
+	f = catch (read_dr4, NULL);
 	check_fault(f, -1, 0, "DR4 is DR6 without CR4.DE");
 	write_cr4(read_cr4() | 8);
-	check_fault(catch(read_dr4, NULL), UD, 0, "DR4 is undefined with CR4.DE");
+	check_fault(catch (read_dr4, NULL), UD, 0, "DR4 is undefined with CR4.DE");
 	write_cr4(read_cr4() & ~8ul);
-	check_fault(catch(dr7_high, NULL), GP, 0, "#GP upper half of DR7");
-	check_fault(catch(dr6_high, NULL), GP, 0, "#GP upper half of DR6");
+	check_fault(catch (dr7_high, NULL), GP, 0, "#GP upper half of DR7");
+	check_fault(catch (dr6_high, NULL), GP, 0, "#GP upper half of DR6");
 	write_dr6(0);
 	check_eq(read_dr6(), 0xffff0ff0, "DR6 fixed bits");
 	write_dr7(0);

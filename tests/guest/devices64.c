@@ -116,7 +116,8 @@ static void test_uart(void)
 	check((inb(0x3fa) & 0xc1) == 0xc1, "UART: FIFOs, no interrupt");
 	outb(0x3f9, 2);
 	uint8_t iir[2] = { inb(0x3fa), inb(0x3fa) };
-	check((iir[0] & 0xf) == 2 && (iir[1] & 0xf) == 1, "UART: transmitter empty in IIR, reading clears it");
+	check((iir[0] & 0xf) == 2 && (iir[1] & 0xf) == 1,
+	      "UART: transmitter empty in IIR, reading clears it");
 	outb(0x3f9, 0);
 	check((inb(0x3fd) & 0x60) == 0x60, "UART: THRE, TEMT");
 	outb(0x3fc, 0x1e); /* loopback */
@@ -169,8 +170,8 @@ static void test_pci(void)
 	check(pci(0, 0) != 0xffffffff, "PCI: a host bridge");
 	check_eq(pci(31, 0), 0xffffffff, "PCI: nothing in slot 31");
 	outl(0xcf8, 0x80000000);
-	check_eq(inw(0xcfe) | (uint32_t)inb(0xcfd) << 24, (pci(0, 0) >> 16) | (pci(0, 0) >> 8 & 0xff) << 24,
-		 "PCI: parts of a register");
+	check_eq(inw(0xcfe) | (uint32_t)inb(0xcfd) << 24,
+		 (pci(0, 0) >> 16) | (pci(0, 0) >> 8 & 0xff) << 24, "PCI: parts of a register");
 	outl(0xcf8, 0);
 	check_eq(inl(0xcfc), 0xffffffff, "PCI: disabled, all ones");
 	bool is_right = true;
@@ -186,7 +187,8 @@ static void test_pci(void)
 			pci_write(d, bar, old);
 			is_right &= pci(d, bar) == old;
 			if (mask && !(mask & 1))
-				is_right &= ((~(mask & ~15u) + 1) & (mask & ~15u)) == (~(mask & ~15u) + 1) ||
+				is_right &= ((~(mask & ~15u) + 1) & (mask & ~15u)) ==
+						    (~(mask & ~15u) + 1) ||
 					    (mask & ~15u) == 0xfffffff0;
 		}
 	}
@@ -225,7 +227,8 @@ static void test_fw_cfg(void)
 
 static void test_nothing(void)
 {
-	check(inb(0x999) == 0xff && inw(0x998) == 0xffff && inl(0x994) == 0xffffffff, "ports of nothing");
+	check(inb(0x999) == 0xff && inw(0x998) == 0xffff && inl(0x994) == 0xffffffff,
+	      "ports of nothing");
 	volatile uint32_t *hole = (void *)0xd0000000ul;
 	*hole = 1;
 	check_eq(*hole, 0xffffffff, "memory of nothing");
@@ -235,7 +238,10 @@ static void test_nothing(void)
 	__asm__ volatile("lock xaddl %0, (%1)" : "+r"(v) : "r"(hole) : "memory", "cc");
 	check_eq(v, 0xffffffff, "a locked operation on nothing");
 	uint8_t buf[16] __attribute__((aligned(16)));
-	__asm__ volatile("movups (%1), %%xmm0; movups %%xmm0, %0" : "=m"(buf) : "r"(hole) : "memory");
+	__asm__ volatile("movups (%1), %%xmm0; movups %%xmm0, %0"
+			 : "=m"(buf)
+			 : "r"(hole)
+			 : "memory");
 	check(buf[0] == 0xff && buf[15] == 0xff, "16 bytes of nothing");
 }
 

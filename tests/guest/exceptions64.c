@@ -18,15 +18,17 @@ FN(lock_nop, ".byte 0xf0, 0x90")
 FN(push_es, ".byte 0x06")
 FN(mov_cs, "mov $0x10, %%eax; .byte 0x8e, 0xc8")
 FN(lea_reg, ".byte 0x8d, 0xc0")
-FN(too_long, ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
+FN(too_long,
+   ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
 FN(load_limit, "mov $0xfff8, %%eax; mov %%eax, %%ds")
 FN(load_ldt_sel, "mov $0x14, %%eax; mov %%eax, %%ds")
-FN(load_code_rw, "mov $0x38, %%eax; mov %%eax, %%ds")	/* execute-only code */
+FN(load_code_rw, "mov $0x38, %%eax; mov %%eax, %%ds") /* execute-only code */
 FN(load_np, "mov $0x40, %%eax; mov %%eax, %%ds")
 FN(load_ss_np, "mov $0x40, %%eax; mov %%eax, %%ss")
 FN(load_ss_ro, "mov $0x48, %%eax; mov %%eax, %%ss")
 FN(noncanonical_ds, "mov $0x800000000000, %%rax; mov (%%rax), %%rcx")
-FN(noncanonical_rbp, "mov %%rbp, %%rdx; mov $0x800000000000, %%rbp; mov (%%rbp), %%rax; mov %%rdx, %%rbp")
+FN(noncanonical_rbp,
+   "mov %%rbp, %%rdx; mov $0x800000000000, %%rbp; mov (%%rbp), %%rax; mov %%rdx, %%rbp")
 FN(noncanonical_jump, "mov $0x800000000000, %%rax; jmp *%%rax")
 FN(cr4_reserved, "mov %%cr4, %%rax; bts $31, %%rax; mov %%rax, %%cr4")
 FN(cr0_pg_without_pe, "mov %%cr0, %%rax; and $~1, %%rax; mov %%rax, %%cr0")
@@ -47,7 +49,8 @@ FN(ltr_null, "xor %%eax, %%eax; ltr %%ax")
 FN(ltr_busy, "mov $0x80, %%eax; ltr %%ax")
 FN(ltr_data, "mov $0x10, %%eax; ltr %%ax")
 FN(lldt_bad, "mov $0x10, %%eax; lldt %%ax")
-FN(iret_bad_cs, "mov %%ss, %%eax; push %%rax; push %%rsp; pushf; pushq $0xfff8; lea 1f(%%rip), %%rax; push %%rax; iretq; 1:")
+FN(iret_bad_cs, "mov %%ss, %%eax; push %%rax; push %%rsp; pushf; pushq $0xfff8; lea 1f(%%rip), "
+		"%%rax; push %%rax; iretq; 1:")
 FN(retf_null, "pushq $0; lea 1f(%%rip), %%rax; push %%rax; lretq; 1:")
 FN(ts_x87, "mov %%cr0, %%rax; or $8, %%rax; mov %%rax, %%cr0; fld1")
 FN(ts_sse, "mov %%cr0, %%rax; or $8, %%rax; mov %%rax, %%cr0; movaps %%xmm0, %%xmm0")
@@ -58,9 +61,11 @@ FN(no_osfxsr, "mov %%cr4, %%rax; and $~0x200, %%rax; mov %%rax, %%cr4; movaps %%
 FN(sse_misaligned, "lea 1(%%rdi), %%rax; movaps (%%rax), %%xmm0")
 FN(sse_misaligned_op, "lea 4(%%rdi), %%rax; addps (%%rax), %%xmm0")
 FN(x87_error, "fninit; pushq $0x37b; fldcw (%%rsp); pop %%rax; fld1; fldz; fdivrp; fwait")
-FN(sse_error, "pushq $0x1d80; ldmxcsr (%%rsp); pop %%rax; mov $1, %%eax; cvtsi2ss %%eax, %%xmm0; pxor %%xmm1, %%xmm1; divss %%xmm1, %%xmm0")
+FN(sse_error, "pushq $0x1d80; ldmxcsr (%%rsp); pop %%rax; mov $1, %%eax; cvtsi2ss %%eax, %%xmm0; "
+	      "pxor %%xmm1, %%xmm1; divss %%xmm1, %%xmm0")
 FN(mxcsr_reserved, "pushq $0x10000; ldmxcsr (%%rsp); pop %%rax")
-FN(cmpxchg16b_misaligned, "lea 8(%%rdi), %%rax; mov %%rdi, %%rcx; push %%rbx; lock cmpxchg16b (%%rax); pop %%rbx")
+FN(cmpxchg16b_misaligned,
+   "lea 8(%%rdi), %%rax; mov %%rdi, %%rcx; push %%rbx; lock cmpxchg16b (%%rax); pop %%rbx")
 FN(fxsave_misaligned, "lea 8(%%rdi), %%rax; fxsave (%%rax)")
 FN(hlt_user, "hlt")
 FN(out_user, "out %%al, $0x80")
@@ -78,7 +83,7 @@ static uint8_t buffer[256] __attribute__((aligned(64)));
 
 static void expect(void (*fn)(void *), int vector, word error, const char *name)
 {
-	check_fault(catch(fn, buffer), vector, error, name);
+	check_fault(catch (fn, buffer), vector, error, name);
 }
 
 static void expect_user(void (*fn)(void *), int vector, word error, const char *name)
@@ -90,7 +95,7 @@ static void expect_user(void (*fn)(void *), int vector, word error, const char *
 static void expect_cr(void (*fn)(void *), int vector, const char *name)
 {
 	word cr0 = read_cr0(), cr4 = read_cr4();
-	struct fault f = catch(fn, buffer);
+	struct fault f = catch (fn, buffer);
 
 	write_cr0(cr0);
 	write_cr4(cr4);
@@ -193,12 +198,12 @@ static void test_user(void)
 /* RIP: faults point at the instruction, traps behind it. */
 static void test_rip(void)
 {
-	struct fault f = catch(int3, NULL);
+	struct fault f = catch (int3, NULL);
 
 	check(*(uint8_t *)(f.ip - 1) == 0xcc, "RIP behind INT3");
-	f = catch(invalid, NULL);
+	f = catch (invalid, NULL);
 	check(*(uint8_t *)f.ip == 0x0f && *(uint8_t *)(f.ip + 1) == 0x0b, "RIP at UD2");
-	f = catch(noncanonical_jump, NULL);
+	f = catch (noncanonical_jump, NULL);
 	check(f.ip < TEST_BASE && *(uint8_t *)f.ip == 0xff, "RIP at the jump, not at its target");
 }
 
@@ -217,14 +222,14 @@ static void test_double_fault(void)
 
 	*(uint64_t *)(tss + 36) = (uintptr_t)(ist_stack + sizeof(ist_stack)); /* IST1 */
 	set_gate(DF, entries + 16 * DF, KCODE, 0x8e, 1);
-	struct fault f = catch(fault_on_bad_stack, (void *)TEST_BASE);
+	struct fault f = catch (fault_on_bad_stack, (void *)TEST_BASE);
 	check_fault(f, DF, 0, "#DF when the stack faults");
 	check_eq(f.cr2 & ~0xfffull, TEST_BASE - 4096, "CR2 of the second fault");
 	check_eq(f.sp, TEST_BASE, "RSP of the first fault");
 	set_gate(UD, (void *)guest_main, KDATA, 0x8e, 0);
-	check_fault(catch(invalid, NULL), GP, KDATA + 1, "EXT bit: #GP while #UD is delivered");
+	check_fault(catch (invalid, NULL), GP, KDATA + 1, "EXT bit: #GP while #UD is delivered");
 	set_gate(GP, (void *)guest_main, KDATA, 0x8e, 0);
-	check_fault(catch(load_limit, NULL), DF, 0, "#DF: #GP while #GP is delivered");
+	check_fault(catch (load_limit, NULL), DF, 0, "#DF: #GP while #GP is delivered");
 	set_gate(GP, entries + 16 * GP, KCODE, 0x8e, 0);
 	set_gate(UD, entries + 16 * UD, KCODE, 0x8e, 0);
 }

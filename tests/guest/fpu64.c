@@ -10,7 +10,8 @@ struct vectors {
 	uint64_t q[16][4]; /* YMM0..15 */
 };
 
-#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define EACH(X)                                                                                    \
+	X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 
 static void load_vectors(const struct vectors *v)
 {
@@ -103,22 +104,22 @@ static void test_enable(void)
 	has_xsave = c.c & 1 << 26;
 	if (!has_xsave) {
 		skip("XSAVE", "not shown");
-		check_fault(catch(use_xgetbv, NULL), UD, 0, "no XGETBV");
+		check_fault(catch (use_xgetbv, NULL), UD, 0, "no XGETBV");
 		return;
 	}
-	check_fault(catch(use_xgetbv, NULL), UD, 0, "no XGETBV without OSXSAVE");
+	check_fault(catch (use_xgetbv, NULL), UD, 0, "no XGETBV without OSXSAVE");
 	check(!(c.c & 1 << 27), "CPUID.OSXSAVE is clear");
 	write_cr4(read_cr4() | 1 << 18);
 	check(cpuid(1, 0).c & 1 << 27, "CPUID.OSXSAVE follows CR4");
 	check_eq(get_xcr0(), 1, "XCR0 after reset");
 	uint32_t all = cpuid(0xd, 0).a;
 	if (c.c & 1 << 28) {
-		check_fault(catch(use_avx, NULL), UD, 0, "no AVX before XCR0 has it");
-		check_fault(catch(set_xcr0, (void *)5), GP, 0, "#GP AVX without SSE");
+		check_fault(catch (use_avx, NULL), UD, 0, "no AVX before XCR0 has it");
+		check_fault(catch (set_xcr0, (void *)5), GP, 0, "#GP AVX without SSE");
 	}
-	check_fault(catch(set_xcr0, (void *)2), GP, 0, "#GP XCR0 without x87");
-	check_fault(catch(set_xcr0, (void *)(uintptr_t)(all | 0x400)), GP, 0, "#GP XCR0 reserved bit");
-	check_fault(catch(set_xcr0, (void *)(uintptr_t)(all & 7)), -1, 0, "XCR0 with all that is shown");
+	check_fault(catch (set_xcr0, (void *)2), GP, 0, "#GP XCR0 without x87");
+	check_fault(catch (set_xcr0, (void *)(uintptr_t)(all | 0x400)), GP, 0, "#GP XCR0 reserved bit");
+	check_fault(catch (set_xcr0, (void *)(uintptr_t)(all & 7)), -1, 0, "XCR0 with all that is shown");
 	has_avx = c.c & 1 << 28;
 	check_eq(get_xcr0(), all & 7, "XCR0 reads back");
 	if (has_avx)
@@ -182,7 +183,8 @@ static void test_interrupts(void)
 	lapic_write(0x380, 20000);
 	sti();
 	for (unsigned i = 0; i < 1000000 && ticks < 10; i++) {
-		__asm__ volatile("movq %%xmm3, %0; paddq %%xmm4, %%xmm4; psubq %%xmm4, %%xmm4" : "=r"(sum[0]));
+		__asm__ volatile("movq %%xmm3, %0; paddq %%xmm4, %%xmm4; psubq %%xmm4, %%xmm4"
+				 : "=r"(sum[0]));
 		if (i == 0)
 			sum[1] = sum[0];
 		is_right &= sum[0] == sum[1];
@@ -257,7 +259,8 @@ static void test_forms(void)
 	__asm__ volatile("fxsave (%0)" : : "r"(a) : "memory");
 	check(*(uint16_t *)a == 0x37f && a[4] == 0xc0, "FXSAVE: FCW and abridged tag");
 	check(*(uint32_t *)(a + 24) == 0x1f80, "FXSAVE: MXCSR");
-	check(!memcmp(a + 160, want.q[0], 16) && !memcmp(a + 160 + 15 * 16, want.q[15], 16), "FXSAVE: XMM");
+	check(!memcmp(a + 160, want.q[0], 16) && !memcmp(a + 160 + 15 * 16, want.q[15], 16),
+	      "FXSAVE: XMM");
 	check(a[32 + 9] == 0x3f && a[32 + 7] == 0x80, "FXSAVE: ST0 is 1.0");
 	check(a[464] == 0xcc && a[511] == 0xcc, "FXSAVE leaves the software's bytes");
 	if (!has_xsave)
@@ -273,16 +276,17 @@ static void test_forms(void)
 	store_vectors(&v);
 	check(v.q[0][0] == 0 && v.q[15][1] == 0, "XRSTOR initializes SSE");
 	*(uint64_t *)(a + 512) = 1 << 9;
-	check_fault(catch((void (*)(void *))(void *)restore, a), GP, 0, "#GP XRSTOR: XSTATE_BV beyond XCR0");
+	check_fault(catch ((void (*)(void *))(void *)restore, a), GP, 0,
+		    "#GP XRSTOR: XSTATE_BV beyond XCR0");
 	*(uint64_t *)(a + 512) = 3;
 	a[512 + 16] = 1;
-	check_fault(catch((void (*)(void *))(void *)restore, a), GP, 0, "#GP XRSTOR: reserved header");
+	check_fault(catch ((void (*)(void *))(void *)restore, a), GP, 0, "#GP XRSTOR: reserved header");
 	a[512 + 16] = 0;
 	*(uint32_t *)(a + 24) = 0xffff0000;
-	check_fault(catch((void (*)(void *))(void *)restore, a), GP, 0, "#GP XRSTOR: MXCSR");
+	check_fault(catch ((void (*)(void *))(void *)restore, a), GP, 0, "#GP XRSTOR: MXCSR");
 	*(uint32_t *)(a + 24) = 0x1f80;
-	check_fault(catch((void (*)(void *))(void *)restore, a + 16), GP, 0, "#GP XRSTOR: misaligned");
-	check_fault(catch((void (*)(void *))(void *)restore, a), -1, 0, "XRSTOR");
+	check_fault(catch ((void (*)(void *))(void *)restore, a + 16), GP, 0, "#GP XRSTOR: misaligned");
+	check_fault(catch ((void (*)(void *))(void *)restore, a), -1, 0, "XRSTOR");
 	if (has_avx) {
 		fill(&want, 6);
 		load_vectors(&want);
@@ -319,13 +323,15 @@ static void test_x87(void)
 	check_eq(*(uint64_t *)&t, 0xddb3d742c2655000, "FSQRT in 53 bits");
 	__asm__ volatile("fninit; fldz; fld1; fcompp; fnstsw %0" : "=m"(sw));
 	check_eq(sw & 0x4500, 0, "FCOMPP");
-	__asm__ volatile("fninit; fldz; fldz; fldz; fldz; fldz; fldz; fldz; fldz; fld1; fnstsw %0" : "=m"(sw));
+	__asm__ volatile("fninit; fldz; fldz; fldz; fldz; fldz; fldz; fldz; fldz; fld1; fnstsw %0"
+			 : "=m"(sw));
 	check((sw & 0x241) == 0x241, "stack overflow: IE, SF, C1");
 	__asm__ volatile("fninit; fld1; fnstenv %0" : "=m"(env));
 	check((env[0] & 0xffff) == 0x37f && (env[2] & 0xffff) == 0x3fff, "FNSTENV");
 	/* FIP and FDP are the guest's, not the host's: 32-bit form of FNSTENV after a load from a known address */
 	__asm__ volatile("fninit; fldl %1; fnstenv %0" : "=m"(env) : "m"(d));
-	check(env[3] == 0 || (env[3] >= 0x100000 && env[3] < 0x200000), "FIP is none but the guest's");
+	check(env[3] == 0 || (env[3] >= 0x100000 && env[3] < 0x200000),
+	      "FIP is none but the guest's");
 	__asm__ volatile("fninit; fldln2; f2xm1; fld1; faddp; fstpt %0" : "=m"(t));
 	check((*(uint64_t *)&t >> 60) == 0xc, "F2XM1");
 	__asm__ volatile("fninit");

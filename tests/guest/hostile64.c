@@ -228,15 +228,16 @@ static void msr_write(void *arg)
 
 static void do_msrs(void)
 {
-	static const uint32_t bases[] = { 0, 0x100, 0x200, 0x400, 0x600, 0x4b564d00, 0xc0000080, 0xc0010000 };
+	static const uint32_t bases[] = { 0,	 0x100,	     0x200,	 0x400,
+					  0x600, 0x4b564d00, 0xc0000080, 0xc0010000 };
 
 	for (unsigned i = 0; i < 8000; i++) {
 		uint32_t msr = bases[any() & 7] + (any() & 0xff);
 
-		catch(msr_read, (void *)(uintptr_t)msr);
+		catch (msr_read, (void *)(uintptr_t)msr);
 		if (msr == 0xc0000080 || msr == 0x1b || (msr & ~3u) == 0x4b564d00 || (msr >> 8) == 8)
 			continue; /* ends this guest rightly: no long mode, no LAPIC, clocks in its memory */
-		catch(msr_write, (void *)(uintptr_t)msr);
+		catch (msr_write, (void *)(uintptr_t)msr);
 	}
 }
 
@@ -279,15 +280,24 @@ static const struct {
 	const char *name;
 	void (*fn)(void);
 } all[] = {
-	{ "triple", do_triple },	 { "nothing-mapped", do_nothing_mapped },
-	{ "hole", do_hole },		 { "recursion", do_recursion },
-	{ "page-tables", do_page_tables }, { "cr3-garbage", do_cr3_garbage },
-	{ "spin", do_spin },		 { "halt", do_halt },
-	{ "storm", do_storm },		 { "string", do_string },
-	{ "poweroff", do_poweroff },	 { "reset-cf9", do_reset_cf9 },
-	{ "reset-kbd", do_reset_kbd },	 { "exit-7", do_exit_7 },
-	{ "ports", do_ports },		 { "pci", do_pci },
-	{ "lapic", do_lapic },		 { "msrs", do_msrs },
+	{ "triple", do_triple },
+	{ "nothing-mapped", do_nothing_mapped },
+	{ "hole", do_hole },
+	{ "recursion", do_recursion },
+	{ "page-tables", do_page_tables },
+	{ "cr3-garbage", do_cr3_garbage },
+	{ "spin", do_spin },
+	{ "halt", do_halt },
+	{ "storm", do_storm },
+	{ "string", do_string },
+	{ "poweroff", do_poweroff },
+	{ "reset-cf9", do_reset_cf9 },
+	{ "reset-kbd", do_reset_kbd },
+	{ "exit-7", do_exit_7 },
+	{ "ports", do_ports },
+	{ "pci", do_pci },
+	{ "lapic", do_lapic },
+	{ "msrs", do_msrs },
 	{ "random-code", do_random_code },
 };
 

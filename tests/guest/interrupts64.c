@@ -58,9 +58,10 @@ static void reset(void)
 
 static void init_pic(void)
 {
-	static const uint8_t words[][2] = { { 0x20, 0x11 }, { 0xa0, 0x11 }, { 0x21, 0x20 }, { 0xa1, 0x28 },
-					    { 0x21, 4 },    { 0xa1, 2 },    { 0x21, 1 },    { 0xa1, 1 },
-					    { 0x21, 0xff }, { 0xa1, 0xff } };
+	static const uint8_t words[][2] = { { 0x20, 0x11 }, { 0xa0, 0x11 }, { 0x21, 0x20 },
+					    { 0xa1, 0x28 }, { 0x21, 4 },    { 0xa1, 2 },
+					    { 0x21, 1 },    { 0xa1, 1 },    { 0x21, 0xff },
+					    { 0xa1, 0xff } };
 
 	for (unsigned i = 0; i < sizeof(words) / 2; i++)
 		outb(words[i][0], words[i][1]);
@@ -84,7 +85,7 @@ static void test_pic(void)
 	check(inb(0x21) == 0xff && inb(0xa1) == 0xff, "PIC masks read back");
 	lapic_enable();
 	lapic_write(0x350, 0x700); /* LINT0: ExtINT */
-	start_pit(2, 1193); /* 1 kHz */
+	start_pit(2, 1193);	   /* 1 kHz */
 	outb(0x21, 0xfe);
 	check(wait_count(0x20, 5, 200000), "PIT interrupts by the PIC");
 	outb(0x21, 0xff);
@@ -117,7 +118,7 @@ static void test_pic(void)
 	uint8_t before = 1;
 	for (unsigned i = 0; i < 10 && before; i++) {
 		start_pit(0, 60000); /* 50 ms */
-		outb(0x21, 0xfe); /* take what mode 2 has left */
+		outb(0x21, 0xfe);    /* take what mode 2 has left */
 		window();
 		outb(0x21, 0xff);
 		outb(0x20, 0x0a); /* IRR */
@@ -158,7 +159,8 @@ static void test_pit_counts(void)
 static void test_lapic(void)
 {
 	reset();
-	check((lapic_read(0x30) & 0xff) >= 0x10 && (lapic_read(0x30) >> 16 & 0xff) >= 4, "LAPIC version");
+	check((lapic_read(0x30) & 0xff) >= 0x10 && (lapic_read(0x30) >> 16 & 0xff) >= 4,
+	      "LAPIC version");
 	check_eq(lapic_read(0x20) >> 24, cpuid(1, 0).b >> 24, "LAPIC ID is CPUID's");
 	for (unsigned v = 0x30; v < 0xf0; v++)
 		set_handler(v, on_lapic);
@@ -270,7 +272,8 @@ static void test_timer(void)
 		wrmsr(0x6e0, now + 3000000);
 		check(rdmsr(0x6e0) != 0, "TSC deadline is armed");
 		sti_hlt_cli();
-		check(count[0x44] == 1 && rdtsc() >= now + 3000000, "TSC deadline fires, not early");
+		check(count[0x44] == 1 && rdtsc() >= now + 3000000,
+		      "TSC deadline fires, not early");
 		check_eq(rdmsr(0x6e0), 0, "TSC deadline is disarmed by firing");
 		wrmsr(0x6e0, rdtsc() - 1000);
 		window();
@@ -312,7 +315,8 @@ static void test_shadow(void)
 	lapic_write(0x300, 0x40000 | 0x90);
 	delay_us(10);
 	shadow_ip = 0;
-	__asm__ volatile("mov %%ss, %%eax\n\tpushfq; orq $0x200, (%%rsp)\n\tpopfq\nshadow_3: mov %%eax, %%ss\n"
+	__asm__ volatile("mov %%ss, %%eax\n\tpushfq; orq $0x200, (%%rsp)\n\tpopfq\nshadow_3: mov "
+			 "%%eax, %%ss\n"
 			 "shadow_4: nop\n\tcli"
 			 :
 			 :
@@ -381,7 +385,8 @@ static void test_ioapic(void)
 	check((ioapic_read(1) >> 16 & 0xff) >= 23, "IOAPIC: 24 pins or more");
 	ioapic_write(0x10 + 4, 0x10000); /* masked entries keep what is written */
 	ioapic_write(0x11 + 4, 0x5a000000);
-	check(ioapic_read(0x14) == 0x10000 && ioapic_read(0x15) == 0x5a000000, "IOAPIC: entries read back");
+	check(ioapic_read(0x14) == 0x10000 && ioapic_read(0x15) == 0x5a000000,
+	      "IOAPIC: entries read back");
 	lapic_write(0x350, 0x10700);
 	start_pit(2, 1193);
 	ioapic_write(0x10 + 5, 0); /* pin 2 is the PIT, edge */
@@ -467,9 +472,9 @@ static void test_x2apic(void)
 	window();
 	check_eq(count[0x66], 2, "x2APIC: ICR");
 	check_eq(rdmsr(0x80d), (uint64_t)1 << (id & 15) | (id >> 4) << 16, "x2APIC: logical ID");
-	check_fault(catch(x2_reserved, NULL), GP, 0, "x2APIC: EOI other than 0");
-	check_fault(catch(x2_read_only, NULL), GP, 0, "x2APIC: ID is read-only");
-	check_fault(catch(x2_missing, NULL), GP, 0, "x2APIC: no DFR");
+	check_fault(catch (x2_reserved, NULL), GP, 0, "x2APIC: EOI other than 0");
+	check_fault(catch (x2_read_only, NULL), GP, 0, "x2APIC: ID is read-only");
+	check_fault(catch (x2_missing, NULL), GP, 0, "x2APIC: no DFR");
 }
 
 void guest_main(void)

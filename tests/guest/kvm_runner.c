@@ -33,7 +33,7 @@ static int probe(void)
 	struct engine_probe p;
 	struct guest_ram ram;
 	struct cpu_model model;
-	struct engine_config cfg = {.ram = &ram, .model = &model, .vcpus = 1};
+	struct engine_config cfg = { .ram = &ram, .model = &model, .vcpus = 1 };
 	struct engine_vm *vm = NULL;
 	struct error err;
 
@@ -53,8 +53,8 @@ static int probe(void)
 
 int main(int argc, char **argv)
 {
-	static const struct char_ops ops = {.write = put, .rx_ready = nothing, .close = nothing};
-	struct char_dev serial = {.ops = &ops};
+	static const struct char_ops ops = { .write = put, .rx_ready = nothing, .close = nothing };
+	struct char_dev serial = { .ops = &ops };
 	struct machine *m;
 	struct machine_end end;
 	struct error err;
@@ -66,14 +66,14 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	const struct machine_config cfg = {
-	    .name = "guest",
-	    .engine_ops = &engine_kvm,
-	    .cpus = (unsigned)atoi(argv[2]),
-	    .mem_bytes = 64 * MIB,
-	    .kernel = argv[1],
-	    .append = argc > 3 ? argv[3] : "",
-	    .serial = &serial,
-	    .no_reboot = true,
+		.name = "guest",
+		.engine_ops = &engine_kvm,
+		.cpus = (unsigned)atoi(argv[2]),
+		.mem_bytes = 64 * MIB,
+		.kernel = argv[1],
+		.append = argc > 3 ? argv[3] : "",
+		.serial = &serial,
+		.no_reboot = true,
 	};
 	log_set_level(LOG_ERROR); /* what this KVM lacks is not the guests' matter */
 	int rc = machine_create(&m, &cfg, NULL, &err);

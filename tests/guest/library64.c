@@ -31,15 +31,15 @@ void guest_main(void)
 	static volatile unsigned seen[MAX_CPUS];
 
 	check(true, "output");
-	check_fault(catch(fault_ud, NULL), UD, 0, "catch a fault");
+	check_fault(catch (fault_ud, NULL), UD, 0, "catch a fault");
 	struct fault f = call_user(user_fn, NULL, &v);
 	check(f.vector == -1 && v == 0x1234, "ring 3 and back");
 	check_fault(call_user(user_cli, NULL, &v), GP, 0, "ring 3 is not privileged");
-	f = catch(touch_write, (void *)TEST_BASE);
+	f = catch (touch_write, (void *)TEST_BASE);
 	check_fault(f, PF, 2, "nothing is mapped at TEST_BASE");
 	check_eq(f.cr2, TEST_BASE, "its address is in CR2");
 	map(TEST_BASE, (uintptr_t)alloc_page(), PT_P | PT_W);
-	check_fault(catch(touch_write, (void *)TEST_BASE), -1, 0, "map");
+	check_fault(catch (touch_write, (void *)TEST_BASE), -1, 0, "map");
 	unsigned n = start_cpus();
 	print("%u CPUs\n", n);
 	for (unsigned i = 1; i < n; i++) {

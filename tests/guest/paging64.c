@@ -2,13 +2,13 @@
 /* Four-level paging: rights, sizes, A and D bits, error codes, the TLB's rules.  SDM vol. 3 ch. 4. */
 #include "guest.h"
 
-#define CR4_PGE 0x80ul
-#define CR4_SMEP (1ul << 20)
-#define CR4_SMAP (1ul << 21)
+#define CR4_PGE	  0x80ul
+#define CR4_SMEP  (1ul << 20)
+#define CR4_SMAP  (1ul << 21)
 #define CR4_PCIDE (1ul << 17)
 
-static uint8_t *page;			/* one physical page, mapped for tests */
-static const uint64_t at = TEST_BASE;	/* where it is mapped */
+static uint8_t *page;		      /* one physical page, mapped for tests */
+static const uint64_t at = TEST_BASE; /* where it is mapped */
 #define AT ((void *)TEST_BASE)
 
 static void execute(void *p)
@@ -53,28 +53,28 @@ static void test_rights(void)
 {
 	*page = 0xc3; /* RET */
 	map(at, (uintptr_t)page, PT_P | PT_W | PT_U);
-	check_fault(catch(touch_read, AT), -1, 0, "supervisor reads a user page");
+	check_fault(catch (touch_read, AT), -1, 0, "supervisor reads a user page");
 	check_fault(call_user(user_read, AT, NULL), -1, 0, "user reads");
 	check_fault(call_user(user_write, AT, NULL), -1, 0, "user writes");
 	*page = 0xc3;
 	check_fault(call_user(user_execute, AT, NULL), -1, 0, "user executes");
 	map(at, (uintptr_t)page, PT_P | PT_U);
 	check_fault(call_user(user_write, AT, NULL), PF, 7, "user writes read-only");
-	check_fault(catch(touch_write, AT), PF, 3, "supervisor writes read-only, WP");
+	check_fault(catch (touch_write, AT), PF, 3, "supervisor writes read-only, WP");
 	write_cr0(read_cr0() & ~0x10000ul);
-	check_fault(catch(touch_write, AT), -1, 0, "supervisor writes read-only, no WP");
+	check_fault(catch (touch_write, AT), -1, 0, "supervisor writes read-only, no WP");
 	write_cr0(read_cr0() | 0x10000);
-	check_fault(catch(touch_write, AT), PF, 3, "WP on again");
+	check_fault(catch (touch_write, AT), PF, 3, "WP on again");
 	map(at, (uintptr_t)page, PT_P | PT_W);
 	check_fault(call_user(user_read, AT, NULL), PF, 5, "user reads a supervisor page");
 	check_fault(call_user(user_execute, AT, NULL), PF, 0x15, "user executes a supervisor page");
 	map(at, (uintptr_t)page, PT_P | PT_W | PT_NX);
-	check_fault(catch(execute, AT), PF, 0x11, "NX");
-	check_fault(catch(touch_write, AT), -1, 0, "NX pages can be written");
+	check_fault(catch (execute, AT), PF, 0x11, "NX");
+	check_fault(catch (touch_write, AT), -1, 0, "NX pages can be written");
 	map(at, 0, 0);
-	check_fault(catch(touch_read, AT), PF, 0, "read of nothing");
-	check_fault(catch(touch_write, AT), PF, 2, "write of nothing");
-	check_fault(catch(execute, AT), PF, 0x10, "fetch of nothing");
+	check_fault(catch (touch_read, AT), PF, 0, "read of nothing");
+	check_fault(catch (touch_write, AT), PF, 2, "write of nothing");
+	check_fault(catch (execute, AT), PF, 0x10, "fetch of nothing");
 	check_fault(call_user(user_write, AT, NULL), PF, 6, "user write of nothing");
 }
 
@@ -104,10 +104,10 @@ static void test_levels(void)
 		check_fault(call_user(user_read, AT, NULL), PF, 5, levels[i].super);
 		*levels[i].e = old | PT_NX;
 		invlpg(AT);
-		check_fault(catch(execute, AT), PF, 0x11, levels[i].nx);
+		check_fault(catch (execute, AT), PF, 0x11, levels[i].nx);
 		*levels[i].e = 0;
 		invlpg(AT);
-		check_fault(catch(touch_read, AT), PF, 0, levels[i].absent);
+		check_fault(catch (touch_read, AT), PF, 0, levels[i].absent);
 		*levels[i].e = old;
 		invlpg(AT);
 	}
@@ -120,22 +120,22 @@ static void test_reserved(void)
 
 	if (bits < 52) {
 		map(at, (uintptr_t)page | 1ull << bits, PT_P | PT_W);
-		check_fault(catch(touch_read, AT), PF, 9, "reserved address bit");
+		check_fault(catch (touch_read, AT), PF, 9, "reserved address bit");
 	}
 	map(at, (uintptr_t)page, PT_P | PT_W);
 	*pml4e = old4 | PT_PS;
 	invlpg(AT);
-	check_fault(catch(touch_read, AT), PF, 9, "PS in a PML4E");
+	check_fault(catch (touch_read, AT), PF, 9, "PS in a PML4E");
 	*pml4e = old4;
 	*pte(at + (1 << 21), 2) = 0x200000 | 1 << 13 | PT_P | PT_PS;
-	check_fault(catch(touch_read, (void *)(at + (1 << 21))), PF, 9, "reserved bit of a 2M page");
+	check_fault(catch (touch_read, (void *)(at + (1 << 21))), PF, 9, "reserved bit of a 2M page");
 	*pte(at + (1 << 21), 2) = 0;
 	*pdpte = old;
 	invlpg(AT);
 	wrmsr(0xc0000080, rdmsr(0xc0000080) & ~0x800ull);
 	map(at, (uintptr_t)page, PT_P | PT_W | PT_NX);
 	write_cr3(read_cr3());
-	struct fault f = catch(touch_read, AT);
+	struct fault f = catch (touch_read, AT);
 	wrmsr(0xc0000080, rdmsr(0xc0000080) | 0x800);
 	check_fault(f, PF, 9, "NX bit is reserved without EFER.NXE");
 	write_cr3(read_cr3());
@@ -158,12 +158,15 @@ static void test_accessed_dirty(void)
 	touch_write(AT);
 	check_eq(flags_of(at), PT_A | PT_D, "D is set again after INVLPG");
 	map(at, (uintptr_t)page, PT_P);
-	(void)catch(touch_write, AT);
+	(void)catch (touch_write, AT);
 	check(!(flags_of(at) & PT_D), "a refused write does not set D");
 	/* Read-modify-write instructions set D even if they write nothing new. */
 	map(at, (uintptr_t)page, PT_P | PT_W);
 	*(volatile uint64_t *)page = 5;
-	__asm__ volatile("lock cmpxchg %%rcx, (%0)" : : "r"(at), "a"(7ull), "c"(9ull) : "memory", "cc");
+	__asm__ volatile("lock cmpxchg %%rcx, (%0)"
+			 :
+			 : "r"(at), "a"(7ull), "c"(9ull)
+			 : "memory", "cc");
 	check_eq(flags_of(at), PT_A | PT_D, "a failing CMPXCHG sets D");
 	map(at, (uintptr_t)page, PT_P | PT_W);
 	*page = 0xc3;
@@ -198,7 +201,7 @@ static void test_sizes(void)
 		check_eq(*q, *(volatile uint64_t *)0x345678, "1G page, low part");
 		*pte(one, 3) = 0;
 		invlpg((void *)(one + 0x3000000));
-		check_fault(catch(touch_read, (void *)q), PF, 0, "INVLPG drops a 1G page");
+		check_fault(catch (touch_read, (void *)q), PF, 0, "INVLPG drops a 1G page");
 	} else {
 		skip("1G page", "not shown");
 	}
@@ -220,7 +223,7 @@ static void test_crossing(void)
 	check_eq(*p, 0x1122334455667789, "a locked operation across pages");
 	map(at + 4096, 0, 0);
 	*(uint32_t *)(page + 0xffc) = 0xaaaaaaaa;
-	f = catch(touch_write, (void *)p);
+	f = catch (touch_write, (void *)p);
 	check_fault(f, PF, 2, "the second page is missing");
 	check_eq(f.cr2, at + 4096, "CR2 is in the second page");
 	check_eq(*(uint32_t *)(page + 0xffc), 0xaaaaaaaa, "nothing was written to the first");
@@ -231,7 +234,7 @@ static void test_crossing(void)
 	second[1] = 0x34;
 	second[2] = 0x12;
 	second[3] = 0xc3;
-	f = catch(execute, (void *)(at + 0xffe));
+	f = catch (execute, (void *)(at + 0xffe));
 	check_fault(f, PF, 0x10, "a fetch into a missing page");
 	check(f.cr2 == at + 4096 && f.ip == at + 0xffe, "CR2 and RIP of that fetch");
 	map(at + 4096, (uintptr_t)second, PT_P);
@@ -266,7 +269,8 @@ static void test_tlb(void)
 	map(at, (uintptr_t)other, PT_P | PT_W | PT_G);
 	check_eq(*p, 2, "INVLPG drops global entries");
 	/* Code through a changed mapping. */
-	static const uint8_t code1[] = { 0xb8, 1, 0, 0, 0, 0xc3 }, code2[] = { 0xb8, 2, 0, 0, 0, 0xc3 };
+	static const uint8_t code1[] = { 0xb8, 1, 0, 0, 0, 0xc3 },
+			     code2[] = { 0xb8, 2, 0, 0, 0, 0xc3 };
 	uint32_t v[2];
 	memcpy(page, code1, sizeof(code1));
 	memcpy(other, code2, sizeof(code2));
@@ -277,9 +281,9 @@ static void test_tlb(void)
 	check(v[0] == 1 && v[1] == 2, "code follows the mapping");
 	/* A failed access must not be remembered. */
 	map(at, 0, 0);
-	(void)catch(touch_read, AT);
+	(void)catch (touch_read, AT);
 	*pte(at, 1) = (uintptr_t)page | PT_P | PT_W;
-	check_fault(catch(touch_read, AT), -1, 0, "absent entries are not cached");
+	check_fault(catch (touch_read, AT), -1, 0, "absent entries are not cached");
 	write_cr4(read_cr4() & ~CR4_PGE);
 }
 
@@ -291,24 +295,24 @@ static void test_smep_smap(void)
 	map(at, (uintptr_t)page, PT_P | PT_W | PT_U);
 	if (c.b & 1 << 7) {
 		write_cr4(read_cr4() | CR4_SMEP);
-		check_fault(catch(execute, AT), PF, 0x11, "SMEP");
-		check_fault(catch(touch_read, AT), -1, 0, "SMEP does not touch data");
+		check_fault(catch (execute, AT), PF, 0x11, "SMEP");
+		check_fault(catch (touch_read, AT), -1, 0, "SMEP does not touch data");
 		check_fault(call_user(user_execute, AT, NULL), -1, 0, "SMEP does not touch users");
 		write_cr4(read_cr4() & ~CR4_SMEP);
-		check_fault(catch(execute, AT), -1, 0, "SMEP off");
+		check_fault(catch (execute, AT), -1, 0, "SMEP off");
 	} else {
 		skip("SMEP", "not shown");
-		check_fault(catch(load_cr4, (void *)(read_cr4() | CR4_SMEP)), GP, 0,
+		check_fault(catch (load_cr4, (void *)(read_cr4() | CR4_SMEP)), GP, 0,
 			    "CR4.SMEP is reserved then");
 	}
 	if (c.b & 1 << 20) {
 		write_cr4(read_cr4() | CR4_SMAP);
-		check_fault(catch(touch_read, AT), PF, 1, "SMAP, read");
-		check_fault(catch(touch_write, AT), PF, 3, "SMAP, write");
+		check_fault(catch (touch_read, AT), PF, 1, "SMAP, read");
+		check_fault(catch (touch_write, AT), PF, 3, "SMAP, write");
 		__asm__ volatile("stac");
-		check_fault(catch(touch_write, AT), -1, 0, "STAC");
+		check_fault(catch (touch_write, AT), -1, 0, "STAC");
 		__asm__ volatile("clac");
-		check_fault(catch(touch_read, AT), PF, 1, "CLAC");
+		check_fault(catch (touch_read, AT), PF, 1, "CLAC");
 		check_fault(call_user(user_read, AT, NULL), -1, 0, "SMAP does not touch users");
 		write_cr4(read_cr4() & ~CR4_SMAP);
 	} else {
@@ -386,8 +390,7 @@ static void test_address_spaces(void)
 		skip("INVPCID", "not shown");
 	}
 	write_cr3(first);
-	check_fault(catch(load_cr3, (void *)(first | 1ull << 62)), GP, 0,
-		    "#GP reserved CR3 bit");
+	check_fault(catch (load_cr3, (void *)(first | 1ull << 62)), GP, 0, "#GP reserved CR3 bit");
 	write_cr4(read_cr4() & ~CR4_PCIDE);
 }
 

@@ -53,11 +53,12 @@ static void write_byte(void *arg)
 			 : "memory");
 }
 
-static void expect(void (*fn)(void *), uint32_t sel, uint32_t offset, int vector, word error, const char *name)
+static void expect(void (*fn)(void *), uint32_t sel, uint32_t offset, int vector, word error,
+		   const char *name)
 {
 	struct access a = { sel, offset, 0 };
 
-	check_fault(catch(fn, &a), vector, error, name);
+	check_fault(catch (fn, &a), vector, error, name);
 }
 
 static void test_limits(void)
@@ -137,12 +138,14 @@ static void test_legacy(void)
 	uint32_t a, before, after;
 	uint16_t flags;
 
-	check_fault(catch(bound_out, NULL), BR, 0, "#BR");
-	check_fault(catch(into, NULL), OF, 0, "#OF");
-	check_fault(catch(write_cs, data), GP, 0, "a write through CS");
-	check_fault(catch(aam_zero, NULL), DE, 0, "AAM 0");
+	check_fault(catch (bound_out, NULL), BR, 0, "#BR");
+	check_fault(catch (into, NULL), OF, 0, "#OF");
+	check_fault(catch (write_cs, data), GP, 0, "a write through CS");
+	check_fault(catch (aam_zero, NULL), DE, 0, "AAM 0");
 	__asm__ volatile("push $8; push $2; mov $5, %%ecx; bound %%ecx, (%%esp); add $8, %%esp"
-			 : : : "ecx", "memory", "cc");
+			 :
+			 :
+			 : "ecx", "memory", "cc");
 	check(true, "BOUND inside");
 	__asm__("mov $0x19, %%eax; add $0x28, %%al; daa" : "=a"(a) : : "cc");
 	check_eq(a, 0x47, "DAA");
@@ -158,7 +161,8 @@ static void test_legacy(void)
 	check_eq(a, 0x4b, "AAD");
 	__asm__ volatile("stc; .byte 0xd6; movzbl %%al, %%eax" : "=a"(a) : : "cc");
 	check_eq(a, 0xff, "SALC");
-	__asm__ volatile("mov %%esp, %0\n\tpusha\n\tmovl $0x1234, 28(%%esp)\n\tmovl $0, 12(%%esp)\n\tpopa\n\tmov %%esp, %1"
+	__asm__ volatile("mov %%esp, %0\n\tpusha\n\tmovl $0x1234, 28(%%esp)\n\tmovl $0, "
+			 "12(%%esp)\n\tpopa\n\tmov %%esp, %1"
 			 : "=&b"(before), "=&d"(after), "=&a"(a)
 			 :
 			 : "memory");
@@ -174,7 +178,10 @@ static void test_legacy(void)
 	check(a == 0xabcd1234 && (fs & 0xffff) == 0x10, "LFS");
 	__asm__ volatile("mov $0xd5, %%ah; sahf; lahf; mov %%ax, %0" : "=m"(flags) : : "eax", "cc");
 	check((flags >> 8 & 0xd5) == 0xd5, "SAHF, LAHF");
-	__asm__ volatile("push %%es; pop %%es; push %%ds; pop %%ds; push %%ss; pop %%ss" : : : "memory");
+	__asm__ volatile("push %%es; pop %%es; push %%ds; pop %%ds; push %%ss; pop %%ss"
+			 :
+			 :
+			 : "memory");
 	check(true, "PUSH and POP of segments");
 }
 
@@ -184,7 +191,8 @@ __asm__(".global gate_target, gate_conforming\n"
 	"gate_target:\n\t" /* parameters at 8(%esp), the caller's ESP and SS behind them */
 	"push %eax; push %ds; mov $0x10, %eax; mov %eax, %ds\n\t"
 	"mov %cs, gate_words; mov 16(%esp), %eax; mov %eax, gate_words+4\n\t"
-	"mov 20(%esp), %eax; mov %eax, gate_words+8; mov 28(%esp), %eax; mov %eax, gate_words+12\n\t"
+	"mov 20(%esp), %eax; mov %eax, gate_words+8; mov 28(%esp), %eax; mov %eax, "
+	"gate_words+12\n\t"
 	"mov %ss, gate_words+16\n\t"
 	"pop %ds; pop %eax; lret $8\n"
 	"gate_conforming:\n\tmov %cs, %eax; lret\n"
@@ -230,9 +238,11 @@ static void test_gates(void)
 
 	set_call_gate(SEL(0), gate_target, KCODE, 3, 2);
 	struct fault f = call_user(user_gate, NULL, &v);
-	check(f.vector == -1 && v == (uint32_t)-8, "call gate: RETF n releases both stacks' parameters");
+	check(f.vector == -1 && v == (uint32_t)-8,
+	      "call gate: RETF n releases both stacks' parameters");
 	check(gate_words[0] == KCODE && gate_words[4] == KDATA, "call gate: ring 0 code and stack");
-	check(gate_words[1] == 0x2222 && gate_words[2] == 0x1111, "call gate: parameters are copied");
+	check(gate_words[1] == 0x2222 && gate_words[2] == 0x1111,
+	      "call gate: parameters are copied");
 	check_eq(gate_words[3], UDATA, "call gate: the old SS");
 	set_call_gate(SEL(0), gate_target, KCODE, 0, 2);
 	check_fault(call_user(user_gate, NULL, NULL), GP, SEL(0), "call gate of DPL 0");
@@ -318,9 +328,9 @@ static void init_task(struct tss32 *t, void (*fn)(void), uint8_t *stack_end)
 	t->iomap = sizeof(*t);
 }
 
-#define TASK_SEL SEL(2)
+#define TASK_SEL  SEL(2)
 #define TASK_GATE SEL(3)
-#define DF_SEL SEL(4)
+#define DF_SEL	  SEL(4)
 
 static void call_task(void *arg)
 {
@@ -380,11 +390,11 @@ static void test_tasks(void)
 	check_eq(task_link, TSS_SEL, "its link, again");
 	__asm__ volatile("clts");
 	gdt[TASK_SEL / 8] |= 2ull << 40; /* busy */
-	check_fault(catch(call_task, NULL), GP, TASK_SEL, "a busy task");
+	check_fault(catch (call_task, NULL), GP, TASK_SEL, "a busy task");
 	set_descriptor(TASK_SEL, (uint32_t)(uintptr_t)&task, sizeof(task) - 1, 0x09);
-	check_fault(catch(call_task, NULL), NP, TASK_SEL, "a task not present");
+	check_fault(catch (call_task, NULL), NP, TASK_SEL, "a task not present");
 	set_descriptor(TASK_SEL, (uint32_t)(uintptr_t)&task, 0x66, 0x89);
-	check_fault(catch(call_task, NULL), TS, TASK_SEL, "a TSS too short");
+	check_fault(catch (call_task, NULL), TS, TASK_SEL, "a TSS too short");
 	init_task(&task, task_jump_body, task_stack + sizeof(task_stack));
 	set_descriptor(TASK_SEL, (uint32_t)(uintptr_t)&task, sizeof(task) - 1, 0x89);
 	task_runs = 0;
@@ -450,8 +460,8 @@ static void enter_v86(uint32_t iopl)
 			 "sub $1024, %%eax\n\t"
 			 "mov %%eax, %1\n\t"
 			 "push $0; push $0; push $0; push $0\n\t" /* GS FS DS ES */
-			 "push $0x800; push $0x1000\n\t"	   /* SS SP */
-			 "push %2; push $0x900; push $0\n\t"	   /* EFLAGS CS IP */
+			 "push $0x800; push $0x1000\n\t"	  /* SS SP */
+			 "push %2; push $0x900; push $0\n\t"	  /* EFLAGS CS IP */
 			 "iret\n"
 			 "v86_done:\n\t"
 			 "mov $0x10, %%eax; mov %%eax, %%ss; mov %0, %%esp\n\t"

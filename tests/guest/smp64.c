@@ -399,7 +399,8 @@ static void side(unsigned s)
 		switch (kind) {
 		case MP: /* 0 stores x then y; 1 loads y then x */
 			if (s == 0)
-				__asm__ volatile("movl $1, %0; movl $1, %1" : "=m"(vars[i].x), "=m"(vars[i].y));
+				__asm__ volatile("movl $1, %0; movl $1, %1"
+						 : "=m"(vars[i].x), "=m"(vars[i].y));
 			else
 				__asm__ volatile("movl %2, %0; movl %3, %1"
 						 : "=&r"(v), "=&r"(w)
@@ -409,7 +410,9 @@ static void side(unsigned s)
 			__asm__ volatile("movl $1, %0; movl %2, %1" : "=m"(*a), "=&r"(v) : "m"(*b));
 			break;
 		case SB_FENCE:
-			__asm__ volatile("movl $1, %0; mfence; movl %2, %1" : "=m"(*a), "=&r"(v) : "m"(*b));
+			__asm__ volatile("movl $1, %0; mfence; movl %2, %1"
+					 : "=m"(*a), "=&r"(v)
+					 : "m"(*b));
 			break;
 		case SB_LOCK:
 			__asm__ volatile("xchgl %3, %0; movl %2, %1"

@@ -65,11 +65,13 @@ static void test_plain(void)
 	fill((void *)A, 0x3000, 1);
 	memset((void *)B, 0, 0x3000);
 	rep_movsb(&r);
-	check(is_copy(B, A, 5000) && r.cx == 0 && r.si == A + 5000 && r.di == B + 5000, "REP MOVSB");
+	check(is_copy(B, A, 5000) && r.cx == 0 && r.si == A + 5000 && r.di == B + 5000,
+	      "REP MOVSB");
 	check_eq(*(uint8_t *)(B + 5000), 0, "and not a byte more");
 	r = (struct regs){ 1000, A + 3, B + 1, 0 };
 	rep_movsq(&r);
-	check(is_copy(B + 1, A + 3, 8000) && r.cx == 0 && r.di == B + 8001, "REP MOVSQ, misaligned");
+	check(is_copy(B + 1, A + 3, 8000) && r.cx == 0 && r.di == B + 8001,
+	      "REP MOVSQ, misaligned");
 	r = (struct regs){ 0, 0x123, 0x456, 0 };
 	rep_movsb(&r);
 	check(r.cx == 0 && r.si == 0x123 && r.di == 0x456, "RCX = 0 does nothing, not even fault");
@@ -93,7 +95,8 @@ static void test_plain(void)
 	check(is_same, "overlap downwards moves");
 	r = (struct regs){ 1001, 0, A + 1, 0x1122334455667788 };
 	rep_stosq(&r);
-	check(*(uint64_t *)(A + 1 + 8000) == 0x1122334455667788 && r.di == A + 1 + 8008, "REP STOSQ");
+	check(*(uint64_t *)(A + 1 + 8000) == 0x1122334455667788 && r.di == A + 1 + 8008,
+	      "REP STOSQ");
 	r = (struct regs){ 3, 0, A, 0x99aabbcc };
 	rep_stosd(&r);
 	check(*(uint32_t *)(A + 8) == 0x99aabbcc && r.di == A + 12, "REP STOSD");
@@ -110,7 +113,8 @@ static void test_compare(void)
 	fill((void *)B, 0x1000, 9);
 	*(uint8_t *)(B + 0x234) ^= 1;
 	repe_cmpsb(&r);
-	check(r.cx == 0x1000 - 0x235 && r.si == A + 0x235 && r.di == B + 0x235, "REPE CMPSB stops behind it");
+	check(r.cx == 0x1000 - 0x235 && r.si == A + 0x235 && r.di == B + 0x235,
+	      "REPE CMPSB stops behind it");
 	memset((void *)A, 1, 0x1000);
 	*(uint8_t *)(A + 0xabc) = 0x42;
 	r = (struct regs){ ~0ull, 0, A, 0x42 };
@@ -184,7 +188,8 @@ static void test_faults(void)
 	memset((void *)A, 5, 0x1000);
 	r = (struct regs){ 0x2000, A + 1, B, 0 };
 	repe_cmpsb(&r);
-	check(at_fault.cx == 0x2000 - 0xfff && at_fault.si == A + 0x1000, "REPE CMPSB into a missing page");
+	check(at_fault.cx == 0x2000 - 0xfff && at_fault.si == A + 0x1000,
+	      "REPE CMPSB into a missing page");
 	set_handler(PF, NULL);
 }
 
@@ -200,7 +205,8 @@ static void test_ports(void)
 	outb(0x3ff, 0x5a); /* the UART's scratch register */
 	memset((void *)A, 0, 64);
 	__asm__ volatile("rep insb" : "+D"(r.si), "+c"(r.cx) : "d"(0x3ff) : "memory");
-	check(*(uint32_t *)A == 0x5a5a5a5a && *(uint8_t *)(A + 4) == 0 && r.si == A + 4, "REP INSB");
+	check(*(uint32_t *)A == 0x5a5a5a5a && *(uint8_t *)(A + 4) == 0 && r.si == A + 4,
+	      "REP INSB");
 	*pte(A + 0x1000, 1) &= ~(PT_P | PT_W);
 	invlpg((void *)(A + 0x1000));
 	set_handler(PF, on_fault);
@@ -208,8 +214,7 @@ static void test_ports(void)
 	r.cx = 4;
 	__asm__ volatile("rep insb" : "+D"(r.si), "+c"(r.cx) : "d"(0x3ff) : "memory");
 	set_handler(PF, NULL);
-	check(at_fault.cx == 2 && at_fault.di == A + 0x1000 && r.cx == 0 &&
-	      *(uint8_t *)(A + 0x1001) == 0x5a,
+	check(at_fault.cx == 2 && at_fault.di == A + 0x1000 && r.cx == 0 && *(uint8_t *)(A + 0x1001) == 0x5a,
 	      "REP INSB into a missing page");
 }
 

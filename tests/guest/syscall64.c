@@ -2,13 +2,13 @@
 /* SYSCALL, SYSRET, SYSENTER, SYSEXIT, compatibility mode, SWAPGS, FS and GS bases. */
 #include "guest.h"
 
-#define EFER 0xc0000080
-#define STAR 0xc0000081
-#define LSTAR 0xc0000082
-#define CSTAR 0xc0000083
-#define FMASK 0xc0000084
-#define FS_BASE 0xc0000100
-#define GS_BASE 0xc0000101
+#define EFER	  0xc0000080
+#define STAR	  0xc0000081
+#define LSTAR	  0xc0000082
+#define CSTAR	  0xc0000083
+#define FMASK	  0xc0000084
+#define FS_BASE	  0xc0000100
+#define GS_BASE	  0xc0000101
 #define KERNEL_GS 0xc0000102
 
 /*
@@ -60,7 +60,10 @@ static void user_only_syscall(void *arg)
 
 static void plain_sysret(void *arg)
 {
-	__asm__ volatile("mov %0, %%rcx; mov $2, %%r11d; sysretq" : : "r"(arg) : "rcx", "r11", "memory");
+	__asm__ volatile("mov %0, %%rcx; mov $2, %%r11d; sysretq"
+			 :
+			 : "r"(arg)
+			 : "rcx", "r11", "memory");
 }
 
 static void test_syscall(void)
@@ -76,12 +79,14 @@ static void test_syscall(void)
 	check(f.vector == -1 && seen.count == 1, "SYSCALL and SYSRET");
 	check(seen.cs == KCODE && seen.ss == KDATA, "CS and SS in the kernel");
 	check((v & 0xffff) == UCODE && (v >> 16 & 0xffff) == UDATA, "CS and SS back in ring 3");
-	check((seen.r11 & 0x4c5) == 0x4c5 && !(seen.rflags & 0x700), "R11 has the flags, FMASK clears its bits");
+	check((seen.r11 & 0x4c5) == 0x4c5 && !(seen.rflags & 0x700),
+	      "R11 has the flags, FMASK clears its bits");
 	check((seen.rflags & 0xc5) == 0xc5, "flags outside of FMASK stay");
 	check(v >> 32 & 0x400, "SYSRET brings the flags back");
-	check(seen.rcx > USER_BASE && seen.rsp > USER_BASE, "RCX is the return address, RSP is unchanged");
+	check(seen.rcx > USER_BASE && seen.rsp > USER_BASE,
+	      "RCX is the return address, RSP is unchanged");
 	/* the non-canonical SYSRET: #GP in ring 0 (Intel) or ring 3 (AMD), never anything else */
-	f = catch(plain_sysret, (void *)0x800000000000ull);
+	f = catch (plain_sysret, (void *)0x800000000000ull);
 	check(f.vector == GP || f.vector == PF, "SYSRET to a non-canonical address faults");
 	f = call_user(plain_sysret, NULL, NULL);
 	check_fault(f, GP, 0, "#GP SYSRET in ring 3");
@@ -96,7 +101,7 @@ extern const uint8_t compat_code[], compat_end[];
 __asm__(".pushsection .rodata\n"
 	"compat_code:\n\t.code32\n\t"
 	"mov $0xffffffff, %eax\n\t"
-	"inc %eax\n\t"		/* one byte: 40H, a REX prefix in 64-bit mode */
+	"inc %eax\n\t" /* one byte: 40H, a REX prefix in 64-bit mode */
 	"mov %cs, %ebx\n\t"
 	"push $0x12345678\n\tpop %ecx\n\t"
 	"mov %esp, %edx\n\t"
@@ -131,8 +136,8 @@ static void __attribute__((noinline)) run_compat(uint64_t ip, uint64_t sp)
 			 "pop %%rbp; pop %%rbx"
 			 :
 			 : "r"(ip), "r"(sp)
-			 : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
-			   "r14", "r15", "memory", "cc");
+			 : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+			   "r13", "r14", "r15", "memory", "cc");
 }
 
 static void test_compat(void)
@@ -152,7 +157,8 @@ static void test_compat(void)
 	check_eq(compat_regs[0], 0, "compatibility mode: INC EAX is one byte");
 	check_eq(compat_regs[1] & 0xffff, UCODE32, "compatibility mode: CS");
 	check_eq(compat_regs[2], 0x12345678, "compatibility mode: 32-bit stack");
-	check(compat_regs[4] == UCODE32 && compat_regs[5] == va + 0x800, "an interrupt from compatibility mode");
+	check(compat_regs[4] == UCODE32 && compat_regs[5] == va + 0x800,
+	      "an interrupt from compatibility mode");
 	set_handler(0x80, NULL);
 }
 
@@ -196,14 +202,16 @@ static void test_sysenter(void)
 	}
 	check_fault(f, GP, 0, "#GP SYSENTER with a null CS");
 	/* a block of descriptors as SYSENTER and SYSEXIT want them */
-	static const uint8_t from[] = { KCODE, KDATA, UCODE32 & ~7, UDATA & ~7, UCODE & ~7, UDATA & ~7 };
+	static const uint8_t from[] = { KCODE,	    KDATA,	UCODE32 & ~7,
+					UDATA & ~7, UCODE & ~7, UDATA & ~7 };
 	for (unsigned i = 0; i < sizeof(from); i++)
 		gdt[FREE_SEL / 8 + i] = gdt[from[i] / 8];
 	wrmsr(0x174, FREE_SEL);
 	wrmsr(0x175, (uintptr_t)(stack + 64));
 	wrmsr(0x176, (uintptr_t)sysenter_entry);
 	f = call_user(user_sysenter, NULL, &v);
-	check(sysenter_seen[3] == 1 && sysenter_seen[0] == (uintptr_t)(stack + 64), "SYSENTER: ESP");
+	check(sysenter_seen[3] == 1 && sysenter_seen[0] == (uintptr_t)(stack + 64),
+	      "SYSENTER: ESP");
 	check(sysenter_seen[1] == FREE_SEL && !(sysenter_seen[2] & 0x200), "SYSENTER: CS and IF");
 	check(f.vector == -1 && v == ((FREE_SEL + 32) | 3), "SYSEXIT to 64-bit code");
 }
@@ -236,14 +244,18 @@ static void test_bases(void)
 	check_eq(v, 3, "SWAPGS");
 	__asm__ volatile("mov %%gs:0, %0" : "=r"(v));
 	check_eq(v, 2, "and back");
-	__asm__ volatile("mov %1, %%fs; mov %%fs:(%2), %0" : "=r"(v) : "r"(KDATA), "r"(words) : "memory");
+	__asm__ volatile("mov %1, %%fs; mov %%fs:(%2), %0"
+			 : "=r"(v)
+			 : "r"(KDATA), "r"(words)
+			 : "memory");
 	check_eq(v, 1, "loading FS clears its base");
 	check_eq(rdmsr(FS_BASE), 0, "also in the MSR");
 	if (cpuid(7, 0).b & 1) {
-		check_fault(catch(fsgsbase_instructions, words), UD, 0, "#UD WRFSBASE without CR4.FSGSBASE");
+		check_fault(catch (fsgsbase_instructions, words), UD, 0,
+			    "#UD WRFSBASE without CR4.FSGSBASE");
 		write_cr4(read_cr4() | 1 << 16);
 		fsgsbase_instructions(words);
-		check_fault(catch(wrfsbase_bad, NULL), GP, 0, "#GP WRFSBASE non-canonical");
+		check_fault(catch (wrfsbase_bad, NULL), GP, 0, "#GP WRFSBASE non-canonical");
 	} else {
 		skip("FSGSBASE", "not shown");
 	}

@@ -40,9 +40,11 @@ struct device {
 };
 
 enum { /* 4.1.4.3 */
+       /* clang-format off */
 	DEVICE_FEATURE_SELECT = 0, DEVICE_FEATURE = 4, DRIVER_FEATURE_SELECT = 8, DRIVER_FEATURE = 12,
 	MSIX_VECTOR = 16, NUM_QUEUES = 18, STATUS = 20, QUEUE_SELECT = 22, QUEUE_SIZE = 24,
 	QUEUE_ENABLE = 28, NOTIFY_OFF = 30, DESC = 32, AVAIL = 40, USED = 48 };
+       /* clang-format on */
 
 static uint8_t r8(volatile uint8_t *p)
 {
@@ -83,7 +85,7 @@ static bool find_device(unsigned slot, struct device *d)
 		return false;
 	memset(d, 0, sizeof(*d));
 	d->id = (id >> 16) - 0x1040;
-	pci_write(slot, 4, 6); /* memory, bus master */
+	pci_write(slot, 4, 6);			 /* memory, bus master */
 	for (unsigned bar = 0; bar < 6; bar++) { /* those that firmware left out */
 		uint32_t v = pci_read(slot, 0x10 + 4 * bar);
 
@@ -202,8 +204,10 @@ static void set(unsigned i, uint64_t addr, uint32_t len, uint16_t flags, uint16_
 
 static void attack_queue(struct device *d, unsigned n)
 {
-	static const uint64_t wild[] = { 0, 0xd0000000, 0xfee00000, 0xfffffffffffff000, 0x7fffffffffffffff,
-					 0x3fff000, 0x100000000, 0xffffffff };
+	static const uint64_t wild[] = {
+		0,	   0xd0000000,	0xfee00000, 0xfffffffffffff000, 0x7fffffffffffffff,
+		0x3fff000, 0x100000000, 0xffffffff
+	};
 
 	start_here(d, n);
 	set(0, (uintptr_t)q.data, 64, NEXT, 0); /* a loop of one */
@@ -267,7 +271,8 @@ static void attack_queue(struct device *d, unsigned n)
 		start_here(d, n);
 		for (unsigned i = 0; i < QSIZE; i++)
 			set(i, any() & 1 ? (uintptr_t)q.data + (any() & 0xfff) : any(),
-			    any() & 3 ? any() & 0x3ff : any(), (uint16_t)(any() & 7), (uint16_t)(any() % (QSIZE + 1)));
+			    any() & 3 ? any() & 0x3ff : any(), (uint16_t)(any() & 7),
+			    (uint16_t)(any() % (QSIZE + 1)));
 		for (unsigned i = 0; i < 64; i++)
 			q.indirect[i] = q.desc[any() % QSIZE];
 		for (unsigned i = 0; i < 4; i++) {

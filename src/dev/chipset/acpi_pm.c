@@ -7,22 +7,22 @@
 #define NS_PER_S 1000000000
 
 /* PM1 status and enable */
-#define PM1_TMR 0x0001
-#define PM1_BM 0x0010
-#define PM1_GBL 0x0020
-#define PM1_PWRBTN 0x0100
-#define PM1_SLPBTN 0x0200
-#define PM1_RTC 0x0400
-#define PM1_WAK 0x8000
+#define PM1_TMR	     0x0001
+#define PM1_BM	     0x0010
+#define PM1_GBL	     0x0020
+#define PM1_PWRBTN   0x0100
+#define PM1_SLPBTN   0x0200
+#define PM1_RTC	     0x0400
+#define PM1_WAK	     0x8000
 #define PM1_STS_BITS (PM1_TMR | PM1_BM | PM1_GBL | PM1_PWRBTN | PM1_SLPBTN | PM1_RTC | PM1_WAK)
-#define PM1_EN_BITS (PM1_TMR | PM1_GBL | PM1_PWRBTN | PM1_SLPBTN | PM1_RTC)
+#define PM1_EN_BITS  (PM1_TMR | PM1_GBL | PM1_PWRBTN | PM1_SLPBTN | PM1_RTC)
 
 /* PM1 control */
-#define CNT_SCI_EN 0x0001
-#define CNT_BM_RLD 0x0002
+#define CNT_SCI_EN     0x0001
+#define CNT_BM_RLD     0x0002
 #define CNT_SLP_TYP(v) ((v) >> 10 & 7)
-#define CNT_SLP_EN 0x2000
-#define CNT_KEPT (CNT_BM_RLD | 7 << 10)
+#define CNT_SLP_EN     0x2000
+#define CNT_KEPT       (CNT_BM_RLD | 7 << 10)
 
 static int64_t now_ns(const struct acpi_pm *p)
 {
@@ -184,8 +184,8 @@ static void gpe_write(void *dev, uint64_t offset, unsigned size, uint64_t value)
 	update_sci(p);
 }
 
-static const struct bus_ops pm_ops = {pm_read, pm_write};
-static const struct bus_ops gpe_ops = {gpe_read, gpe_write};
+static const struct bus_ops pm_ops = { pm_read, pm_write };
+static const struct bus_ops gpe_ops = { gpe_read, gpe_write };
 
 /* ---- from the machine ---- */
 
@@ -210,8 +210,7 @@ static int check(const void *obj, struct error *err)
 	const struct acpi_pm *p = obj;
 
 	if ((p->pm1_sts & ~PM1_STS_BITS) || (p->pm1_en & ~PM1_EN_BITS) ||
-	    (p->pm1_cnt & ~(CNT_KEPT | CNT_SCI_EN)) || !(p->pm1_cnt & CNT_SCI_EN) ||
-	    p->tmr_seen_ns < 0)
+	    (p->pm1_cnt & ~(CNT_KEPT | CNT_SCI_EN)) || !(p->pm1_cnt & CNT_SCI_EN) || p->tmr_seen_ns < 0)
 		return error_set(err, -EINVAL, "power management state is impossible");
 	return 0;
 }
@@ -279,8 +278,7 @@ const struct device_class acpi_pm_class = {
 	.destroy = destroy,
 };
 
-int acpi_pm_create(struct acpi_pm **out, const struct dev_env *env, struct irq_line sci,
-		   struct error *err)
+int acpi_pm_create(struct acpi_pm **out, const struct dev_env *env, struct irq_line sci, struct error *err)
 {
 	struct acpi_pm *p = calloc(1, sizeof(*p));
 	int rc = 0;

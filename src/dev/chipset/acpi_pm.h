@@ -9,12 +9,12 @@
 
 #include "dev/device.h"
 
-#define ACPI_PM_BASE 0x600
-#define ACPI_PM1A_EVT ACPI_PM_BASE	/* 4 bytes */
-#define ACPI_PM1A_CNT (ACPI_PM_BASE + 4) /* 2 bytes */
-#define ACPI_PM_TMR (ACPI_PM_BASE + 8)	/* 4 bytes, 32 bits wide: FADT flag TMR_VAL_EXT */
-#define ACPI_GPE0 (ACPI_PM_BASE + 0x20) /* 4 bytes: 16 events */
-#define ACPI_PM_TMR_HZ 3579545
+#define ACPI_PM_BASE	0x600
+#define ACPI_PM1A_EVT	ACPI_PM_BASE	      /* 4 bytes */
+#define ACPI_PM1A_CNT	(ACPI_PM_BASE + 4)    /* 2 bytes */
+#define ACPI_PM_TMR	(ACPI_PM_BASE + 8)    /* 4 bytes, 32 bits wide: FADT flag TMR_VAL_EXT */
+#define ACPI_GPE0	(ACPI_PM_BASE + 0x20) /* 4 bytes: 16 events */
+#define ACPI_PM_TMR_HZ	3579545
 #define ACPI_S5_SLP_TYP 5 /* the DSDT's \_S5 package: { 5, 5, 0, 0 } */
 
 struct acpi_pm {

@@ -123,8 +123,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_timer), T(test_timer_status), T(test_power_button), T(test_sleep), T(test_gpe),
-		T(test_state_moves),
+		T(test_timer), T(test_timer_status), T(test_power_button),
+		T(test_sleep), T(test_gpe),	     T(test_state_moves),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

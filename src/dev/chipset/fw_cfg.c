@@ -6,13 +6,13 @@
 #include <string.h>
 
 #define ID_TRADITIONAL 1u
-#define ID_DMA 2u
+#define ID_DMA	       2u
 
-#define DMA_ERROR 0x01u
-#define DMA_READ 0x02u
-#define DMA_SKIP 0x04u
+#define DMA_ERROR  0x01u
+#define DMA_READ   0x02u
+#define DMA_SKIP   0x04u
 #define DMA_SELECT 0x08u
-#define DMA_WRITE 0x10u
+#define DMA_WRITE  0x10u
 
 /* FWCfgDmaAccess, big-endian, in guest memory */
 struct dma_access {
@@ -262,8 +262,8 @@ static void dma_write(void *dev, uint64_t offset, unsigned size, uint64_t value)
 	f->dma_addr = 0;
 }
 
-static const struct bus_ops port_ops = {port_read, port_write};
-static const struct bus_ops dma_ops = {dma_read, dma_write};
+static const struct bus_ops port_ops = { port_read, port_write };
+static const struct bus_ops dma_ops = { dma_read, dma_write };
 
 /* ---- life cycle ---- */
 

@@ -11,33 +11,33 @@
 
 #include "dev/device.h"
 
-#define FW_CFG_SIGNATURE 0x00
-#define FW_CFG_ID 0x01
-#define FW_CFG_UUID 0x02
-#define FW_CFG_RAM_SIZE 0x03 /* u64 */
-#define FW_CFG_NOGRAPHIC 0x04
-#define FW_CFG_NB_CPUS 0x05 /* u16 */
-#define FW_CFG_KERNEL_ADDR 0x07
-#define FW_CFG_KERNEL_SIZE 0x08
-#define FW_CFG_INITRD_ADDR 0x0a
-#define FW_CFG_INITRD_SIZE 0x0b
-#define FW_CFG_BOOT_MENU 0x0e
-#define FW_CFG_MAX_CPUS 0x0f
+#define FW_CFG_SIGNATURE    0x00
+#define FW_CFG_ID	    0x01
+#define FW_CFG_UUID	    0x02
+#define FW_CFG_RAM_SIZE	    0x03 /* u64 */
+#define FW_CFG_NOGRAPHIC    0x04
+#define FW_CFG_NB_CPUS	    0x05 /* u16 */
+#define FW_CFG_KERNEL_ADDR  0x07
+#define FW_CFG_KERNEL_SIZE  0x08
+#define FW_CFG_INITRD_ADDR  0x0a
+#define FW_CFG_INITRD_SIZE  0x0b
+#define FW_CFG_BOOT_MENU    0x0e
+#define FW_CFG_MAX_CPUS	    0x0f
 #define FW_CFG_KERNEL_ENTRY 0x10
-#define FW_CFG_KERNEL_DATA 0x11
-#define FW_CFG_INITRD_DATA 0x12
+#define FW_CFG_KERNEL_DATA  0x11
+#define FW_CFG_INITRD_DATA  0x12
 #define FW_CFG_CMDLINE_ADDR 0x13
 #define FW_CFG_CMDLINE_SIZE 0x14
 #define FW_CFG_CMDLINE_DATA 0x15
-#define FW_CFG_SETUP_ADDR 0x16
-#define FW_CFG_SETUP_SIZE 0x17
-#define FW_CFG_SETUP_DATA 0x18
-#define FW_CFG_FILE_DIR 0x19
-#define FW_CFG_FILE_FIRST 0x20
-#define FW_CFG_FILE_SLOTS 0x20
-#define FW_CFG_ARCH_LOCAL 0x8000 /* + 0 ACPI tables, 1 SMBIOS, 2 IRQ0 override, 3 e820 */
-#define FW_CFG_KEYS (FW_CFG_FILE_FIRST + FW_CFG_FILE_SLOTS)
-#define FW_CFG_MAX_BLOB (1u << 30)
+#define FW_CFG_SETUP_ADDR   0x16
+#define FW_CFG_SETUP_SIZE   0x17
+#define FW_CFG_SETUP_DATA   0x18
+#define FW_CFG_FILE_DIR	    0x19
+#define FW_CFG_FILE_FIRST   0x20
+#define FW_CFG_FILE_SLOTS   0x20
+#define FW_CFG_ARCH_LOCAL   0x8000 /* + 0 ACPI tables, 1 SMBIOS, 2 IRQ0 override, 3 e820 */
+#define FW_CFG_KEYS	    (FW_CFG_FILE_FIRST + FW_CFG_FILE_SLOTS)
+#define FW_CFG_MAX_BLOB	    (1u << 30)
 
 struct fw_cfg_blob {
 	uint8_t *data;

@@ -39,7 +39,7 @@ static void read_bytes(void *out, unsigned len)
 
 static void test_ports(void **state)
 {
-	char buf[16] = {0};
+	char buf[16] = { 0 };
 	uint64_t v = 0;
 
 	pick(FW_CFG_SIGNATURE);
@@ -118,7 +118,7 @@ static uint32_t dma(uint32_t control, uint32_t len, uint64_t addr)
 	struct {
 		uint32_t control, len;
 		uint64_t addr;
-	} a = {htobe32(control), htobe32(len), htobe64(addr)};
+	} a = { htobe32(control), htobe32(len), htobe64(addr) };
 
 	assert_int_equal(ram_write(&t.ram, 0x1000, &a, sizeof(a)), 0);
 	bus_write(t.env.bus, BUS_PIO, 0x514, 4, 0);
@@ -129,7 +129,7 @@ static uint32_t dma(uint32_t control, uint32_t len, uint64_t addr)
 
 static void test_dma(void **state)
 {
-	char buf[32] = {0};
+	char buf[32] = { 0 };
 	uint64_t v;
 
 	v = bus_read(t.env.bus, BUS_PIO, 0x514, 4);
@@ -180,8 +180,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_ports), T(test_directory), T(test_bad_additions), T(test_dma),
-		T(test_state_moves),
+		T(test_ports), T(test_directory),   T(test_bad_additions),
+		T(test_dma),   T(test_state_moves),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,10 +10,10 @@
 
 #include "dev/device.h"
 
-#define GSI_COUNT 24
-#define GSI_PCI_BASE 16
+#define GSI_COUNT     24
+#define GSI_PCI_BASE  16
 #define GSI_PCI_COUNT 8
-#define GSI_SCI 9
+#define GSI_SCI	      9
 
 struct pic;
 struct ioapic;
@@ -35,7 +35,7 @@ int gsi_create(struct gsi **out, const struct dev_env *env, struct pic *pic, str
 void gsi_set(void *gsi, unsigned n, bool level);
 static inline struct irq_line gsi_line(struct gsi *g, unsigned n)
 {
-	return (struct irq_line){gsi_set, g, n};
+	return (struct irq_line){ gsi_set, g, n };
 }
 /** gsi_pic_input() - the PIC input that GSI @n (0..23) reaches. */
 unsigned gsi_pic_input(unsigned n);

@@ -12,20 +12,20 @@
 #include <errno.h>
 #include <string.h>
 
-#define CCB_KBD_INT 0x01
-#define CCB_AUX_INT 0x02
-#define CCB_SYSTEM 0x04
-#define CCB_KBD_OFF 0x10
-#define CCB_AUX_OFF 0x20
+#define CCB_KBD_INT   0x01
+#define CCB_AUX_INT   0x02
+#define CCB_SYSTEM    0x04
+#define CCB_KBD_OFF   0x10
+#define CCB_AUX_OFF   0x20
 #define CCB_TRANSLATE 0x40
 
-#define STATUS_FULL 0x01
-#define STATUS_SYSTEM 0x04
-#define STATUS_COMMAND 0x08
+#define STATUS_FULL	0x01
+#define STATUS_SYSTEM	0x04
+#define STATUS_COMMAND	0x08
 #define STATUS_UNLOCKED 0x10
-#define STATUS_AUX 0x20
+#define STATUS_AUX	0x20
 
-#define PS2_ACK 0xfa
+#define PS2_ACK	   0xfa
 #define PS2_RESEND 0xfe
 #define PS2_PASSED 0xaa
 
@@ -139,8 +139,7 @@ static void answer(struct i8042 *k, bool is_aux, uint8_t byte)
 {
 	if (k->is_full && k->source == FROM_KBD) {
 		queue_unpop(&k->kbd.q, k->kbd.last);
-		k->is_break = (k->ram[0] & CCB_TRANSLATE) &&
-			      ((k->obuf ^ to_set1(k->kbd.last)) & 0x80);
+		k->is_break = (k->ram[0] & CCB_TRANSLATE) && ((k->obuf ^ to_set1(k->kbd.last)) & 0x80);
 	} else if (k->is_full && k->source == FROM_MOUSE) {
 		queue_unpop(&k->mouse.q, k->obuf);
 	}
@@ -271,8 +270,7 @@ void i8042_key(struct i8042 *k, const uint8_t *code, unsigned len)
 			is_break = true;
 			continue;
 		}
-		queue_push(&d->q, d->scan_set == 1 ? to_set1(code[i]) | (is_break ? 0x80 : 0)
-						   : code[i]);
+		queue_push(&d->q, d->scan_set == 1 ? to_set1(code[i]) | (is_break ? 0x80 : 0) : code[i]);
 		is_break = false;
 	}
 	pump(k);
@@ -294,8 +292,7 @@ static void mouse_packet(struct ps2_mouse *m, int dx, int dy, int dz)
 
 	if (m->q.len + 4 > PS2_QUEUE - 8)
 		return;
-	queue_push(&m->q, (uint8_t)(0x08 | (m->buttons & 7) | (x < 0 ? 0x10 : 0) |
-				    (y < 0 ? 0x20 : 0)));
+	queue_push(&m->q, (uint8_t)(0x08 | (m->buttons & 7) | (x < 0 ? 0x10 : 0) | (y < 0 ? 0x20 : 0)));
 	queue_push(&m->q, (uint8_t)x);
 	queue_push(&m->q, (uint8_t)y);
 	if (m->id == 3)
@@ -567,9 +564,9 @@ static void port92_write(void *dev, uint64_t offset, unsigned size, uint64_t val
 		k->env.request_reset(k->env.ctx);
 }
 
-static const struct bus_ops data_ops = {data_port_read, data_port_write};
-static const struct bus_ops command_ops = {status_port_read, command_port_write};
-static const struct bus_ops port92_ops = {port92_read, port92_write};
+static const struct bus_ops data_ops = { data_port_read, data_port_write };
+static const struct bus_ops command_ops = { status_port_read, command_port_write };
+static const struct bus_ops port92_ops = { port92_read, port92_write };
 
 /* ---- life cycle ---- */
 

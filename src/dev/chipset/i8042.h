@@ -48,11 +48,11 @@ struct i8042 {
 	uint8_t source;	 /* whose byte obuf is: 0 controller, 1 keyboard, 2 mouse */
 	uint8_t port92;
 	bool is_full;
-	bool is_aux;	     /* status bit 5: obuf is (as if) from the mouse */
-	bool is_system;	     /* status bit 2: self-test passed */
-	bool was_command;    /* status bit 3: the last write went to port 64H */
+	bool is_aux;	  /* status bit 5: obuf is (as if) from the mouse */
+	bool is_system;	  /* status bit 2: self-test passed */
+	bool was_command; /* status bit 3: the last write went to port 64H */
 	bool is_a20;
-	bool is_break;	     /* translation: F0H was swallowed */
+	bool is_break; /* translation: F0H was swallowed */
 	struct ps2_kbd kbd;
 	struct ps2_mouse mouse;
 	uint8_t pad_[8];

@@ -168,7 +168,7 @@ static void test_keyboard(void **state)
 
 static void test_keys(void **state)
 {
-	static const uint8_t press[] = {0x1c}, release[] = {0xf0, 0x1c}, up[] = {0xe0, 0xf0, 0x75};
+	static const uint8_t press[] = { 0x1c }, release[] = { 0xf0, 0x1c }, up[] = { 0xe0, 0xf0, 0x75 };
 	unsigned rises;
 
 	i8042_key(k, press, 1); /* translated */
@@ -238,7 +238,7 @@ static void test_mouse(void **state)
 	assert_int_equal(get(), 5);
 	assert_int_equal(get(), 0xfd);
 	/* the wheel */
-	static const uint8_t knock[] = {200, 100, 80};
+	static const uint8_t knock[] = { 200, 100, 80 };
 
 	for (unsigned i = 0; i < 3; i++) {
 		mouse(0xf3);
@@ -282,7 +282,7 @@ static void test_mouse(void **state)
 
 static void test_state_moves(void **state)
 {
-	static const uint8_t key[] = {0x1c};
+	static const uint8_t key[] = { 0x1c };
 	struct test_env u;
 	struct i8042 *k2;
 
@@ -303,8 +303,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_controller), T(test_reset_and_a20), T(test_keyboard), T(test_keys),
-		T(test_mouse), T(test_state_moves),
+		T(test_controller), T(test_reset_and_a20), T(test_keyboard),
+		T(test_keys),	    T(test_mouse),	   T(test_state_moves),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

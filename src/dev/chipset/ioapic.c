@@ -12,14 +12,14 @@
 #define VERSION (0x20u | (IOAPIC_PINS - 1) << 16)
 
 #define RED_REMOTE_IRR (1ull << 14)
-#define RED_STATUS (1ull << 12)
-#define RED_LEVEL (1ull << 15)
-#define RED_MASKED (1ull << 16)
-#define RED_WRITABLE 0xff0000000001afffull
+#define RED_STATUS     (1ull << 12)
+#define RED_LEVEL      (1ull << 15)
+#define RED_MASKED     (1ull << 16)
+#define RED_WRITABLE   0xff0000000001afffull
 
 #define MMIO_SELECT 0x00
 #define MMIO_WINDOW 0x10
-#define MMIO_EOI 0x40
+#define MMIO_EOI    0x40
 
 static void send(struct ioapic *a, uint64_t r)
 {
@@ -153,7 +153,7 @@ static void mmio_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 		log_guest("ioapic", "write of %u bytes at %#llx", size, (unsigned long long)offset);
 }
 
-static const struct bus_ops mmio_ops = {mmio_read, mmio_write};
+static const struct bus_ops mmio_ops = { mmio_read, mmio_write };
 
 /* ---- life cycle ---- */
 
@@ -164,8 +164,7 @@ static int check(const void *obj, struct error *err)
 	for (unsigned n = 0; n < IOAPIC_PINS; n++) {
 		uint64_t r = a->redir[n];
 
-		if ((r & ~(RED_WRITABLE | RED_REMOTE_IRR)) ||
-		    ((r & RED_REMOTE_IRR) && !(r & RED_LEVEL)))
+		if ((r & ~(RED_WRITABLE | RED_REMOTE_IRR)) || ((r & RED_REMOTE_IRR) && !(r & RED_LEVEL)))
 			return error_set(err, -EINVAL, "IOAPIC pin %u is in an impossible state", n);
 	}
 	if (a->lines >> IOAPIC_PINS || a->id > 15)

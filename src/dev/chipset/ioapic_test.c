@@ -176,7 +176,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_registers), T(test_edge), T(test_level), T(test_routing), T(test_state_moves),
+		T(test_registers), T(test_edge),	T(test_level),
+		T(test_routing),   T(test_state_moves),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -334,8 +334,7 @@ int lapic_create(struct lapic **out, const struct dev_env *env, struct lapic_bus
 	char id[24];
 
 	if (cpu >= LAPIC_MAX_CPUS)
-		return error_set(err, -EINVAL, "vCPU %u: at most %u are possible", cpu,
-				 LAPIC_MAX_CPUS);
+		return error_set(err, -EINVAL, "vCPU %u: at most %u are possible", cpu, LAPIC_MAX_CPUS);
 	if (bus->cpu[cpu])
 		return error_set(err, -EEXIST, "vCPU %u has a local APIC already", cpu);
 	l = calloc(1, sizeof(*l));

@@ -21,11 +21,11 @@
 #include "dev/chipset/apic_msg.h"
 #include "dev/device.h"
 
-#define LAPIC_MAX_CPUS 255
-#define LAPIC_TIMER_HZ 1000000000u
+#define LAPIC_MAX_CPUS	   255
+#define LAPIC_TIMER_HZ	   1000000000u
 #define LAPIC_DEFAULT_BASE 0xfee00000u
 
-#define LAPIC_BASE_BSP (1u << 8)
+#define LAPIC_BASE_BSP	  (1u << 8)
 #define LAPIC_BASE_X2APIC (1u << 10)
 #define LAPIC_BASE_ENABLE (1u << 11)
 
@@ -68,15 +68,22 @@ unsigned lapic_bus_deliver(struct lapic_bus *b, const struct apic_msg *m);
 /** lapic_bus_lint0_line() - a line to connect the PIC's output to (LINT0 of all, INTR of the BSP). */
 struct irq_line lapic_bus_lint0_line(struct lapic_bus *b);
 
-enum { LAPIC_LVT_TIMER, LAPIC_LVT_THERMAL, LAPIC_LVT_PERF, LAPIC_LVT_LINT0, LAPIC_LVT_LINT1,
-       LAPIC_LVT_ERROR, LAPIC_NLVT };
+enum {
+	LAPIC_LVT_TIMER,
+	LAPIC_LVT_THERMAL,
+	LAPIC_LVT_PERF,
+	LAPIC_LVT_LINT0,
+	LAPIC_LVT_LINT1,
+	LAPIC_LVT_ERROR,
+	LAPIC_NLVT
+};
 
 struct lapic {
 	struct device dev;
 	struct dev_env env;
 	struct lapic_bus *bus;
 	struct vtimer *timer;
-	uint64_t cpu; /* index = initial APIC id */
+	uint64_t cpu;	 /* index = initial APIC id */
 	bool intr_level; /* last level given to set_intr */
 	bool intr_known;
 	uint8_t pad_host_[6];
@@ -87,7 +94,7 @@ struct lapic {
 	uint32_t ldr;  /* xAPIC: bits 31..24; x2APIC: computed */
 	uint32_t dfr;
 	uint32_t svr;
-	uint32_t tpr;  /* 8 bits */
+	uint32_t tpr; /* 8 bits */
 	uint32_t esr;
 	uint32_t esr_pending;
 	uint32_t icr_high;
@@ -96,10 +103,10 @@ struct lapic {
 	uint32_t lvt[LAPIC_NLVT];
 	uint32_t timer_initial; /* TMICT */
 	uint32_t timer_divide;	/* TDCR */
-	bool is_lint0_high; /* LINT0 input level */
-	bool timer_runs; /* one-shot or periodic countdown active: ends at timer_end_ns */
+	bool is_lint0_high;	/* LINT0 input level */
+	bool timer_runs;	/* one-shot or periodic countdown active: ends at timer_end_ns */
 	uint8_t pad_[6];
-	int64_t timer_end_ns; /* machine time */
+	int64_t timer_end_ns;  /* machine time */
 	uint64_t tsc_deadline; /* 0: not armed */
 };
 

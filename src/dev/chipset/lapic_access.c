@@ -11,12 +11,12 @@
 
 #include "dev/chipset/lapic_regs.h"
 
-#define MSR_APIC_BASE 0x1b
+#define MSR_APIC_BASE	 0x1b
 #define MSR_TSC_DEADLINE 0x6e0
-#define MSR_X2APIC 0x800
+#define MSR_X2APIC	 0x800
 
 /* ICR bits that can be written; 12 (delivery status) reads as 0. */
-#define ICR_WRITABLE 0x000ccfffu
+#define ICR_WRITABLE	    0x000ccfffu
 #define X2APIC_ICR_RESERVED 0xfff32000u
 
 uint32_t lapic_lvt_writable(const struct lapic *l, unsigned lvt)

@@ -4,7 +4,7 @@
 
 #include "dev/chipset/lapic_regs.h"
 
-#define BROADCAST 0xffu
+#define BROADCAST	 0xffu
 #define X2APIC_BROADCAST 0xffffffffu
 
 int lapic_bus_create(struct lapic_bus **out, const struct lapic_bus_config *cfg, struct error *err)
@@ -125,7 +125,7 @@ static void set_lint0(void *bus, unsigned n, bool level)
 
 struct irq_line lapic_bus_lint0_line(struct lapic_bus *b)
 {
-	return (struct irq_line){set_lint0, b, 0};
+	return (struct irq_line){ set_lint0, b, 0 };
 }
 
 /* ---- IPIs ---- */
@@ -161,8 +161,7 @@ void lapic_send_icr(struct lapic *l, uint64_t icr)
 	}
 }
 
-int lapic_pv_send_ipi(struct lapic *l, const uint64_t bitmap[2], unsigned width, uint32_t min,
-		      uint32_t icr)
+int lapic_pv_send_ipi(struct lapic *l, const uint64_t bitmap[2], unsigned width, uint32_t min, uint32_t icr)
 {
 	struct lapic_bus *b = l->bus;
 	uint8_t delivery = icr >> 8 & 7, vector = icr & 0xff;

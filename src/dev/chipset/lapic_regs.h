@@ -32,22 +32,22 @@ enum {
 
 #define LAPIC_VERSION (0x14u | (LAPIC_NLVT - 1) << 16)
 
-#define SVR_ENABLE 0x100u
-#define LVT_MASKED 0x10000u
-#define LVT_LEVEL 0x8000u
-#define LVT_MODE(lvt) ((lvt) >> 8 & 7)
-#define LVT_TIMER_MODE 0x60000u
+#define SVR_ENABLE	   0x100u
+#define LVT_MASKED	   0x10000u
+#define LVT_LEVEL	   0x8000u
+#define LVT_MODE(lvt)	   ((lvt) >> 8 & 7)
+#define LVT_TIMER_MODE	   0x60000u
 #define LVT_TIMER_PERIODIC 0x20000u
 #define LVT_TIMER_DEADLINE 0x40000u
 
-#define ESR_SEND_ILLEGAL 0x20u
-#define ESR_RECEIVE_ILLEGAL 0x40u
+#define ESR_SEND_ILLEGAL     0x20u
+#define ESR_RECEIVE_ILLEGAL  0x40u
 #define ESR_ILLEGAL_REGISTER 0x80u
 
 struct lapic_bus {
 	struct lapic_bus_config cfg;
 	struct lapic *cpu[LAPIC_MAX_CPUS];
-	unsigned n; /* one above the highest index in use */
+	unsigned n;	      /* one above the highest index in use */
 	unsigned last_lowest; /* who got the last lowest-priority message */
 	bool lint0;
 };

@@ -2,7 +2,7 @@
 #include "dev/chipset/lapic.h"
 #include "dev/testing.h"
 
-#define N 4
+#define N	4
 #define TSC_KHZ 2000000u
 
 static struct test_env t;
@@ -69,7 +69,7 @@ static uint8_t extint_ack(void *ctx)
 static int setup(void **state)
 {
 	struct lapic_bus_config cfg = {
-		.up = {set_intr, raise_nmi, init, sipi, read_tsc, base_changed, eoi, extint_ack, NULL},
+		.up = { set_intr, raise_nmi, init, sipi, read_tsc, base_changed, eoi, extint_ack, NULL },
 		.tsc_khz = TSC_KHZ,
 		.phys_bits = 40,
 		.has_x2apic = true,
@@ -202,7 +202,7 @@ static void test_self_ipi_and_priority(void **state)
 	wr(0, 0xb0, 0);
 	assert_int_equal(lapic_ack(apic[0]), 0x41);
 	wr(0, 0xb0, 0);
-	wr(0, 0xb0, 0); /* nothing in service */
+	wr(0, 0xb0, 0);		      /* nothing in service */
 	assert_int_equal(up.eois, 0); /* all were edges */
 }
 
@@ -454,7 +454,8 @@ static void test_timer_one_shot(void **state)
 	/* dividers */
 	static const struct {
 		uint32_t tdcr, div;
-	} divs[] = {{0, 2}, {1, 4}, {2, 8}, {3, 16}, {8, 32}, {9, 64}, {10, 128}, {11, 1}};
+	} divs[] = { { 0, 2 },	{ 1, 4 },  { 2, 8 },	{ 3, 16 },
+		     { 8, 32 }, { 9, 64 }, { 10, 128 }, { 11, 1 } };
 
 	for (unsigned i = 0; i < ARRAY_SIZE(divs); i++) {
 		wr(0, 0x3e0, divs[i].tdcr);
@@ -614,12 +615,12 @@ static void test_x2apic_registers(void **state)
 		uint16_t msr;
 		bool r, w;
 	} regs[] = {
-		{0x802, 1, 0}, {0x803, 1, 0}, {0x808, 1, 1}, {0x809, 0, 0}, {0x80a, 1, 0},
-		{0x80b, 0, 1}, {0x80c, 0, 0}, {0x80d, 1, 0}, {0x80e, 0, 0}, {0x80f, 1, 1},
-		{0x810, 1, 0}, {0x817, 1, 0}, {0x818, 1, 0}, {0x827, 1, 0}, {0x828, 1, 1},
-		{0x829, 0, 0}, {0x82f, 0, 0}, {0x830, 1, 1}, {0x831, 0, 0}, {0x832, 1, 1},
-		{0x837, 1, 1}, {0x838, 1, 1}, {0x839, 1, 0}, {0x83a, 0, 0}, {0x83e, 1, 1},
-		{0x83f, 0, 1}, {0x840, 0, 0}, {0x8ff, 0, 0}, {0x800, 0, 0},
+		{ 0x802, 1, 0 }, { 0x803, 1, 0 }, { 0x808, 1, 1 }, { 0x809, 0, 0 }, { 0x80a, 1, 0 },
+		{ 0x80b, 0, 1 }, { 0x80c, 0, 0 }, { 0x80d, 1, 0 }, { 0x80e, 0, 0 }, { 0x80f, 1, 1 },
+		{ 0x810, 1, 0 }, { 0x817, 1, 0 }, { 0x818, 1, 0 }, { 0x827, 1, 0 }, { 0x828, 1, 1 },
+		{ 0x829, 0, 0 }, { 0x82f, 0, 0 }, { 0x830, 1, 1 }, { 0x831, 0, 0 }, { 0x832, 1, 1 },
+		{ 0x837, 1, 1 }, { 0x838, 1, 1 }, { 0x839, 1, 0 }, { 0x83a, 0, 0 }, { 0x83e, 1, 1 },
+		{ 0x83f, 0, 1 }, { 0x840, 0, 0 }, { 0x8ff, 0, 0 }, { 0x800, 0, 0 },
 	};
 	uint64_t v;
 
@@ -673,7 +674,7 @@ static void test_x2apic_destinations(void **state)
 
 static void test_pv_ipi(void **state)
 {
-	uint64_t who[2] = {5, 1};
+	uint64_t who[2] = { 5, 1 };
 
 	enable_all();
 	assert_int_equal(lapic_pv_send_ipi(apic[0], who, 64, 0, 0x50), 2);
@@ -764,6 +765,7 @@ static void test_state_moves(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+	/* clang-format off */
 	const struct CMUnitTest tests[] = {
 		T(test_power_on), T(test_self_ipi_and_priority), T(test_tpr_and_cr8),
 		T(test_soft_disable), T(test_physical_destinations), T(test_logical_flat),
@@ -773,6 +775,7 @@ int main(void)
 		T(test_apic_base), T(test_x2apic_registers), T(test_x2apic_destinations),
 		T(test_pv_ipi), T(test_odd_accesses), T(test_exchange), T(test_state_moves),
 	};
+	/* clang-format on */
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,7 +11,7 @@
 #include "dev/chipset/lapic_regs.h"
 
 #define MIN_INTERVAL_NS 20000
-#define FAR_NS (INT64_MAX / 4)
+#define FAR_NS		(INT64_MAX / 4)
 
 static unsigned divide_shift(const struct lapic *l)
 {

@@ -13,15 +13,15 @@
 
 #define CASCADE 2
 
-#define ICW1_INIT 0x10
-#define ICW1_IC4 0x01
-#define ICW1_SNGL 0x02
-#define ICW1_LTIM 0x08
-#define ICW4_AEOI 0x02
-#define ICW4_SFNM 0x10
+#define ICW1_INIT   0x10
+#define ICW1_IC4    0x01
+#define ICW1_SNGL   0x02
+#define ICW1_LTIM   0x08
+#define ICW4_AEOI   0x02
+#define ICW4_SFNM   0x10
 #define OCW3_SELECT 0x08
 
-static const uint8_t elcr_writable[2] = {0xf8, 0xde}; /* not IRQ 0, 1, 2, 8, 13 */
+static const uint8_t elcr_writable[2] = { 0xf8, 0xde }; /* not IRQ 0, 1, 2, 8, 13 */
 
 static uint8_t level_mask(const struct pic_chip *c)
 {
@@ -58,7 +58,7 @@ static int request(const struct pic_chip *c, bool is_master)
 		blocking &= (uint8_t)~c->imr;
 	/* special fully nested mode: the slave may interrupt itself */
 	if (is_master && (c->icw4 & ICW4_SFNM))
-		blocking &= (uint8_t)~(1u << CASCADE);
+		blocking &= (uint8_t) ~(1u << CASCADE);
 	busy = highest(c, blocking);
 	if (busy >= 0 && rank_of(c, (unsigned)busy) <= rank_of(c, (unsigned)want))
 		return -1;
@@ -162,7 +162,7 @@ static void end_of_interrupt(struct pic_chip *c, int n, bool rotates)
 {
 	if (n < 0)
 		return;
-	c->isr &= (uint8_t)~(1u << n);
+	c->isr &= (uint8_t) ~(1u << n);
 	if (rotates)
 		c->lowest = (uint8_t)n;
 }
@@ -325,9 +325,9 @@ static void elcr_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 	update(p);
 }
 
-static const struct bus_ops master_ops = {master_read, master_write};
-static const struct bus_ops slave_ops = {slave_read, slave_write};
-static const struct bus_ops elcr_ops = {elcr_read, elcr_write};
+static const struct bus_ops master_ops = { master_read, master_write };
+static const struct bus_ops slave_ops = { slave_read, slave_write };
+static const struct bus_ops elcr_ops = { elcr_read, elcr_write };
 
 /* ---- life cycle ---- */
 

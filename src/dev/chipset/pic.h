@@ -11,24 +11,24 @@
 #include "dev/device.h"
 
 struct pic_chip {
-	uint8_t irr;	  /* requests latched (edge) or present (level) */
-	uint8_t imr;	  /* masked */
-	uint8_t isr;	  /* in service */
-	uint8_t lines;	  /* input levels */
-	uint8_t elcr;	  /* 1: level-triggered */
-	uint8_t vector;	  /* ICW2, low 3 bits clear */
-	uint8_t lowest;	  /* input with the lowest priority, 0..7 */
+	uint8_t irr;	/* requests latched (edge) or present (level) */
+	uint8_t imr;	/* masked */
+	uint8_t isr;	/* in service */
+	uint8_t lines;	/* input levels */
+	uint8_t elcr;	/* 1: level-triggered */
+	uint8_t vector; /* ICW2, low 3 bits clear */
+	uint8_t lowest; /* input with the lowest priority, 0..7 */
 	uint8_t icw3;
 	uint8_t icw4;
 	uint8_t init_step; /* ICW expected next on the odd port: 2, 3, 4; 0: none */
 	bool init_needs_icw4;
-	bool is_single;	       /* ICW1.SNGL */
-	bool is_level_icw;     /* ICW1.LTIM */
-	bool is_auto_rotate;   /* rotate in AEOI mode */
+	bool is_single;	     /* ICW1.SNGL */
+	bool is_level_icw;   /* ICW1.LTIM */
+	bool is_auto_rotate; /* rotate in AEOI mode */
 	bool is_special_mask;
-	bool is_poll;	       /* the next read is a poll */
-	bool reads_isr;	       /* OCW3: even port reads ISR, else IRR */
-	bool is_output;	       /* INT pin */
+	bool is_poll;	/* the next read is a poll */
+	bool reads_isr; /* OCW3: even port reads ISR, else IRR */
+	bool is_output; /* INT pin */
 };
 
 struct pic {

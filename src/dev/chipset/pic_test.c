@@ -244,9 +244,17 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_silent_at_power_on), T(test_edge_ack_eoi), T(test_cascade),
-		T(test_special_fully_nested), T(test_mask), T(test_level), T(test_rotation),
-		T(test_auto_eoi), T(test_poll), T(test_state_moves), T(test_ports_taken),
+		T(test_silent_at_power_on),
+		T(test_edge_ack_eoi),
+		T(test_cascade),
+		T(test_special_fully_nested),
+		T(test_mask),
+		T(test_level),
+		T(test_rotation),
+		T(test_auto_eoi),
+		T(test_poll),
+		T(test_state_moves),
+		T(test_ports_taken),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

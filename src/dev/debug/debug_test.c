@@ -46,7 +46,7 @@ static void test_no_exit(void **state)
 static void test_post_and_consoles(void **state)
 {
 	FILE *log = tmpfile();
-	char text[1024] = {0};
+	char text[1024] = { 0 };
 
 	test_outb(&t, 0x80, 0x42);
 	assert_int_equal(test_inb(&t, 0x80), 0x42);
@@ -96,7 +96,10 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_exit), T(test_no_exit), T(test_post_and_consoles), T(test_testdev),
+		T(test_exit),
+		T(test_no_exit),
+		T(test_post_and_consoles),
+		T(test_testdev),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

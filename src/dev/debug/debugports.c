@@ -4,11 +4,11 @@
 #include <errno.h>
 #include <string.h>
 
-#define PORT_POST 0x80
-#define PORT_CONSOLE 0xe9
-#define PORT_EXIT 0xf4
+#define PORT_POST     0x80
+#define PORT_CONSOLE  0xe9
+#define PORT_EXIT     0xf4
 #define PORT_FIRMWARE 0x402
-#define CONSOLE_ID 0xe9 /* what a reader finds where there is a console */
+#define CONSOLE_ID    0xe9 /* what a reader finds where there is a console */
 
 static void put_char(struct debug_line *l, const char *area, uint8_t c)
 {
@@ -57,10 +57,10 @@ static void exit_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 	p->env.debug_exit(p->env.ctx, (unsigned)value);
 }
 
-static const struct bus_ops post_ops = {post_read, post_write};
-static const struct bus_ops console_ops = {console_read, console_write};
-static const struct bus_ops firmware_ops = {console_read, firmware_write};
-static const struct bus_ops exit_ops = {exit_read, exit_write};
+static const struct bus_ops post_ops = { post_read, post_write };
+static const struct bus_ops console_ops = { console_read, console_write };
+static const struct bus_ops firmware_ops = { console_read, firmware_write };
+static const struct bus_ops exit_ops = { exit_read, exit_write };
 
 // clang-format off
 static const struct field fields[] = {
@@ -101,8 +101,7 @@ const struct device_class debugports_class = {
 	.destroy = destroy,
 };
 
-int debugports_create(struct debugports **out, const struct dev_env *env, bool has_exit,
-		      struct error *err)
+int debugports_create(struct debugports **out, const struct dev_env *env, bool has_exit, struct error *err)
 {
 	struct debugports *p = calloc(1, sizeof(*p));
 	int rc;
@@ -115,8 +114,7 @@ int debugports_create(struct debugports **out, const struct dev_env *env, bool h
 	if (!rc)
 		rc = bus_add(env->bus, BUS_PIO, PORT_CONSOLE, 1, 0, &console_ops, p, &p->ranges[1]);
 	if (!rc)
-		rc = bus_add(env->bus, BUS_PIO, PORT_FIRMWARE, 1, 0, &firmware_ops, p,
-			     &p->ranges[2]);
+		rc = bus_add(env->bus, BUS_PIO, PORT_FIRMWARE, 1, 0, &firmware_ops, p, &p->ranges[2]);
 	if (!rc && has_exit)
 		rc = bus_add(env->bus, BUS_PIO, PORT_EXIT, 4, 0, &exit_ops, p, &p->ranges[3]);
 	if (rc) {

@@ -20,7 +20,7 @@ struct debugports {
 	struct dev_env env;
 	struct bus_range *ranges[4];
 	struct debug_line lines[2]; /* E9H, 402H; log text only */
-	uint8_t post; /* last POST code */
+	uint8_t post;		    /* last POST code */
 	uint8_t pad_[7];
 };
 

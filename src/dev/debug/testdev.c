@@ -4,11 +4,11 @@
 #include <errno.h>
 #include <string.h>
 
-#define PORT_ECHO 0xe0
+#define PORT_ECHO  0xe0
 #define PORT_FLUSH 0xe4
 #define PORT_BYTES 0xe8
-#define PORT_IRQ 0x2000
-#define IRQ_LINES 24
+#define PORT_IRQ   0x2000
+#define IRQ_LINES  24
 
 static uint64_t copy_out(const uint8_t *from, unsigned size)
 {
@@ -71,11 +71,11 @@ static void iomem_write(void *dev, uint64_t offset, unsigned size, uint64_t valu
 	memcpy(((struct testdev *)dev)->iomem + offset, &value, size);
 }
 
-static const struct bus_ops echo_ops = {echo_read, echo_write};
-static const struct bus_ops flush_ops = {flush_read, flush_write};
-static const struct bus_ops bytes_ops = {bytes_read, bytes_write};
-static const struct bus_ops irq_ops = {irq_read, irq_write};
-static const struct bus_ops iomem_ops = {iomem_read, iomem_write};
+static const struct bus_ops echo_ops = { echo_read, echo_write };
+static const struct bus_ops flush_ops = { flush_read, flush_write };
+static const struct bus_ops bytes_ops = { bytes_read, bytes_write };
+static const struct bus_ops irq_ops = { irq_read, irq_write };
+static const struct bus_ops iomem_ops = { iomem_read, iomem_write };
 
 // clang-format off
 static const struct field fields[] = {
@@ -122,17 +122,18 @@ const struct device_class testdev_class = {
 	.destroy = destroy,
 };
 
-int testdev_create(struct testdev **out, const struct dev_env *env, struct irq_line gsi,
-		   struct error *err)
+int testdev_create(struct testdev **out, const struct dev_env *env, struct irq_line gsi, struct error *err)
 {
 	static const struct {
 		enum bus_space space;
 		uint64_t base, len;
 		const struct bus_ops *ops;
 	} parts[] = {
-		{BUS_PIO, PORT_ECHO, 4, &echo_ops},	{BUS_PIO, PORT_FLUSH, 4, &flush_ops},
-		{BUS_PIO, PORT_BYTES, 1, &bytes_ops},	{BUS_PIO, PORT_IRQ, IRQ_LINES, &irq_ops},
-		{BUS_MMIO, TESTDEV_IOMEM, 4096, &iomem_ops},
+		{ BUS_PIO, PORT_ECHO, 4, &echo_ops },
+		{ BUS_PIO, PORT_FLUSH, 4, &flush_ops },
+		{ BUS_PIO, PORT_BYTES, 1, &bytes_ops },
+		{ BUS_PIO, PORT_IRQ, IRQ_LINES, &irq_ops },
+		{ BUS_MMIO, TESTDEV_IOMEM, 4096, &iomem_ops },
 	};
 	struct testdev *t = calloc(1, sizeof(*t));
 	int rc = 0;

@@ -19,17 +19,17 @@
 
 #include "dev/device.h"
 
-#define PCI_SLOTS 32
-#define PCI_BARS 6
+#define PCI_SLOTS	 32
+#define PCI_BARS	 6
 #define PCI_CONFIG_BYTES 256
-#define PCI_MSIX_MAX 64
-#define PCI_INTX_LINES 8
+#define PCI_MSIX_MAX	 64
+#define PCI_INTX_LINES	 8
 
 /* The window for BARs below 4G; 64-bit BARs of direct-booted guests too (the DSDT's _CRS says it). */
 #define PCI_MMIO_BASE 0xc0000000u
-#define PCI_MMIO_END 0xfebfffffu
-#define PCI_IO_BASE 0xc000u
-#define PCI_IO_END 0xffffu
+#define PCI_MMIO_END  0xfebfffffu
+#define PCI_IO_BASE   0xc000u
+#define PCI_IO_END    0xffffu
 
 struct pci_bus;
 struct pci_dev;

@@ -163,8 +163,7 @@ int pci_bus_assign(struct pci_bus *b, struct error *err)
 
 		if (d)
 			pci_config_write(d, PCI_REG_COMMAND, 2,
-					 pci_config_get(d, PCI_REG_COMMAND, 2) | PCI_CMD_IO |
-						 PCI_CMD_MEM);
+					 pci_config_get(d, PCI_REG_COMMAND, 2) | PCI_CMD_IO | PCI_CMD_MEM);
 	}
 	return 0;
 }

@@ -17,25 +17,25 @@ void pci_bus_remap(struct pci_bus *b);
 void pci_bus_drive_intx(struct pci_bus *b, unsigned slot, bool level);
 
 /* config space registers */
-#define PCI_REG_COMMAND 0x04
-#define PCI_REG_STATUS 0x06
-#define PCI_REG_BAR0 0x10
-#define PCI_REG_CAP_PTR 0x34
+#define PCI_REG_COMMAND	 0x04
+#define PCI_REG_STATUS	 0x06
+#define PCI_REG_BAR0	 0x10
+#define PCI_REG_CAP_PTR	 0x34
 #define PCI_REG_IRQ_LINE 0x3c
-#define PCI_REG_IRQ_PIN 0x3d
+#define PCI_REG_IRQ_PIN	 0x3d
 
-#define PCI_CMD_IO 0x0001
-#define PCI_CMD_MEM 0x0002
-#define PCI_CMD_MASTER 0x0004
+#define PCI_CMD_IO	 0x0001
+#define PCI_CMD_MEM	 0x0002
+#define PCI_CMD_MASTER	 0x0004
 #define PCI_CMD_WRITABLE 0x0547
 #define PCI_CMD_INTX_OFF 0x0400
-#define PCI_STATUS_INTX 0x0008
-#define PCI_STATUS_CAPS 0x0010
+#define PCI_STATUS_INTX	 0x0008
+#define PCI_STATUS_CAPS	 0x0010
 
-#define PCI_CAP_MSIX 0x11
+#define PCI_CAP_MSIX	0x11
 #define MSIX_PBA_OFFSET 0x800
-#define MSIX_ENABLE 0x8000
-#define MSIX_MASK_ALL 0x4000
+#define MSIX_ENABLE	0x8000
+#define MSIX_MASK_ALL	0x4000
 
 /* inside pci_msix.c */
 void pci_msix_reset(struct pci_dev *d);

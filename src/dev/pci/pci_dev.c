@@ -79,8 +79,7 @@ void pci_dev_destroy(struct pci_dev *d)
 	d->bus = NULL;
 }
 
-int pci_add_cap(struct pci_dev *d, uint8_t cap_id, unsigned len, const uint8_t *body,
-		const uint8_t *wmask)
+int pci_add_cap(struct pci_dev *d, uint8_t cap_id, unsigned len, const uint8_t *body, const uint8_t *wmask)
 {
 	unsigned offset = (unsigned)d->cap_next, link = PCI_REG_CAP_PTR;
 
@@ -132,7 +131,8 @@ int pci_add_bar(struct pci_dev *d, unsigned idx, unsigned flags, uint64_t size_b
 	    (kind == PCI_BAR_MEM64 && (idx + 1 == PCI_BARS || d->bar[idx + 1].flags)))
 		return -EINVAL;
 	d->bar[idx] = (struct pci_bar){
-		.dev = d, .flags = flags, .size_bytes = size_bytes, .ops = ops, .opaque = opaque};
+		.dev = d, .flags = flags, .size_bytes = size_bytes, .ops = ops, .opaque = opaque
+	};
 	build(d, PCI_REG_BAR0 + 4 * idx, 4, low);
 	build_writable(d, PCI_REG_BAR0 + 4 * idx, 4, (uint32_t)mask);
 	if (kind == PCI_BAR_MEM64)
@@ -155,8 +155,7 @@ void pci_update_intx(struct pci_dev *d)
 		d->config[PCI_REG_STATUS] |= PCI_STATUS_INTX;
 	else
 		d->config[PCI_REG_STATUS] &= (uint8_t)~PCI_STATUS_INTX;
-	pci_bus_drive_intx(d->bus, (unsigned)d->slot,
-			   d->intx_level && !is_off && !pci_msix_enabled(d));
+	pci_bus_drive_intx(d->bus, (unsigned)d->slot, d->intx_level && !is_off && !pci_msix_enabled(d));
 }
 
 void pci_set_intx(struct pci_dev *d, bool level)

@@ -6,12 +6,12 @@
 
 #include "dev/pci/pci_bus.h"
 
-#define RESET_CPU 0x04
+#define RESET_CPU  0x04
 #define RESET_BITS 0x0a /* system reset, full reset: remembered */
 
 #define PAM_FIRST 0x59
 #define PAM_COUNT 7
-#define SMRAM 0x72
+#define SMRAM	  0x72
 
 static struct pci_dev *selected(struct pci_host *h)
 {
@@ -47,8 +47,7 @@ static void port_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 		struct pci_dev *d = selected(h);
 
 		if (d)
-			pci_config_write(d, (h->address & 0xfc) + (offset & 3), size,
-					 (uint32_t)value);
+			pci_config_write(d, (h->address & 0xfc) + (offset & 3), size, (uint32_t)value);
 		return;
 	}
 	if (offset == 0 && size == 4) {
@@ -62,7 +61,7 @@ static void port_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 	}
 }
 
-static const struct bus_ops port_ops = {port_read, port_write};
+static const struct bus_ops port_ops = { port_read, port_write };
 
 static int check(const void *obj, struct error *err)
 {

@@ -10,7 +10,7 @@
 
 #include "dev/pci/pci.h"
 
-#define PCI_RESET_PORT 0xcf9
+#define PCI_RESET_PORT	0xcf9
 #define PCI_RESET_VALUE 0x06
 
 struct pci_host {

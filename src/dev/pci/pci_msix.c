@@ -119,11 +119,11 @@ static void table_write(void *dev, uint64_t offset, unsigned size, uint64_t valu
 	flush(d);
 }
 
-static const struct bus_ops table_ops = {table_read, table_write};
+static const struct bus_ops table_ops = { table_read, table_write };
 
 int pci_msix_init(struct pci_dev *d, unsigned nvectors, unsigned bar)
 {
-	uint8_t body[10] = {0}, wmask[10] = {0};
+	uint8_t body[10] = { 0 }, wmask[10] = { 0 };
 	int rc;
 
 	if (!nvectors || nvectors > PCI_MSIX_MAX || d->msix_cap)

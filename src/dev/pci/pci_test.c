@@ -17,9 +17,9 @@ static void reg_write(void *opaque, uint64_t offset, unsigned size, uint64_t val
 	*(uint32_t *)opaque = (uint32_t)value;
 }
 
-static const struct bus_ops reg_ops = {reg_read, reg_write};
+static const struct bus_ops reg_ops = { reg_read, reg_write };
 
-static const struct pci_id id = {0x1af4, 0x1042, 0x1af4, 0x1100, 0x018000, 1};
+static const struct pci_id id = { 0x1af4, 0x1042, 0x1af4, 0x1100, 0x018000, 1 };
 
 static int setup(void **state)
 {
@@ -135,7 +135,7 @@ static void test_bar_sizing_and_mapping(void **state)
 
 static void test_overlapping_bars(void **state)
 {
-	struct pci_dev other = {0};
+	struct pci_dev other = { 0 };
 	uint32_t reg2 = 0x5000;
 
 	assert_int_equal(pci_dev_init(&other, pci_host_bus(host), 5, &id, NULL), 0);
@@ -162,7 +162,7 @@ static void test_overlapping_bars(void **state)
 
 static void test_bad_bars(void **state)
 {
-	struct pci_dev d = {0};
+	struct pci_dev d = { 0 };
 
 	assert_int_equal(pci_dev_init(&d, pci_host_bus(host), -1, &id, NULL), 0);
 	assert_int_equal(pci_add_bar(&d, 6, PCI_BAR_IO, 64, &reg_ops, &reg), -EINVAL);
@@ -178,7 +178,7 @@ static void test_bad_bars(void **state)
 
 static void test_capabilities(void **state)
 {
-	static const uint8_t body[] = {1, 2, 3}, mask[] = {0, 0xff, 0};
+	static const uint8_t body[] = { 1, 2, 3 }, mask[] = { 0, 0xff, 0 };
 	int off = pci_add_cap(&dev, 9, 5, body, mask);
 
 	assert_int_equal(off, 0x4c);
@@ -213,7 +213,7 @@ static void test_intx(void **state)
 
 static void test_shared_intx(void **state)
 {
-	struct pci_dev other = {0};
+	struct pci_dev other = { 0 };
 	unsigned line = pci_intx_index(1, 0);
 
 	assert_int_equal(pci_intx_index(9, 0), line);
@@ -303,7 +303,7 @@ static void test_assign(void **state)
 static void test_state_moves(void **state)
 {
 	struct pci_dev copy;
-	struct bytes b = {0};
+	struct bytes b = { 0 };
 	struct byte_reader r;
 	struct error err;
 
@@ -314,7 +314,7 @@ static void test_state_moves(void **state)
 	copy = dev;
 	pci_dev_reset(&dev);
 	assert_int_equal(pci_bar_address(&dev, 1), 0);
-	r = (struct byte_reader){.data = b.data, .len = b.len};
+	r = (struct byte_reader){ .data = b.data, .len = b.len };
 	assert_int_equal(state_load(&pci_dev_state, &dev, &r, &err), 0);
 	pci_dev_after_load(&dev);
 	assert_int_equal(pci_bar_address(&dev, 1), MSIX);
@@ -325,7 +325,7 @@ static void test_state_moves(void **state)
 	b.len = 0;
 	assert_int_equal(state_save(&pci_dev_state, &dev, &b), 0);
 	dev.config[0] ^= 1;
-	r = (struct byte_reader){.data = b.data, .len = b.len};
+	r = (struct byte_reader){ .data = b.data, .len = b.len };
 	assert_int_equal(state_load(&pci_dev_state, &dev, &r, &err), -EINVAL);
 	bytes_free(&b);
 }
@@ -358,10 +358,19 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_config_ports), T(test_reset_register), T(test_bar_sizing_and_mapping),
-		T(test_overlapping_bars), T(test_bad_bars), T(test_capabilities), T(test_intx),
-		T(test_shared_intx), T(test_msix), T(test_msix_table_is_bounded), T(test_assign),
-		T(test_state_moves), T(test_hooks),
+		T(test_config_ports),
+		T(test_reset_register),
+		T(test_bar_sizing_and_mapping),
+		T(test_overlapping_bars),
+		T(test_bad_bars),
+		T(test_capabilities),
+		T(test_intx),
+		T(test_shared_intx),
+		T(test_msix),
+		T(test_msix_table_is_bounded),
+		T(test_assign),
+		T(test_state_moves),
+		T(test_hooks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

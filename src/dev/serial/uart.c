@@ -4,42 +4,42 @@
 #include <errno.h>
 #include <string.h>
 
-#define IER_RX 0x01
-#define IER_THRE 0x02
-#define IER_LINE 0x04
+#define IER_RX	  0x01
+#define IER_THRE  0x02
+#define IER_LINE  0x04
 #define IER_MODEM 0x08
 
-#define IIR_NONE 0x01
-#define IIR_MODEM 0x00
-#define IIR_THRE 0x02
-#define IIR_RX 0x04
-#define IIR_LINE 0x06
+#define IIR_NONE    0x01
+#define IIR_MODEM   0x00
+#define IIR_THRE    0x02
+#define IIR_RX	    0x04
+#define IIR_LINE    0x06
 #define IIR_TIMEOUT 0x0c
-#define IIR_FIFOS 0xc0
+#define IIR_FIFOS   0xc0
 
-#define FCR_ENABLE 0x01
+#define FCR_ENABLE   0x01
 #define FCR_CLEAR_RX 0x02
 
 #define LCR_BREAK 0x40
-#define LCR_DLAB 0x80
+#define LCR_DLAB  0x80
 
-#define MCR_DTR 0x01
-#define MCR_RTS 0x02
+#define MCR_DTR	 0x01
+#define MCR_RTS	 0x02
 #define MCR_OUT1 0x04
 #define MCR_OUT2 0x08
 #define MCR_LOOP 0x10
 
-#define LSR_DR 0x01
+#define LSR_DR	    0x01
 #define LSR_OVERRUN 0x02
-#define LSR_BREAK 0x10
-#define LSR_ERRORS 0x1e
-#define LSR_THRE 0x20
-#define LSR_TEMT 0x40
+#define LSR_BREAK   0x10
+#define LSR_ERRORS  0x1e
+#define LSR_THRE    0x20
+#define LSR_TEMT    0x40
 
-#define MSR_CTS 0x10
-#define MSR_DSR 0x20
-#define MSR_RI 0x40
-#define MSR_DCD 0x80
+#define MSR_CTS	 0x10
+#define MSR_DSR	 0x20
+#define MSR_RI	 0x40
+#define MSR_DCD	 0x80
 #define MSR_TERI 0x04
 
 /* ---- FIFOs ---- */
@@ -69,7 +69,7 @@ static unsigned rx_capacity(const struct uart *u)
 
 static unsigned rx_trigger(const struct uart *u)
 {
-	static const uint8_t levels[4] = {1, 4, 8, 14};
+	static const uint8_t levels[4] = { 1, 4, 8, 14 };
 
 	return u->fcr & FCR_ENABLE ? levels[u->fcr >> 6] : 1;
 }
@@ -348,7 +348,7 @@ static void port_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 		reg_write(dev, (unsigned)offset + i, (uint8_t)(value >> i * 8));
 }
 
-static const struct bus_ops port_ops = {port_read, port_write};
+static const struct bus_ops port_ops = { port_read, port_write };
 
 /* ---- life cycle ---- */
 
@@ -432,7 +432,7 @@ static void destroy(struct device *d)
 	struct uart *u = container_of(d, struct uart, dev);
 
 	if (u->chr)
-		u->chr->user = (struct char_user){0};
+		u->chr->user = (struct char_user){ 0 };
 	bus_remove(u->env.bus, u->range);
 	free(u);
 }
@@ -447,7 +447,7 @@ const struct device_class uart_class = {
 
 uint16_t uart_port(unsigned index)
 {
-	static const uint16_t ports[4] = {0x3f8, 0x2f8, 0x3e8, 0x2e8};
+	static const uint16_t ports[4] = { 0x3f8, 0x2f8, 0x3e8, 0x2e8 };
 
 	return ports[index & 3];
 }

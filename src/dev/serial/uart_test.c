@@ -35,7 +35,7 @@ static void tap_rx_ready(struct char_dev *c)
 	}
 }
 
-static const struct char_ops tap_ops = {tap_write, tap_rx_ready, NULL};
+static const struct char_ops tap_ops = { tap_write, tap_rx_ready, NULL };
 
 static struct test_env t;
 static struct tap tap;
@@ -238,7 +238,7 @@ static void test_loopback_modem(void **state)
 	assert_int_equal(rd(6) & 0xf0, 0xf0);
 	wr(4, 0x1b);
 	assert_int_equal(rd(6), 0xb4); /* trailing edge of RI */
-	type("q"); /* the line is cut */
+	type("q");		       /* the line is cut */
 	assert_int_equal(tap.nin, 1);
 	wr(3, 0x43); /* break */
 	assert_int_equal(rd(5), 0x71);
@@ -259,7 +259,7 @@ static void test_state_moves(void **state)
 {
 	struct test_env u;
 	struct uart *other;
-	struct tap tap2 = {.chr.ops = &tap_ops, .allowance = SIZE_MAX};
+	struct tap tap2 = { .chr.ops = &tap_ops, .allowance = SIZE_MAX };
 
 	test_env_init(&u);
 	assert_int_equal(uart_create(&other, &u.env, 0, test_line(&u, 4), &tap2.chr, NULL), 0);
@@ -293,10 +293,10 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_registers), T(test_thre_interrupt), T(test_slow_backend_loses_nothing),
-		T(test_full_fifo), T(test_receive), T(test_receive_fifo), T(test_priorities),
-		T(test_loopback_modem), T(test_wide_access), T(test_state_moves),
-		T(test_not_connected),
+		T(test_registers),   T(test_thre_interrupt), T(test_slow_backend_loses_nothing),
+		T(test_full_fifo),   T(test_receive),	     T(test_receive_fifo),
+		T(test_priorities),  T(test_loopback_modem), T(test_wide_access),
+		T(test_state_moves), T(test_not_connected),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,12 +5,12 @@
 #include <string.h>
 
 #define NS_PER_S 1000000000
-#define FAR_NS (INT64_MAX / 4)
+#define FAR_NS	 (INT64_MAX / 4)
 /* IRQ 0 comes at most this often: a guest's tiny period does not hold up the host. */
 #define MIN_INTERVAL_NS 20000
 /* Ticks that a late host still delivers; beyond, they are lost. */
 #define MAX_BACKLOG 16
-#define REFRESH_NS 15085 /* port 61H bit 4 toggles */
+#define REFRESH_NS  15085 /* port 61H bit 4 toggles */
 
 /* ---- time ---- */
 
@@ -436,8 +436,8 @@ static void port61_write(void *dev, uint64_t offset, unsigned size, uint64_t val
 	set_gate(p, &p->ch[2], value & 1);
 }
 
-static const struct bus_ops port_ops = {port_read, port_write};
-static const struct bus_ops port61_ops = {port61_read, port61_write};
+static const struct bus_ops port_ops = { port_read, port_write };
+static const struct bus_ops port61_ops = { port61_read, port61_write };
 
 /* ---- life cycle ---- */
 
@@ -447,8 +447,8 @@ static int channel_check(const void *obj, struct error *err)
 	uint32_t m = modulus(c);
 
 	if (c->mode > 5 || c->access < 1 || c->access > 3 || c->reload > m || !c->reload ||
-	    c->next_reload > m || c->start_value > m || c->start_ns < 0 ||
-	    c->start_ns > FAR_NS || (c->is_counting && !c->start_value))
+	    c->next_reload > m || c->start_value > m || c->start_ns < 0 || c->start_ns > FAR_NS ||
+	    (c->is_counting && !c->start_value))
 		return error_set(err, -EINVAL, "timer channel state is impossible");
 	return 0;
 }
@@ -457,8 +457,8 @@ static int check(const void *obj, struct error *err)
 {
 	const struct pit *p = obj;
 
-	if (p->port61 > 15 || p->irq_next_ns < 0 ||
-	    (p->port61 & 1) != p->ch[2].gate || !p->ch[0].gate || !p->ch[1].gate)
+	if (p->port61 > 15 || p->irq_next_ns < 0 || (p->port61 & 1) != p->ch[2].gate ||
+	    !p->ch[0].gate || !p->ch[1].gate)
 		return error_set(err, -EINVAL, "timer state is impossible");
 	return 0;
 }

@@ -23,7 +23,7 @@ struct pit_channel {
 	uint32_t start_value; /* counting element at start_ns; while not counting: now */
 	uint32_t next_reload; /* modes 2, 3: written while counting, taken at the end of the period; 0: none */
 	uint16_t latched_count;
-	uint8_t mode;   /* 0..5 */
+	uint8_t mode;	/* 0..5 */
 	uint8_t access; /* 1 low, 2 high, 3 both */
 	uint8_t latched_status;
 	uint8_t write_low; /* first byte of a two-byte write */

@@ -26,8 +26,8 @@ static int teardown(void **state)
  * counted from an earlier call are complete, too. */
 static void to_tick(uint64_t n)
 {
-	int64_t at = (int64_t)(((unsigned __int128)n * 1000000000 + PIT_HZ - 1) / PIT_HZ) +
-		     2 * slack_ns++;
+	int64_t at =
+		(int64_t)(((unsigned __int128)n * 1000000000 + PIT_HZ - 1) / PIT_HZ) + 2 * slack_ns++;
 
 	test_advance(&t, at - vclock_now_ns(&t.clock));
 }
@@ -116,7 +116,7 @@ static void test_mode3(void **state)
 {
 	program(2, 3, 6);
 	test_outb(&t, 0x61, 1);
-	static const uint8_t even[] = {6, 4, 2, 6, 4, 2};
+	static const uint8_t even[] = { 6, 4, 2, 6, 4, 2 };
 
 	for (unsigned i = 0; i < 12; i++) {
 		to_tick(i);
@@ -128,7 +128,7 @@ static void test_mode3(void **state)
 	assert_true(out2());
 	program(2, 3, 5);
 	test_outb(&t, 0x61, 1);
-	static const uint8_t odd[] = {4, 2, 0, 4, 2};
+	static const uint8_t odd[] = { 4, 2, 0, 4, 2 };
 
 	for (unsigned i = 0; i < 10; i++) {
 		to_tick(20 + i);
@@ -326,9 +326,12 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_mode0), T(test_mode2), T(test_mode3), T(test_gate_holds_mode0), T(test_mode1),
-		T(test_modes_4_and_5), T(test_latches), T(test_bcd), T(test_refresh_toggles),
-		T(test_late_and_tiny), T(test_state_moves),
+		T(test_mode0),		 T(test_mode2),
+		T(test_mode3),		 T(test_gate_holds_mode0),
+		T(test_mode1),		 T(test_modes_4_and_5),
+		T(test_latches),	 T(test_bcd),
+		T(test_refresh_toggles), T(test_late_and_tiny),
+		T(test_state_moves),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

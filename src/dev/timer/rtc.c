@@ -13,9 +13,9 @@
 #include <string.h>
 
 #define NS_PER_S 1000000000ll
-#define UIP_NS 244000 /* the update is announced so long before */
+#define UIP_NS	 244000 /* the update is announced so long before */
 /* Times are held in ns: what a guest sets ends up in 1779..2160. */
-#define SECONDS_MAX 6000000000ll
+#define SECONDS_MAX    6000000000ll
 #define MACHINE_NS_MAX (INT64_MAX / 4)
 
 enum {
@@ -36,26 +36,26 @@ enum {
 	R_CENTURY = 0x32,
 };
 
-#define A_UIP 0x80
-#define B_SET 0x80
-#define B_PIE 0x40
-#define B_AIE 0x20
-#define B_UIE 0x10
-#define B_BINARY 0x04
-#define B_24H 0x02
-#define C_IRQF 0x80
-#define C_PF 0x40
-#define C_AF 0x20
-#define C_UF 0x10
-#define D_VALID 0x80
-#define HOUR_PM 0x80
+#define A_UIP	  0x80
+#define B_SET	  0x80
+#define B_PIE	  0x40
+#define B_AIE	  0x20
+#define B_UIE	  0x10
+#define B_BINARY  0x04
+#define B_24H	  0x02
+#define C_IRQF	  0x80
+#define C_PF	  0x40
+#define C_AF	  0x20
+#define C_UF	  0x10
+#define D_VALID	  0x80
+#define HOUR_PM	  0x80
 #define ALARM_ANY 0xc0
 
 /* ---- calendar: days since 1970-01-01, proleptic Gregorian ---- */
 
 struct civil {
 	int64_t year;
-	unsigned month, day;		/* 1..12, 1..31 */
+	unsigned month, day;	       /* 1..12, 1..31 */
 	unsigned hour, minute, second; /* 0..23 ... */
 };
 
@@ -220,8 +220,7 @@ static int64_t next_alarm(const struct rtc *r, int64_t after)
 	int64_t midnight = floor_div(after, 86400) * 86400;
 
 	for (unsigned hour = 0; hour < 48; hour++) {
-		if (!alarm_matches(r, R_HOUR_ALARM, hour % 24) ||
-		    midnight + (hour + 1) * 3600ll <= after)
+		if (!alarm_matches(r, R_HOUR_ALARM, hour % 24) || midnight + (hour + 1) * 3600ll <= after)
 			continue;
 		for (unsigned minute = 0; minute < 60; minute++) {
 			int64_t at = midnight + hour * 3600ll + minute * 60ll;
@@ -391,7 +390,7 @@ static void port_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 		reg_write(r, r->index, (uint8_t)value);
 }
 
-static const struct bus_ops port_ops = {port_read, port_write};
+static const struct bus_ops port_ops = { port_read, port_write };
 
 /* ---- life cycle ---- */
 

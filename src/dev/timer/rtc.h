@@ -12,7 +12,7 @@
 
 struct rtc_config {
 	int64_t wall_ns_at_zero; /* UTC nanoseconds since 1970 at machine time 0 */
-	uint64_t low_ram_bytes;	 /* below 4G, for the memory size bytes 15H-18H, 30H, 31H, 34H, 35H */
+	uint64_t low_ram_bytes; /* below 4G, for the memory size bytes 15H-18H, 30H, 31H, 34H, 35H */
 	uint64_t high_ram_bytes; /* from 4G: 5BH-5DH */
 	uint8_t boot_order;	 /* 3DH: 2 disk, 3 CD (SeaBIOS) */
 	unsigned cpus;		 /* 5FH: cpus - 1 (SeaBIOS) */
@@ -28,8 +28,8 @@ struct rtc {
 	int64_t seen_ns;   /* machine time until which the flags of register C are up to date */
 	/* A, B as written, C flags, D constant; time and date (0, 2, 4, 6..9, 32H) only while stopped */
 	uint8_t ram[128];
-	uint8_t index;	       /* port 70H, bits 6..0 */
-	bool is_nmi_masked;    /* port 70H bit 7 */
+	uint8_t index;	    /* port 70H, bits 6..0 */
+	bool is_nmi_masked; /* port 70H bit 7 */
 	uint8_t pad_[6];
 };
 

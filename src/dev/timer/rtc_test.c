@@ -4,7 +4,7 @@
 #include "dev/testing.h"
 #include "dev/timer/rtc.h"
 
-#define S 1000000000ll
+#define S     1000000000ll
 #define START 1700000000ll /* 2023-11-14 22:13:20 UTC, a Tuesday */
 
 static struct test_env t;
@@ -63,8 +63,8 @@ static void test_reads_time(void **state)
 	assert_int_equal(rd(9), 23);
 	assert_int_equal(rd(2), 15);
 	assert_int_equal(rd(0x32), 0x20); /* always BCD */
-	wr(0x0b, 0x00); /* BCD, 12 hours */
-	assert_int_equal(rd(4), 0x12); /* midnight */
+	wr(0x0b, 0x00);			  /* BCD, 12 hours */
+	assert_int_equal(rd(4), 0x12);	  /* midnight */
 	test_advance(&t, 3600 * S);
 	assert_int_equal(rd(4), 0x01);
 	test_advance(&t, 11 * 3600 * S);
@@ -291,9 +291,9 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_reads_time), T(test_calendar), T(test_set_time), T(test_uip),
-		T(test_update_interrupt), T(test_alarm), T(test_periodic), T(test_memory),
-		T(test_state_moves),
+		T(test_reads_time), T(test_calendar),	      T(test_set_time),
+		T(test_uip),	    T(test_update_interrupt), T(test_alarm),
+		T(test_periodic),   T(test_memory),	      T(test_state_moves),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

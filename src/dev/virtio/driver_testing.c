@@ -96,7 +96,7 @@ void drv_probe(struct drv *d)
 	d->msix = drv_cfg_read(d, 0x14, 4) & ~15u;
 	assert_true(d->regs && d->msix);
 	/* Each structure is where the tests expect it. */
-	static const uint32_t offsets[] = {[1] = DRV_COMMON, [2] = DRV_NOTIFY, [3] = DRV_ISR, [4] = DRV_CONFIG};
+	static const uint32_t offsets[] = { [1] = DRV_COMMON, [2] = DRV_NOTIFY, [3] = DRV_ISR, [4] = DRV_CONFIG };
 	for (unsigned cap = drv_cfg_read(d, 0x34, 1); cap; cap = drv_cfg_read(d, cap + 1, 1)) {
 		if (drv_cfg_read(d, cap, 1) != 0x09)
 			continue;
@@ -127,8 +127,10 @@ void drv_setup_queue(struct drv *d, unsigned q, uint16_t size)
 
 	drv_write(d, DRV_COMMON + 22, 2, q);
 	assert_true(drv_read(d, DRV_COMMON + 24, 2) >= size);
-	*dq = (struct drv_queue){
-		.size = size, .desc = DRV_RING(q), .avail = DRV_RING(q) + 0x1000, .used = DRV_RING(q) + 0x2000};
+	*dq = (struct drv_queue){ .size = size,
+				  .desc = DRV_RING(q),
+				  .avail = DRV_RING(q) + 0x1000,
+				  .used = DRV_RING(q) + 0x2000 };
 	for (unsigned i = 0; i < 0x3000; i += 8) {
 		uint64_t zero = 0;
 		drv_poke(d, DRV_RING(q) + i, &zero, 8);
@@ -183,7 +185,7 @@ void drv_start(struct drv *d, uint64_t want, unsigned nqueues, bool use_msix)
 void drv_set_desc(struct drv *d, gpa_t table, unsigned i, gpa_t addr, uint32_t len, uint16_t flags,
 		  uint16_t next)
 {
-	struct vq_desc desc = {addr, len, flags, next};
+	struct vq_desc desc = { addr, len, flags, next };
 
 	drv_poke(d, table + i * sizeof(desc), &desc, sizeof(desc));
 }
@@ -204,7 +206,8 @@ uint16_t drv_add(struct drv *d, unsigned q, const struct drv_buf *bufs, unsigned
 	for (unsigned i = 0; i < n; i++) {
 		uint16_t at = dq->next_desc, next = (at + 1) % dq->size;
 		drv_set_desc(d, dq->desc, at, bufs[i].gpa, bufs[i].len,
-			     (i + 1 < n ? VQ_DESC_F_NEXT : 0) | (bufs[i].is_in ? VQ_DESC_F_WRITE : 0), next);
+			     (i + 1 < n ? VQ_DESC_F_NEXT : 0) | (bufs[i].is_in ? VQ_DESC_F_WRITE : 0),
+			     next);
 		dq->next_desc = next;
 	}
 	publish(d, q, head);
@@ -218,7 +221,8 @@ uint16_t drv_add_indirect(struct drv *d, unsigned q, gpa_t table, const struct d
 
 	for (unsigned i = 0; i < n; i++)
 		drv_set_desc(d, table, i, bufs[i].gpa, bufs[i].len,
-			     (i + 1 < n ? VQ_DESC_F_NEXT : 0) | (bufs[i].is_in ? VQ_DESC_F_WRITE : 0), i + 1);
+			     (i + 1 < n ? VQ_DESC_F_NEXT : 0) | (bufs[i].is_in ? VQ_DESC_F_WRITE : 0),
+			     i + 1);
 	drv_set_desc(d, dq->desc, head, table, n * sizeof(struct vq_desc), VQ_DESC_F_INDIRECT, 0);
 	dq->next_desc = (head + 1) % dq->size;
 	publish(d, q, head);

@@ -11,9 +11,9 @@
 #include "dev/virtio/virtio.h"
 
 /* Guest RAM: rings from 64 KiB on, 16 KiB a queue; free for buffers from 512 KiB on (of 1 MiB). */
-#define DRV_RING(q)    (0x10000u + (q) * 0x4000u)
-#define DRV_BUFFERS    0x80000u
-#define DRV_MSI_ADDR   0xfee00000u
+#define DRV_RING(q)	(0x10000u + (q)*0x4000u)
+#define DRV_BUFFERS	0x80000u
+#define DRV_MSI_ADDR	0xfee00000u
 #define DRV_MSI_DATA(v) (0x40u + (v))
 
 struct drv_queue {
@@ -38,7 +38,7 @@ struct drv_buf {
 	bool is_in;
 };
 
-void drv_init(struct drv *d);		 /* bus only; make the device on drv_bus() then */
+void drv_init(struct drv *d);			  /* bus only; make the device on drv_bus() then */
 void drv_fini(struct drv *d, struct device *dev); /* destroys @dev, may be NULL */
 struct pci_bus *drv_bus(struct drv *d);
 

@@ -68,8 +68,8 @@ static void run_deferred(void *arg)
 }
 
 int virtio_init(struct virtio_dev *v, const struct virtio_class *cls,
-		const struct virtio_transport *transport, const struct dev_env *env, uint64_t offered,
-		const uint16_t *sizes, unsigned nqueues, struct error *err)
+		const struct virtio_transport *transport, const struct dev_env *env,
+		uint64_t offered, const uint16_t *sizes, unsigned nqueues, struct error *err)
 {
 	assert(nqueues <= VIRTIO_QUEUES_MAX && cls->config_len <= VIRTIO_CONFIG_MAX);
 	memset(v, 0, sizeof(*v));
@@ -242,7 +242,7 @@ void virtio_kick_all(struct virtio_dev *v)
 
 uint32_t virtio_config_read(struct virtio_dev *v, unsigned offset, unsigned size)
 {
-	uint8_t config[VIRTIO_CONFIG_MAX + 4] = {0};
+	uint8_t config[VIRTIO_CONFIG_MAX + 4] = { 0 };
 	uint32_t value = 0;
 
 	if (offset >= v->host.cls->config_len || size > 4)
@@ -296,7 +296,7 @@ void virtio_serve(struct virtio_dev *v, unsigned q,
 		  int64_t (*handle)(struct virtio_dev *v, unsigned q, struct vq_elem *elem))
 {
 	struct virtqueue *vq = virtio_vq(v, q);
-	struct vq_elem elem = {.iov = v->host.scratch};
+	struct vq_elem elem = { .iov = v->host.scratch };
 	unsigned budget = VIRTIO_BUDGET;
 	int r;
 

@@ -47,11 +47,11 @@ enum virtio_status {
 	VIRTIO_S_FAILED = 0x80,
 };
 
-#define VIRTIO_F(bit)		 (1ULL << (bit))
-#define VIRTIO_F_INDIRECT_DESC	 VIRTIO_F(28)
-#define VIRTIO_F_EVENT_IDX	 VIRTIO_F(29)
-#define VIRTIO_F_VERSION_1	 VIRTIO_F(32)
-#define VIRTIO_FEATURES_COMMON	 (VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1)
+#define VIRTIO_F(bit)	       (1ULL << (bit))
+#define VIRTIO_F_INDIRECT_DESC VIRTIO_F(28)
+#define VIRTIO_F_EVENT_IDX     VIRTIO_F(29)
+#define VIRTIO_F_VERSION_1     VIRTIO_F(32)
+#define VIRTIO_FEATURES_COMMON (VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1)
 
 struct virtio_dev;
 
@@ -117,8 +117,8 @@ extern const struct state_desc virtio_state;
  * Returns 0 or -ENOMEM with @err set.
  */
 int virtio_init(struct virtio_dev *v, const struct virtio_class *cls,
-		const struct virtio_transport *transport, const struct dev_env *env, uint64_t offered,
-		const uint16_t *sizes, unsigned nqueues, struct error *err);
+		const struct virtio_transport *transport, const struct dev_env *env,
+		uint64_t offered, const uint16_t *sizes, unsigned nqueues, struct error *err);
 void virtio_fini(struct virtio_dev *v); /* zeroed or half-built is fine */
 void virtio_reset(struct virtio_dev *v);
 /** virtio_after_load() - find the queues again and go on. */

@@ -28,7 +28,7 @@ struct virtio_balloon {
 	struct virtio_pci pci;
 	uint32_t num_pages; /* wanted */
 	uint32_t actual;
-	bool has_stats; /* the waiting buffer of the statistics queue was read */
+	bool has_stats;	     /* the waiting buffer of the statistics queue was read */
 	uint8_t reserved[7]; /* zero */
 	struct balloon_host {
 		void (*release)(void *ctx, gpa_t gpa, uint64_t len);
@@ -131,7 +131,7 @@ static int64_t handle_deflate(struct virtio_dev *v, unsigned q, struct vq_elem *
 static void read_stats(struct virtio_balloon *b)
 {
 	struct virtqueue *vq = virtio_vq(&b->pci.v, QUEUE_STATS);
-	struct vq_elem e = {.iov = b->host.iov};
+	struct vq_elem e = { .iov = b->host.iov };
 	struct stat s;
 
 	if (!vq || b->has_stats || vq_peek(vq, &e) <= 0) {
@@ -150,7 +150,7 @@ static void read_stats(struct virtio_balloon *b)
 void virtio_balloon_poll_stats(struct virtio_balloon *b)
 {
 	struct virtqueue *vq = virtio_vq(&b->pci.v, QUEUE_STATS);
-	struct vq_elem e = {.iov = b->host.iov};
+	struct vq_elem e = { .iov = b->host.iov };
 
 	if (!vq || !b->has_stats || vq_pop(vq, &e) <= 0)
 		return;
@@ -184,7 +184,7 @@ static void balloon_kick(struct virtio_dev *v, unsigned q)
 
 static void balloon_config_read(struct virtio_dev *v, uint8_t *config)
 {
-	struct config_space c = {balloon_of(v)->num_pages, balloon_of(v)->actual};
+	struct config_space c = { balloon_of(v)->num_pages, balloon_of(v)->actual };
 
 	memcpy(config, &c, sizeof(c));
 }
@@ -249,11 +249,10 @@ const struct device_class virtio_balloon_class = {
 	.resume = virtio_pci_device_resume,
 };
 
-int virtio_balloon_create(struct virtio_balloon **out, const struct dev_env *env,
-			  struct pci_bus *bus, const char *id,
-			  const struct virtio_balloon_config *cfg, struct error *err)
+int virtio_balloon_create(struct virtio_balloon **out, const struct dev_env *env, struct pci_bus *bus,
+			  const char *id, const struct virtio_balloon_config *cfg, struct error *err)
 {
-	static const uint16_t sizes[NQUEUES] = {QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE};
+	static const uint16_t sizes[NQUEUES] = { QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE };
 	struct virtio_balloon *b = calloc(1, sizeof(*b));
 	int r = -ENOMEM;
 

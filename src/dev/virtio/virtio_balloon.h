@@ -31,9 +31,8 @@ struct virtio_balloon;
 extern const struct device_class virtio_balloon_class;
 
 /** virtio_balloon_create() - @id: instance name, "virtio-balloon0".  0 or -errno with @err set. */
-int virtio_balloon_create(struct virtio_balloon **out, const struct dev_env *env,
-			  struct pci_bus *bus, const char *id,
-			  const struct virtio_balloon_config *cfg, struct error *err);
+int virtio_balloon_create(struct virtio_balloon **out, const struct dev_env *env, struct pci_bus *bus,
+			  const char *id, const struct virtio_balloon_config *cfg, struct error *err);
 struct device *virtio_balloon_device(struct virtio_balloon *b);
 
 /** virtio_balloon_set_target() - ask the guest to give @bytes (rounded down to pages) back. */

@@ -63,7 +63,7 @@ _Static_assert(sizeof(struct config_space) == 60, "virtio 1.2, 5.2.4");
 
 struct virtio_blk {
 	struct virtio_pci pci;
-	uint8_t writeback; /* the driver wants a write cache */
+	uint8_t writeback;   /* the driver wants a write cache */
 	uint8_t reserved[7]; /* zero */
 	struct blk_host {
 		struct block_dev *block;
@@ -186,7 +186,7 @@ static struct blk_io *make_io(struct virtio_blk *b, unsigned q, const struct vq_
 	io->elem.iov = io->iov;
 	io->nsegs = io->seg = 0;
 	memcpy(io->iov, e->iov, n * sizeof(struct iovec));
-	io->req = (struct block_req){.iov = io->iov + n, .done = on_done, .owner = io};
+	io->req = (struct block_req){ .iov = io->iov + n, .done = on_done, .owner = io };
 	return io;
 }
 
@@ -203,8 +203,8 @@ static int64_t do_read_write(struct virtio_blk *b, unsigned q, struct vq_elem *e
 	bool is_write = h->type == T_OUT;
 	uint64_t len = is_write ? e->out_bytes - sizeof(*h) : e->in_bytes - 1;
 
-	if (len % BLOCK_SECTOR || len > REQUEST_MAX || !is_in_range(b, h->sector, len / BLOCK_SECTOR) ||
-	    (is_write && b->host.info.is_readonly)) {
+	if (len % BLOCK_SECTOR || len > REQUEST_MAX ||
+	    !is_in_range(b, h->sector, len / BLOCK_SECTOR) || (is_write && b->host.info.is_readonly)) {
 		log_guest("virtio-blk", "%s: bad request: sector %llu, %llu bytes", b->pci.dev.id,
 			  (unsigned long long)h->sector, (unsigned long long)len);
 		return put_status(e, S_IOERR);

@@ -3,7 +3,7 @@
 #include "dev/virtio/virtio_blk.h"
 
 #define DISK_BYTES (256 * 1024)
-#define HDR	   DRV_BUFFERS		 /* header, then room for segments */
+#define HDR	   DRV_BUFFERS /* header, then room for segments */
 #define DATA	   (DRV_BUFFERS + 0x1000)
 #define STATUS	   (DRV_BUFFERS + 0x800)
 
@@ -72,7 +72,7 @@ static void disk_drain(struct block_dev *b)
 	disk_complete();
 }
 
-static const struct block_ops disk_ops = {"mem", disk_submit, disk_info, disk_drain, NULL};
+static const struct block_ops disk_ops = { "mem", disk_submit, disk_info, disk_drain, NULL };
 
 static struct drv d;
 static struct virtio_blk *blk;
@@ -80,7 +80,7 @@ static struct virtio_blk *blk;
 static void make(unsigned nqueues, struct block_info info)
 {
 	struct error err;
-	struct virtio_blk_config cfg = {&disk.dev, "serial-number-too-long-for-it", nqueues, -1};
+	struct virtio_blk_config cfg = { &disk.dev, "serial-number-too-long-for-it", nqueues, -1 };
 
 	drv_init(&d);
 	memset(&disk, 0, sizeof(disk));
@@ -93,13 +93,13 @@ static void make(unsigned nqueues, struct block_info info)
 
 static int setup(void **state)
 {
-	make(2, (struct block_info){DISK_BYTES, false, true, true, true});
+	make(2, (struct block_info){ DISK_BYTES, false, true, true, true });
 	return 0;
 }
 
 static int setup_readonly(void **state)
 {
-	make(1, (struct block_info){DISK_BYTES, true, false, false, false});
+	make(1, (struct block_info){ DISK_BYTES, true, false, false, false });
 	return 0;
 }
 
@@ -115,7 +115,7 @@ static void put_header(uint32_t type, uint64_t sector)
 	struct {
 		uint32_t type, reserved;
 		uint64_t sector;
-	} h = {type, 0, sector};
+	} h = { type, 0, sector };
 	uint8_t unset = 0x77;
 
 	drv_poke(&d, HDR, &h, sizeof(h));
@@ -125,7 +125,7 @@ static void put_header(uint32_t type, uint64_t sector)
 /* Header, @len bytes of data, status: a request in three buffers. */
 static void add_request(unsigned q, uint32_t type, uint64_t sector, uint32_t len, bool is_in)
 {
-	struct drv_buf bufs[3] = {{HDR, 16, false}, {DATA, len, is_in}, {STATUS, 1, true}};
+	struct drv_buf bufs[3] = { { HDR, 16, false }, { DATA, len, is_in }, { STATUS, 1, true } };
 
 	put_header(type, sector);
 	if (!len)
@@ -221,10 +221,10 @@ static void test_framing(void **state)
 		}
 		for (unsigned at = 0; at < 528; n++) {
 			unsigned part = MIN(n < 20 ? cut : 528u, 528 - at);
-			bufs[n] = (struct drv_buf){HDR + at, part, false};
+			bufs[n] = (struct drv_buf){ HDR + at, part, false };
 			at += part;
 		}
-		bufs[n++] = (struct drv_buf){STATUS, 1, true};
+		bufs[n++] = (struct drv_buf){ STATUS, 1, true };
 		drv_add_indirect(&d, 0, 0x70000, bufs, n);
 		drv_kick(&d, 0);
 		assert_int_equal(finish(0, 1), 0);
@@ -233,10 +233,10 @@ static void test_framing(void **state)
 		/* back, with the status in the buffer of the data's end */
 		put_header(0, 20);
 		n = 0;
-		bufs[n++] = (struct drv_buf){HDR, 16, false};
+		bufs[n++] = (struct drv_buf){ HDR, 16, false };
 		for (unsigned at = 0; at < 513; n++) {
 			unsigned part = MIN(n < 20 ? cut : 513u, 513 - at);
-			bufs[n] = (struct drv_buf){DATA + at, part, true};
+			bufs[n] = (struct drv_buf){ DATA + at, part, true };
 			at += part;
 		}
 		drv_add(&d, 0, bufs, n);
@@ -260,9 +260,11 @@ static void test_bad_requests(void **state)
 		uint32_t len;
 		uint8_t status;
 	} bad[] = {
-		{0, 512, 512, 1},	{0, 511, 1024, 1}, {0, UINT64_MAX, 512, 1}, {0, UINT64_MAX / 512, 512, 1},
-		{0, 0, 511, 1},		{0, 0, 513, 1},	   {2, 0, 512, 2},	    {7, 0, 512, 2},
-		{0xffffffff, 0, 512, 2},
+		{ 0, 512, 512, 1 },	   { 0, 511, 1024, 1 },
+		{ 0, UINT64_MAX, 512, 1 }, { 0, UINT64_MAX / 512, 512, 1 },
+		{ 0, 0, 511, 1 },	   { 0, 0, 513, 1 },
+		{ 2, 0, 512, 2 },	   { 7, 0, 512, 2 },
+		{ 0xffffffff, 0, 512, 2 },
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
 		add_request(0, bad[i].type, bad[i].sector, bad[i].len, true);
@@ -272,11 +274,11 @@ static void test_bad_requests(void **state)
 	add_request(0, 1, 512, 512, false);
 	assert_int_equal(finish(0, 1), 1);
 	/* Without a status byte, without a header: the ring is unusable. */
-	drv_add(&d, 0, &(struct drv_buf){HDR, 16, false}, 1);
+	drv_add(&d, 0, &(struct drv_buf){ HDR, 16, false }, 1);
 	drv_kick(&d, 0);
 	assert_int_equal(drv_status(&d), 0x4f);
 	drv_start(&d, UINT64_MAX, 2, false);
-	drv_add(&d, 0, (struct drv_buf[]){{HDR, 15, false}, {STATUS, 1, true}}, 2);
+	drv_add(&d, 0, (struct drv_buf[]){ { HDR, 15, false }, { STATUS, 1, true } }, 2);
 	drv_kick(&d, 0);
 	assert_int_equal(drv_status(&d), 0x4f);
 	assert_int_equal(disk.nqueue, 0);
@@ -291,7 +293,9 @@ static uint8_t discard(uint32_t type, const struct seg *segs, unsigned n)
 {
 	put_header(type, 0);
 	drv_poke(&d, DATA, segs, n * sizeof(*segs));
-	drv_add(&d, 0, (struct drv_buf[]){{HDR, 16, false}, {DATA, n * 16, false}, {STATUS, 1, true}}, 3);
+	drv_add(&d, 0,
+		(struct drv_buf[]){ { HDR, 16, false }, { DATA, n * 16, false }, { STATUS, 1, true } },
+		3);
 	drv_kick(&d, 0);
 	return finish(0, 1);
 }
@@ -299,7 +303,7 @@ static uint8_t discard(uint32_t type, const struct seg *segs, unsigned n)
 static void test_discard(void **state)
 {
 	drv_start(&d, UINT64_MAX, 1, true);
-	struct seg s[17] = {{8, 2, 0}, {100, 1, 0}};
+	struct seg s[17] = { { 8, 2, 0 }, { 100, 1, 0 } };
 	assert_int_equal(discard(11, s, 2), 0);
 	assert_int_equal(disk.data[7 * 512], 7);
 	assert_int_equal(disk.data[8 * 512], 0xdd);
@@ -326,7 +330,7 @@ static void test_discard(void **state)
 	assert_int_equal(discard(11, s, 17), 1);
 	assert_int_equal(discard(11, s, 0), 1);
 	disk.result = -EIO; /* the first fails: the second is not tried */
-	s[1] = (struct seg){200, 1, 0};
+	s[1] = (struct seg){ 200, 1, 0 };
 	assert_int_equal(discard(11, s, 2), 1);
 	assert_int_equal(disk.data[200 * 512], 200);
 }
@@ -363,7 +367,7 @@ static void test_readonly(void **state)
 	assert_int_equal(finish(0, 1), 1);
 	add_request(0, 0, 0, 512, true);
 	assert_int_equal(finish(0, 513), 0);
-	struct seg s = {0, 1, 0};
+	struct seg s = { 0, 1, 0 };
 	assert_int_equal(discard(11, &s, 1), 2);
 	assert_int_equal(disk.data[0], 0);
 }
@@ -372,7 +376,7 @@ static void test_readonly(void **state)
 static void test_pause_and_reset(void **state)
 {
 	struct device *dev = virtio_blk_device(blk);
-	struct error err = {0};
+	struct error err = { 0 };
 
 	if (state_desc_verify(dev->cls->state, &err) < 0)
 		fail_msg("%s", err.text);
@@ -391,13 +395,13 @@ static void test_pause_and_reset(void **state)
 	add_request(0, 0, 0, 512, true);
 	assert_int_equal(disk.nqueue, 0);
 
-	struct bytes b = {0};
+	struct bytes b = { 0 };
 	assert_int_equal(state_save(dev->cls->state, dev, &b), 0);
 	dev->cls->resume(dev);
 	test_advance(&d.t, 1);
 	assert_int_equal(finish(0, 513), 0);
 	/* Back to the saved state: the request is there again. */
-	struct byte_reader r = {.data = b.data, .len = b.len};
+	struct byte_reader r = { .data = b.data, .len = b.len };
 	if (state_load(dev->cls->state, dev, &r, &err) < 0)
 		fail_msg("%s", err.text);
 	dev->cls->after_load(dev);
@@ -427,7 +431,9 @@ static void test_flood(void **state)
 		if (i % 100 == 0)
 			put_header(0, 0);
 		d.q[0].next_desc = 0;
-		drv_add(&d, 0, (struct drv_buf[]){{HDR, 16, false}, {DATA, 512, true}, {STATUS, 1, true}}, 3);
+		drv_add(&d, 0,
+			(struct drv_buf[]){ { HDR, 16, false }, { DATA, 512, true }, { STATUS, 1, true } },
+			3);
 		if (i % 50 == 49)
 			drv_kick(&d, 0);
 	}

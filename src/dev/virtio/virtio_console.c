@@ -25,7 +25,9 @@ enum { QUEUE_CTRL_RX = 2, QUEUE_CTRL_TX = 3, QUEUE_SIZE = 128, CTRL_SIZE = 32 };
 #define NQUEUES(ports) (2 + 2 * (ports))
 
 /* 5.3.6.2 */
+/* clang-format off */
 enum { MSG_DEVICE_READY, MSG_ADD, MSG_REMOVE, MSG_READY, MSG_CONSOLE, MSG_RESIZE, MSG_OPEN, MSG_NAME };
+/* clang-format on */
 
 /* What the driver is to be told about a port, in this order. */
 enum {
@@ -51,11 +53,11 @@ _Static_assert(sizeof(struct config_space) == 12, "virtio 1.2, 5.3.4");
 struct console_port {
 	uint32_t tx_done; /* bytes of the first waiting chain that are out */
 	uint16_t cols, rows;
-	uint8_t due;	       /* DUE_ bits */
-	bool is_host_open;     /* somebody is at the backend */
-	bool is_guest_open;    /* somebody in the guest has it open */
-	bool is_ready;	       /* the driver said PORT_READY */
-	uint8_t reserved[4];   /* zero */
+	uint8_t due;	     /* DUE_ bits */
+	bool is_host_open;   /* somebody is at the backend */
+	bool is_guest_open;  /* somebody in the guest has it open */
+	bool is_ready;	     /* the driver said PORT_READY */
+	uint8_t reserved[4]; /* zero */
 	struct port_host {
 		struct virtio_console *c;
 		struct char_dev *chr;
@@ -166,7 +168,7 @@ static uint16_t due_event(unsigned due)
 /* The bytes of message @due about port @p; returns how many. */
 static size_t build_message(const struct console_port *p, unsigned due, uint8_t *buf)
 {
-	struct control_msg m = {.id = port_index(p), .event = due_event(due), .value = 1};
+	struct control_msg m = { .id = port_index(p), .event = due_event(due), .value = 1 };
 	size_t len = sizeof(m);
 
 	if (due == DUE_OPEN)
@@ -189,7 +191,7 @@ static size_t build_message(const struct console_port *p, unsigned due, uint8_t 
 static void send_control(struct virtio_console *c)
 {
 	struct virtqueue *vq = virtio_vq(&c->pci.v, QUEUE_CTRL_RX);
-	struct vq_elem e = {.iov = c->host.rx_iov};
+	struct vq_elem e = { .iov = c->host.rx_iov };
 	uint8_t buf[sizeof(struct control_msg) + VIRTIO_CONSOLE_NAME_MAX];
 
 	if (!vq || !is_multiport(c))
@@ -229,7 +231,8 @@ static void on_port_ready(struct console_port *p)
 {
 	p->is_ready = true;
 	if (p->host.is_console)
-		p->due |= DUE_CONSOLE | (p->cols && virtio_has(&p->host.c->pci.v, F_SIZE) ? DUE_RESIZE : 0);
+		p->due |= DUE_CONSOLE |
+			  (p->cols && virtio_has(&p->host.c->pci.v, F_SIZE) ? DUE_RESIZE : 0);
 	if (p->host.name[0])
 		p->due |= DUE_NAME;
 	if (p->is_host_open)
@@ -304,7 +307,7 @@ static size_t port_can_receive(void *ctx)
 	struct console_port *p = ctx;
 	struct virtio_console *c = p->host.c;
 	struct virtqueue *vq = port_rx(p);
-	struct vq_elem e = {.iov = c->host.rx_iov};
+	struct vq_elem e = { .iov = c->host.rx_iov };
 
 	int r = vq ? vq_peek(vq, &e) : 0;
 	if (vq && r == 0 && vq_arm_kick(vq))
@@ -324,7 +327,7 @@ static void port_receive(void *ctx, const uint8_t *data, size_t len)
 	struct console_port *p = ctx;
 	struct virtio_console *c = p->host.c;
 	struct virtqueue *vq = port_rx(p);
-	struct vq_elem e = {.iov = c->host.rx_iov};
+	struct vq_elem e = { .iov = c->host.rx_iov };
 
 	/* What is more than can_receive said finds no place, and is lost as on a wire. */
 	while (vq && len && vq_pop(vq, &e) > 0) {
@@ -395,8 +398,9 @@ static void console_kick(struct virtio_dev *v, unsigned q)
 static void console_config_read(struct virtio_dev *v, uint8_t *config)
 {
 	const struct virtio_console *c = console_of(v);
-	struct config_space s = {.cols = c->ports[0].cols, .rows = c->ports[0].rows,
-				 .max_nr_ports = c->host.nports};
+	struct config_space s = { .cols = c->ports[0].cols,
+				  .rows = c->ports[0].rows,
+				  .max_nr_ports = c->host.nports };
 
 	memcpy(config, &s, sizeof(s));
 }
@@ -444,7 +448,7 @@ static void console_destroy(struct device *d)
 
 	for (unsigned i = 0; i < c->host.nports; i++)
 		if (c->ports[i].host.chr)
-			c->ports[i].host.chr->user = (struct char_user){0};
+			c->ports[i].host.chr->user = (struct char_user){ 0 };
 	virtio_pci_fini(&c->pci);
 	free(c->host.rx_iov);
 	free(c);
@@ -482,9 +486,8 @@ static void init_port(struct virtio_console *c, unsigned i, const struct virtio_
 		};
 }
 
-int virtio_console_create(struct virtio_console **out, const struct dev_env *env,
-			  struct pci_bus *bus, const char *id,
-			  const struct virtio_console_config *cfg, struct error *err)
+int virtio_console_create(struct virtio_console **out, const struct dev_env *env, struct pci_bus *bus,
+			  const char *id, const struct virtio_console_config *cfg, struct error *err)
 {
 	uint16_t sizes[NQUEUES(VIRTIO_CONSOLE_PORTS_MAX)];
 	struct virtio_console *c = calloc(1, sizeof(*c));
@@ -509,7 +512,7 @@ int virtio_console_create(struct virtio_console **out, const struct dev_env *env
 		return r;
 	}
 	for (unsigned i = 0; i < VIRTIO_CONSOLE_PORTS_MAX; i++)
-		init_port(c, i, i < c->host.nports ? &cfg->ports[i] : &(struct virtio_console_port){0});
+		init_port(c, i, i < c->host.nports ? &cfg->ports[i] : &(struct virtio_console_port){ 0 });
 	*out = c;
 	return 0;
 }

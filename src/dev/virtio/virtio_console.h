@@ -34,9 +34,8 @@ struct virtio_console;
 extern const struct device_class virtio_console_class;
 
 /** virtio_console_create() - @id: instance name, "virtio-console0".  0 or -errno with @err set. */
-int virtio_console_create(struct virtio_console **out, const struct dev_env *env,
-			  struct pci_bus *bus, const char *id,
-			  const struct virtio_console_config *cfg, struct error *err);
+int virtio_console_create(struct virtio_console **out, const struct dev_env *env, struct pci_bus *bus,
+			  const char *id, const struct virtio_console_config *cfg, struct error *err);
 struct device *virtio_console_device(struct virtio_console *c);
 
 /** virtio_console_is_open() - has a process in the guest opened port @i (the agent is there)? */

@@ -28,7 +28,7 @@ static void chr_rx_ready(struct char_dev *c)
 	container_of(c, struct fake_chr, chr)->rx_readies++;
 }
 
-static const struct char_ops chr_ops = {.write = chr_write, .rx_ready = chr_rx_ready};
+static const struct char_ops chr_ops = { .write = chr_write, .rx_ready = chr_rx_ready };
 
 static struct drv d;
 static struct virtio_console *con;
@@ -36,7 +36,7 @@ static struct virtio_console *con;
 static void make(unsigned nports, bool has_console)
 {
 	struct error err;
-	struct virtio_console_config cfg = {.nports = nports, .slot = -1};
+	struct virtio_console_config cfg = { .nports = nports, .slot = -1 };
 
 	drv_init(&d);
 	memset(chr, 0, sizeof(chr));
@@ -45,9 +45,9 @@ static void make(unsigned nports, bool has_console)
 		chr[i].room = SIZE_MAX;
 	}
 	cfg.ports[0].chr = has_console ? &chr[0].chr : NULL;
-	cfg.ports[1] = (struct virtio_console_port){&chr[1].chr, VIRTIO_PORT_GUEST_AGENT, false};
-	assert_int_equal(virtio_console_create(&con, &d.t.env, drv_bus(&d), "virtio-console0", &cfg, &err),
-			 0);
+	cfg.ports[1] = (struct virtio_console_port){ &chr[1].chr, VIRTIO_PORT_GUEST_AGENT, false };
+	assert_int_equal(
+		virtio_console_create(&con, &d.t.env, drv_bus(&d), "virtio-console0", &cfg, &err), 0);
 }
 
 static int setup_one(void **state)
@@ -88,8 +88,10 @@ static void type(unsigned i, const char *s)
 static void print(unsigned q, const char *s)
 {
 	drv_poke(&d, DRV_BUFFERS + 0x8000, s, strlen(s));
-	drv_add(&d, q, (struct drv_buf[]){{DRV_BUFFERS + 0x8000, 2, false},
-					  {DRV_BUFFERS + 0x8002, strlen(s) - 2, false}}, 2);
+	drv_add(&d, q,
+		(struct drv_buf[]){ { DRV_BUFFERS + 0x8000, 2, false },
+				    { DRV_BUFFERS + 0x8002, strlen(s) - 2, false } },
+		2);
 	drv_kick(&d, q);
 }
 
@@ -118,8 +120,8 @@ static void test_single(void **state)
 	assert_true(drv_used(&d, 1, NULL, NULL));
 	assert_int_equal(can_receive(0), 0);
 	unsigned readies = chr[0].rx_readies;
-	drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS, 10, true}, 1);
-	drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS + 0x1000, 4, true}, 1);
+	drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS, 10, true }, 1);
+	drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS + 0x1000, 4, true }, 1);
 	drv_kick(&d, 0);
 	assert_int_equal(chr[0].rx_readies, readies + 1);
 	assert_int_equal(can_receive(0), 10);
@@ -140,7 +142,7 @@ static void test_single(void **state)
 	assert_int_equal(drv_read(&d, DRV_CONFIG, 2), 132);
 	assert_int_equal(drv_read(&d, DRV_CONFIG + 2, 2), 50);
 	/* An empty buffer is nonsense. */
-	drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS, 10, false}, 1);
+	drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS, 10, false }, 1);
 	drv_kick(&d, 0);
 	assert_int_equal(can_receive(0), 0);
 	assert_int_equal(drv_status(&d), 0x4f);
@@ -158,13 +160,13 @@ static void test_slow_backend(void **state)
 	assert_false(drv_used(&d, 1, NULL, NULL));
 	/* Saved in the middle of it. */
 	struct device *dev = virtio_console_device(con);
-	struct bytes b = {0};
-	struct error err = {0};
+	struct bytes b = { 0 };
+	struct error err = { 0 };
 	dev->cls->pause(dev);
 	assert_int_equal(state_save(dev->cls->state, dev, &b), 0);
 	dev->cls->resume(dev);
 	dev->cls->reset(dev);
-	struct byte_reader r = {.data = b.data, .len = b.len};
+	struct byte_reader r = { .data = b.data, .len = b.len };
 	if (state_load(dev->cls->state, dev, &r, &err) < 0)
 		fail_msg("%s", err.text);
 	chr[0].room = SIZE_MAX;
@@ -183,10 +185,10 @@ static void send_ctrl(uint32_t id, uint16_t event, uint16_t value)
 	struct {
 		uint32_t id;
 		uint16_t event, value;
-	} m = {id, event, value};
+	} m = { id, event, value };
 
 	drv_poke(&d, 0x70000, &m, sizeof(m));
-	drv_add(&d, 3, &(struct drv_buf){0x70000, sizeof(m), false}, 1);
+	drv_add(&d, 3, &(struct drv_buf){ 0x70000, sizeof(m), false }, 1);
 	drv_kick(&d, 3);
 	assert_true(drv_used(&d, 3, NULL, NULL));
 }
@@ -195,7 +197,7 @@ static void post_ctrl(unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
 		gpa_t gpa = 0x60000 + d.q[2].next_desc * 0x100;
-		drv_add(&d, 2, &(struct drv_buf){gpa, 0x100, true}, 1);
+		drv_add(&d, 2, &(struct drv_buf){ gpa, 0x100, true }, 1);
 	}
 	drv_kick(&d, 2);
 }
@@ -218,7 +220,7 @@ static void expect_ctrl(uint32_t id, uint16_t event, uint16_t value, const void 
 
 static void test_multiport(void **state)
 {
-	static const uint16_t size[2] = {80, 25};
+	static const uint16_t size[2] = { 80, 25 };
 
 	chr[0].chr.user.resized(chr[0].chr.user.ctx, 80, 25);
 	drv_start(&d, UINT64_MAX, 6, true);
@@ -241,7 +243,7 @@ static void test_multiport(void **state)
 	expect_ctrl(1, 6, 1, NULL, 0);
 	assert_false(drv_used(&d, 2, NULL, NULL));
 	/* Input waits until somebody has the port open. */
-	drv_add(&d, 4, &(struct drv_buf){DRV_BUFFERS, 64, true}, 1);
+	drv_add(&d, 4, &(struct drv_buf){ DRV_BUFFERS, 64, true }, 1);
 	drv_kick(&d, 4);
 	assert_int_equal(can_receive(1), 0);
 	assert_false(virtio_console_is_open(con, 1));
@@ -267,7 +269,7 @@ static void test_multiport(void **state)
 	send_ctrl(2, 3, 1);
 	send_ctrl(0xffffffff, 6, 1);
 	send_ctrl(0, 99, 1);
-	drv_add(&d, 3, &(struct drv_buf){0x70000, 7, false}, 1);
+	drv_add(&d, 3, &(struct drv_buf){ 0x70000, 7, false }, 1);
 	drv_kick(&d, 3);
 	assert_false(drv_used(&d, 2, NULL, NULL));
 	assert_int_equal(drv_status(&d), 0x0f);
@@ -288,7 +290,7 @@ static void test_multiport(void **state)
 
 static void test_agent_only(void **state)
 {
-	struct error err = {0};
+	struct error err = { 0 };
 	struct device *dev = virtio_console_device(con);
 
 	if (state_desc_verify(dev->cls->state, &err) < 0)

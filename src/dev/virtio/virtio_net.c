@@ -70,8 +70,8 @@ struct virtio_net {
 	uint64_t guest_offloads; /* feature bits in force */
 	uint8_t mac[6];
 	bool is_link_up;
-	uint8_t rx_mode; /* bit n: RX_ mode n is on */
-	uint8_t nunicast, nmulticast; /* in the table, in this order */
+	uint8_t rx_mode;		       /* bit n: RX_ mode n is on */
+	uint8_t nunicast, nmulticast;	       /* in the table, in this order */
 	bool is_unicast_all, is_multicast_all; /* the table overflowed */
 	uint8_t mac_table[MAC_TABLE_MAX][6];
 	uint8_t reserved[4]; /* zero */
@@ -145,16 +145,15 @@ static bool is_in_table(const struct virtio_net *n, unsigned from, unsigned coun
 /* 5.1.6.5.1, .2: is a frame to @mac for this guest? */
 static bool is_wanted(const struct virtio_net *n, const uint8_t *mac)
 {
-	static const uint8_t broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+	static const uint8_t broadcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
 
 	if (has_mode(n, RX_PROMISC))
 		return true;
 	if (!memcmp(mac, broadcast, 6))
 		return !has_mode(n, RX_NOBCAST);
 	if (mac[0] & 1)
-		return !has_mode(n, RX_NOMULTI) &&
-		       (has_mode(n, RX_ALLMULTI) || n->is_multicast_all ||
-			is_in_table(n, n->nunicast, n->nmulticast, mac));
+		return !has_mode(n, RX_NOMULTI) && (has_mode(n, RX_ALLMULTI) || n->is_multicast_all ||
+						    is_in_table(n, n->nunicast, n->nmulticast, mac));
 	return !has_mode(n, RX_NOUNI) &&
 	       (has_mode(n, RX_ALLUNI) || n->is_unicast_all || !memcmp(mac, n->mac, 6) ||
 		is_in_table(n, 0, n->nunicast, mac));
@@ -197,7 +196,7 @@ static int fill_buffers(struct virtio_net *n, struct virtqueue *vq, const struct
 		room += takes[nelems++];
 	}
 	/* Fill. */
-	struct net_header h = {.off = *off, .num_buffers = nelems};
+	struct net_header h = { .off = *off, .num_buffers = nelems };
 	size_t done = 0;
 	for (unsigned i = 0, src = 0, src_off = 0; i < nelems; i++) {
 		size_t at = 0;
@@ -223,7 +222,8 @@ static int fill_buffers(struct virtio_net *n, struct virtqueue *vq, const struct
 }
 
 /* One plain or hinted frame that the driver understands. */
-static int deliver(struct virtio_net *n, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+static int deliver(struct virtio_net *n, const struct net_offload *off, const struct iovec *iov,
+		   unsigned niov)
 {
 	struct virtqueue *vq = virtio_vq(&n->pci.v, QUEUE_RX);
 	int r;
@@ -246,7 +246,7 @@ static int deliver(struct virtio_net *n, const struct net_offload *off, const st
 static int emit_plain(void *arg, const uint8_t *frame, size_t len)
 {
 	static const struct net_offload none;
-	struct iovec iov = {(void *)(uintptr_t)frame, len};
+	struct iovec iov = { (void *)(uintptr_t)frame, len };
 
 	return deliver(arg, &none, &iov, 1);
 }
@@ -399,8 +399,8 @@ static void net_link_changed(void *ctx, bool is_up)
 /* ---- control ---- */
 
 /* One list of a MAC table command: count, then addresses.  Advances *@off.  False: malformed. */
-static bool take_mac_list(struct virtio_net *n, const struct vq_elem *e, size_t *off, unsigned *filled,
-			  uint8_t *count, bool *is_all)
+static bool take_mac_list(struct virtio_net *n, const struct vq_elem *e, size_t *off,
+			  unsigned *filled, uint8_t *count, bool *is_all)
 {
 	uint32_t entries;
 
@@ -496,7 +496,7 @@ static void net_kick(struct virtio_dev *v, unsigned q)
 static void net_config_read(struct virtio_dev *v, uint8_t *config)
 {
 	const struct virtio_net *n = net_of(v);
-	struct config_space c = {.status = n->is_link_up};
+	struct config_space c = { .status = n->is_link_up };
 
 	memcpy(c.mac, n->mac, 6);
 	memcpy(config, &c, sizeof(c));
@@ -541,7 +541,7 @@ static void net_destroy(struct device *d)
 {
 	struct virtio_net *n = container_of(d, struct virtio_net, pci.dev);
 
-	n->host.port->card = (struct net_card){0};
+	n->host.port->card = (struct net_card){ 0 };
 	virtio_pci_fini(&n->pci);
 	free(n->host.rx_iov);
 	free(n->host.frame);
@@ -561,9 +561,9 @@ const struct device_class virtio_net_class = {
 int virtio_net_create(struct virtio_net **out, const struct dev_env *env, struct pci_bus *bus,
 		      const char *id, const struct virtio_net_config *cfg, struct error *err)
 {
-	static const uint16_t sizes[NQUEUES] = {QUEUE_SIZE, QUEUE_SIZE, CTRL_SIZE};
-	uint64_t offered = F_MAC | F_MRG_RXBUF | F_STATUS | F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA |
-			   F_CTRL_MAC_ADDR;
+	static const uint16_t sizes[NQUEUES] = { QUEUE_SIZE, QUEUE_SIZE, CTRL_SIZE };
+	uint64_t offered = F_MAC | F_MRG_RXBUF | F_STATUS | F_CTRL_VQ | F_CTRL_RX |
+			   F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR;
 	struct virtio_net *n = calloc(1, sizeof(*n));
 	int r = -ENOMEM;
 

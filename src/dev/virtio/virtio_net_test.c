@@ -6,7 +6,7 @@
 #define CSUM	  (1ULL << 0)
 #define MRG_RXBUF (1ULL << 15)
 
-static const uint8_t own_mac[6] = {0x52, 0x54, 0, 1, 2, 3};
+static const uint8_t own_mac[6] = { 0x52, 0x54, 0, 1, 2, 3 };
 
 /* A port that records. */
 static struct fake_port {
@@ -18,7 +18,8 @@ static struct fake_port {
 	size_t len;
 } port;
 
-static int port_send(struct net_port *p, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+static int port_send(struct net_port *p, const struct net_offload *off, const struct iovec *iov,
+		     unsigned niov)
 {
 	if (port.is_congested)
 		return -EAGAIN;
@@ -33,7 +34,7 @@ static void port_rx_ready(struct net_port *p)
 	port.rx_readies++;
 }
 
-static const struct net_ops port_ops = {.send = port_send, .rx_ready = port_rx_ready};
+static const struct net_ops port_ops = { .send = port_send, .rx_ready = port_rx_ready };
 
 static struct drv d;
 static struct virtio_net *net;
@@ -41,7 +42,7 @@ static struct virtio_net *net;
 static void make(bool can_offload)
 {
 	struct error err;
-	struct virtio_net_config cfg = {&port.port, -1};
+	struct virtio_net_config cfg = { &port.port, -1 };
 
 	drv_init(&d);
 	memset(&port, 0, sizeof(port));
@@ -72,15 +73,16 @@ static int teardown(void **state)
 static int receive(const struct net_offload *off, const uint8_t *frame, size_t len)
 {
 	static const struct net_offload none;
-	struct iovec iov[2] = {{(void *)(uintptr_t)frame, MIN(len, (size_t)33)},
-			       {(void *)(uintptr_t)(frame + MIN(len, (size_t)33)), len - MIN(len, (size_t)33)}};
+	struct iovec iov[2] = { { (void *)(uintptr_t)frame, MIN(len, (size_t)33) },
+				{ (void *)(uintptr_t)(frame + MIN(len, (size_t)33)),
+				  len - MIN(len, (size_t)33) } };
 
 	return port.port.card.receive(port.port.card.ctx, off ? off : &none, iov, 2);
 }
 
 static int receive_to(const uint8_t *mac)
 {
-	uint8_t frame[60] = {0};
+	uint8_t frame[60] = { 0 };
 
 	memcpy(frame, mac, 6);
 	return receive(NULL, frame, sizeof(frame));
@@ -89,7 +91,7 @@ static int receive_to(const uint8_t *mac)
 static void add_rx(unsigned n, uint32_t len)
 {
 	for (unsigned i = 0; i < n; i++)
-		drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS + i * 0x1000, len, true}, 1);
+		drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS + i * 0x1000, len, true }, 1);
 	drv_kick(&d, 0);
 }
 
@@ -120,7 +122,7 @@ static void test_tx(void **state)
 	struct {
 		struct net_offload off;
 		uint16_t num;
-	} h = {{.flags = 1, .gso_type = 1, .gso_size = 1448, .csum_start = 34, .csum_offset = 16}, 0};
+	} h = { { .flags = 1, .gso_type = 1, .gso_size = 1448, .csum_start = 34, .csum_offset = 16 }, 0 };
 	uint8_t frame[3000];
 
 	drv_start(&d, UINT64_MAX, 3, true);
@@ -128,8 +130,9 @@ static void test_tx(void **state)
 		frame[i] = i * 3;
 	drv_poke(&d, DRV_BUFFERS, &h, 12);
 	drv_poke(&d, DRV_BUFFERS + 12, frame, sizeof(frame));
-	struct drv_buf bufs[3] = {{DRV_BUFFERS, 10, false}, {DRV_BUFFERS + 10, 100, false},
-				  {DRV_BUFFERS + 110, 2902, false}};
+	struct drv_buf bufs[3] = { { DRV_BUFFERS, 10, false },
+				   { DRV_BUFFERS + 10, 100, false },
+				   { DRV_BUFFERS + 110, 2902, false } };
 	drv_add(&d, 1, bufs, 3);
 	drv_kick(&d, 1);
 	assert_int_equal(port.sends, 1);
@@ -152,13 +155,13 @@ static void test_tx(void **state)
 	assert_true(drv_used(&d, 1, NULL, NULL));
 
 	/* Frames that are none. */
-	static const uint32_t lens[] = {0, 11, 12, 25};
+	static const uint32_t lens[] = { 0, 11, 12, 25 };
 	for (unsigned i = 0; i < ARRAY_SIZE(lens); i++) {
-		drv_add(&d, 1, &(struct drv_buf){DRV_BUFFERS, lens[i], false}, 1);
+		drv_add(&d, 1, &(struct drv_buf){ DRV_BUFFERS, lens[i], false }, 1);
 		drv_kick(&d, 1);
 		assert_true(drv_used(&d, 1, NULL, NULL));
 	}
-	drv_add(&d, 1, &(struct drv_buf){DRV_BUFFERS, NET_FRAME_MAX + 13, false}, 1);
+	drv_add(&d, 1, &(struct drv_buf){ DRV_BUFFERS, NET_FRAME_MAX + 13, false }, 1);
 	drv_kick(&d, 1);
 	h.off.gso_type = 3; /* UDP: not offered */
 	drv_poke(&d, DRV_BUFFERS, &h, 12);
@@ -173,18 +176,18 @@ static void test_tx(void **state)
 
 static void test_tx_not_negotiated(void **state)
 {
-	struct net_offload off = {.flags = 1, .csum_start = 34, .csum_offset = 16};
+	struct net_offload off = { .flags = 1, .csum_start = 34, .csum_offset = 16 };
 
 	assert_true(port.port.can_offload == false);
 	drv_start(&d, UINT64_MAX, 3, true);
 	assert_false(d.offered & 0x3fff & ~(1u << 5));
 	drv_poke(&d, DRV_BUFFERS, &off, sizeof(off));
-	drv_add(&d, 1, &(struct drv_buf){DRV_BUFFERS, 112, false}, 1);
+	drv_add(&d, 1, &(struct drv_buf){ DRV_BUFFERS, 112, false }, 1);
 	drv_kick(&d, 1);
 	assert_int_equal(port.sends, 0);
 	memset(&off, 0, sizeof(off));
 	drv_poke(&d, DRV_BUFFERS, &off, sizeof(off));
-	drv_add(&d, 1, &(struct drv_buf){DRV_BUFFERS, 112, false}, 1);
+	drv_add(&d, 1, &(struct drv_buf){ DRV_BUFFERS, 112, false }, 1);
 	drv_kick(&d, 1);
 	assert_int_equal(port.sends, 1);
 	assert_int_equal(port.len, 100);
@@ -218,16 +221,16 @@ static void test_rx(void **state)
 	/* Merged: 5012 bytes in 2000s; one waits already. */
 	assert_int_equal(receive(NULL, frame, sizeof(frame)), -ENOBUFS);
 	assert_false(drv_used(&d, 0, NULL, NULL));
-	drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS + 0x1000, 2000, true}, 1);
+	drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS + 0x1000, 2000, true }, 1);
 	drv_kick(&d, 0);
 	assert_int_equal(port.rx_readies, 2);
 	assert_int_equal(receive(NULL, frame, sizeof(frame)), -ENOBUFS);
-	drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS + 0x2000, 2000, true}, 1);
+	drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS + 0x2000, 2000, true }, 1);
 	drv_kick(&d, 0);
 	assert_int_equal(port.rx_readies, 3);
 	unsigned before = d.t.msi.count;
 	assert_int_equal(receive(NULL, frame, sizeof(frame)), 0);
-	static const uint32_t lens[] = {2000, 2000, 1012};
+	static const uint32_t lens[] = { 2000, 2000, 1012 };
 	for (unsigned i = 0; i < 3; i++) {
 		assert_true(drv_used(&d, 0, NULL, &len));
 		assert_int_equal(len, lens[i]);
@@ -249,11 +252,12 @@ static void test_rx(void **state)
 
 static void test_rx_unmerged(void **state)
 {
-	uint8_t frame[200] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+	uint8_t frame[200] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
 	uint32_t len;
 
 	drv_start(&d, ~MRG_RXBUF, 3, true);
-	drv_add(&d, 0, (struct drv_buf[]){{DRV_BUFFERS, 12, true}, {DRV_BUFFERS + 0x1000, 150, true}}, 2);
+	drv_add(&d, 0,
+		(struct drv_buf[]){ { DRV_BUFFERS, 12, true }, { DRV_BUFFERS + 0x1000, 150, true } }, 2);
 	drv_kick(&d, 0);
 	assert_int_equal(receive(NULL, frame, 151), 0); /* too long for the buffer: dropped */
 	assert_false(drv_used(&d, 0, NULL, NULL));
@@ -265,8 +269,8 @@ static void test_rx_unmerged(void **state)
 /* A frame with hints to a driver that took none. */
 static void test_rx_software_offload(void **state)
 {
-	uint8_t frame[14 + 40 + 2500] = {0};
-	struct net_offload off = {.flags = 1, .gso_type = NET_GSO_TCP4, .gso_size = 1000};
+	uint8_t frame[14 + 40 + 2500] = { 0 };
+	struct net_offload off = { .flags = 1, .gso_type = NET_GSO_TCP4, .gso_size = 1000 };
 	uint32_t len;
 
 	memcpy(frame, own_mac, 6);
@@ -275,9 +279,9 @@ static void test_rx_software_offload(void **state)
 	frame[14 + 20 + 12] = 0x50;
 	drv_start(&d, MRG_RXBUF, 3, true);
 	for (unsigned i = 0; i < 3; i++)
-		drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS + i * 0x1000, 1600, true}, 1);
+		drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS + i * 0x1000, 1600, true }, 1);
 	assert_int_equal(receive(&off, frame, sizeof(frame)), 0);
-	static const uint32_t lens[] = {1066, 1066, 566};
+	static const uint32_t lens[] = { 1066, 1066, 566 };
 	for (unsigned i = 0; i < 3; i++) {
 		assert_true(drv_used(&d, 0, NULL, &len));
 		assert_int_equal(len, lens[i]);
@@ -286,7 +290,7 @@ static void test_rx_software_offload(void **state)
 	/* With the features it passes whole. */
 	drv_start(&d, UINT64_MAX, 3, true);
 	for (unsigned i = 0; i < 3; i++)
-		drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS + i * 0x1000, 1600, true}, 1);
+		drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS + i * 0x1000, 1600, true }, 1);
 	assert_int_equal(receive(&off, frame, sizeof(frame)), 0);
 	assert_true(drv_used(&d, 0, NULL, &len));
 	assert_int_equal(len, 1600);
@@ -301,12 +305,14 @@ static void test_rx_software_offload(void **state)
 
 static uint8_t control(uint8_t class, uint8_t cmd, const void *data, uint32_t len)
 {
-	uint8_t head[2] = {class, cmd}, unset = 0x77;
+	uint8_t head[2] = { class, cmd }, unset = 0x77;
 
 	drv_poke(&d, 0x70000, head, 2);
 	drv_poke(&d, 0x70002, data, len);
 	drv_poke(&d, 0x6fff0, &unset, 1);
-	drv_add(&d, 2, (struct drv_buf[]){{0x70000, 2, false}, {0x70002, len, false}, {0x6fff0, 1, true}}, 3);
+	drv_add(&d, 2,
+		(struct drv_buf[]){ { 0x70000, 2, false }, { 0x70002, len, false }, { 0x6fff0, 1, true } },
+		3);
 	drv_kick(&d, 2);
 	assert_true(drv_used(&d, 2, NULL, NULL));
 	return drv_peek8(&d, 0x6fff0);
@@ -322,9 +328,9 @@ static bool gets(const uint8_t *mac)
 
 static void test_filter(void **state)
 {
-	static const uint8_t other[6] = {2, 0, 0, 0, 0, 9}, multi[6] = {1, 0, 0x5e, 0, 0, 1},
-			     bcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
-	uint8_t on = 1, off = 0, table[4 + 6 + 4 + 6] = {1, 0, 0, 0, 2, 0, 0, 0, 0, 9, 1};
+	static const uint8_t other[6] = { 2, 0, 0, 0, 0, 9 }, multi[6] = { 1, 0, 0x5e, 0, 0, 1 },
+			     bcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+	uint8_t on = 1, off = 0, table[4 + 6 + 4 + 6] = { 1, 0, 0, 0, 2, 0, 0, 0, 0, 9, 1 };
 
 	drv_start(&d, UINT64_MAX, 3, true);
 	add_rx(60, 1600);
@@ -376,8 +382,8 @@ static void test_filter(void **state)
 static void test_link_and_state(void **state)
 {
 	struct device *dev = virtio_net_device(net);
-	struct error err = {0};
-	struct bytes b = {0};
+	struct error err = { 0 };
+	struct bytes b = { 0 };
 
 	if (state_desc_verify(dev->cls->state, &err) < 0)
 		fail_msg("%s", err.text);
@@ -399,7 +405,7 @@ static void test_link_and_state(void **state)
 	assert_int_equal(port.rx_readies, before + 1);
 	assert_int_equal(receive_to(own_mac), 0);
 	assert_true(drv_used(&d, 0, NULL, NULL));
-	struct byte_reader r = {.data = b.data, .len = b.len};
+	struct byte_reader r = { .data = b.data, .len = b.len };
 	if (state_load(dev->cls->state, dev, &r, &err) < 0)
 		fail_msg("%s", err.text);
 	dev->cls->after_load(dev);

@@ -156,7 +156,7 @@ enum { COMMON_REGS(R) COMMON_BYTES = 56 };
 static const struct {
 	uint8_t offset, size;
 } common_regs[] = {
-#define R(name, off, size) {off, size},
+#define R(name, off, size) { off, size },
 	COMMON_REGS(R)
 #undef R
 };
@@ -211,7 +211,7 @@ static uint32_t common_get(struct virtio_pci *p, unsigned reg)
 /* Any bytes of it: reading has no side effects. */
 static uint64_t common_read(struct virtio_pci *p, unsigned off, unsigned size)
 {
-	uint8_t image[COMMON_BYTES + 8] = {0};
+	uint8_t image[COMMON_BYTES + 8] = { 0 };
 	uint64_t value = 0;
 
 	if (off >= COMMON_BYTES)
@@ -325,8 +325,8 @@ static void common_write(struct virtio_pci *p, unsigned off, unsigned size, uint
 			common_set(p, off, value);
 			return;
 		}
-	log_guest("virtio", "%s: write of %u bytes to common configuration byte %u", p->dev.id, size,
-		  off);
+	log_guest("virtio", "%s: write of %u bytes to common configuration byte %u", p->dev.id,
+		  size, off);
 }
 
 /* ---- BAR 4 ---- */
@@ -374,7 +374,7 @@ static void regs_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 	}
 }
 
-static const struct bus_ops regs_ops = {.read = regs_read, .write = regs_write};
+static const struct bus_ops regs_ops = { .read = regs_read, .write = regs_write };
 
 /* ---- the PCI_CFG capability (4.1.4.9): BAR 4 through config space ---- */
 
@@ -430,10 +430,10 @@ static void put_u32(uint8_t *at, uint32_t v)
 }
 
 /* A vendor capability; @len 16 or 20.  pci_add_cap takes it from byte 2 on. */
-static int add_vendor_cap(struct pci_dev *d, unsigned len, unsigned type, unsigned bar, uint32_t off,
-			  uint32_t length, uint32_t extra, bool is_writable)
+static int add_vendor_cap(struct pci_dev *d, unsigned len, unsigned type, unsigned bar,
+			  uint32_t off, uint32_t length, uint32_t extra, bool is_writable)
 {
-	uint8_t cap[VCAP_END] = {0}, wmask[VCAP_END] = {0};
+	uint8_t cap[VCAP_END] = { 0 }, wmask[VCAP_END] = { 0 };
 
 	cap[2] = len;
 	cap[3] = type;
@@ -456,12 +456,12 @@ static int add_caps(struct virtio_pci *p)
 		uint32_t off, length, extra;
 		bool is_writable;
 	} caps[] = {
-		{16, CAP_COMMON, BAR_REGS, AREA_COMMON * AREA_BYTES, COMMON_BYTES, 0, false},
-		{16, CAP_ISR, BAR_REGS, AREA_ISR * AREA_BYTES, 1, 0, false},
-		{16, CAP_DEVICE, BAR_REGS, AREA_DEVICE * AREA_BYTES, AREA_BYTES, 0, false},
-		{20, CAP_NOTIFY, BAR_REGS, AREA_NOTIFY * AREA_BYTES, VIRTIO_QUEUES_MAX * NOTIFY_STEP,
-		 NOTIFY_STEP, false},
-		{20, CAP_PCI, 0, 0, 0, 0, true},
+		{ 16, CAP_COMMON, BAR_REGS, AREA_COMMON * AREA_BYTES, COMMON_BYTES, 0, false },
+		{ 16, CAP_ISR, BAR_REGS, AREA_ISR * AREA_BYTES, 1, 0, false },
+		{ 16, CAP_DEVICE, BAR_REGS, AREA_DEVICE * AREA_BYTES, AREA_BYTES, 0, false },
+		{ 20, CAP_NOTIFY, BAR_REGS, AREA_NOTIFY * AREA_BYTES,
+		  VIRTIO_QUEUES_MAX * NOTIFY_STEP, NOTIFY_STEP, false },
+		{ 20, CAP_PCI, 0, 0, 0, 0, true },
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(caps); i++) {
 		int r = add_vendor_cap(d, caps[i].len, caps[i].type, caps[i].bar, caps[i].off,

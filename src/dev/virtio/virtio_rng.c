@@ -92,7 +92,7 @@ const struct device_class virtio_rng_class = {
 int virtio_rng_create(struct virtio_rng **out, const struct dev_env *env, struct pci_bus *bus,
 		      const char *id, const struct virtio_rng_config *cfg, struct error *err)
 {
-	static const uint16_t sizes[1] = {QUEUE_SIZE};
+	static const uint16_t sizes[1] = { QUEUE_SIZE };
 	struct virtio_rng *g = calloc(1, sizeof(*g));
 
 	if (!g)

@@ -15,7 +15,7 @@ static void fill(void *ctx, uint8_t *buf, size_t len)
 	memset(buf, 0xa5, len);
 }
 
-static const struct virtio_rng_config rng_cfg = {.fill = fill, .ctx = &fills, .slot = -1};
+static const struct virtio_rng_config rng_cfg = { .fill = fill, .ctx = &fills, .slot = -1 };
 
 static int setup_rng(void **state)
 {
@@ -36,7 +36,7 @@ static int teardown_rng(void **state)
 static void add_rng(unsigned n, uint32_t len)
 {
 	for (unsigned i = 0; i < n; i++)
-		drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS + i * 0x1000, len, true}, 1);
+		drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS + i * 0x1000, len, true }, 1);
 }
 
 static void test_identity(void **state)
@@ -67,7 +67,7 @@ static void test_identity(void **state)
 	/* Sizes: powers of two up to the largest. */
 	drv_write(&d, DRV_COMMON + 22, 2, 0);
 	assert_int_equal(drv_read(&d, DRV_COMMON + 24, 2), 16);
-	static const uint16_t bad[] = {0, 3, 17, 32, 0x8000, 0xffff};
+	static const uint16_t bad[] = { 0, 3, 17, 32, 0x8000, 0xffff };
 	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
 		drv_write(&d, DRV_COMMON + 24, 2, bad[i]);
 		assert_int_equal(drv_read(&d, DRV_COMMON + 24, 2), 16);
@@ -200,7 +200,8 @@ static void test_rng_msix(void **state)
 	drv_kick(&d, 0);
 	assert_int_equal(d.t.msi.count, 2);
 	/* Indirect; longer than the device fills. */
-	struct drv_buf bufs[2] = {{DRV_BUFFERS, 0x1f000, true}, {DRV_BUFFERS + 0x20000, 0x1000, true}};
+	struct drv_buf bufs[2] = { { DRV_BUFFERS, 0x1f000, true },
+				   { DRV_BUFFERS + 0x20000, 0x1000, true } };
 	drv_add_indirect(&d, 0, 0x70000, bufs, 2);
 	drv_kick(&d, 0);
 	uint32_t len = 0;
@@ -271,8 +272,9 @@ static void test_cfg_window(void **state)
 	/* Windows that don't exist. */
 	static const struct {
 		uint32_t bar, off, len;
-	} bad[] = {{1, 0, 4}, {5, 0, 4}, {0xff, 0, 4}, {4, 0x4000, 1}, {4, 0x3ffe, 4}, {4, 0xfffffffc, 4},
-		   {4, 1, 4}, {4, 0, 0}, {4, 0, 3},    {4, 0, 8},      {4, 0, 0xffffffff}};
+	} bad[] = { { 1, 0, 4 },      { 5, 0, 4 },	    { 0xff, 0, 4 },	 { 4, 0x4000, 1 },
+		    { 4, 0x3ffe, 4 }, { 4, 0xfffffffc, 4 }, { 4, 1, 4 },	 { 4, 0, 0 },
+		    { 4, 0, 3 },      { 4, 0, 8 },	    { 4, 0, 0xffffffff } };
 	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
 		drv_cfg_write(&d, cap + 4, 1, bad[i].bar);
 		drv_cfg_write(&d, cap + 8, 4, bad[i].off);
@@ -300,7 +302,7 @@ static void test_budget(void **state)
 {
 	struct error err;
 	struct virtio_rng *busy;
-	struct virtio_rng_config cfg = {.fill = busy_fill, .slot = 2};
+	struct virtio_rng_config cfg = { .fill = busy_fill, .slot = 2 };
 
 	assert_int_equal(virtio_rng_create(&busy, &d.t.env, drv_bus(&d), "virtio-rng1", &cfg, &err), 0);
 	d.slot = 2;
@@ -322,8 +324,8 @@ static void test_budget(void **state)
 
 static void expect_state_is_sound(const struct device *dev)
 {
-	struct bytes a = {0};
-	struct error err = {0};
+	struct bytes a = { 0 };
+	struct error err = { 0 };
 
 	if (state_desc_verify(dev->cls->state, &err) < 0)
 		fail_msg("%s", err.text);
@@ -346,12 +348,12 @@ static void test_rng_state(void **state)
 	from->cls->pause(from);
 	add_rng(1, 8); /* a kick that the pause swallows */
 	drv_kick(&d, 0);
-	struct bytes b = {0};
+	struct bytes b = { 0 };
 	assert_int_equal(state_save(from->cls->state, from, &b), 0);
 	from->cls->destroy(from);
 	assert_int_equal(virtio_rng_create(&to, &d.t.env, drv_bus(&d), "virtio-rng0", &rng_cfg, &err), 0);
 	rng = to;
-	struct byte_reader r = {.data = b.data, .len = b.len};
+	struct byte_reader r = { .data = b.data, .len = b.len };
 	struct device *dev = virtio_rng_device(to);
 	if (state_load(dev->cls->state, dev, &r, &err) < 0)
 		fail_msg("%s", err.text);
@@ -398,12 +400,12 @@ static void release(void *ctx, gpa_t gpa, uint64_t len)
 static int setup_balloon(void **state)
 {
 	struct error err;
-	struct virtio_balloon_config cfg = {.release = release, .slot = -1};
+	struct virtio_balloon_config cfg = { .release = release, .slot = -1 };
 
 	drv_init(&d);
 	nreleased = 0;
-	assert_int_equal(virtio_balloon_create(&balloon, &d.t.env, drv_bus(&d), "virtio-balloon0", &cfg,
-					       &err), 0);
+	assert_int_equal(
+		virtio_balloon_create(&balloon, &d.t.env, drv_bus(&d), "virtio-balloon0", &cfg, &err), 0);
 	return 0;
 }
 
@@ -416,14 +418,15 @@ static int teardown_balloon(void **state)
 static void inflate(unsigned q, const uint32_t *pfns, unsigned n)
 {
 	drv_poke(&d, DRV_BUFFERS, pfns, n * 4);
-	drv_add(&d, q, &(struct drv_buf){DRV_BUFFERS, n * 4, false}, 1);
+	drv_add(&d, q, &(struct drv_buf){ DRV_BUFFERS, n * 4, false }, 1);
 	drv_kick(&d, q);
 	assert_true(drv_used(&d, q, NULL, NULL));
 }
 
 static void test_balloon(void **state)
 {
-	static const uint32_t pfns[] = {0xa0, 0xa1, 0xa2, 0xb0, 0xb2, 0xffff, 0xffffffff, 0xfee00, 0xb3};
+	static const uint32_t pfns[] = { 0xa0,	 0xa1,	     0xa2,    0xb0, 0xb2,
+					 0xffff, 0xffffffff, 0xfee00, 0xb3 };
 	uint64_t stats[BALLOON_STATS];
 
 	expect_state_is_sound(virtio_balloon_device(balloon));
@@ -446,7 +449,7 @@ static void test_balloon(void **state)
 	inflate(1, pfns, 3);
 	assert_int_equal(nreleased, 0);
 	/* Odd lengths: a tail that is no number is nothing. */
-	drv_add(&d, 0, &(struct drv_buf){DRV_BUFFERS, 7, false}, 1);
+	drv_add(&d, 0, &(struct drv_buf){ DRV_BUFFERS, 7, false }, 1);
 	drv_kick(&d, 0);
 	assert_int_equal(nreleased, 1);
 
@@ -454,10 +457,10 @@ static void test_balloon(void **state)
 	struct __attribute__((packed)) {
 		uint16_t tag;
 		uint64_t value;
-	} s[] = {{BALLOON_FREE_BYTES, 1000}, {99, 5}, {BALLOON_TOTAL_BYTES, 2000}};
+	} s[] = { { BALLOON_FREE_BYTES, 1000 }, { 99, 5 }, { BALLOON_TOTAL_BYTES, 2000 } };
 	drv_poke(&d, DRV_BUFFERS, s, sizeof(s));
 	virtio_balloon_poll_stats(balloon); /* nobody there yet */
-	drv_add(&d, 2, &(struct drv_buf){DRV_BUFFERS, sizeof(s), false}, 1);
+	drv_add(&d, 2, &(struct drv_buf){ DRV_BUFFERS, sizeof(s), false }, 1);
 	drv_kick(&d, 2);
 	virtio_balloon_stats(balloon, stats);
 	assert_int_equal(stats[BALLOON_FREE_BYTES], 1000);
@@ -470,7 +473,7 @@ static void test_balloon(void **state)
 	assert_false(drv_used(&d, 2, NULL, NULL));
 	s[0].value = 3000;
 	drv_poke(&d, DRV_BUFFERS, s, sizeof(s));
-	drv_add(&d, 2, &(struct drv_buf){DRV_BUFFERS, sizeof(s), false}, 1);
+	drv_add(&d, 2, &(struct drv_buf){ DRV_BUFFERS, sizeof(s), false }, 1);
 	drv_kick(&d, 2);
 	virtio_balloon_stats(balloon, stats);
 	assert_int_equal(stats[BALLOON_FREE_BYTES], 3000);

@@ -17,8 +17,8 @@ static int check_vq(const void *obj, struct error *err)
 	if (vq->is_enabled && !vq->size)
 		return error_set(err, -EINVAL, "virtqueue is enabled without a size");
 	if (vq->size > vq->host.max_size)
-		return error_set(err, -EINVAL, "virtqueue size %u, but this device has %u", vq->size,
-				 vq->host.max_size);
+		return error_set(err, -EINVAL, "virtqueue size %u, but this device has %u",
+				 vq->size, vq->host.max_size);
 	for (unsigned i = 0; i < sizeof(vq->reserved); i++)
 		if (vq->reserved[i])
 			return error_set(err, -EINVAL, "virtqueue has reserved bytes set");
@@ -62,7 +62,7 @@ void vq_init(struct virtqueue *vq, struct guest_ram *ram, uint16_t max_size)
 
 void vq_reset(struct virtqueue *vq)
 {
-	struct vq_host host = {.ram = vq->host.ram, .max_size = vq->host.max_size};
+	struct vq_host host = { .ram = vq->host.ram, .max_size = vq->host.max_size };
 
 	memset(vq, 0, sizeof(*vq));
 	vq->host = host;
@@ -104,8 +104,7 @@ int vq_map(struct virtqueue *vq, bool has_event_idx, bool has_indirect)
 	const struct vq_desc *desc = map_area(vq, vq->desc_gpa, n * sizeof(*desc), 16, false);
 	vq->host.avail = map_area(vq, vq->avail_gpa, sizeof(struct vq_avail) + n * 2 + 2, 2, false);
 	vq->host.used = map_area(vq, vq->used_gpa,
-				 sizeof(struct vq_used) + n * sizeof(struct vq_used_elem) + 2, 4,
-				 true);
+				 sizeof(struct vq_used) + n * sizeof(struct vq_used_elem) + 2, 4, true);
 	if (!desc || !vq->host.avail || !vq->host.used)
 		return set_broken(vq, "an area lies outside of RAM or is misaligned");
 	vq->host.desc = desc;
@@ -238,7 +237,7 @@ int vq_peek(struct virtqueue *vq, struct vq_elem *elem)
 		return 0;
 	if (vq->host.in_flight >= vq->size)
 		return set_broken(vq, "more chains in flight than the ring holds");
-	*elem = (struct vq_elem){.iov = iov};
+	*elem = (struct vq_elem){ .iov = iov };
 	elem->head = load_u16(&vq->host.avail->ring[vq->last_avail & (vq->size - 1)]);
 	int r = walk_chain(vq, elem);
 	return r < 0 ? r : 1;
@@ -388,7 +387,7 @@ unsigned iov_slice(const struct iovec *iov, unsigned n, size_t off, size_t len, 
 			continue;
 		}
 		size_t part = MIN(iov[i].iov_len - off, len);
-		out[m++] = (struct iovec){(uint8_t *)iov[i].iov_base + off, part};
+		out[m++] = (struct iovec){ (uint8_t *)iov[i].iov_base + off, part };
 		len -= part;
 		off = 0;
 	}

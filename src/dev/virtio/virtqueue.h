@@ -40,8 +40,8 @@
 #include "mem/ram.h"
 #include "state/field.h"
 
-#define VQ_SIZE_MAX 1024		 /* of any queue, in descriptors */
-#define VQ_IOV_MAX  (VQ_SIZE_MAX + 8)	 /* a descriptor across two regions takes two */
+#define VQ_SIZE_MAX 1024	      /* of any queue, in descriptors */
+#define VQ_IOV_MAX  (VQ_SIZE_MAX + 8) /* a descriptor across two regions takes two */
 
 enum { VQ_DESC_F_NEXT = 1, VQ_DESC_F_WRITE = 2, VQ_DESC_F_INDIRECT = 4 };
 enum { VQ_AVAIL_F_NO_INTERRUPT = 1, VQ_USED_F_NO_NOTIFY = 1 };
@@ -69,7 +69,7 @@ struct vq_host {
 	const struct vq_desc *desc;
 	struct vq_avail *avail;
 	struct vq_used *used;
-	uint16_t max_size; /* a power of two up to VQ_SIZE_MAX; 0: no such queue */
+	uint16_t max_size;  /* a power of two up to VQ_SIZE_MAX; 0: no such queue */
 	uint16_t in_flight; /* popped and not yet put */
 	uint16_t pending;   /* put and not yet flushed */
 	bool has_event_idx, has_indirect;
@@ -77,11 +77,11 @@ struct vq_host {
 
 struct virtqueue {
 	uint64_t desc_gpa, avail_gpa, used_gpa;
-	uint16_t size;		/* a power of two up to max_size */
-	uint16_t last_avail;	/* next available index to take */
-	uint16_t used_idx;	/* next used index to fill, without pending ones */
-	uint16_t signalled;	/* used_idx at the last look at used_event ... */
-	uint16_t msix_vector;	/* the transport's */
+	uint16_t size;		 /* a power of two up to max_size */
+	uint16_t last_avail;	 /* next available index to take */
+	uint16_t used_idx;	 /* next used index to fill, without pending ones */
+	uint16_t signalled;	 /* used_idx at the last look at used_event ... */
+	uint16_t msix_vector;	 /* the transport's */
 	bool is_signalled_valid; /* ... once there was one */
 	bool is_enabled;
 	bool is_broken;

@@ -21,7 +21,7 @@
 static struct guest_ram ram;
 static struct virtqueue vq;
 static struct iovec iov[VQ_IOV_MAX];
-static struct vq_elem elem = {.iov = iov};
+static struct vq_elem elem = { .iov = iov };
 static uint16_t avail_idx;
 
 static void poke16(gpa_t gpa, uint16_t v)
@@ -39,7 +39,7 @@ static uint16_t peek16(gpa_t gpa)
 
 static void set_desc(gpa_t table, unsigned i, gpa_t addr, uint32_t len, uint16_t flags, uint16_t next)
 {
-	struct vq_desc d = {addr, len, flags, next};
+	struct vq_desc d = { addr, len, flags, next };
 
 	assert_int_equal(ram_write(&ram, table + i * 16, &d, 16), 0);
 }
@@ -117,7 +117,9 @@ static void test_chain(void **state)
 	/* Written pages get dirty, others not; nothing is seen before the flush. */
 	size_t page = (size_t)(ram_ptr(&ram, BUFS, 1) - (void *)ram.base) >> GUEST_PAGE_SHIFT;
 	memset((void *)ram.page_flags, RAM_PAGE_TRACK, ram.size_bytes >> GUEST_PAGE_SHIFT);
-	elem = (struct vq_elem){.head = 3, .nout = 2, .nin = 1, .out_bytes = 300, .in_bytes = 300, .iov = iov};
+	elem = (struct vq_elem){
+		.head = 3, .nout = 2, .nin = 1, .out_bytes = 300, .in_bytes = 300, .iov = iov
+	};
 	vq_put(&vq, &elem, 1000);
 	assert_int_equal(peek16(USED + 2), 0);
 	assert_true(vq_flush(&vq));
@@ -339,9 +341,9 @@ static void test_malicious(void **state)
 		uint64_t addr;
 		uint32_t len;
 	} wild[] = {
-		{RAM_END, 1},	   {RAM_END - 1, 2}, {UINT64_MAX, 1},	   {UINT64_MAX - 15, 16},
-		{0, UINT32_MAX},   {RAM_END, 0xffff0000}, {1ULL << 63, 8}, {UINT64_MAX, UINT32_MAX},
-		{0xfee00000, 16},
+		{ RAM_END, 1 },		 { RAM_END - 1, 2 },	     { UINT64_MAX, 1 },
+		{ UINT64_MAX - 15, 16 }, { 0, UINT32_MAX },	     { RAM_END, 0xffff0000 },
+		{ 1ULL << 63, 8 },	 { UINT64_MAX, UINT32_MAX }, { 0xfee00000, 16 },
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(wild); i++)
 		for (unsigned f = 0; f < 2; f++) {
@@ -355,13 +357,13 @@ static void test_malicious(void **state)
 		uint32_t len;
 		uint16_t flags;
 	} tables[] = {
-		{TABLE, 0, VQ_DESC_F_INDIRECT},
-		{TABLE, 15, VQ_DESC_F_INDIRECT},
-		{TABLE, 24, VQ_DESC_F_INDIRECT},
-		{RAM_END - 16, 32, VQ_DESC_F_INDIRECT},
-		{UINT64_MAX - 15, 16, VQ_DESC_F_INDIRECT},
-		{TABLE, 0xfffffff0, VQ_DESC_F_INDIRECT},
-		{TABLE, 16, VQ_DESC_F_INDIRECT | VQ_DESC_F_NEXT},
+		{ TABLE, 0, VQ_DESC_F_INDIRECT },
+		{ TABLE, 15, VQ_DESC_F_INDIRECT },
+		{ TABLE, 24, VQ_DESC_F_INDIRECT },
+		{ RAM_END - 16, 32, VQ_DESC_F_INDIRECT },
+		{ UINT64_MAX - 15, 16, VQ_DESC_F_INDIRECT },
+		{ TABLE, 0xfffffff0, VQ_DESC_F_INDIRECT },
+		{ TABLE, 16, VQ_DESC_F_INDIRECT | VQ_DESC_F_NEXT },
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(tables); i++) {
 		set_desc(DESC, 0, tables[i].addr, tables[i].len, tables[i].flags, 1);
@@ -430,7 +432,7 @@ static void test_huge_total(void **state)
 	assert_int_equal(vq_map(&q, false, false), 0);
 	for (unsigned n = 15; n <= 16; n++) {
 		for (unsigned i = 0; i < n; i++) {
-			struct vq_desc d = {0, 256 * MIB, i + 1 < n ? VQ_DESC_F_NEXT : 0, i + 1};
+			struct vq_desc d = { 0, 256 * MIB, i + 1 < n ? VQ_DESC_F_NEXT : 0, i + 1 };
 			assert_int_equal(ram_write(&big, DESC + i * 16, &d, 16), 0);
 		}
 		uint16_t idx = n - 14;
@@ -445,11 +447,11 @@ static void test_bad_areas(void **state)
 	static const struct {
 		uint64_t desc, avail, used;
 	} bad[] = {
-		{DESC + 8, AVAIL, USED},	   {DESC, AVAIL + 1, USED},
-		{DESC, AVAIL, USED + 2},	   {RAM_END, AVAIL, USED},
-		{RAM_END - 128 + 16, AVAIL, USED}, {DESC, RAM_END - 20, USED},
-		{DESC, AVAIL, RAM_END - 68},	   {UINT64_MAX - 15, AVAIL, USED},
-		{DESC, UINT64_MAX - 1, USED},	   {DESC, AVAIL, UINT64_MAX - 3},
+		{ DESC + 8, AVAIL, USED },	     { DESC, AVAIL + 1, USED },
+		{ DESC, AVAIL, USED + 2 },	     { RAM_END, AVAIL, USED },
+		{ RAM_END - 128 + 16, AVAIL, USED }, { DESC, RAM_END - 20, USED },
+		{ DESC, AVAIL, RAM_END - 68 },	     { UINT64_MAX - 15, AVAIL, USED },
+		{ DESC, UINT64_MAX - 1, USED },	     { DESC, AVAIL, UINT64_MAX - 3 },
 	};
 
 	(void)state;
@@ -474,8 +476,8 @@ static void test_bad_areas(void **state)
 static void test_state(void **state)
 {
 	struct virtqueue other;
-	struct bytes b = {0};
-	struct error err = {0};
+	struct bytes b = { 0 };
+	struct error err = { 0 };
 
 	(void)state;
 	if (state_desc_verify(&vq_state, &err) < 0)
@@ -486,7 +488,7 @@ static void test_state(void **state)
 	publish(0);
 	assert_int_equal(state_save(&vq_state, &vq, &b), 0);
 	vq_init(&other, &ram, 256);
-	struct byte_reader r = {.data = b.data, .len = b.len};
+	struct byte_reader r = { .data = b.data, .len = b.len };
 	assert_int_equal(state_load(&vq_state, &other, &r, &err), 0);
 	assert_int_equal(vq_map(&other, true, false), 0);
 	assert_int_equal(vq_pop(&other, &elem), 1);
@@ -495,13 +497,13 @@ static void test_state(void **state)
 	assert_int_equal(peek16(USED + 2), 2);
 	/* Sizes that this device doesn't have. */
 	vq_init(&other, &ram, 4);
-	r = (struct byte_reader){.data = b.data, .len = b.len};
+	r = (struct byte_reader){ .data = b.data, .len = b.len };
 	assert_int_equal(state_load(&vq_state, &other, &r, &err), -EINVAL);
 	bytes_free(&b);
 	vq.size = 7;
 	assert_int_equal(state_save(&vq_state, &vq, &b), 0);
 	vq_init(&other, &ram, 256);
-	r = (struct byte_reader){.data = b.data, .len = b.len};
+	r = (struct byte_reader){ .data = b.data, .len = b.len };
 	assert_int_equal(state_load(&vq_state, &other, &r, &err), -EINVAL);
 	bytes_free(&b);
 }
@@ -509,7 +511,7 @@ static void test_state(void **state)
 static void test_iov(void **state)
 {
 	uint8_t a[10], b[1], c[20], buf[64];
-	struct iovec v[] = {{a, 10}, {NULL, 0}, {b, 1}, {c, 20}}, out[4];
+	struct iovec v[] = { { a, 10 }, { NULL, 0 }, { b, 1 }, { c, 20 } }, out[4];
 
 	(void)state;
 	for (unsigned i = 0; i < 31; i++)

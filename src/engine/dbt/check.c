@@ -85,8 +85,9 @@ static bool is_due(struct check *k, unsigned every)
 
 static bool same_state(struct check *k, const struct x86_state *a, const struct x86_state *b)
 {
-	static const char *const names[16] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8",
-					       "r9", "r10", "r11", "r12", "r13", "r14", "r15" };
+	static const char *const names[16] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp",
+					       "rsi", "rdi", "r8",  "r9",  "r10", "r11",
+					       "r12", "r13", "r14", "r15" };
 
 	k->text[0] = 0;
 	for (unsigned i = 0; i < 16; i++) {
@@ -105,8 +106,8 @@ static bool same_state(struct check *k, const struct x86_state *a, const struct 
 	for (unsigned i = 0; i < X86_XSAVE_BYTES; i++) {
 		if (a->xsave[i] == b->xsave[i] || (i >= 6 && i < 24) || (i >= 464 && i < 576))
 			continue;
-		snprintf(k->text, sizeof(k->text), "xsave byte %u translated %x interpreted %x", i, a->xsave[i],
-			 b->xsave[i]);
+		snprintf(k->text, sizeof(k->text), "xsave byte %u translated %x interpreted %x", i,
+			 a->xsave[i], b->xsave[i]);
 		return false;
 	}
 	return true;
@@ -120,7 +121,8 @@ static bool same_memory(struct dbt_cpu *cpu, struct check *k)
 		for (unsigned i = 0; i < 4096; i++) {
 			if (now[i] == k->page[n].after[i])
 				continue;
-			snprintf(k->text, sizeof(k->text), "memory %llx before %x translated %x interpreted %x",
+			snprintf(k->text, sizeof(k->text),
+				 "memory %llx before %x translated %x interpreted %x",
 				 (unsigned long long)k->page[n].offset + i, k->page[n].before[i],
 				 k->page[n].after[i], now[i]);
 			return false;
@@ -142,8 +144,8 @@ static void report(struct dbt_cpu *cpu, struct check *k, const struct xlate_bloc
 		(unsigned long long)k->translated.rip, bytes);
 	for (unsigned i = 0; i < 16; i++)
 		fprintf(stderr, "  r%-2u start %016llx translated %016llx interpreted %016llx\n", i,
-			(unsigned long long)k->start.gpr[i], (unsigned long long)k->translated.gpr[i],
-			(unsigned long long)cpu->s.gpr[i]);
+			(unsigned long long)k->start.gpr[i],
+			(unsigned long long)k->translated.gpr[i], (unsigned long long)cpu->s.gpr[i]);
 }
 
 bool check_run(struct dbt_cpu *cpu, struct xlate_block *b, unsigned *exit)

@@ -316,7 +316,8 @@ static int dbt_dirty_start(struct engine_vm *evm, struct error *err)
 
 	dbt_exclusive_begin_foreign(vm);
 	for (uint64_t i = 0; i < npages; i++) {
-		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, memory_order_seq_cst);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY,
+					  memory_order_seq_cst);
 		atomic_fetch_or_explicit(&vm->ram->page_flags[i], RAM_PAGE_TRACK, memory_order_seq_cst);
 	}
 	vm->is_dirty_logging = true;
@@ -342,7 +343,8 @@ static int dbt_dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct err
 		if (!(atomic_load_explicit(&vm->ram->page_flags[i], memory_order_relaxed) & RAM_PAGE_DIRTY))
 			continue;
 		atomic_fetch_or_explicit(&vm->ram->page_flags[i], RAM_PAGE_TRACK, memory_order_seq_cst);
-		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY, memory_order_seq_cst);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY,
+					  memory_order_seq_cst);
 		bitmap[i / 64] |= 1ULL << i % 64;
 	}
 	flush_tlbs(vm);
@@ -357,8 +359,9 @@ static void dbt_dirty_stop(struct engine_vm *evm)
 
 	vm->is_dirty_logging = false;
 	for (uint64_t i = 0; i < npages; i++)
-		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~(RAM_PAGE_TRACK | RAM_PAGE_DIRTY),
-				   memory_order_seq_cst);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[i],
+					  (uint8_t) ~(RAM_PAGE_TRACK | RAM_PAGE_DIRTY),
+					  memory_order_seq_cst);
 }
 
 /* ---- debug, counters, probe --------------------------------------------------------------- */
@@ -374,7 +377,10 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 {
 	const struct dbt_cpu *cpu = cpu_of(v);
 	const struct xlate_cpu *x = cpu->xlate;
-	const struct { const char *name; uint64_t value; } rows[] = {
+	const struct {
+		const char *name;
+		uint64_t value;
+	} rows[] = {
 		{ "instructions_interpreted", cpu->insn_count },
 		{ "translations", x->translations },
 		{ "block_entries", x->entries },

@@ -61,14 +61,14 @@ enum dbt_tlb_mode {
 	DBT_TLB_KERNEL_AC, /* CPL 0..2 with CR4.SMAP and AC = 1 */
 	DBT_TLB_MODES
 };
-#define DBT_TLB_BITS_MAX 13
-#define DBT_TLB_MAX (1u << DBT_TLB_BITS_MAX)
-#define DBT_TLB_BITS_MIN 10
-#define DBT_TLB_INVALID(i) (0 - ((1ULL << 63) | ((uint64_t)(~(i) & 1) << 12)))
-#define DBT_TLB_GLOBAL 1ULL /* survives MOV CR3 */
-#define DBT_TLB_VALID 2ULL
-#define DBT_TLB_LISTED 4ULL   /* the slot is in mmu.listed[mode][0] (non-global), ... */
-#define DBT_TLB_LISTED_G 8ULL /* ... in listed[mode][1] (global) */
+#define DBT_TLB_BITS_MAX   13
+#define DBT_TLB_MAX	   (1u << DBT_TLB_BITS_MAX)
+#define DBT_TLB_BITS_MIN   10
+#define DBT_TLB_INVALID(i) (0 - ((1ULL << 63) | ((uint64_t)(~(i)&1) << 12)))
+#define DBT_TLB_GLOBAL	   1ULL /* survives MOV CR3 */
+#define DBT_TLB_VALID	   2ULL
+#define DBT_TLB_LISTED	   4ULL /* the slot is in mmu.listed[mode][0] (non-global), ... */
+#define DBT_TLB_LISTED_G   8ULL /* ... in listed[mode][1] (global) */
 
 struct dbt_tlb {
 	uint64_t rneg[DBT_TLB_MAX];
@@ -111,19 +111,21 @@ enum {
 
 /* Mode bits: everything a translation depends on besides its bytes (cpu->mode_key). */
 enum {
-	DBT_MODE_CODE16 = 0, DBT_MODE_CODE32 = 1, DBT_MODE_CODE64 = 2, /* bits 1..0 */
-	DBT_MODE_USER = 1 << 2,	     /* CPL 3 */
-	DBT_MODE_SS32 = 1 << 3,	     /* stack address size 32 (not 16) outside 64-bit mode */
-	DBT_MODE_FLAT = 1 << 4,	     /* CS DS ES SS: base 0, limit 4G, usable; always set in 64-bit mode */
-	DBT_MODE_NO_FPU = 1 << 5,    /* CR0.EM or CR0.TS */
-	DBT_MODE_NO_SSE = 1 << 6,    /* !CR4.OSFXSR or EM or TS */
-	DBT_MODE_NO_AVX = 1 << 7,    /* !CR4.OSXSAVE or XCR0[2:1] != 3 or TS */
-	DBT_MODE_PE = 1 << 8,	     /* protected mode (CR0.PE, not VM86) */
+	DBT_MODE_CODE16 = 0,
+	DBT_MODE_CODE32 = 1,
+	DBT_MODE_CODE64 = 2,	/* bits 1..0 */
+	DBT_MODE_USER = 1 << 2, /* CPL 3 */
+	DBT_MODE_SS32 = 1 << 3, /* stack address size 32 (not 16) outside 64-bit mode */
+	DBT_MODE_FLAT = 1 << 4, /* CS DS ES SS: base 0, limit 4G, usable; always set in 64-bit mode */
+	DBT_MODE_NO_FPU = 1 << 5, /* CR0.EM or CR0.TS */
+	DBT_MODE_NO_SSE = 1 << 6, /* !CR4.OSFXSR or EM or TS */
+	DBT_MODE_NO_AVX = 1 << 7, /* !CR4.OSXSAVE or XCR0[2:1] != 3 or TS */
+	DBT_MODE_PE = 1 << 8,	  /* protected mode (CR0.PE, not VM86) */
 	DBT_MODE_VM86 = 1 << 9,
-	DBT_MODE_AC_TLB = 1 << 10,   /* data accesses use DBT_TLB_KERNEL_AC */
-	DBT_MODE_ALIGN = 1 << 11,    /* alignment checks on (CR0.AM, AC, CPL 3) */
-	DBT_MODE_CPL_SHIFT = 12,     /* bits 13..12: CPL */
-	DBT_MODE_TSD = 1 << 14,	     /* CR4.TSD */
+	DBT_MODE_AC_TLB = 1 << 10, /* data accesses use DBT_TLB_KERNEL_AC */
+	DBT_MODE_ALIGN = 1 << 11,  /* alignment checks on (CR0.AM, AC, CPL 3) */
+	DBT_MODE_CPL_SHIFT = 12,   /* bits 13..12: CPL */
+	DBT_MODE_TSD = 1 << 14,	   /* CR4.TSD */
 };
 
 struct dbt_vm;
@@ -133,17 +135,17 @@ struct dbt_cpu {
 	struct x86_state s; /* first member: emitted code addresses it through gs: */
 
 	/* Hot words of emitted code. */
-	uint64_t pc_base;	/* RIP minus the offset in its guest-physical page, of the running block */
-	uint64_t tlb_mask;	/* (size - 1) << 12 */
-	uint64_t page_mask;	/* ~0xfff: constant operand of emitted pext */
-	uint64_t jc_key;	/* changes with address space, CPL and mode_key */
-	_Atomic uint64_t poll;	/* non-zero: leave translated code at the next poll point */
-	uint64_t host_rsp;	/* stack of the dispatcher while translated code runs */
-	uint64_t tmp[8];	/* scratch of emitted code */
-	uint64_t exit_info;	/* set by emitted exits */
-	struct dbt_cpu *self;	/* this struct: emitted code has it only as gs base */
-	uint64_t jc_mask;	/* bits of RIP that index the branch table: constant operand */
-	uint64_t not_df;	/* ~X86_FL_DF, ~X86_FL_IF: constant operands */
+	uint64_t pc_base; /* RIP minus the offset in its guest-physical page, of the running block */
+	uint64_t tlb_mask;     /* (size - 1) << 12 */
+	uint64_t page_mask;    /* ~0xfff: constant operand of emitted pext */
+	uint64_t jc_key;       /* changes with address space, CPL and mode_key */
+	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
+	uint64_t host_rsp;     /* stack of the dispatcher while translated code runs */
+	uint64_t tmp[8];       /* scratch of emitted code */
+	uint64_t exit_info;    /* set by emitted exits */
+	struct dbt_cpu *self;  /* this struct: emitted code has it only as gs base */
+	uint64_t jc_mask;      /* bits of RIP that index the branch table: constant operand */
+	uint64_t not_df;       /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
 	uint64_t jc_neg[DBT_JC_SIZE]; /* -(rip + key): rip + jc_key + jc_neg[i] == 0 is a hit */
 	void *jc_code[DBT_JC_SIZE];   /* far entry of the block */
@@ -153,36 +155,36 @@ struct dbt_cpu {
 	struct dbt_ctlb_entry ctlb[DBT_CTLB_SIZE];
 	_Atomic uint64_t requests; /* DBT_REQ_* */
 	_Atomic uint8_t nmi_count; /* NMIs that wait: one in service and one after it, or two (SDM vol. 3 6.7.1) */
-	uint32_t mode_key;	   /* DBT_MODE_*, kept by dbt_mode_changed() */
-	uint8_t cpl;		   /* cached, kept by dbt_mode_changed() */
-	uint8_t code_bits;	   /* 16, 32, 64 */
-	uint8_t tlb_mode;	   /* enum dbt_tlb_mode of explicit data accesses now */
-	bool is_fpu_in_regs;	   /* invariant 1 */
-	bool is_shutdown;	   /* triple fault */
-	bool in_exception;	   /* delivering: for double and triple faults */
-	uint8_t tlb_bits;	   /* log2 of the size in use */
+	uint32_t mode_key;		  /* DBT_MODE_*, kept by dbt_mode_changed() */
+	uint8_t cpl;			  /* cached, kept by dbt_mode_changed() */
+	uint8_t code_bits;		  /* 16, 32, 64 */
+	uint8_t tlb_mode;		  /* enum dbt_tlb_mode of explicit data accesses now */
+	bool is_fpu_in_regs;		  /* invariant 1 */
+	bool is_shutdown;		  /* triple fault */
+	bool in_exception;		  /* delivering: for double and triple faults */
+	uint8_t tlb_bits;		  /* log2 of the size in use */
 	uint64_t tlb_misses, tlb_flushes; /* counters */
-	int64_t tsc_offset;	   /* guest TSC = host TSC + offset */
-	_Atomic bool is_running;   /* executing guest instructions: exclusive sections wait for false */
+	int64_t tsc_offset;		  /* guest TSC = host TSC + offset */
+	_Atomic bool is_running; /* executing guest instructions: exclusive sections wait for false */
 
 	/* Interpreter. */
-	void *raise_jmp[5];	   /* __builtin_setjmp buffer of interp_one */
-	uint64_t next_rip;	   /* RIP after the current instruction (handlers change it) */
+	void *raise_jmp[5]; /* __builtin_setjmp buffer of interp_one */
+	uint64_t next_rip;  /* RIP after the current instruction (handlers change it) */
 	uint8_t raise_vector;
 	bool raise_has_error;
 	uint32_t raise_error;
-	uint64_t dr6_pending;	   /* #DB bits gathered by the current instruction (data breakpoints, TF, task) */
-	bool is_rf_cleared;	   /* RF is cleared at the end of the instruction */
-	bool no_step_trap;	   /* this instruction swallows the TF trap (MOV SS ...) */
-	uint64_t insn_count;	   /* instructions interpreted: counter */
+	uint64_t dr6_pending; /* #DB bits gathered by the current instruction (data breakpoints, TF, task) */
+	bool is_rf_cleared;  /* RF is cleared at the end of the instruction */
+	bool no_step_trap;   /* this instruction swallows the TF trap (MOV SS ...) */
+	uint64_t insn_count; /* instructions interpreted: counter */
 
 	/* System level. */
-	uint64_t pdpte[4];	   /* PAE paging: the page-directory pointers, loaded when CR3 is (SDM
+	uint64_t pdpte[4]; /* PAE paging: the page-directory pointers, loaded when CR3 is (SDM
 				    * vol. 3 4.4.1); the walker uses these.  cr_load_pdptes() after set_state */
-	uint64_t as_gen;	   /* address-space generation, part of jc_key.  dbt_mode_changed() starts
+	uint64_t as_gen;   /* address-space generation, part of jc_key.  dbt_mode_changed() starts
 				    * it somewhere random; whoever wants every inline branch entry
 				    * forgotten adds 1 and calls dbt_mode_changed() */
-	uint32_t exc_ext;	   /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
+	uint32_t exc_ext;  /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
 
 	struct dbt_mmu mmu;
 
@@ -203,7 +205,7 @@ struct dbt_vm {
 	unsigned ncpus;
 	struct dbt_cpu *cpus[255];
 	uint32_t tsc_khz;
-	uint64_t phys_mask; /* bits of a physical address that exist */
+	uint64_t phys_mask;   /* bits of a physical address that exist */
 	pthread_mutex_t lock; /* translation, code table, list of vCPUs, exclusive state */
 	/* Stop the world (dispatch.c): excl_owner is written under excl_lock, read by anybody. */
 	pthread_mutex_t excl_lock;
@@ -222,8 +224,10 @@ _Noreturn void dbt_raise_err(struct dbt_cpu *cpu, unsigned vector, uint32_t err_
 /** dbt_raise_pf() - page fault at @va: sets CR2. */
 _Noreturn void dbt_raise_pf(struct dbt_cpu *cpu, uint64_t va, uint32_t err_code);
 
+/* clang-format off */
 enum { EXC_DE, EXC_DB, EXC_NMI, EXC_BP, EXC_OF, EXC_BR, EXC_UD, EXC_NM, EXC_DF, EXC_TS = 10, EXC_NP, EXC_SS,
        EXC_GP, EXC_PF, EXC_MF = 16, EXC_AC, EXC_MC, EXC_XM };
+/* clang-format on */
 
 /** dbt_mode_changed() - recompute mode_key, cpl, code_bits, tlb_mode, jc_key after a change of CR0, CR4, EFER,
  * XCR0, a segment, RFLAGS.VM/AC.  Cheap; does not flush any TLB. */

@@ -17,7 +17,7 @@
 
 #include "engine/dbt/thunk.h"
 
-#define ALT_STACK_BYTES (64 * KIB)
+#define ALT_STACK_BYTES	    (64 * KIB)
 #define HWCAP2_FSGSBASE_BIT 2
 
 enum { TRAP_DE = 0, TRAP_UD = 6, TRAP_GP = 13, TRAP_MF = 16, TRAP_XM = 19 };
@@ -26,7 +26,7 @@ bool thunk_fault(struct dbt_cpu *cpu, ucontext_t *uc); /* thunk.c */
 
 bool (*dbt_xlate_fault)(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
 
-static const int fault_signals[] = {SIGFPE, SIGSEGV, SIGBUS, SIGILL};
+static const int fault_signals[] = { SIGFPE, SIGSEGV, SIGBUS, SIGILL };
 static struct sigaction old_actions[ARRAY_SIZE(fault_signals)];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int install_result;
@@ -78,7 +78,7 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 
 static void install(void)
 {
-	struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+	struct sigaction sa = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 
 	sigemptyset(&sa.sa_mask);
 	for (unsigned i = 0; i < ARRAY_SIZE(fault_signals); i++)
@@ -116,7 +116,7 @@ int thunk_thread_init(struct dbt_cpu *cpu, struct error *err)
 	if (ret < 0)
 		return ret;
 	if (!alt_stack) {
-		stack_t ss = {.ss_size = ALT_STACK_BYTES};
+		stack_t ss = { .ss_size = ALT_STACK_BYTES };
 
 		ss.ss_sp = mmap(NULL, ALT_STACK_BYTES, PROT_READ | PROT_WRITE,
 				MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);

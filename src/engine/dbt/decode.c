@@ -32,7 +32,7 @@ struct insn_row {
 	uint8_t pp;	/* 0xff: any */
 	uint8_t reg;	/* ModRM.reg, 0xff: any */
 	uint8_t mod;	/* 1 memory only, 2 register only */
-	uint16_t modrm;	/* this very byte, 0x100: any */
+	uint16_t modrm; /* this very byte, 0x100: any */
 	uint8_t w, l;	/* VEX.W (REX.W), VEX.L; 0xff: any */
 	bool no_rex_b;
 	bool has_modrm;
@@ -387,7 +387,8 @@ static bool has_y_operand(const struct insn_desc *d)
 
 enum decode_result insn_decode(struct insn *out, const uint8_t *code, unsigned avail, unsigned mode)
 {
-	struct cursor cur = { .p = code, .avail = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN }, *c = &cur;
+	struct cursor cur = { .p = code, .avail = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN },
+		      *c = &cur;
 	uint8_t b, rex = 0, rep = 0, seg = SEG_NONE;
 	unsigned table;
 	bool is_vex = false;
@@ -591,8 +592,7 @@ enum decode_result insn_decode(struct insn *out, const uint8_t *code, unsigned a
 		out->vvvv &= 7;
 	resolve_operands(out, row);
 
-	if (out->lock && !((d->attr & INSN_LOCKABLE) && out->has_mem &&
-			   (out->mem_access & OPND_WRITE)))
+	if (out->lock && !((d->attr & INSN_LOCKABLE) && out->has_mem && (out->mem_access & OPND_WRITE)))
 		goto ud;
 	return DECODE_OK;
 

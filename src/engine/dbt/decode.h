@@ -92,53 +92,53 @@ struct opnd {
 
 /* Row attributes. */
 enum {
-	INSN_LOCKABLE = 1 << 0,	  /* LOCK allowed (with a memory destination), else #UD */
-	INSN_NO64 = 1 << 1,	  /* #UD in 64-bit mode */
-	INSN_ONLY64 = 1 << 2,	  /* #UD outside 64-bit mode */
-	INSN_DEF64 = 1 << 3,	  /* operand size defaults to 64 in 64-bit mode (push, pop ...) */
-	INSN_FORCE64 = 1 << 4,	  /* operand size is 64 in 64-bit mode whatever the prefixes */
-	INSN_CPL0 = 1 << 5,	  /* #GP(0) when CPL != 0 */
-	INSN_NO_REAL = 1 << 6,	  /* #UD in real and virtual-8086 mode */
-	INSN_ALIGNED = 1 << 7,	  /* memory operand must be aligned to its size, else #GP(0) */
+	INSN_LOCKABLE = 1 << 0, /* LOCK allowed (with a memory destination), else #UD */
+	INSN_NO64 = 1 << 1,	/* #UD in 64-bit mode */
+	INSN_ONLY64 = 1 << 2,	/* #UD outside 64-bit mode */
+	INSN_DEF64 = 1 << 3,	/* operand size defaults to 64 in 64-bit mode (push, pop ...) */
+	INSN_FORCE64 = 1 << 4,	/* operand size is 64 in 64-bit mode whatever the prefixes */
+	INSN_CPL0 = 1 << 5,	/* #GP(0) when CPL != 0 */
+	INSN_NO_REAL = 1 << 6,	/* #UD in real and virtual-8086 mode */
+	INSN_ALIGNED = 1 << 7,	/* memory operand must be aligned to its size, else #GP(0) */
 	INSN_NO_MEM_ACCESS = 1 << 8, /* has ModRM memory form but touches no memory: LEA, NOP Ev,
 				      * PREFETCHx */
-	INSN_X87 = 1 << 9,	  /* #NM by CR0.EM|TS, #MF pending (waiting form) */
-	INSN_X87_NOWAIT = 1 << 10, /* with INSN_X87: FNINIT, FNSTSW ...: no #MF */
-	INSN_MMX = 1 << 11,	  /* #UD by CR0.EM, #NM by CR0.TS, #MF pending */
-	INSN_SSE = 1 << 12,	  /* #UD by CR0.EM or !CR4.OSFXSR, #NM by CR0.TS */
-	INSN_AVX = 1 << 13,	  /* #UD unless CR4.OSXSAVE and XCR0[2:1] = 11, #NM by CR0.TS */
+	INSN_X87 = 1 << 9,	     /* #NM by CR0.EM|TS, #MF pending (waiting form) */
+	INSN_X87_NOWAIT = 1 << 10,   /* with INSN_X87: FNINIT, FNSTSW ...: no #MF */
+	INSN_MMX = 1 << 11,	     /* #UD by CR0.EM, #NM by CR0.TS, #MF pending */
+	INSN_SSE = 1 << 12,	     /* #UD by CR0.EM or !CR4.OSFXSR, #NM by CR0.TS */
+	INSN_AVX = 1 << 13,	     /* #UD unless CR4.OSXSAVE and XCR0[2:1] = 11, #NM by CR0.TS */
 	INSN_VEX_W_GPR = 1 << 14, /* VEX instruction on general registers (BMI): no XCR0 check, but
 				   * #UD in real and virtual-8086 mode */
 	INSN_BRANCH = 1 << 15,	  /* may write RIP other than to the next instruction */
 	INSN_ENDS_BLOCK = 1 << 16, /* changes mode, mapping, IF ...: a translation block ends after it */
 	INSN_RM_REG_ONLY = 1 << 17, /* memory form is #UD */
 	INSN_RM_MEM_ONLY = 1 << 18, /* register form is #UD */
-	INSN_ZX32 = 1 << 19,	  /* the register destination is zero-extended even if not written
+	INSN_ZX32 = 1 << 19,	    /* the register destination is zero-extended even if not written
 				   * (CMOVcc with false condition) */
-	INSN_VSIB = 1 << 20,	  /* gather: the memory operand has a vector index */
-	INSN_HIGH8_OK = 1 << 21,  /* has byte registers: without REX, 4..7 name AH CH DH BH */
+	INSN_VSIB = 1 << 20,	    /* gather: the memory operand has a vector index */
+	INSN_HIGH8_OK = 1 << 21,    /* has byte registers: without REX, 4..7 name AH CH DH BH */
 };
 
 /* Arithmetic flags, as in RFLAGS. */
-#define FL_CF 0x001
-#define FL_PF 0x004
-#define FL_AF 0x010
-#define FL_ZF 0x040
-#define FL_SF 0x080
-#define FL_OF 0x800
+#define FL_CF	 0x001
+#define FL_PF	 0x004
+#define FL_AF	 0x010
+#define FL_ZF	 0x040
+#define FL_SF	 0x080
+#define FL_OF	 0x800
 #define FL_ARITH (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF)
 
 #define INSN_MAX_OPNDS 4
 
 /* One row of the table. */
 struct insn_desc {
-	uint16_t id;	/* enum insn_id */
-	uint8_t kind;	/* enum insn_kind */
+	uint16_t id;  /* enum insn_id */
+	uint8_t kind; /* enum insn_kind */
 	uint8_t feature; /* enum cpu_feature (engine/cpuid.h): #UD when the guest CPU lacks it; 0: always there */
-	uint32_t attr;	/* INSN_* */
+	uint32_t attr;			/* INSN_* */
 	struct opnd op[INSN_MAX_OPNDS]; /* in manual order, destination first; implied ones included */
-	uint16_t flags_read;	/* FL_* */
-	uint16_t flags_written; /* FL_*, undefined ones included */
+	uint16_t flags_read;		/* FL_* */
+	uint16_t flags_written;		/* FL_*, undefined ones included */
 	uint16_t gpr_read;  /* bit n: implied general register n is read (MUL: rAX ...) */
 	uint16_t gpr_write; /* bit n: implied general register n is written */
 };
@@ -160,25 +160,25 @@ struct insn {
 	bool has_rex, rex_w, rex_r, rex_x, rex_b; /* VEX carries these too (has_rex false) */
 	bool lock, rep, repne; /* rep: F3 present, repne: F2 present (the last one of both counts) */
 	bool opsize_prefix, addrsize_prefix;
-	uint8_t vex;	  /* 0: legacy encoding; 2 or 3: length of the VEX prefix */
-	uint8_t vex_l;	  /* VEX.L: 0 = 128, 1 = 256 bit */
-	uint8_t vvvv;	  /* 0..15, already inverted; 0 when not VEX */
+	uint8_t vex;   /* 0: legacy encoding; 2 or 3: length of the VEX prefix */
+	uint8_t vex_l; /* VEX.L: 0 = 128, 1 = 256 bit */
+	uint8_t vvvv;  /* 0..15, already inverted; 0 when not VEX */
 
 	bool has_modrm;
 	uint8_t modrm, mod;
-	uint8_t reg;	/* ModRM.reg with REX.R/VEX.R */
-	uint8_t rm;	/* ModRM.rm with REX.B/VEX.B (register form) */
+	uint8_t reg; /* ModRM.reg with REX.R/VEX.R */
+	uint8_t rm;  /* ModRM.rm with REX.B/VEX.B (register form) */
 
-	bool has_mem;	/* the ModRM names memory (also for LEA and friends), or OPND_MOFFS */
-	bool rip_rel;	/* EA = address of the next instruction + disp */
-	uint8_t seg;	/* effective segment of the memory operand (override or default SS/DS);
+	bool has_mem;  /* the ModRM names memory (also for LEA and friends), or OPND_MOFFS */
+	bool rip_rel;  /* EA = address of the next instruction + disp */
+	uint8_t seg;   /* effective segment of the memory operand (override or default SS/DS);
 			 * in 64-bit mode ES CS SS DS overrides are ignored, FS GS are kept */
-	uint8_t base;	/* 0..15 or 0xff: none */
-	uint8_t index;	/* 0..15 or 0xff: none (VSIB: vector register) */
-	uint8_t scale;	/* 1, 2, 4, 8 */
-	int64_t disp;	/* sign-extended displacement; moffs: zero-extended */
+	uint8_t base;  /* 0..15 or 0xff: none */
+	uint8_t index; /* 0..15 or 0xff: none (VSIB: vector register) */
+	uint8_t scale; /* 1, 2, 4, 8 */
+	int64_t disp;  /* sign-extended displacement; moffs: zero-extended */
 
-	int64_t imm;	/* sign-extended unless the operand is unsigned (imm8 of ENTER, I/O ...) */
+	int64_t imm; /* sign-extended unless the operand is unsigned (imm8 of ENTER, I/O ...) */
 	int32_t imm2;
 
 	/* Byte offsets into bytes[], 0xff when absent. */
@@ -187,18 +187,18 @@ struct insn {
 
 	struct opnd op[INSN_MAX_OPNDS]; /* sizes resolved to bytes */
 	uint8_t nops;
-	uint16_t mem_size;   /* bytes touched by the memory operand; 0 when none is touched */
-	uint8_t mem_access;  /* OPND_READ | OPND_WRITE; 0 when none is touched */
-	uint16_t gpr_read;   /* every general register read: operands, address, implied */
-	uint16_t gpr_write;  /* every general register written (a partial write counts as both) */
+	uint16_t mem_size;  /* bytes touched by the memory operand; 0 when none is touched */
+	uint8_t mem_access; /* OPND_READ | OPND_WRITE; 0 when none is touched */
+	uint16_t gpr_read;  /* every general register read: operands, address, implied */
+	uint16_t gpr_write; /* every general register written (a partial write counts as both) */
 };
 
 /* Result of insn_decode. */
 enum decode_result {
 	DECODE_OK = 0,
-	DECODE_UD,    /* not an instruction: #UD.  insn.len is how many bytes were looked at */
-	DECODE_MORE,  /* ran out of bytes before the end: fetch the next page and call again */
-	DECODE_LONG,  /* more than 15 bytes: #GP(0) */
+	DECODE_UD,   /* not an instruction: #UD.  insn.len is how many bytes were looked at */
+	DECODE_MORE, /* ran out of bytes before the end: fetch the next page and call again */
+	DECODE_LONG, /* more than 15 bytes: #GP(0) */
 };
 
 /**

@@ -34,19 +34,21 @@ enum aspect {
 	A_FLAGS_WRITTEN_MORE, /* by us: the translator would take a live flag for dead */
 	A_FLAGS_WRITTEN_LESS,
 	A_SEG,
-	A_ADDRESS,   /* base, index, scale, displacement, address size */
+	A_ADDRESS, /* base, index, scale, displacement, address size */
 	A_DISP_PLACE,
-	A_IMM,	     /* value */
+	A_IMM, /* value */
 	A_IMM_PLACE,
 	A_ALIGNED,
 	ASPECTS
 };
 
+/* clang-format off */
 static const char *const aspect_names[ASPECTS] = {
 	"refused here", "accepted here", "too long", "length", "register size", "memory size", "memory access",
 	"registers read", "registers written", "flags read", "more flags written", "fewer flags written", "segment",
 	"address", "displacement's place", "immediate", "immediate's place", "alignment",
 };
+/* clang-format on */
 
 #define BYTES 24 /* more than any instruction: Zydis tells too long from too few */
 
@@ -65,13 +67,16 @@ struct pair {
 
 static int setup(void **state)
 {
-	static const ZydisDecoderMode off[] = { /* NOPs where these are not shown */
-		ZYDIS_DECODER_MODE_MPX, ZYDIS_DECODER_MODE_CET, ZYDIS_DECODER_MODE_CLDEMOTE,
+	static const ZydisDecoderMode off[] = {
+		/* NOPs where these are not shown */
+		ZYDIS_DECODER_MODE_MPX,	     ZYDIS_DECODER_MODE_CET, ZYDIS_DECODER_MODE_CLDEMOTE,
 		ZYDIS_DECODER_MODE_WBNOINVD, ZYDIS_DECODER_MODE_KNC,
 	};
-	static const ZydisMachineMode machine[3] = { ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_MACHINE_MODE_LEGACY_32,
+	static const ZydisMachineMode machine[3] = { ZYDIS_MACHINE_MODE_LEGACY_16,
+						     ZYDIS_MACHINE_MODE_LEGACY_32,
 						     ZYDIS_MACHINE_MODE_LONG_64 };
-	static const ZydisStackWidth width[3] = { ZYDIS_STACK_WIDTH_16, ZYDIS_STACK_WIDTH_32, ZYDIS_STACK_WIDTH_64 };
+	static const ZydisStackWidth width[3] = { ZYDIS_STACK_WIDTH_16, ZYDIS_STACK_WIDTH_32,
+						  ZYDIS_STACK_WIDTH_64 };
 
 	for (unsigned i = 0; i < 3; i++) {
 		if (ZYAN_FAILED(ZydisDecoderInit(&decoders[i], machine[i], width[i])))
@@ -227,8 +232,8 @@ static bool zydis_is_aligned(const struct pair *p, const ZydisDecodedOperand *m)
 
 	if (c == ZYDIS_EXCEPTION_CLASS_AVX1)
 		return true;
-	return m->size == 128 && (c == ZYDIS_EXCEPTION_CLASS_SSE1 || c == ZYDIS_EXCEPTION_CLASS_SSE2 ||
-				  c == ZYDIS_EXCEPTION_CLASS_SSE4);
+	return m->size == 128 && (c == ZYDIS_EXCEPTION_CLASS_SSE1 ||
+				  c == ZYDIS_EXCEPTION_CLASS_SSE2 || c == ZYDIS_EXCEPTION_CLASS_SSE4);
 }
 
 static uint32_t compare_memory(const struct pair *p)
@@ -283,7 +288,9 @@ static uint32_t compare(struct pair *p, const uint8_t *bytes, unsigned mode)
 		 */
 		if (p->r == DECODE_LONG && p->zr == ZYDIS_STATUS_DECODING_ERROR)
 			return 0;
-		return (p->r == DECODE_LONG) != (p->zr == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) ? 1u << A_TOO_LONG : 0;
+		return (p->r == DECODE_LONG) != (p->zr == ZYDIS_STATUS_INSTRUCTION_TOO_LONG)
+			       ? 1u << A_TOO_LONG
+			       : 0;
 	}
 	if (ZYAN_FAILED(ZydisDecoderDecodeOperands(decoder, &ctx, &p->z, p->op, p->z.operand_count)))
 		fail_msg("Zydis decodes an instruction but not its operands");
@@ -323,20 +330,25 @@ static uint32_t compare(struct pair *p, const uint8_t *bytes, unsigned mode)
 static bool is_not_shown(const struct pair *p)
 {
 	static const ZydisISASet sets[] = {
-		ZYDIS_ISA_SET_AMD3DNOW, ZYDIS_ISA_SET_AMD_INVLPGB, ZYDIS_ISA_SET_AMX_BF16, ZYDIS_ISA_SET_AMX_INT8,
-		ZYDIS_ISA_SET_AMX_TILE, ZYDIS_ISA_SET_AVX512BW_KOP, ZYDIS_ISA_SET_AVX512DQ_KOP,
-		ZYDIS_ISA_SET_AVX512F_KOP, ZYDIS_ISA_SET_AVX_VNNI, ZYDIS_ISA_SET_CET, ZYDIS_ISA_SET_ENQCMD,
-		ZYDIS_ISA_SET_FMA4, ZYDIS_ISA_SET_HRESET, ZYDIS_ISA_SET_KEYLOCKER, ZYDIS_ISA_SET_KEYLOCKER_WIDE,
-		ZYDIS_ISA_SET_KNCE, ZYDIS_ISA_SET_KNCJKBR, ZYDIS_ISA_SET_KNCV, ZYDIS_ISA_SET_MCOMMIT,
-		ZYDIS_ISA_SET_MONITORX, ZYDIS_ISA_SET_MOVDIR, ZYDIS_ISA_SET_PADLOCK_ACE, ZYDIS_ISA_SET_PADLOCK_PHE,
-		ZYDIS_ISA_SET_PADLOCK_PMM, ZYDIS_ISA_SET_PADLOCK_RNG, ZYDIS_ISA_SET_PCONFIG, ZYDIS_ISA_SET_PKU,
-		ZYDIS_ISA_SET_PT, ZYDIS_ISA_SET_RDPRU, ZYDIS_ISA_SET_RTM, ZYDIS_ISA_SET_SERIALIZE, ZYDIS_ISA_SET_SGX,
-		ZYDIS_ISA_SET_SGX_ENCLV, ZYDIS_ISA_SET_SMX, ZYDIS_ISA_SET_SNP, ZYDIS_ISA_SET_SSE4A, ZYDIS_ISA_SET_SVM,
-		ZYDIS_ISA_SET_TDX, ZYDIS_ISA_SET_TSX_LDTRK, ZYDIS_ISA_SET_UINTR, ZYDIS_ISA_SET_VMFUNC,
-		ZYDIS_ISA_SET_VTX, ZYDIS_ISA_SET_WAITPKG, ZYDIS_ISA_SET_XOP,
+		ZYDIS_ISA_SET_AMD3DNOW,	    ZYDIS_ISA_SET_AMD_INVLPGB, ZYDIS_ISA_SET_AMX_BF16,
+		ZYDIS_ISA_SET_AMX_INT8,	    ZYDIS_ISA_SET_AMX_TILE,    ZYDIS_ISA_SET_AVX512BW_KOP,
+		ZYDIS_ISA_SET_AVX512DQ_KOP, ZYDIS_ISA_SET_AVX512F_KOP, ZYDIS_ISA_SET_AVX_VNNI,
+		ZYDIS_ISA_SET_CET,	    ZYDIS_ISA_SET_ENQCMD,      ZYDIS_ISA_SET_FMA4,
+		ZYDIS_ISA_SET_HRESET,	    ZYDIS_ISA_SET_KEYLOCKER,   ZYDIS_ISA_SET_KEYLOCKER_WIDE,
+		ZYDIS_ISA_SET_KNCE,	    ZYDIS_ISA_SET_KNCJKBR,     ZYDIS_ISA_SET_KNCV,
+		ZYDIS_ISA_SET_MCOMMIT,	    ZYDIS_ISA_SET_MONITORX,    ZYDIS_ISA_SET_MOVDIR,
+		ZYDIS_ISA_SET_PADLOCK_ACE,  ZYDIS_ISA_SET_PADLOCK_PHE, ZYDIS_ISA_SET_PADLOCK_PMM,
+		ZYDIS_ISA_SET_PADLOCK_RNG,  ZYDIS_ISA_SET_PCONFIG,     ZYDIS_ISA_SET_PKU,
+		ZYDIS_ISA_SET_PT,	    ZYDIS_ISA_SET_RDPRU,       ZYDIS_ISA_SET_RTM,
+		ZYDIS_ISA_SET_SERIALIZE,    ZYDIS_ISA_SET_SGX,	       ZYDIS_ISA_SET_SGX_ENCLV,
+		ZYDIS_ISA_SET_SMX,	    ZYDIS_ISA_SET_SNP,	       ZYDIS_ISA_SET_SSE4A,
+		ZYDIS_ISA_SET_SVM,	    ZYDIS_ISA_SET_TDX,	       ZYDIS_ISA_SET_TSX_LDTRK,
+		ZYDIS_ISA_SET_UINTR,	    ZYDIS_ISA_SET_VMFUNC,      ZYDIS_ISA_SET_VTX,
+		ZYDIS_ISA_SET_WAITPKG,	    ZYDIS_ISA_SET_XOP,
 	};
 
-	if (p->z.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && p->z.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+	if (p->z.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+	    p->z.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
 		return true;
 	for (unsigned i = 0; i < ARRAY_SIZE(sets); i++)
 		if (p->z.meta.isa_set == sets[i])
@@ -351,9 +363,11 @@ static bool is_register_checked_later(const struct pair *p)
 	unsigned seg = in->reg & 7;
 
 	switch (in->desc->id) {
-	case I_MOV_R_CR: case I_MOV_CR_R:
+	case I_MOV_R_CR:
+	case I_MOV_CR_R:
 		return in->reg > 8 || !(1 << in->reg & 0x11d); /* there are 0 2 3 4 8 */
-	case I_MOV_R_DR: case I_MOV_DR_R:
+	case I_MOV_R_DR:
+	case I_MOV_DR_R:
 		return in->reg > 7;
 	case I_MOV_R_SEG:
 		return seg >= SEG_COUNT;
@@ -403,7 +417,13 @@ static bool misses_registers(const struct pair *p)
 static bool is_string(const struct pair *p)
 {
 	switch (p->in.desc->id) {
-	case I_MOVS: case I_STOS: case I_LODS: case I_CMPS: case I_SCAS: case I_INS: case I_OUTS:
+	case I_MOVS:
+	case I_STOS:
+	case I_LODS:
+	case I_CMPS:
+	case I_SCAS:
+	case I_INS:
+	case I_OUTS:
 		return !misses_registers(p);
 	default:
 		return false;
@@ -418,7 +438,11 @@ static bool is_repeated_compare(const struct pair *p)
 static bool reads_implied_more(const struct pair *p)
 {
 	switch (p->in.desc->id) {
-	case I_MUL: case I_IMUL1: case I_CDQ: case I_PUSHA: case I_POPA:
+	case I_MUL:
+	case I_IMUL1:
+	case I_CDQ:
+	case I_PUSHA:
+	case I_POPA:
 		return !misses_registers(p);
 	default:
 		return false;
@@ -444,8 +468,14 @@ static bool is_movmsk(const struct pair *p)
 static bool is_unaligned_by_definition(const struct pair *p)
 {
 	switch (p->in.desc->id) {
-	case I_MOVUPS: case I_MOVUPD: case I_MOVDQU: case I_LDDQU:
-	case I_PCMPESTRI: case I_PCMPESTRM: case I_PCMPISTRI: case I_PCMPISTRM:
+	case I_MOVUPS:
+	case I_MOVUPD:
+	case I_MOVDQU:
+	case I_LDDQU:
+	case I_PCMPESTRI:
+	case I_PCMPESTRM:
+	case I_PCMPISTRI:
+	case I_PCMPISTRM:
 		return !(p->in.desc->attr & INSN_ALIGNED);
 	default:
 		return false;
@@ -459,7 +489,8 @@ static bool is_sha(const struct pair *p)
 
 static bool is_aligned_without_class(const struct pair *p)
 {
-	return (p->in.desc->id == I_CVTPD2PI || p->in.desc->id == I_CVTTPD2PI || p->in.desc->id == I_CMPXCHG16B) &&
+	return (p->in.desc->id == I_CVTPD2PI || p->in.desc->id == I_CVTTPD2PI ||
+		p->in.desc->id == I_CMPXCHG16B) &&
 	       p->in.desc->attr & INSN_ALIGNED;
 }
 
@@ -468,13 +499,14 @@ static bool is_sib_without_base(const struct pair *p)
 {
 	const ZydisDecodedOperand *m = zydis_mem(p);
 
-	return m && m->mem.base == ZYDIS_REGISTER_R13D && p->in.mod == 0 && (p->in.modrm & 7) == 4 &&
-	       p->in.base == 0xff;
+	return m && m->mem.base == ZYDIS_REGISTER_R13D && p->in.mod == 0 &&
+	       (p->in.modrm & 7) == 4 && p->in.base == 0xff;
 }
 
 static bool is_vptest(const struct pair *p)
 {
-	return p->in.vex && (p->in.desc->id == I_PTEST || p->in.desc->id == I_VTESTPS || p->in.desc->id == I_VTESTPD);
+	return p->in.vex && (p->in.desc->id == I_PTEST || p->in.desc->id == I_VTESTPS ||
+			     p->in.desc->id == I_VTESTPD);
 }
 
 static bool is_vmcall(const struct pair *p)
@@ -502,25 +534,34 @@ struct known {
 static const struct known known[] = {
 	{ A(WE_REFUSE), is_not_shown, "an extension that no model shows" },
 	{ A(WE_ACCEPT), is_register_checked_later, "the handlers of these forms raise the #UD" },
-	{ A(TOO_LONG), is_undefined_opcode, "an opcode that is not there is #UD, its operands are not looked at" },
-	{ A(MEM_SIZE) | A(MEM_ACCESS), is_hint, "touches no memory, or (XSAVE) as much as XCR0 says: the handler's" },
+	{ A(TOO_LONG), is_undefined_opcode,
+	  "an opcode that is not there is #UD, its operands are not looked at" },
+	{ A(MEM_SIZE) | A(MEM_ACCESS), is_hint,
+	  "touches no memory, or (XSAVE) as much as XCR0 says: the handler's" },
 	{ A(GPR_SIZE) | A(GPR_READ), is_nop, "a hint reads nothing" },
 	{ A(GPR_SIZE), is_ud, "UD0, UD1 raise #UD and read nothing" },
 	{ A(MEM_SIZE), is_clflush, "one byte is checked, its cache line is meant" },
-	{ A(GPR_READ) | A(GPR_WRITE), is_string, "as with REP, which may keep rAX (LODS); Zydis forgets that rSI, rDI change" },
+	{ A(GPR_READ) | A(GPR_WRITE), is_string,
+	  "as with REP, which may keep rAX (LODS); Zydis forgets that rSI, rDI change" },
 	{ A(FLAGS_READ), is_repeated_compare, "REP with rCX = 0 keeps the flags" },
 	{ A(GPR_READ), reads_implied_more, "what 16-bit forms merge or push counts as read in all sizes" },
 	{ A(GPR_READ), is_bit_scan, "a source of 0 keeps the destination (AMD's manual; Intel's CPUs)" },
-	{ A(GPR_SIZE), is_low_word_source, "only the low 16 bits of a register source matter (LAR, LSL, MOVSXD r16)" },
+	{ A(GPR_SIZE), is_low_word_source,
+	  "only the low 16 bits of a register source matter (LAR, LSL, MOVSXD r16)" },
 	{ A(GPR_SIZE), is_movmsk, "the result is zero-extended with REX.W or without" },
-	{ A(ALIGNED), is_unaligned_by_definition, "exception class 4 or 1, but excepted by name (SDM vol. 2, 2.4)" },
+	{ A(ALIGNED), is_unaligned_by_definition,
+	  "exception class 4 or 1, but excepted by name (SDM vol. 2, 2.4)" },
 	{ A(ALIGNED), is_sha, "AMD's CPUs don't check (seen on Zen 3): the host decides" },
-	{ A(ALIGNED), is_aligned_without_class, "SDM vol. 3 table 23-4, CMPXCHG16B's page; Zydis gives another class" },
-	{ A(GPR_READ) | A(ADDRESS), is_sib_without_base, "Zydis 4.0 takes r13d as base; SDM table 2-5 and CPUs do not" },
-	{ A(FLAGS_WRITTEN_MORE), is_vptest, "OF SF AF PF are cleared (SDM VPTEST, VTESTPS); Zydis 4.0 forgets it" },
+	{ A(ALIGNED), is_aligned_without_class,
+	  "SDM vol. 3 table 23-4, CMPXCHG16B's page; Zydis gives another class" },
+	{ A(GPR_READ) | A(ADDRESS), is_sib_without_base,
+	  "Zydis 4.0 takes r13d as base; SDM table 2-5 and CPUs do not" },
+	{ A(FLAGS_WRITTEN_MORE), is_vptest,
+	  "OF SF AF PF are cleared (SDM VPTEST, VTESTPS); Zydis 4.0 forgets it" },
 	{ A(FLAGS_WRITTEN_LESS), is_vmcall, "a hypercall keeps the flags; Zydis means VMX' own result" },
 	{ A(FLAGS_READ), is_syscall, "r11 gets the flags; Zydis forgets it" },
-	{ A(GPR_READ) | A(GPR_WRITE), is_rep_xchg_r8, "F3 41 90 is XCHG r8, rAX on CPUs (seen on Zen 3), not PAUSE" },
+	{ A(GPR_READ) | A(GPR_WRITE), is_rep_xchg_r8,
+	  "F3 41 90 is XCHG r8, rAX on CPUs (seen on Zen 3), not PAUSE" },
 };
 #undef A
 static uint64_t known_used[ARRAY_SIZE(known)];
@@ -535,7 +576,8 @@ static uint64_t ndecoded, nvalid;
 static void report(const struct pair *p, unsigned aspect)
 {
 	bool is_valid = ZYAN_SUCCESS(p->zr), is_ours = p->r == DECODE_OK;
-	unsigned name = is_valid ? p->z.mnemonic : ZYDIS_MNEMONIC_MAX_VALUE + 1 + (is_ours ? p->in.desc->id : 0u);
+	unsigned name = is_valid ? p->z.mnemonic
+				 : ZYDIS_MNEMONIC_MAX_VALUE + 1 + (is_ours ? p->in.desc->id : 0u);
 	uint16_t reads = 0, writes = 0;
 
 	if (found[aspect][name]++)
@@ -555,10 +597,12 @@ static void report(const struct pair *p, unsigned aspect)
 	const ZydisAccessedFlags *f = p->z.cpu_flags;
 
 	zydis_gprs(p, &reads, &writes);
-	print_error(", len %u/%u, mem %u/%u %u/%u, r %#x/%#x w %#x/%#x, fr %#x/%#x fw %#x/%#x\n", p->z.length, p->in.len,
-		    m ? m->size / 8u : 0, p->in.mem_size, m ? access_of(m->actions) : 0, p->in.mem_access, reads,
-		    p->in.gpr_read, writes, p->in.gpr_write, f ? f->tested & FL_ARITH : 0, p->in.desc->flags_read,
-		    f ? (f->modified | f->set_0 | f->set_1 | f->undefined) & FL_ARITH : 0, p->in.desc->flags_written);
+	print_error(", len %u/%u, mem %u/%u %u/%u, r %#x/%#x w %#x/%#x, fr %#x/%#x fw %#x/%#x\n",
+		    p->z.length, p->in.len, m ? m->size / 8u : 0, p->in.mem_size,
+		    m ? access_of(m->actions) : 0, p->in.mem_access, reads, p->in.gpr_read, writes,
+		    p->in.gpr_write, f ? f->tested & FL_ARITH : 0, p->in.desc->flags_read,
+		    f ? (f->modified | f->set_0 | f->set_1 | f->undefined) & FL_ARITH : 0,
+		    p->in.desc->flags_written);
 }
 
 static void check(const uint8_t *bytes, unsigned mode)
@@ -604,21 +648,30 @@ static const unsigned modes[3] = { 16, 32, 64 };
 
 static void legacy_encodings(void **state)
 {
-	static const struct { uint8_t n, b[3]; bool only64; } prefixes[] = {
-		{ 0, { 0 }, false }, { 1, { 0x66 }, false }, { 1, { 0xf2 }, false }, { 1, { 0xf3 }, false },
-		{ 1, { 0x67 }, false }, { 1, { 0xf0 }, false }, { 1, { 0x36 }, false }, { 1, { 0x64 }, false },
-		{ 2, { 0x66, 0xf2 }, false }, { 2, { 0xf3, 0x66 }, false }, { 2, { 0x66, 0x67 }, false },
-		{ 2, { 0xf2, 0xf0 }, false }, { 1, { 0x48 }, true }, { 1, { 0x47 }, true }, { 2, { 0x66, 0x48 }, true },
-		{ 2, { 0xf3, 0x48 }, true }, { 2, { 0xf2, 0x4d }, true }, { 2, { 0x48, 0x66 }, true },
+	static const struct {
+		uint8_t n, b[3];
+		bool only64;
+	} prefixes[] = {
+		{ 0, { 0 }, false },	      { 1, { 0x66 }, false },
+		{ 1, { 0xf2 }, false },	      { 1, { 0xf3 }, false },
+		{ 1, { 0x67 }, false },	      { 1, { 0xf0 }, false },
+		{ 1, { 0x36 }, false },	      { 1, { 0x64 }, false },
+		{ 2, { 0x66, 0xf2 }, false }, { 2, { 0xf3, 0x66 }, false },
+		{ 2, { 0x66, 0x67 }, false }, { 2, { 0xf2, 0xf0 }, false },
+		{ 1, { 0x48 }, true },	      { 1, { 0x47 }, true },
+		{ 2, { 0x66, 0x48 }, true },  { 2, { 0xf3, 0x48 }, true },
+		{ 2, { 0xf2, 0x4d }, true },  { 2, { 0x48, 0x66 }, true },
 		{ 2, { 0x67, 0x45 }, true },
 	};
-	static const struct { uint8_t n, b[2]; } maps[] = { { 0, { 0 } }, { 1, { 0x0f } }, { 2, { 0x0f, 0x38 } },
-							    { 2, { 0x0f, 0x3a } } };
+	static const struct {
+		uint8_t n, b[2];
+	} maps[] = { { 0, { 0 } }, { 1, { 0x0f } }, { 2, { 0x0f, 0x38 } }, { 2, { 0x0f, 0x3a } } };
 	uint8_t b[BYTES + 16];
 
 	for (unsigned m = 0; m < 3; m++)
 		for (unsigned p = 0; p < ARRAY_SIZE(prefixes); p++)
-			for (unsigned k = 0; k < ARRAY_SIZE(maps) && (!prefixes[p].only64 || modes[m] == 64); k++)
+			for (unsigned k = 0;
+			     k < ARRAY_SIZE(maps) && (!prefixes[p].only64 || modes[m] == 64); k++)
 				for (unsigned op = 0; op < 256; op++) {
 					unsigned n = prefixes[p].n + maps[k].n;
 
@@ -643,7 +696,9 @@ static void vex_encodings(void **state)
 						for (unsigned v = 0; v < ARRAY_SIZE(fields); v++) {
 							b[0] = 0xc4;
 							/* R X B none, or all where that is still VEX */
-							b[1] = (uint8_t)(map | (modes[m] == 64 && v == 1 ? 0 : 0xe0));
+							b[1] = (uint8_t)(map | (modes[m] == 64 && v == 1
+											? 0
+											: 0xe0));
 							b[2] = (uint8_t)(w << 7 | fields[v] | ppl);
 							b[3] = (uint8_t)op;
 							check_modrms(b, 4, modes[m]);
@@ -658,7 +713,8 @@ static void vex_encodings(void **state)
 
 static void random_bytes(void **state)
 {
-	static const uint8_t usual[] = { 0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x65, 0x0f, 0xc4, 0xc5, 0x48, 0x41 };
+	static const uint8_t usual[] = { 0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e,
+					 0x65, 0x0f, 0xc4, 0xc5, 0x48, 0x41 };
 	const char *fixed = getenv("DECODE_TEST_SEED");
 	uint64_t seed = fixed ? strtoull(fixed, NULL, 0) : (uint64_t)time(NULL) * 0x9e3779b97f4a7c15;
 	uint8_t b[BYTES];
@@ -679,6 +735,7 @@ static void random_bytes(void **state)
 
 /* All lengths around the limit; and less than all of an instruction is no instruction yet. */
 static void lengths(void **state)
+/* clang-format off */
 {
 	static const struct { uint8_t n, b[8]; } insns[] = {
 		{ 1, { 0x90 } }, { 2, { 0x0f, 0xa2 } }, { 2, { 0x0f, 0x0f } }, { 2, { 0x01, 0xc8 } },
@@ -704,6 +761,7 @@ static void lengths(void **state)
 				assert_memory_equal(&in, &whole, sizeof(in));
 			}
 }
+/* clang-format on */
 
 /* Before the random bytes, so that it does not depend on them. */
 static void every_known_difference_is_there(void **state)

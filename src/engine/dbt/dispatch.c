@@ -120,7 +120,8 @@ int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x)
 static bool wants_interp(const struct dbt_cpu *cpu)
 {
 	return (cpu->s.rflags & X86_FL_TF) || (cpu->s.dr7 & 0xff) || cpu->s.interrupt_shadow ||
-	       cpu->debug.single_step || cpu->debug.nbreak || cpu->dr6_pending || cpu->vm->cfg.use_interp_only;
+	       cpu->debug.single_step || cpu->debug.nbreak || cpu->dr6_pending ||
+	       cpu->vm->cfg.use_interp_only;
 }
 
 static bool intr_open(const struct dbt_cpu *cpu)
@@ -147,7 +148,8 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 		return false;
 	}
 	if (req & DBT_REQ_TLB_FLUSH) {
-		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_TLB_FLUSH, memory_order_seq_cst);
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_TLB_FLUSH,
+					  memory_order_seq_cst);
 		mmu_flush_all(cpu);
 	}
 	if (cpu->s.mp_state == MP_WAIT_SIPI) {

@@ -77,7 +77,7 @@ void emit_op_reg(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc,
 void emit_mov_rr(struct emit *e, unsigned dst, unsigned src, unsigned size)
 {
 	if (dst != src || size == 4)
-		emit_op_reg(e, 0, size == 8, (const uint8_t[]){0x8b}, 1, dst, src);
+		emit_op_reg(e, 0, size == 8, (const uint8_t[]){ 0x8b }, 1, dst, src);
 }
 
 void emit_mov_ri(struct emit *e, unsigned dst, uint64_t imm)
@@ -88,7 +88,7 @@ void emit_mov_ri(struct emit *e, unsigned dst, uint64_t imm)
 		emit_u8(e, (uint8_t)(0xb8 | (dst & 7)));
 		emit_u32(e, (uint32_t)imm);
 	} else if ((int64_t)imm == (int32_t)imm) {
-		emit_op_reg(e, 0, true, (const uint8_t[]){0xc7}, 1, 0, dst);
+		emit_op_reg(e, 0, true, (const uint8_t[]){ 0xc7 }, 1, 0, dst);
 		emit_u32(e, (uint32_t)imm);
 	} else {
 		emit_u8(e, (uint8_t)(REX | REX_W | (dst & 8 ? REX_B : 0)));
@@ -99,7 +99,7 @@ void emit_mov_ri(struct emit *e, unsigned dst, uint64_t imm)
 
 void emit_load_gs(struct emit *e, unsigned dst, int32_t off, unsigned size)
 {
-	static const uint8_t movzx8[] = {0x0f, 0xb6}, movzx16[] = {0x0f, 0xb7}, mov[] = {0x8b};
+	static const uint8_t movzx8[] = { 0x0f, 0xb6 }, movzx16[] = { 0x0f, 0xb7 }, mov[] = { 0x8b };
 
 	if (size == 1)
 		op_mem(e, 0, 0, movzx8, 2, dst, H_NONE, off);
@@ -113,20 +113,20 @@ void emit_store_gs(struct emit *e, int32_t off, unsigned src, unsigned size)
 {
 	unsigned rex = size == 8 ? REX_W : size == 1 && src >= 4 ? REX : 0;
 
-	op_mem(e, size == 2 ? 0x66 : 0, rex, (const uint8_t[]){size == 1 ? 0x88 : 0x89}, 1, src,
+	op_mem(e, size == 2 ? 0x66 : 0, rex, (const uint8_t[]){ size == 1 ? 0x88 : 0x89 }, 1, src,
 	       H_NONE, off);
 }
 
 void emit_store_gs_imm(struct emit *e, int32_t off, int32_t imm, unsigned size)
 {
 	op_mem(e, size == 2 ? 0x66 : 0, size == 8 ? REX_W : 0,
-	       (const uint8_t[]){size == 1 ? 0xc6 : 0xc7}, 1, 0, H_NONE, off);
+	       (const uint8_t[]){ size == 1 ? 0xc6 : 0xc7 }, 1, 0, H_NONE, off);
 	for (unsigned i = 0; i < (size == 8 ? 4 : size); i++)
 		emit_u8(e, (uint8_t)((uint32_t)imm >> (8 * i)));
 }
 
-void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale, int32_t disp,
-	      unsigned size)
+void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale,
+	      int32_t disp, unsigned size)
 {
 	unsigned rex = (size == 8 ? REX_W : 0) | (dst & 8 ? REX_R : 0) |
 		       (base != H_NONE && base & 8 ? REX_B : 0) |

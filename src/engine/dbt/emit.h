@@ -12,8 +12,10 @@
 #include "engine/dbt/dbt.h"
 
 /* Host register numbers. */
+/* clang-format off */
 enum { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14,
        H_R15, H_NONE = 0xff };
+/* clang-format on */
 
 #define H_ADDR H_R14 /* checked host pointer of the memory operand */
 
@@ -52,24 +54,24 @@ extern const uint8_t emit_host_reg[16];
 
 /* Offset of guest register @r in struct dbt_cpu, for gs: operands. */
 #define CPU_OFF(member) ((int32_t)offsetof(struct dbt_cpu, member))
-#define CPU_GPR_OFF(r) ((int32_t)(offsetof(struct dbt_cpu, s.gpr) + 8 * (r)))
+#define CPU_GPR_OFF(r)	((int32_t)(offsetof(struct dbt_cpu, s.gpr) + 8 * (r)))
 
 /* mov, flags untouched.  @size 4 or 8 (4 zero-extends). */
 void emit_mov_rr(struct emit *e, unsigned dst, unsigned src, unsigned size);
 void emit_mov_ri(struct emit *e, unsigned dst, uint64_t imm);
-void emit_load_gs(struct emit *e, unsigned dst, int32_t off, unsigned size);  /* dst = gs:[off] */
+void emit_load_gs(struct emit *e, unsigned dst, int32_t off, unsigned size); /* dst = gs:[off] */
 void emit_store_gs(struct emit *e, int32_t off, unsigned src, unsigned size); /* gs:[off] = src; size 1 2 4 8 */
 void emit_store_gs_imm(struct emit *e, int32_t off, int32_t imm, unsigned size);
 /* lea dst, [base + index * scale + disp]; base or index may be H_NONE; @size 4 or 8. */
-void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale, int32_t disp,
-	      unsigned size);
+void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale,
+	      int32_t disp, unsigned size);
 /* One instruction with ModRM memory operand [base + disp], by opcode bytes (prefix/REX computed).
  * @prefix: 66H, F2H, F3H or 0;  @base H_NONE: gs:[disp].  Not for byte registers 4..7. */
-void emit_op_mem(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc, unsigned reg,
-		 unsigned base, int32_t disp);
+void emit_op_mem(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc,
+		 unsigned reg, unsigned base, int32_t disp);
 /* The same with a register in ModRM.rm. */
-void emit_op_reg(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc, unsigned reg,
-		 unsigned rm);
+void emit_op_reg(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc,
+		 unsigned reg, unsigned rm);
 
 /**
  * emit_guest_get() - host register holding guest @r: its own, or @scratch loaded from memory.

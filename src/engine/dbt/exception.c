@@ -20,9 +20,9 @@
 #include "engine/dbt/segment.h"
 
 #define MAX_ROUNDS 64
-#define DR6_BT     (1u << 15)
+#define DR6_BT	   (1u << 15)
 #define DR6_FIXED  0xffff0ff0ULL
-#define DR7_GD     (1u << 13)
+#define DR7_GD	   (1u << 13)
 
 enum event_kind { EV_EXCEPTION, EV_EXTERNAL, EV_NMI, EV_SOFT_INT, EV_SOFT_EXC, EV_INT1 };
 
@@ -31,7 +31,7 @@ struct event {
 	uint8_t kind; /* enum event_kind */
 	bool has_error;
 	uint32_t error;
-	uint64_t rip;   /* to return to */
+	uint64_t rip;	/* to return to */
 	uint64_t flags; /* image of RFLAGS to push */
 };
 
@@ -50,8 +50,7 @@ static void commit_real(struct dbt_cpu *cpu, struct stack_frame *f, uint16_t cs,
 	cpu->s.interrupt_shadow = 0;
 }
 
-static void push_real(struct dbt_cpu *cpu, struct stack_frame *f, const struct event *ev,
-		      uint64_t flags)
+static void push_real(struct dbt_cpu *cpu, struct stack_frame *f, const struct event *ev, uint64_t flags)
 {
 	stack_frame_current(cpu, f);
 	stack_frame_push(cpu, f, 2, flags);
@@ -145,7 +144,7 @@ static void gate_read_code(struct dbt_cpu *cpu, const struct gate *g, struct seg
 static void push_frame(struct dbt_cpu *cpu, struct stack_frame *f, const struct event *ev,
 		       unsigned size, bool has_stack)
 {
-	static const uint8_t vm86_segs[] = {SEG_GS, SEG_FS, SEG_DS, SEG_ES};
+	static const uint8_t vm86_segs[] = { SEG_GS, SEG_FS, SEG_DS, SEG_ES };
 
 	if (cpu->s.rflags & X86_FL_VM) {
 		for (unsigned i = 0; i < ARRAY_SIZE(vm86_segs); i++)
@@ -262,12 +261,12 @@ static void event_from_raise(struct dbt_cpu *cpu, struct event *ev)
 			vector != EXC_DF && vector != EXC_MC;
 
 	*ev = (struct event){
-	    .vector = vector,
-	    .kind = EV_EXCEPTION,
-	    .has_error = cpu->raise_has_error,
-	    .error = cpu->raise_error,
-	    .rip = cpu->s.rip,
-	    .flags = is_fault ? cpu->s.rflags | X86_FL_RF : cpu->s.rflags,
+		.vector = vector,
+		.kind = EV_EXCEPTION,
+		.has_error = cpu->raise_has_error,
+		.error = cpu->raise_error,
+		.rip = cpu->s.rip,
+		.flags = is_fault ? cpu->s.rflags | X86_FL_RF : cpu->s.rflags,
 	};
 }
 
@@ -344,10 +343,10 @@ void exc_deliver_raised(struct dbt_cpu *cpu)
 void exc_interrupt(struct dbt_cpu *cpu, unsigned vector, bool is_nmi)
 {
 	struct event ev = {
-	    .vector = is_nmi ? EXC_NMI : vector,
-	    .kind = is_nmi ? EV_NMI : EV_EXTERNAL,
-	    .rip = cpu->s.rip,
-	    .flags = cpu->s.rflags,
+		.vector = is_nmi ? EXC_NMI : vector,
+		.kind = is_nmi ? EV_NMI : EV_EXTERNAL,
+		.rip = cpu->s.rip,
+		.flags = cpu->s.rflags,
 	};
 
 	if (is_nmi)
@@ -385,20 +384,19 @@ static void deliver_vme(struct dbt_cpu *cpu, const struct event *ev)
 	}
 	target = sys_read(cpu, ev->vector * 4u, 4);
 	push_real(cpu, &f, ev, flags);
-	cpu->s.rflags &=
-	    ~(uint64_t)(X86_FL_TF | X86_FL_RF | (is_virtual_if ? X86_FL_VIF : X86_FL_IF));
+	cpu->s.rflags &= ~(uint64_t)(X86_FL_TF | X86_FL_RF | (is_virtual_if ? X86_FL_VIF : X86_FL_IF));
 	commit_real(cpu, &f, target >> 16, target);
 }
 
 void exc_software(struct dbt_cpu *cpu, unsigned vector, enum exc_soft kind)
 {
 	struct event ev = {
-	    .vector = vector,
-	    .kind = kind == EXC_SOFT_INT    ? EV_SOFT_INT
-		    : kind == EXC_SOFT_INT1 ? EV_INT1
-					    : EV_SOFT_EXC,
-	    .rip = cpu->next_rip,
-	    .flags = cpu->s.rflags & ~(uint64_t)X86_FL_RF,
+		.vector = vector,
+		.kind = kind == EXC_SOFT_INT	? EV_SOFT_INT
+			: kind == EXC_SOFT_INT1 ? EV_INT1
+						: EV_SOFT_EXC,
+		.rip = cpu->next_rip,
+		.flags = cpu->s.rflags & ~(uint64_t)X86_FL_RF,
 	};
 
 	if (cpu->s.rflags & X86_FL_VM && kind == EXC_SOFT_INT) {

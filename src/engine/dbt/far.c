@@ -33,8 +33,7 @@ static void real_transfer(struct dbt_cpu *cpu, uint16_t sel, uint64_t rip)
 
 /* ---- protected mode ---- */
 
-static void commit_cs(struct dbt_cpu *cpu, uint16_t sel, struct seg_desc *d, unsigned cpl,
-		      uint64_t rip)
+static void commit_cs(struct dbt_cpu *cpu, uint16_t sel, struct seg_desc *d, unsigned cpl, uint64_t rip)
 {
 	seg_fill(&cpu->s.seg[SEG_CS], (sel & 0xfffc) | cpl, d);
 	cpu->next_rip = rip;
@@ -72,7 +71,7 @@ struct gate_target {
 	uint16_t sel;
 	struct seg_desc code;
 	uint64_t rip;
-	unsigned size;    /* of the values pushed: 2, 4, 8 */
+	unsigned size;	  /* of the values pushed: 2, 4, 8 */
 	unsigned nparams; /* to copy */
 };
 
@@ -142,8 +141,7 @@ static void call_gate_inner(struct dbt_cpu *cpu, struct gate_target *t)
 	stack_frame_push(cpu, &f, t->size, cpu->s.seg[SEG_SS].selector);
 	stack_frame_push(cpu, &f, t->size, cpu->s.gpr[R_RSP]);
 	for (unsigned i = t->nparams; i-- > 0;)
-		stack_frame_push(cpu, &f, t->size,
-				 stack_frame_read(cpu, &old, t->size, i * t->size));
+		stack_frame_push(cpu, &f, t->size, stack_frame_read(cpu, &old, t->size, i * t->size));
 	stack_frame_push(cpu, &f, t->size, cpu->s.seg[SEG_CS].selector);
 	stack_frame_push(cpu, &f, t->size, cpu->next_rip);
 	t->rip = code_check_rip(cpu, &t->code, t->rip);
@@ -420,7 +418,7 @@ static void iret_vm86(struct dbt_cpu *cpu, unsigned opsize)
 static void iret_to_vm86(struct dbt_cpu *cpu, const struct stack_frame *f, uint32_t rip,
 			 uint16_t cs, uint32_t flags)
 {
-	static const uint8_t order[] = {SEG_SS, SEG_ES, SEG_DS, SEG_FS, SEG_GS};
+	static const uint8_t order[] = { SEG_SS, SEG_ES, SEG_DS, SEG_FS, SEG_GS };
 	uint32_t sp = stack_frame_read(cpu, f, 4, 12);
 	uint16_t sel[ARRAY_SIZE(order)];
 
@@ -433,8 +431,7 @@ static void iret_to_vm86(struct dbt_cpu *cpu, const struct stack_frame *f, uint3
 		seg_set_vm86(&cpu->s.seg[order[i]], sel[i]);
 	seg_set_vm86(&cpu->s.seg[SEG_CS], cs);
 	cpu->next_rip = rip;
-	set_rflags(cpu, flags,
-		   FL_IRET_32 | X86_FL_IF | X86_FL_IOPL | X86_FL_VM | X86_FL_VIF | X86_FL_VIP);
+	set_rflags(cpu, flags, FL_IRET_32 | X86_FL_IF | X86_FL_IOPL | X86_FL_VM | X86_FL_VIF | X86_FL_VIP);
 	dbt_mode_changed(cpu);
 }
 

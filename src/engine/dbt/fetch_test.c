@@ -60,16 +60,16 @@ static uint64_t peek(uint64_t gpa)
 
 static void load_seg(unsigned seg, uint16_t sel)
 {
-	struct seg_desc d = {.lo = (uint32_t)peek(GDT + sel), .hi = (uint32_t)(peek(GDT + sel) >> 32)};
+	struct seg_desc d = { .lo = (uint32_t)peek(GDT + sel), .hi = (uint32_t)(peek(GDT + sel) >> 32) };
 
 	seg_fill(&cpu->s.seg[seg], sel, &d);
 }
 
 static int setup(void **state)
 {
-	struct vcpu_up up = {.on_exit = on_exit_, .intr_ack = intr_ack};
-	struct engine_config cfg = {.ram = &ram, .model = &model, .vcpus = 1, .use_interp_only = true};
-	struct error err = {""};
+	struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = intr_ack };
+	struct engine_config cfg = { .ram = &ram, .model = &model, .vcpus = 1, .use_interp_only = true };
+	struct error err = { "" };
 	struct x86_state s;
 
 	if (ram_create(&ram, 2 * MIB, 0, &err) || cpu_model_init(&model, "host", 1, &err) ||
@@ -101,7 +101,7 @@ static int setup(void **state)
 	cpu->s.cr4 = X86_CR4_PAE;
 	cpu->s.cr0 |= X86_CR0_PG | X86_CR0_WP;
 	cpu->s.efer = X86_EFER_LME | X86_EFER_LMA;
-	cpu->s.tr = (struct x86_seg){.base = TSS, .limit = 0x67, .selector = 0x28, .attr = 0x8b};
+	cpu->s.tr = (struct x86_seg){ .base = TSS, .limit = 0x67, .selector = 0x28, .attr = 0x8b };
 	load_seg(SEG_CS, K_CODE);
 	for (unsigned i = 0; i < SEG_COUNT; i++)
 		if (i != SEG_CS)
@@ -145,12 +145,12 @@ static const struct {
 	uint8_t len, bytes[INSN_MAX_LEN];
 	uint64_t rax;
 } insns[] = {
-	{ 2, { 0x89, 0xc8 }, 5 },						    /* mov eax, ecx */
-	{ 5, { 0xb8, 0x90, 0x90, 0x90, 0x90 }, 0x90909090 },			    /* mov eax, imm32 */
-	{ 10, { 0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8 }, 0x0807060504030201 },	    /* mov rax, imm64 */
+	{ 2, { 0x89, 0xc8 }, 5 },					    /* mov eax, ecx */
+	{ 5, { 0xb8, 0x90, 0x90, 0x90, 0x90 }, 0x90909090 },		    /* mov eax, imm32 */
+	{ 10, { 0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8 }, 0x0807060504030201 }, /* mov rax, imm64 */
 	{ 8, { 0x48, 0x8d, 0x84, 0x09, 0x44, 0x33, 0x22, 0x11 }, 0x11223344 + 10 }, /* lea rax, [rcx+rcx+disp32] */
 	{ 4, { 0x48, 0x83, 0xc0, 0x01 }, 0x1111111111111112 },			    /* add rax, 1 */
-	{ 5, { 0xc4, 0xe2, 0xf0, 0xf2, 0xc0 }, 0x1111111111111110 },		    /* andn rax, rcx, rax */
+	{ 5, { 0xc4, 0xe2, 0xf0, 0xf2, 0xc0 }, 0x1111111111111110 }, /* andn rax, rcx, rax */
 };
 
 /* Every instruction split at every byte: mapped, unmapped, mapped again. */

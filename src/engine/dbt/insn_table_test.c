@@ -11,11 +11,11 @@
 #include "engine/dbt/interp.h" /* first: it renames memcpy and memset, which decode.c uses */
 #include "engine/dbt/decode.c"
 
-#define FOR_EACH_ROW(row)                                                                                     \
+#define FOR_EACH_ROW(row)                                                                          \
 	for (const struct insn_row *row = insn_rows; row < insn_rows + ARRAY_SIZE(insn_rows); row++)
 
-#define fail_row(row, opcode_or_note) \
-	fail_msg("row %u, %s: %s", (unsigned)((row) - insn_rows), insn_name((row)->d.id), opcode_or_note)
+#define fail_row(row, opcode_or_note)                                                              \
+	fail_msg("row %u, %s: %s", (unsigned)((row)-insn_rows), insn_name((row)->d.id), opcode_or_note)
 
 static unsigned nops(const struct insn_row *row)
 {
@@ -28,7 +28,8 @@ static unsigned nops(const struct insn_row *row)
 
 static bool is_rm(const struct opnd *op)
 {
-	return op->kind == OPND_GPR_RM || op->kind == OPND_XMM_RM || op->kind == OPND_MMX_RM || op->kind == OPND_X87_RM;
+	return op->kind == OPND_GPR_RM || op->kind == OPND_XMM_RM || op->kind == OPND_MMX_RM ||
+	       op->kind == OPND_X87_RM;
 }
 
 static bool is_gpr(const struct opnd *op)
@@ -72,23 +73,26 @@ static void sizes_resolve(void **state)
 	static const uint8_t modes[] = { 16, 32, 64 };
 
 	FOR_EACH_ROW(row)
-		for (unsigned m = 0; m < 3; m++)
-			for (unsigned opsize = 2; opsize <= (modes[m] == 64 ? 8 : 4); opsize *= 2)
-				for (unsigned l = 0; l < 2; l++) {
-					struct insn in = { .mode = modes[m], .opsize = (uint8_t)opsize,
-							   .rex_w = opsize == 8, .vex_l = (uint8_t)l };
+	for (unsigned m = 0; m < 3; m++)
+		for (unsigned opsize = 2; opsize <= (modes[m] == 64 ? 8 : 4); opsize *= 2)
+			for (unsigned l = 0; l < 2; l++) {
+				struct insn in = { .mode = modes[m],
+						   .opsize = (uint8_t)opsize,
+						   .rex_w = opsize == 8,
+						   .vex_l = (uint8_t)l };
 
-					if ((row->d.attr & INSN_NO64 && modes[m] == 64) ||
-					    (row->d.attr & INSN_ONLY64 && modes[m] != 64) ||
-					    (row->l != 0xff && row->l != l))
-						continue;
-					check_sizes(row, &in);
-				}
+				if ((row->d.attr & INSN_NO64 && modes[m] == 64) ||
+				    (row->d.attr & INSN_ONLY64 && modes[m] != 64) ||
+				    (row->l != 0xff && row->l != l))
+					continue;
+				check_sizes(row, &in);
+			}
 }
 
 static void operands_are_sound(void **state)
 {
-	FOR_EACH_ROW(row) {
+	FOR_EACH_ROW(row)
+	{
 		unsigned nrm = 0;
 
 		for (unsigned i = 0; i < nops(row); i++) {
@@ -97,7 +101,8 @@ static void operands_are_sound(void **state)
 			nrm += is_rm(op);
 			if (!op->access || op->access & ~OPND_RW)
 				fail_row(row, "operand that is neither read nor written");
-			if ((op->kind == OPND_IMM || op->kind == OPND_IMM2 || op->kind == OPND_REL || op->kind == OPND_ONE) &&
+			if ((op->kind == OPND_IMM || op->kind == OPND_IMM2 ||
+			     op->kind == OPND_REL || op->kind == OPND_ONE) &&
 			    op->access != OPND_READ)
 				fail_row(row, "written immediate");
 			if (op->kind == OPND_FIXED_GPR && op->reg > 15)
@@ -124,7 +129,8 @@ static void lockable_rows_write_memory(void **state)
 {
 	unsigned n = 0;
 
-	FOR_EACH_ROW(row) {
+	FOR_EACH_ROW(row)
+	{
 		if (!(row->d.attr & INSN_LOCKABLE))
 			continue;
 		n++;
@@ -159,14 +165,21 @@ static unsigned flags_of_condition(unsigned cc)
 
 static void conditions_read_their_flags(void **state)
 {
-	static const struct { unsigned table, first; enum insn_id id; bool is_zx32; } families[] = {
-		{ MAP_1BYTE, 0x70, I_JCC, false }, { MAP_0F, 0x80, I_JCC, false },
-		{ MAP_0F, 0x40, I_CMOV, true },    { MAP_0F, 0x90, I_SETCC, false },
+	static const struct {
+		unsigned table, first;
+		enum insn_id id;
+		bool is_zx32;
+	} families[] = {
+		{ MAP_1BYTE, 0x70, I_JCC, false },
+		{ MAP_0F, 0x80, I_JCC, false },
+		{ MAP_0F, 0x40, I_CMOV, true },
+		{ MAP_0F, 0x90, I_SETCC, false },
 	};
 
 	for (unsigned f = 0; f < ARRAY_SIZE(families); f++)
 		for (unsigned cc = 0; cc < 16; cc++) {
-			const struct insn_range *r = &insn_index[families[f].table][families[f].first + cc];
+			const struct insn_range *r =
+				&insn_index[families[f].table][families[f].first + cc];
 			const struct insn_row *row = &insn_rows[r->first];
 
 			assert_int_equal(r->count, 1);
@@ -182,8 +195,10 @@ static void handlers_are_there(void **state)
 {
 	static bool is_named[I_COUNT];
 
-	FOR_EACH_ROW(row) {
-		bool has_user = interp_user_handlers[row->d.id], has_sys = interp_sys_handlers[row->d.id];
+	FOR_EACH_ROW(row)
+	{
+		bool has_user = interp_user_handlers[row->d.id],
+		     has_sys = interp_sys_handlers[row->d.id];
 
 		is_named[row->d.id] = true;
 		switch (row->d.kind) {

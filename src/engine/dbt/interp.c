@@ -109,7 +109,9 @@ uint64_t insn_ea(const struct dbt_cpu *cpu, const struct insn *in)
 	if (unlikely(insn_is_bit_string(in))) {
 		int64_t off = (int64_t)cpu->s.gpr[in->reg];
 
-		off = in->opsize == 2 ? (int16_t)off >> 4 : in->opsize == 4 ? (int32_t)off >> 5 : off >> 6;
+		off = in->opsize == 2	? (int16_t)off >> 4
+		      : in->opsize == 4 ? (int32_t)off >> 5
+					: off >> 6;
 		ea += (uint64_t)off * in->opsize;
 	}
 	return wrap(ea, in->addrsize);
@@ -164,8 +166,8 @@ uint64_t stack_pop(struct dbt_cpu *cpu, unsigned size)
 
 /* ---- fetch and decode ---- */
 
-enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, const uint8_t *code, unsigned avail,
-				 unsigned mode)
+enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, const uint8_t *code,
+				 unsigned avail, unsigned mode)
 {
 	uint8_t bytes[INSN_MAX_LEN];
 	enum decode_result r = insn_decode(out, code, avail, mode);
@@ -242,7 +244,8 @@ static struct decoded *fetch(struct dbt_cpu *cpu, uint64_t lin)
 		dbt_raise_err(cpu, EXC_GP, 0);
 	}
 	p = mmu_fetch(cpu, lin, &avail, &offset);
-	if (likely(p && d->key[15] == mode && same_bytes(d, p, max < INSN_MAX_LEN ? MIN(avail, max) : avail)))
+	if (likely(p && d->key[15] == mode &&
+		   same_bytes(d, p, max < INSN_MAX_LEN ? MIN(avail, max) : avail)))
 		return d;
 
 	/* The slot is nobody's until it is whole: the fetch of a second page may raise. */

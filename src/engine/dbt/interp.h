@@ -29,7 +29,8 @@ uint64_t insn_ea(const struct dbt_cpu *cpu, const struct insn *in);
 
 /** insn_is_misaligned() - is the linear address of the operand at @ea no multiple of @align?  Operands that must
  * be aligned are checked for that before anything else. */
-static inline bool insn_is_misaligned(const struct dbt_cpu *cpu, const struct insn *in, uint64_t ea, unsigned align)
+static inline bool insn_is_misaligned(const struct dbt_cpu *cpu, const struct insn *in, uint64_t ea,
+				      unsigned align)
 {
 	bool has_base = cpu->code_bits != 64 || in->seg == SEG_FS || in->seg == SEG_GS;
 
@@ -38,8 +39,8 @@ static inline bool insn_is_misaligned(const struct dbt_cpu *cpu, const struct in
 
 /** interp_decode() - insn_decode() for @cpu's model: what a missing feature turns into another instruction
  * (TZCNT, LZCNT without BMI1, ABM) is decoded as that.  The translator decodes with it, too. */
-enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, const uint8_t *code, unsigned avail,
-				 unsigned mode);
+enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, const uint8_t *code,
+				 unsigned avail, unsigned mode);
 
 /** fpu_is_error_pending() - an unmasked x87 exception waits (FSW.ES). */
 bool fpu_is_error_pending(const struct dbt_cpu *cpu);

@@ -12,11 +12,13 @@
 #include "engine/dbt/thunk.h"
 
 /* Offsets in the XSAVE image. */
+/* clang-format off */
 enum {
 	FX_FCW = 0, FX_FSW = 2, FX_FTW = 4, FX_FOP = 6, FX_FIP = 8, FX_FDP = 16, FX_MXCSR = 24, FX_MXCSR_MASK = 28,
 	FX_ST = 32, FX_XMM = 160, XS_BV = 512, XS_COMP = 520, XS_RESERVED = 528, XS_HEADER_END = 576,
 	XS_YMM = 576, XS_END = 832,
 };
+/* clang-format on */
 enum { XF_X87 = 1, XF_SSE = 2, XF_AVX = 4 };
 #define XCOMP_COMPACT (1ULL << 63)
 #define MXCSR_DEFAULT 0x1f80u
@@ -93,8 +95,8 @@ static bool is_real_format(const struct dbt_cpu *cpu)
 	return !(cpu->s.cr0 & X86_CR0_PE) || cpu->s.rflags & X86_FL_VM;
 }
 
-static void env_write(const struct dbt_cpu *cpu, const struct insn *in, uint8_t *p, const struct x87_env *e,
-		      uint32_t fip, uint32_t fdp, uint16_t fop)
+static void env_write(const struct dbt_cpu *cpu, const struct insn *in, uint8_t *p,
+		      const struct x87_env *e, uint32_t fip, uint32_t fdp, uint16_t fop)
 {
 	fop &= 0x7ff;
 	if (in->opsize == 2) {
@@ -128,8 +130,8 @@ static void env_write(const struct dbt_cpu *cpu, const struct insn *in, uint8_t 
 	}
 }
 
-static void env_read(const struct dbt_cpu *cpu, const struct insn *in, const uint8_t *p, struct x87_env *e,
-		     uint32_t *fip, uint32_t *fdp, uint16_t *fop)
+static void env_read(const struct dbt_cpu *cpu, const struct insn *in, const uint8_t *p,
+		     struct x87_env *e, uint32_t *fip, uint32_t *fdp, uint16_t *fop)
 {
 	memset(e, 0, sizeof(*e));
 	if (in->opsize == 2) {
@@ -420,7 +422,8 @@ static bool is_header_valid(const struct dbt_cpu *cpu, const struct insn *in, co
 		enabled |= cpu->s.xss;
 	if (comp & XCOMP_COMPACT)
 		return (is_system || cpu_has(&cpu->vm->model, CPUF_XSAVEC)) &&
-		       !(comp & ~(enabled | XCOMP_COMPACT)) && !(bv & ~comp) && is_zero(p + XS_RESERVED, 48);
+		       !(comp & ~(enabled | XCOMP_COMPACT)) && !(bv & ~comp) &&
+		       is_zero(p + XS_RESERVED, 48);
 	return !is_system && !(bv & ~enabled) && is_zero(p + XS_COMP, 16);
 }
 
@@ -624,9 +627,10 @@ void user_vmaskmov(struct dbt_cpu *cpu, const struct insn *in)
 {
 	bool is_int = in->opcode >= 0x8c;
 	bool is_store = is_int ? in->opcode == 0x8e : in->opcode >= 0x2e;
-	unsigned size = is_int ? (in->rex_w ? 8 : 4) : (in->opcode & 1 ? 8 : 4), n = (in->vex_l ? 32 : 16) / size;
+	unsigned size = is_int ? (in->rex_w ? 8 : 4) : (in->opcode & 1 ? 8 : 4),
+		 n = (in->vex_l ? 32 : 16) / size;
 	uint64_t ea = insn_ea(cpu, in);
-	struct vector mask, v = {{0}}, data;
+	struct vector mask, v = { { 0 } }, data;
 	uint8_t *x = image(cpu);
 
 	mask = vector_get(x, in->vvvv);
@@ -677,7 +681,8 @@ void user_vgather(struct dbt_cpu *cpu, const struct insn *in)
 			/* What is done is kept if this element faults. */
 			vector_set(cpu->s.xsave, in->reg, &dst);
 			vector_set(cpu->s.xsave, in->vvvv, &mask);
-			set_element(&dst, i, size, mem_read(cpu, in->seg, (base + off * in->scale) & wrap, size));
+			set_element(&dst, i, size,
+				    mem_read(cpu, in->seg, (base + off * in->scale) & wrap, size));
 		}
 		set_element(&mask, i, size, 0);
 	}

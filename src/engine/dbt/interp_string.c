@@ -15,9 +15,9 @@
 #include "engine/dbt/thunk.h"
 
 #define BATCH_ELEMENTS 256u
-#define BATCH_BYTES (64 * KIB)
-#define PAGE_BYTES 4096u
-#define SKIP_ELEMENTS 8u
+#define BATCH_BYTES    (64 * KIB)
+#define PAGE_BYTES     4096u
+#define SKIP_ELEMENTS  8u
 
 struct string_op {
 	struct dbt_cpu *cpu;
@@ -85,7 +85,8 @@ static void finish(const struct string_op *o)
 /* ---- runs in plain RAM ---- */
 
 /* Bytes from seg:off forward that lie in one page and within the segment; 0: element by element. */
-static uint64_t run_room(const struct string_op *o, unsigned seg, uint64_t off, unsigned acc, uint64_t *lin)
+static uint64_t run_room(const struct string_op *o, unsigned seg, uint64_t off, unsigned acc,
+			 uint64_t *lin)
 {
 	const struct x86_seg *s = &o->cpu->s.seg[seg];
 	uint64_t room;
@@ -115,8 +116,8 @@ static void *direct(struct dbt_cpu *cpu, uint64_t lin, bool is_write)
 	uint64_t i;
 
 	/* mmu_fill() may resize the TLB. */
-	if (!is_direct(cpu, lin, is_write, &i) && (!mmu_fill(cpu, lin, 1, is_write, cpu->tlb_mode) ||
-						   !is_direct(cpu, lin, is_write, &i)))
+	if (!is_direct(cpu, lin, is_write, &i) &&
+	    (!mmu_fill(cpu, lin, 1, is_write, cpu->tlb_mode) || !is_direct(cpu, lin, is_write, &i)))
 		return NULL;
 	return (void *)(uintptr_t)(cpu->tlb[cpu->tlb_mode].xlat[i] + (lin & 0xffff));
 }
@@ -124,8 +125,8 @@ static void *direct(struct dbt_cpu *cpu, uint64_t lin, bool is_write)
 /* May several iterations run as one? */
 static bool may_run(const struct string_op *o)
 {
-	return o->is_rep && o->step > 0 && o->budget > 1 && o->count > 1 && !(o->cpu->s.dr7 & 0xff) &&
-	       !o->cpu->debug.nbreak;
+	return o->is_rep && o->step > 0 && o->budget > 1 && o->count > 1 &&
+	       !(o->cpu->s.dr7 & 0xff) && !o->cpu->debug.nbreak;
 }
 
 static void host_movs(void *dst, const void *src, uint64_t n, unsigned size)
@@ -207,8 +208,8 @@ static uint64_t stos_run(struct string_op *o)
  * MOVS and STOS: runs where possible, else single elements.  After a run was refused the next few elements
  * do not ask again.
  */
-static void transfer(struct string_op *o, uint64_t (*run)(struct string_op *o), void (*one)(struct string_op *o),
-		     bool has_src)
+static void transfer(struct string_op *o, uint64_t (*run)(struct string_op *o),
+		     void (*one)(struct string_op *o), bool has_src)
 {
 	uint64_t n, bytes = 0;
 	unsigned skip = 0;
@@ -241,7 +242,8 @@ static void movs_one(struct string_op *o)
 
 static void stos_one(struct string_op *o)
 {
-	mem_write(o->cpu, SEG_ES, offset_of(o, R_RDI), o->size, o->cpu->s.gpr[R_RAX] & user_mask(o->size));
+	mem_write(o->cpu, SEG_ES, offset_of(o, R_RDI), o->size,
+		  o->cpu->s.gpr[R_RAX] & user_mask(o->size));
 }
 
 void user_movs(struct dbt_cpu *cpu, const struct insn *in)

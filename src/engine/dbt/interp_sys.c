@@ -62,10 +62,11 @@ static void sys_mwait(struct dbt_cpu *cpu, const struct insn *in)
 
 static void sys_vmcall(struct dbt_cpu *cpu, const struct insn *in)
 {
-	static const uint8_t args[4] = {R_RBX, R_RCX, R_RDX, R_RSI};
+	static const uint8_t args[4] = { R_RBX, R_RCX, R_RDX, R_RSI };
 	uint64_t mask = cpu->code_bits == 64 ? ~0ULL : 0xffffffff;
-	struct vcpu_exit x = {.kind = EXIT_HYPERCALL, .size = cpu->code_bits == 64 ? 8 : 4,
-			      .addr = cpu->s.gpr[R_RAX] & mask};
+	struct vcpu_exit x = { .kind = EXIT_HYPERCALL,
+			       .size = cpu->code_bits == 64 ? 8 : 4,
+			       .addr = cpu->s.gpr[R_RAX] & mask };
 
 	if (!cpu->vm->model.has_kvm_pv)
 		dbt_raise(cpu, EXC_UD);
@@ -91,7 +92,7 @@ static void sys_clzero(struct dbt_cpu *cpu, const struct insn *in)
 }
 
 const insn_handler interp_sys_handlers[I_COUNT] = {
-    // clang-format off
+	// clang-format off
 	[I_PUSH_SEG] = sys_push_seg,
 	[I_POP_SEG] = sys_pop_seg,
 	[I_MOV_R_SEG] = sys_mov_r_seg,
@@ -159,5 +160,5 @@ const insn_handler interp_sys_handlers[I_COUNT] = {
 	[I_VMMCALL] = sys_vmcall,
 	[I_RSM] = sys_ud,
 	[I_CLZERO] = sys_clzero,
-    // clang-format on
+	// clang-format on
 };

@@ -34,8 +34,8 @@ static int no_intr(void *ctx)
 
 static int setup(void **state)
 {
-	const struct vcpu_up up = {.on_exit = on_exit_, .intr_ack = no_intr};
-	struct engine_config cfg = {.ram = &ram, .model = &model, .vcpus = 1};
+	const struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = no_intr };
+	struct engine_config cfg = { .ram = &ram, .model = &model, .vcpus = 1 };
 	struct engine_vcpu *vcpu;
 	struct error err;
 
@@ -79,7 +79,8 @@ static void put_code(const uint8_t *bytes, unsigned len)
 	cpu->s.rip = CODE;
 	sigaction(SIGFPE, &engine_sigfpe, NULL);
 }
-#define CODE_BYTES(...) put_code((const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}))
+#define CODE_BYTES(...)                                                                            \
+	put_code((const uint8_t[]){ __VA_ARGS__ }, sizeof((const uint8_t[]){ __VA_ARGS__ }))
 
 /* One step that must end in the handler of @vector, with @ip pushed. */
 static void expect_exception(unsigned vector, unsigned ip)
@@ -135,14 +136,14 @@ static void test_code_breakpoint(void **state)
 static void test_host_debug(void **state)
 {
 	CODE_BYTES(0x90, 0x90);
-	cpu->debug = (struct engine_debug){.nbreak = 1, .bp = {{.addr = CODE + 1}}};
+	cpu->debug = (struct engine_debug){ .nbreak = 1, .bp = { { .addr = CODE + 1 } } };
 	expect_step(CODE + 1);
 	assert_false(cpu->is_debug_hit);
 	expect_step(CODE + 1);
 	assert_true(cpu->is_debug_hit);
 
 	cpu->is_debug_hit = false;
-	cpu->debug = (struct engine_debug){.single_step = true};
+	cpu->debug = (struct engine_debug){ .single_step = true };
 	expect_step(CODE + 2);
 	assert_true(cpu->is_debug_hit);
 }
@@ -259,7 +260,7 @@ static void test_faults(void **state)
 	expect_exception(EXC_UD, CODE);
 
 	CODE_BYTES(0x9b, 0xd9, 0xe8); /* fwait; fld1 */
-	expect_step(CODE + 1); /* MP = 0: FWAIT ignores TS */
+	expect_step(CODE + 1);	      /* MP = 0: FWAIT ignores TS */
 	expect_exception(EXC_NM, CODE + 1);
 	cpu->s.cr0 |= X86_CR0_MP;
 	cpu->s.rip = CODE;
@@ -272,7 +273,8 @@ static void test_fpu_error(void **state)
 	static const uint16_t fcw = 0x37b; /* zero divide unmasked */
 
 	assert_int_equal(ram_write(&ram, DATA, &fcw, 2), 0);
-	CODE_BYTES(0xdb, 0xe3, 0xd9, 0x2e, DATA & 0xff, DATA >> 8, 0xd9, 0xee, 0xd9, 0xe8, 0xd8, 0xf1, 0xd9, 0xd0);
+	CODE_BYTES(0xdb, 0xe3, 0xd9, 0x2e, DATA & 0xff, DATA >> 8, 0xd9, 0xee, 0xd9, 0xe8, 0xd8,
+		   0xf1, 0xd9, 0xd0);
 	for (unsigned i = 0; i < 5; i++)
 		interp_one(cpu);
 	assert_int_equal(cpu->s.rip, CODE + 12);
@@ -289,7 +291,8 @@ static void test_fpu_error(void **state)
 
 	assert_int_equal(ram_write(&ram, DATA, &mxcsr, 4), 0);
 	assert_int_equal(ram_write(&ram, DATA + 4, &minus_one, 4), 0);
-	CODE_BYTES(0x0f, 0xae, 0x16, DATA & 0xff, DATA >> 8, 0xf3, 0x0f, 0x51, 0x06, (DATA + 4) & 0xff, (DATA + 4) >> 8);
+	CODE_BYTES(0x0f, 0xae, 0x16, DATA & 0xff, DATA >> 8, 0xf3, 0x0f, 0x51, 0x06,
+		   (DATA + 4) & 0xff, (DATA + 4) >> 8);
 	expect_step(CODE + 5);
 	expect_exception(EXC_XM, CODE + 5);
 	cpu->s.cr4 &= ~(uint64_t)X86_CR4_OSXMMEXCPT;
@@ -303,7 +306,8 @@ static void test_fpu_pointers(void **state)
 	uint64_t fip;
 
 	/* fld1; fxsave [DATA]; fnstenv [DATA + 512] */
-	CODE_BYTES(0xd9, 0xe8, 0x0f, 0xae, 0x06, DATA & 0xff, DATA >> 8, 0xd9, 0x36, DATA & 0xff, (DATA + 512) >> 8);
+	CODE_BYTES(0xd9, 0xe8, 0x0f, 0xae, 0x06, DATA & 0xff, DATA >> 8, 0xd9, 0x36, DATA & 0xff,
+		   (DATA + 512) >> 8);
 	memset(ram.base + DATA, 0xff, 600);
 	for (unsigned i = 0; i < 3; i++)
 		interp_one(cpu);
@@ -315,7 +319,7 @@ static void test_fpu_pointers(void **state)
 	assert_int_equal(fip & 0xffffffffffff, 0);
 
 	/* What the guest loads itself it gets back: fldenv, fnstenv, 16-bit real format. */
-	static const uint16_t env[7] = {0x37f, 0, 0xffff, 0x1234, 0x5678, 0x9abc, 0xd000};
+	static const uint16_t env[7] = { 0x37f, 0, 0xffff, 0x1234, 0x5678, 0x9abc, 0xd000 };
 
 	assert_int_equal(ram_write(&ram, DATA, env, sizeof(env)), 0);
 	CODE_BYTES(0xd9, 0x26, DATA & 0xff, DATA >> 8, 0xd9, 0x36, DATA & 0xff, (DATA + 512) >> 8);
@@ -375,7 +379,7 @@ static uint8_t out[64];
 static struct emit start(void)
 {
 	memset(out, 0xcc, sizeof(out));
-	return (struct emit){.p = out, .start = out, .end = out + sizeof(out)};
+	return (struct emit){ .p = out, .start = out, .end = out + sizeof(out) };
 }
 
 static struct insn read_back(const struct emit *e)
@@ -390,7 +394,7 @@ static struct insn read_back(const struct emit *e)
 
 static void test_emit_lea(void **state)
 {
-	static const int32_t disps[] = {0, 1, -128, 127, 128, -129, 0x12345678, INT32_MIN};
+	static const int32_t disps[] = { 0, 1, -128, 127, 128, -129, 0x12345678, INT32_MIN };
 
 	for (unsigned base = 0; base <= 16; base++)
 		for (unsigned index = 0; index <= 16; index++)
@@ -401,8 +405,8 @@ static void test_emit_lea(void **state)
 
 				if (index == H_RSP)
 					continue;
-				emit_lea(&e, dst, base == 16 ? H_NONE : base, index == 16 ? H_NONE : index, scale, disps[d],
-					 d & 4 ? 4 : 8);
+				emit_lea(&e, dst, base == 16 ? H_NONE : base,
+					 index == 16 ? H_NONE : index, scale, disps[d], d & 4 ? 4 : 8);
 				in = read_back(&e);
 				assert_int_equal(in.desc->id, I_LEA);
 				assert_int_equal(in.reg, dst);
@@ -418,8 +422,11 @@ static void test_emit_lea(void **state)
 
 static void test_emit_moves(void **state)
 {
-	static const uint64_t imms[] = {0, 1, 0x7fffffff, 0x80000000, 0xffffffff, 0xffffffff80000000, 0x123456789abcdef0, ~0ULL};
-	static const unsigned sizes[] = {1, 2, 4, 8};
+	static const uint64_t imms[] = {
+		0,    1, 0x7fffffff, 0x80000000, 0xffffffff, 0xffffffff80000000, 0x123456789abcdef0,
+		~0ULL
+	};
+	static const unsigned sizes[] = { 1, 2, 4, 8 };
 
 	for (unsigned r = 0; r < 16; r++) {
 		for (unsigned i = 0; i < ARRAY_SIZE(imms); i++) {
@@ -430,7 +437,10 @@ static void test_emit_moves(void **state)
 			in = read_back(&e);
 			assert_int_equal(in.desc->id, I_MOV);
 			assert_int_equal(in.opsize == 4 ? (uint32_t)in.imm : (uint64_t)in.imm, imms[i]);
-			assert_int_equal(in.op[0].kind == OPND_GPR_OPCODE ? (in.opcode & 7) + (in.rex_b ? 8 : 0) : in.rm, r);
+			assert_int_equal(in.op[0].kind == OPND_GPR_OPCODE
+						 ? (in.opcode & 7) + (in.rex_b ? 8 : 0)
+						 : in.rm,
+					 r);
 		}
 		for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
 			struct emit e = start();
@@ -475,7 +485,7 @@ static void test_emit_moves(void **state)
 
 static void test_emit_full(void **state)
 {
-	struct emit e = {.p = out, .start = out, .end = out + 3};
+	struct emit e = { .p = out, .start = out, .end = out + 3 };
 
 	emit_mov_ri(&e, H_RAX, 1);
 	assert_true(e.is_full);
@@ -486,22 +496,14 @@ int main(void)
 {
 #define MACHINE_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		MACHINE_TEST(test_single_step),
-		MACHINE_TEST(test_code_breakpoint),
-		MACHINE_TEST(test_host_debug),
-		MACHINE_TEST(test_sti_shadow),
-		MACHINE_TEST(test_rep_movs_in_parts),
-		MACHINE_TEST(test_rep_movs_overlap),
-		MACHINE_TEST(test_rep_backward_wraps),
-		MACHINE_TEST(test_changed_code),
-		MACHINE_TEST(test_end_of_segment),
-		MACHINE_TEST(test_faults),
-		MACHINE_TEST(test_fpu_error),
-		MACHINE_TEST(test_fpu_pointers),
-		MACHINE_TEST(test_missing_feature),
-		cmocka_unit_test(test_libc),
-		cmocka_unit_test(test_emit_lea),
-		cmocka_unit_test(test_emit_moves),
+		MACHINE_TEST(test_single_step),	       MACHINE_TEST(test_code_breakpoint),
+		MACHINE_TEST(test_host_debug),	       MACHINE_TEST(test_sti_shadow),
+		MACHINE_TEST(test_rep_movs_in_parts),  MACHINE_TEST(test_rep_movs_overlap),
+		MACHINE_TEST(test_rep_backward_wraps), MACHINE_TEST(test_changed_code),
+		MACHINE_TEST(test_end_of_segment),     MACHINE_TEST(test_faults),
+		MACHINE_TEST(test_fpu_error),	       MACHINE_TEST(test_fpu_pointers),
+		MACHINE_TEST(test_missing_feature),    cmocka_unit_test(test_libc),
+		cmocka_unit_test(test_emit_lea),       cmocka_unit_test(test_emit_moves),
 		cmocka_unit_test(test_emit_full),
 	};
 

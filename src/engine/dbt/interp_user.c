@@ -36,7 +36,8 @@ static unsigned opnd_reg(const struct insn *in, const struct opnd *op)
 /* Register or memory operand in ModRM.rm. */
 static uint64_t rm_read(struct dbt_cpu *cpu, const struct insn *in, unsigned size)
 {
-	return in->has_mem ? mem_read(cpu, in->seg, insn_ea(cpu, in), size) : gpr_get(cpu, in, in->rm, size);
+	return in->has_mem ? mem_read(cpu, in->seg, insn_ea(cpu, in), size)
+			   : gpr_get(cpu, in, in->rm, size);
 }
 
 /* ---- near control flow ---- */
@@ -44,7 +45,8 @@ static uint64_t rm_read(struct dbt_cpu *cpu, const struct insn *in, unsigned siz
 static void jump(struct dbt_cpu *cpu, const struct insn *in, uint64_t target)
 {
 	target &= user_mask(in->opsize);
-	if (cpu->code_bits == 64 ? (uint64_t)((int64_t)target >> 47) + 1 > 1 : target > cpu->s.seg[SEG_CS].limit)
+	if (cpu->code_bits == 64 ? (uint64_t)((int64_t)target >> 47) + 1 > 1
+				 : target > cpu->s.seg[SEG_CS].limit)
 		dbt_raise_err(cpu, EXC_GP, 0);
 	cpu->next_rip = target;
 }
@@ -240,7 +242,8 @@ static void user_pushf(struct dbt_cpu *cpu, const struct insn *in)
 
 static void user_popf(struct dbt_cpu *cpu, const struct insn *in)
 {
-	uint64_t mask = FL_ARITH | X86_FL_TF | X86_FL_DF | X86_FL_NT | X86_FL_AC | X86_FL_ID, old = cpu->s.rflags;
+	uint64_t mask = FL_ARITH | X86_FL_TF | X86_FL_DF | X86_FL_NT | X86_FL_AC | X86_FL_ID,
+		 old = cpu->s.rflags;
 	uint64_t val = stack_peek(cpu, in->opsize, 0);
 
 	if (is_vme_flags(cpu, in)) {
@@ -298,7 +301,8 @@ static void user_enter(struct dbt_cpu *cpu, const struct insn *in)
 	mem_abort(cpu, &probe);
 
 	user_reg_write(cpu, R_RSP, sp_size, sp);
-	user_reg_write(cpu, R_RBP, size, sp_size == 2 ? (cpu->s.gpr[R_RBP] & ~0xffffULL) | (frame & 0xffff) : frame);
+	user_reg_write(cpu, R_RBP, size,
+		       sp_size == 2 ? (cpu->s.gpr[R_RBP] & ~0xffffULL) | (frame & 0xffff) : frame);
 }
 
 static void user_leave(struct dbt_cpu *cpu, const struct insn *in)
@@ -326,7 +330,8 @@ static void set_flags(struct dbt_cpu *cpu, uint64_t mask, uint64_t val)
 static uint64_t flags_szp(uint64_t v, unsigned size)
 {
 	v &= user_mask(size);
-	return (v >> (8 * size - 1) ? FL_SF : 0) | (v ? 0 : FL_ZF) | (__builtin_parity(v & 0xff) ? 0 : FL_PF);
+	return (v >> (8 * size - 1) ? FL_SF : 0) | (v ? 0 : FL_ZF) |
+	       (__builtin_parity(v & 0xff) ? 0 : FL_PF);
 }
 
 /* Overflow of a + b = r or a - b = r with @size bytes. */
@@ -340,7 +345,8 @@ static uint64_t flag_of(uint64_t a, uint64_t b, uint64_t r, bool is_sub, unsigne
 static void user_daa(struct dbt_cpu *cpu, const struct insn *in)
 {
 	uint8_t al = (uint8_t)cpu->s.gpr[R_RAX], adjust = 0, r;
-	bool is_sub = in->desc->id == I_DAS, cf = cpu->s.rflags & FL_CF, af = cpu->s.rflags & FL_AF, carry = false;
+	bool is_sub = in->desc->id == I_DAS, cf = cpu->s.rflags & FL_CF, af = cpu->s.rflags & FL_AF,
+	     carry = false;
 
 	if ((al & 15) > 9 || af) {
 		adjust = 6;
@@ -353,8 +359,9 @@ static void user_daa(struct dbt_cpu *cpu, const struct insn *in)
 	}
 	r = is_sub ? (uint8_t)(al - adjust) : (uint8_t)(al + adjust);
 	user_reg_write(cpu, R_RAX, 1, r);
-	set_flags(cpu, FL_ARITH, (carry ? FL_CF : 0) | (af ? FL_AF : 0) | flags_szp(r, 1) |
-				 flag_of(al, adjust, r, is_sub, 1));
+	set_flags(cpu, FL_ARITH,
+		  (carry ? FL_CF : 0) | (af ? FL_AF : 0) | flags_szp(r, 1) |
+			  flag_of(al, adjust, r, is_sub, 1));
 }
 
 static void user_aaa(struct dbt_cpu *cpu, const struct insn *in)
@@ -367,7 +374,8 @@ static void user_aaa(struct dbt_cpu *cpu, const struct insn *in)
 		r = is_sub ? (uint16_t)(ax - adjust) : (uint16_t)(ax + adjust);
 	}
 	user_reg_write(cpu, R_RAX, 2, r & 0xff0f);
-	set_flags(cpu, FL_ARITH, (adjust ? FL_CF | FL_AF : 0) | flags_szp(r, 2) | flag_of(ax, adjust, r, is_sub, 2));
+	set_flags(cpu, FL_ARITH,
+		  (adjust ? FL_CF | FL_AF : 0) | flags_szp(r, 2) | flag_of(ax, adjust, r, is_sub, 2));
 }
 
 static void user_aam(struct dbt_cpu *cpu, const struct insn *in)
@@ -382,12 +390,14 @@ static void user_aam(struct dbt_cpu *cpu, const struct insn *in)
 
 static void user_aad(struct dbt_cpu *cpu, const struct insn *in)
 {
-	uint8_t al = (uint8_t)cpu->s.gpr[R_RAX], add = (uint8_t)((cpu->s.gpr[R_RAX] >> 8) * (uint64_t)in->imm);
+	uint8_t al = (uint8_t)cpu->s.gpr[R_RAX],
+		add = (uint8_t)((cpu->s.gpr[R_RAX] >> 8) * (uint64_t)in->imm);
 	uint8_t r = (uint8_t)(al + add);
 
 	user_reg_write(cpu, R_RAX, 2, r);
-	set_flags(cpu, FL_ARITH, (r < al ? FL_CF : 0) | ((al ^ add ^ r) & FL_AF) | flags_szp(r, 1) |
-				 flag_of(al, add, r, false, 1));
+	set_flags(cpu, FL_ARITH,
+		  (r < al ? FL_CF : 0) | ((al ^ add ^ r) & FL_AF) | flags_szp(r, 1) |
+			  flag_of(al, add, r, false, 1));
 }
 
 static void user_salc(struct dbt_cpu *cpu, const struct insn *in)
@@ -401,7 +411,8 @@ static void user_bound(struct dbt_cpu *cpu, const struct insn *in)
 	/* Signed comparison of unsigned numbers: flip the sign bits. */
 	uint64_t index = gpr_get(cpu, in, in->reg, in->opsize) ^ sign;
 	uint64_t lower = mem_read(cpu, in->seg, ea, in->opsize) ^ sign;
-	uint64_t upper = mem_read(cpu, in->seg, (ea + in->opsize) & user_mask(in->addrsize), in->opsize) ^ sign;
+	uint64_t upper =
+		mem_read(cpu, in->seg, (ea + in->opsize) & user_mask(in->addrsize), in->opsize) ^ sign;
 
 	if (index < lower || index > upper)
 		dbt_raise(cpu, EXC_BR);
@@ -596,7 +607,8 @@ static void check_fsgsbase(struct dbt_cpu *cpu)
 static void user_rdfsgsbase(struct dbt_cpu *cpu, const struct insn *in)
 {
 	check_fsgsbase(cpu);
-	user_reg_write(cpu, in->rm, in->opsize, cpu->s.seg[in->desc->id == I_RDFSBASE ? SEG_FS : SEG_GS].base);
+	user_reg_write(cpu, in->rm, in->opsize,
+		       cpu->s.seg[in->desc->id == I_RDFSBASE ? SEG_FS : SEG_GS].base);
 }
 
 static void user_wrfsgsbase(struct dbt_cpu *cpu, const struct insn *in)

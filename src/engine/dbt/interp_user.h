@@ -28,7 +28,9 @@ static inline void user_reg_write(struct dbt_cpu *cpu, unsigned reg, unsigned si
 {
 	uint64_t *r = &cpu->s.gpr[reg];
 
-	*r = size == 8 ? val : size == 4 ? (uint32_t)val : (*r & ~user_mask(size)) | (val & user_mask(size));
+	*r = size == 8	 ? val
+	     : size == 4 ? (uint32_t)val
+			 : (*r & ~user_mask(size)) | (val & user_mask(size));
 }
 
 /* interp_string.c */

@@ -79,7 +79,7 @@ static bool is_overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen)
 
 static void watch_slow(struct dbt_cpu *cpu, uint64_t va, unsigned size, bool is_write)
 {
-	static const uint8_t lens[] = {1, 2, 8, 4};
+	static const uint8_t lens[] = { 1, 2, 8, 4 };
 
 	for (unsigned i = 0; i < 4; i++) {
 		unsigned rw = cpu->s.dr7 >> (16 + 4 * i) & 3;
@@ -115,8 +115,7 @@ static uint64_t wrap_linear(const struct dbt_cpu *cpu, uint64_t va)
  * *@fault_va with *@pf_err.
  */
 static unsigned locate_probe(struct dbt_cpu *cpu, uint64_t va, unsigned size, unsigned mode,
-			     unsigned acc, struct mem_span span[2], uint64_t *fault_va,
-			     uint32_t *pf_err)
+			     unsigned acc, struct mem_span span[2], uint64_t *fault_va, uint32_t *pf_err)
 {
 	unsigned n = 0;
 
@@ -124,8 +123,7 @@ static unsigned locate_probe(struct dbt_cpu *cpu, uint64_t va, unsigned size, un
 		unsigned len = MIN(size, (unsigned)(GUEST_PAGE_SIZE - (va & PAGE_OFFSET)));
 		struct mmu_page page;
 
-		if (!mmu_translate(cpu, va, mode, acc & ACC_WRITE ? ACC_WRITE : ACC_READ, &page,
-				   pf_err)) {
+		if (!mmu_translate(cpu, va, mode, acc & ACC_WRITE ? ACC_WRITE : ACC_READ, &page, pf_err)) {
 			*fault_va = va;
 			return 0;
 		}
@@ -167,7 +165,9 @@ static unsigned mmio_piece(gpa_t gpa, unsigned len)
 static void mmio_read(struct dbt_cpu *cpu, gpa_t gpa, uint8_t *dst, unsigned len)
 {
 	while (len) {
-		struct vcpu_exit x = {.kind = EXIT_MMIO, .size = (uint8_t)mmio_piece(gpa, len), .addr = gpa};
+		struct vcpu_exit x = { .kind = EXIT_MMIO,
+				       .size = (uint8_t)mmio_piece(gpa, len),
+				       .addr = gpa };
 		dbt_exit(cpu, &x);
 		memcpy(dst, &x.data, x.size);
 		gpa += x.size;
@@ -179,8 +179,10 @@ static void mmio_read(struct dbt_cpu *cpu, gpa_t gpa, uint8_t *dst, unsigned len
 static void mmio_write(struct dbt_cpu *cpu, gpa_t gpa, const uint8_t *src, unsigned len)
 {
 	while (len) {
-		struct vcpu_exit x = {.kind = EXIT_MMIO, .is_write = true,
-				      .size = (uint8_t)mmio_piece(gpa, len), .addr = gpa};
+		struct vcpu_exit x = { .kind = EXIT_MMIO,
+				       .is_write = true,
+				       .size = (uint8_t)mmio_piece(gpa, len),
+				       .addr = gpa };
 		memcpy(&x.data, src, x.size);
 		dbt_exit(cpu, &x);
 		gpa += x.size;
@@ -212,8 +214,7 @@ static void spans_read(struct dbt_cpu *cpu, const struct mem_span *span, unsigne
 	}
 }
 
-static void spans_write(struct dbt_cpu *cpu, const struct mem_span *span, unsigned n,
-			const uint8_t *src)
+static void spans_write(struct dbt_cpu *cpu, const struct mem_span *span, unsigned n, const uint8_t *src)
 {
 	for (; n; n--, src += span->len, span++) {
 		if (!span->is_ram) {
@@ -428,8 +429,8 @@ static unsigned locate_exclusive(struct dbt_cpu *cpu, struct mem_op *op)
 	uint32_t pf_err;
 
 	dbt_exclusive_begin(cpu);
-	unsigned n = locate_probe(cpu, op->va, op->size, cpu->tlb_mode, op->acc, op->span, &fault_va,
-				  &pf_err);
+	unsigned n = locate_probe(cpu, op->va, op->size, cpu->tlb_mode, op->acc, op->span,
+				  &fault_va, &pf_err);
 	if (!n) {
 		dbt_exclusive_end(cpu);
 		dbt_raise_pf(cpu, fault_va, pf_err);

@@ -2,7 +2,7 @@
 /* Memory operands at every kind of edge. */
 #include "engine/dbt/mmu_test.h"
 
-#define VA 0x10000000ULL
+#define VA	0x10000000ULL
 #define ROM_GPA 0xf0000000ULL
 /* VA: RAM, RAM, ROM, device, RAM, not present */
 static void make_operands(void)
@@ -61,7 +61,8 @@ static void reads_over_every_edge(void **state)
 				for (unsigned size = 1; size <= 8; size *= 2) {
 					nmmio = 0;
 					uint64_t got = 0;
-					bool is_fault = RAISES(got = mem_read(cpu, SEG_DS, VA + off, size));
+					bool is_fault =
+						RAISES(got = mem_read(cpu, SEG_DS, VA + off, size));
 					assert_int_equal(is_fault, off + size > 0x5000);
 					if (is_fault) {
 						assert_int_equal(raised.cr2, MAX(VA + off, VA + 0x5000));
@@ -103,7 +104,8 @@ static void writes_over_every_edge(void **state)
 				for (unsigned i = 0; i < nmmio; i++) {
 					assert_true(mmio[i].is_write);
 					assert_int_equal(mmio[i].addr % mmio[i].size, 0);
-					unsigned at = (unsigned)(mmio[i].addr - 0xfed00000 + 0x3000 - off);
+					unsigned at =
+						(unsigned)(mmio[i].addr - 0xfed00000 + 0x3000 - off);
 					uint64_t mask = ~0ULL >> (64 - 8 * mmio[i].size);
 					assert_int_equal(mmio[i].data, v >> (8 * at) & mask);
 					device_bytes += mmio[i].size;
@@ -196,12 +198,14 @@ static void thunk_operands(void **state)
 		memset(op.ptr, 0x5a + (int)locked, 8);
 		assert_int_equal(value_at(0xffc, 8), before);
 		mem_commit(cpu, &op);
-		assert_int_equal(value_at(0xffc, 8), 0x5a5a5a5a5a5a5a5aULL + locked * 0x0101010101010101ULL);
+		assert_int_equal(value_at(0xffc, 8),
+				 0x5a5a5a5a5a5a5a5aULL + locked * 0x0101010101010101ULL);
 		assert_int_equal(exclusive_depth, 0);
 		mem_begin(cpu, &op, SEG_DS, VA + 0xffc, 8, ACC_RW, locked);
 		memset(op.ptr, 0, 8);
 		mem_abort(cpu, &op);
-		assert_int_equal(value_at(0xffc, 8), 0x5a5a5a5a5a5a5a5aULL + locked * 0x0101010101010101ULL);
+		assert_int_equal(value_at(0xffc, 8),
+				 0x5a5a5a5a5a5a5a5aULL + locked * 0x0101010101010101ULL);
 		assert_int_equal(exclusive_depth, 0);
 	}
 
@@ -275,9 +279,11 @@ static void alignment_checks(void **state)
 				assert_int_equal(raised.vector, EXC_AC);
 				assert_int_equal(raised.err, 0);
 			}
-			assert_int_equal(RAISES(mem_write(cpu, SEG_DS, VA + off, size, 0)), off % size != 0);
-			assert_int_equal(RAISES(mem_begin(cpu, &op, SEG_DS, VA + off, size, ACC_READ, false)),
+			assert_int_equal(RAISES(mem_write(cpu, SEG_DS, VA + off, size, 0)),
 					 off % size != 0);
+			assert_int_equal(
+				RAISES(mem_begin(cpu, &op, SEG_DS, VA + off, size, ACC_READ, false)),
+				off % size != 0);
 			assert_false(RAISES(sys_read(cpu, VA + off, size)));
 		}
 	assert_false(RAISES(mem_begin(cpu, &op, SEG_DS, VA + 1, 16, ACC_READ, false)));
@@ -311,8 +317,9 @@ static void canonical_checks(void **state)
 
 static struct x86_seg segment(uint32_t base, uint32_t limit, uint16_t attr)
 {
-	return (struct x86_seg){.base = base, .limit = limit,
-				.attr = (uint16_t)(attr | SEG_ATTR_P | SEG_ATTR_S)};
+	return (struct x86_seg){ .base = base,
+				 .limit = limit,
+				 .attr = (uint16_t)(attr | SEG_ATTR_P | SEG_ATTR_S) };
 }
 
 static int linear_fault(unsigned seg, uint64_t ea, unsigned size, unsigned acc, uint64_t *va)
@@ -420,9 +427,14 @@ static void data_breakpoints(void **state)
 	make_operands();
 	cpu->s.dr[0] = VA + 0x100;
 	cpu->s.dr[2] = VA + 0x203; /* low bits are ignored: 200H */
-	cpu->s.dr7 = 1 | 1 << 16 | 3 << 18 /* 0: write, 4 bytes */ |
-		     2 << 4 | 3 << 24 | 2u << 26 /* 2, global: read or write, 8 bytes */;
-#define HITS(stmt) ({ cpu->dr6_pending = 0; stmt; cpu->dr6_pending; })
+	cpu->s.dr7 = 1 | 1 << 16 | 3 << 18 /* 0: write, 4 bytes */ | 2 << 4 | 3 << 24 |
+		     2u << 26 /* 2, global: read or write, 8 bytes */;
+#define HITS(stmt)                                                                                 \
+	({                                                                                         \
+		cpu->dr6_pending = 0;                                                              \
+		stmt;                                                                              \
+		cpu->dr6_pending;                                                                  \
+	})
 	assert_int_equal(HITS(mem_read(cpu, SEG_DS, VA + 0x100, 4)), 0);
 	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x100, 4, 0)), 1);
 	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x103, 8, 0)), 1);
@@ -434,7 +446,8 @@ static void data_breakpoints(void **state)
 	assert_int_equal(HITS(mem_write(cpu, SEG_DS, VA + 0x1ff, 2, 0)), 4);
 	struct mem_op op;
 	assert_int_equal(HITS(mem_begin(cpu, &op, SEG_DS, VA + 0xf0, 0x200, ACC_RW, false);
-			      mem_commit(cpu, &op)), 5);
+			      mem_commit(cpu, &op)),
+			 5);
 	/* An access that faults hits nothing. */
 	cpu->s.dr[0] = VA + 0x5000;
 	assert_int_equal(HITS((void)RAISES(mem_write(cpu, SEG_DS, VA + 0x5000, 4, 0))), 0);

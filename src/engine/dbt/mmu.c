@@ -30,9 +30,9 @@ enum {
 	PTE_PS = 1 << 7,
 	PTE_G = 1 << 8,
 };
-#define PTE_NX (1ULL << 63)
-#define PTE_ADDR 0x000ffffffffff000ULL
-#define PAGE_OFFSET 0xfffULL
+#define PTE_NX	     (1ULL << 63)
+#define PTE_ADDR     0x000ffffffffff000ULL
+#define PAGE_OFFSET  0xfffULL
 #define NOTICE_FLAGS (RAM_PAGE_CODE | RAM_PAGE_TRACK | RAM_PAGE_WATCH)
 
 /* ---- paging-structure entries ------------------------------------------------------------- */
@@ -75,9 +75,8 @@ static bool entry_set(struct dbt_cpu *cpu, struct entry *e, uint64_t bits)
 		return true;
 	if (e->is_wide) {
 		uint64_t old = e->val;
-		is_set = __atomic_compare_exchange_n((uint64_t *)(void *)e->ptr, &old,
-						     e->val | bits, false, __ATOMIC_SEQ_CST,
-						     __ATOMIC_SEQ_CST);
+		is_set = __atomic_compare_exchange_n((uint64_t *)(void *)e->ptr, &old, e->val | bits,
+						     false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	} else {
 		uint32_t old = (uint32_t)e->val;
 		is_set = __atomic_compare_exchange_n((uint32_t *)(void *)e->ptr, &old,
@@ -232,8 +231,9 @@ static enum walk_end walk_once(struct walk *w)
 	w->is_nxe = is_wide && cpu->s.efer & X86_EFER_NXE;
 	w->is_nx = false;
 	if (!(cpu->s.cr0 & X86_CR0_PG)) {
-		*w->out = (struct mmu_page){.gpa = w->va & 0xfffff000, .size = 4 * KIB,
-					    .can_write = true, .is_dirty = true};
+		*w->out = (struct mmu_page){
+			.gpa = w->va & 0xfffff000, .size = 4 * KIB, .can_write = true, .is_dirty = true
+		};
 		return WALK_OK;
 	}
 	if (dbt_is_long(cpu))
@@ -276,8 +276,9 @@ static uint64_t wrap_linear(const struct dbt_cpu *cpu, uint64_t va)
 bool mmu_walk(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc, struct mmu_page *out,
 	      uint32_t *pf_err)
 {
-	struct walk w = {.cpu = cpu, .va = wrap_linear(cpu, va), .mode = mode, .acc = acc,
-			 .set_ad = true, .out = out};
+	struct walk w = {
+		.cpu = cpu, .va = wrap_linear(cpu, va), .mode = mode, .acc = acc, .set_ad = true, .out = out
+	};
 
 	return walk(&w, pf_err);
 }
@@ -286,8 +287,11 @@ bool mmu_peek(struct dbt_cpu *cpu, uint64_t va, gpa_t *gpa)
 {
 	struct mmu_page page;
 	uint32_t err;
-	struct walk w = {.cpu = cpu, .va = wrap_linear(cpu, va), .mode = DBT_TLB_KERNEL_AC,
-			 .acc = ACC_READ, .out = &page};
+	struct walk w = { .cpu = cpu,
+			  .va = wrap_linear(cpu, va),
+			  .mode = DBT_TLB_KERNEL_AC,
+			  .acc = ACC_READ,
+			  .out = &page };
 
 	if (!walk(&w, &err))
 		return false;
@@ -484,8 +488,7 @@ static void tlb_enter(struct dbt_cpu *cpu, uint64_t va, unsigned mode, const str
 	}
 	slot_list(cpu, mode, i, p->is_global);
 	t->rneg[i] = 0 - page;
-	t->wneg[i] = p->can_write && p->is_dirty && p->is_writable &&
-				     claim_write(cpu->vm->ram, p->offset)
+	t->wneg[i] = p->can_write && p->is_dirty && p->is_writable && claim_write(cpu->vm->ram, p->offset)
 			     ? 0 - page
 			     : DBT_TLB_INVALID(i);
 	t->xlat[i] = (uint64_t)(uintptr_t)cpu->vm->ram->base + p->offset - (page & 0xf000);
@@ -615,7 +618,7 @@ void mmu_flush_all(struct dbt_cpu *cpu)
 		flush_list(cpu, mode, true);
 	}
 	for (unsigned i = 0; i < DBT_CTLB_SIZE; i++)
-		cpu->ctlb[i] = (struct dbt_ctlb_entry){0};
+		cpu->ctlb[i] = (struct dbt_ctlb_entry){ 0 };
 	cpu->mmu.nctlb = 0;
 	memset(cpu->mmu.large_2m, 0, sizeof(cpu->mmu.large_2m));
 	memset(cpu->mmu.large_1g, 0, sizeof(cpu->mmu.large_1g));
@@ -675,7 +678,7 @@ static bool verify_slot(struct dbt_cpu *cpu, unsigned mode, uint32_t i)
 	struct mmu_page page;
 	uint64_t va = slot_page(t, i);
 	uint32_t err;
-	struct walk w = {.cpu = cpu, .va = va, .mode = mode, .acc = ACC_READ, .out = &page};
+	struct walk w = { .cpu = cpu, .va = va, .mode = mode, .acc = ACC_READ, .out = &page };
 
 	bool is_global = t->phys[i] & DBT_TLB_GLOBAL;
 
@@ -695,13 +698,16 @@ static bool verify_slot(struct dbt_cpu *cpu, unsigned mode, uint32_t i)
 
 static bool verify_code(struct dbt_cpu *cpu, const struct dbt_ctlb_entry *c)
 {
-	static const uint8_t modes[] = {DBT_TLB_USER, DBT_TLB_KERNEL};
+	static const uint8_t modes[] = { DBT_TLB_USER, DBT_TLB_KERNEL };
 
 	for (unsigned k = 0; k < 2; k++) {
 		struct mmu_page page;
 		uint32_t err;
-		struct walk w = {.cpu = cpu, .va = c->page & ~PAGE_OFFSET, .mode = modes[k],
-				 .acc = ACC_EXEC, .out = &page};
+		struct walk w = { .cpu = cpu,
+				  .va = c->page & ~PAGE_OFFSET,
+				  .mode = modes[k],
+				  .acc = ACC_EXEC,
+				  .out = &page };
 		if (!(c->page >> k & 1))
 			continue;
 		if (!walk(&w, &err) || !page.is_ram || page.offset != (c->phys & ~PAGE_OFFSET) ||

@@ -27,14 +27,14 @@ enum { ACC_READ = 1, ACC_WRITE = 2, ACC_RW = 3, ACC_EXEC = 4 };
 enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16, PF_PK = 32 };
 
 struct mmu_page {
-	gpa_t gpa;	   /* of the page */
-	uint64_t offset;   /* in the RAM mapping; only if is_ram */
-	bool is_ram;	   /* else a hole or a device */
-	bool is_writable;  /* RAM and not read-only */
+	gpa_t gpa;	  /* of the page */
+	uint64_t offset;  /* in the RAM mapping; only if is_ram */
+	bool is_ram;	  /* else a hole or a device */
+	bool is_writable; /* RAM and not read-only */
 	bool is_global;
-	bool can_write;	   /* a write in the walk's mode would be allowed */
-	bool is_dirty;	   /* D is set */
-	uint64_t size;	   /* 4K, 2M, 4M, 1G: of the translation */
+	bool can_write; /* a write in the walk's mode would be allowed */
+	bool is_dirty;	/* D is set */
+	uint64_t size;	/* 4K, 2M, 4M, 1G: of the translation */
 };
 
 /**
@@ -65,8 +65,8 @@ const uint8_t *mmu_fetch(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, uint
 const uint8_t *mmu_fetch_probe(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, uint64_t *offset);
 
 /* Invalidation; each also tells the translator (xlate_mapping_changed). */
-void mmu_flush_all(struct dbt_cpu *cpu);	/* CR0/CR4 paging bits, INVPCID all, reset */
-void mmu_flush_nonglobal(struct dbt_cpu *cpu);	/* MOV CR3 */
+void mmu_flush_all(struct dbt_cpu *cpu);	       /* CR0/CR4 paging bits, INVPCID all, reset */
+void mmu_flush_nonglobal(struct dbt_cpu *cpu);	       /* MOV CR3 */
 void mmu_flush_page(struct dbt_cpu *cpu, uint64_t va); /* INVLPG, #PF on the page; covers large pages */
 /** mmu_drop_write() - the RAM page at @offset must not be write-mapped any more.  The vCPU is the
  * caller's own or stopped.  Needed only if the page has RAM_PAGE_WMAP (mem/ram.h, invariant 5), which the
@@ -112,7 +112,7 @@ void sys_check_write(struct dbt_cpu *cpu, uint64_t va, unsigned len);
  * instructions are then atomic), else a bounce buffer filled from memory or device when @acc reads.
  * mem_commit writes a bounced operand back, marks dirty, drops translated code.
  */
-struct mem_span { /* the part of an operand in one page */
+struct mem_span {	 /* the part of an operand in one page */
 	uint64_t offset; /* in the RAM mapping */
 	gpa_t gpa;
 	uint32_t len;
@@ -124,14 +124,14 @@ struct mem_op {
 	uint32_t size;
 	uint8_t acc;
 	bool is_bounced;
-	bool is_noted;	   /* direct, but a write must be followed by dbt_code_written / dirty marking */
+	bool is_noted; /* direct, but a write must be followed by dbt_code_written / dirty marking */
 	bool is_exclusive; /* a locked access that had to stop the world */
 	uint64_t note_offset;
 	struct mem_span span[2]; /* bounced */
 	_Alignas(64) uint8_t bounce[1024];
 };
-void mem_begin(struct dbt_cpu *cpu, struct mem_op *op, unsigned seg, uint64_t ea, unsigned size, unsigned acc,
-	       bool is_locked);
+void mem_begin(struct dbt_cpu *cpu, struct mem_op *op, unsigned seg, uint64_t ea, unsigned size,
+	       unsigned acc, bool is_locked);
 void mem_commit(struct dbt_cpu *cpu, struct mem_op *op);
 /** mem_abort() - the instruction faulted after mem_begin: undo is_exclusive, nothing is written. */
 void mem_abort(struct dbt_cpu *cpu, struct mem_op *op);

@@ -22,7 +22,9 @@ struct model {
 	uint64_t gpa, size;
 	bool is_global;
 	unsigned nwrites;
-	struct { uint64_t gpa, bits; } writes[4];
+	struct {
+		uint64_t gpa, bits;
+	} writes[4];
 };
 
 static uint64_t model_load(uint64_t gpa, unsigned bytes)
@@ -43,7 +45,7 @@ static uint64_t model_load(uint64_t gpa, unsigned bytes)
  */
 static struct model model_walk(enum paging kind, uint64_t va, unsigned mode, unsigned acc)
 {
-	struct model m = {0};
+	struct model m = { 0 };
 	const struct x86_state *s = &cpu->s;
 	bool nxe = s->efer & X86_EFER_NXE && (kind == PAGING_PAE || kind == PAGING_LONG);
 	uint64_t e[4], at[4], lo[4]; /* value, address, lowest address bit that the level resolves */
@@ -217,7 +219,7 @@ static void set_mode(enum paging kind)
 
 static void walker_matches_model(void **state)
 {
-	static const unsigned accs[] = {ACC_READ, ACC_WRITE, ACC_EXEC};
+	static const unsigned accs[] = { ACC_READ, ACC_WRITE, ACC_EXEC };
 	unsigned seen_ok = 0, seen_rsvd = 0, seen_np = 0, seen_prot = 0, seen_large = 0;
 	struct error err;
 
@@ -231,11 +233,12 @@ static void walker_matches_model(void **state)
 			for (unsigned step = 0; step < 2000; step++) {
 				if (step % 50 == 0)
 					set_mode(kind);
-				uint64_t va = kind == PAGING_LONG ? (uint64_t)((int64_t)(rnd() << 16) >> 16)
-								  : (uint32_t)rnd();
+				uint64_t va = kind == PAGING_LONG
+						      ? (uint64_t)((int64_t)(rnd() << 16) >> 16)
+						      : (uint32_t)rnd();
 				unsigned mode = (unsigned)below(3), acc = accs[below(3)];
 				struct model m = model_walk(kind, va, mode, acc);
-				struct mmu_page p = {0};
+				struct mmu_page p = { 0 };
 				uint32_t pf = 0;
 				bool is_ok = mmu_walk(cpu, va, mode, acc, &p, &pf);
 
@@ -274,8 +277,8 @@ static void walker_matches_model(void **state)
 		}
 	}
 	free(shadow);
-	print_message("ok %u, large %u, not present %u, denied %u, reserved %u\n", seen_ok, seen_large,
-		      seen_np, seen_prot, seen_rsvd);
+	print_message("ok %u, large %u, not present %u, denied %u, reserved %u\n", seen_ok,
+		      seen_large, seen_np, seen_prot, seen_rsvd);
 	assert_true(seen_ok > 10000 && seen_large > 1000 && seen_np > 10000 && seen_prot > 10000 &&
 		    seen_rsvd > 1000);
 }
@@ -329,7 +332,7 @@ static void fill_rules(void **state)
 	assert_tlb_true();
 
 	/* A write mapping goes when asked, and comes back only when the flags allow. */
-	static const uint8_t notice[] = {RAM_PAGE_CODE, RAM_PAGE_TRACK, RAM_PAGE_WATCH};
+	static const uint8_t notice[] = { RAM_PAGE_CODE, RAM_PAGE_TRACK, RAM_PAGE_WATCH };
 	for (unsigned i = 0; i < 3; i++) {
 		assert_true(mmu_fill(cpu, va, 8, true, DBT_TLB_KERNEL));
 		ram.page_flags[gpa >> 12] |= notice[i];
@@ -383,8 +386,7 @@ static void flushes_and_globals(void **state)
 		assert_tlb_true();
 		if (i % 3 == 2)
 			mmu_flush_nonglobal(cpu);
-		assert_int_equal(emitted_lookup(user, DBT_TLB_USER, false) != NULL,
-				 i % 3 != 2 || i & 1);
+		assert_int_equal(emitted_lookup(user, DBT_TLB_USER, false) != NULL, i % 3 != 2 || i & 1);
 	}
 	/* Without CR4.PGE nothing is global. */
 	cpu->s.cr4 &= ~(uint64_t)X86_CR4_PGE;
@@ -396,7 +398,10 @@ static void flushes_and_globals(void **state)
 
 static void invlpg_covers_large_pages(void **state)
 {
-	static const struct { unsigned shift; uint64_t size; } kinds[] = {{21, 2 * MIB}, {30, GIB}};
+	static const struct {
+		unsigned shift;
+		uint64_t size;
+	} kinds[] = { { 21, 2 * MIB }, { 30, GIB } };
 
 	make_long(3 * GIB, 0);
 	for (unsigned k = 0; k < 2; k++) {
@@ -515,7 +520,7 @@ static void fetches(void **state)
 static void tlb_stays_coherent(void **state)
 {
 	enum { PAGES = 1536 };
-	static const uint64_t bases[] = {0x400000, 0x7fffff000000, 0xffff888000000000};
+	static const uint64_t bases[] = { 0x400000, 0x7fffff000000, 0xffff888000000000 };
 	unsigned hits = 0;
 
 	make_long(32 * MIB, 0);

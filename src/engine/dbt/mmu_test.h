@@ -40,7 +40,11 @@ void dbt_raise_pf(struct dbt_cpu *c, uint64_t va, uint32_t err_code)
 	dbt_raise_err(c, EXC_PF, err_code);
 }
 
-static struct { bool is_write; uint8_t size; uint64_t addr, data; } mmio[64];
+static struct {
+	bool is_write;
+	uint8_t size;
+	uint64_t addr, data;
+} mmio[64];
 static unsigned nmmio;
 int dbt_exit(struct dbt_cpu *c, struct vcpu_exit *x)
 {
@@ -74,7 +78,9 @@ void dbt_exclusive_end(struct dbt_cpu *c)
 	assert_int_equal(--exclusive_depth, 0);
 }
 
-static struct { uint64_t offset, len; } code_hits[8];
+static struct {
+	uint64_t offset, len;
+} code_hits[8];
 static unsigned ncode_hits;
 void dbt_code_written(struct dbt_vm *v, uint64_t offset, uint64_t len)
 {
@@ -115,7 +121,7 @@ static void make(uint64_t ram_bytes, uint64_t rom_bytes)
 	struct error err;
 
 	assert_int_equal(ram_create(&ram, ram_bytes, rom_bytes, &err), 0);
-	vm = (struct dbt_vm){.ram = &ram, .phys_mask = (1ULL << 46) - 1};
+	vm = (struct dbt_vm){ .ram = &ram, .phys_mask = (1ULL << 46) - 1 };
 	vm.model.has[CPUF_GBPAGES] = true;
 	assert_int_equal(posix_memalign((void **)&cpu, 4096, sizeof(*cpu)), 0);
 	memset(cpu, 0, sizeof(*cpu));

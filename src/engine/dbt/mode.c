@@ -11,8 +11,7 @@ static bool seg_is_flat(const struct x86_seg *s, unsigned type_mask, unsigned ty
 
 static bool is_flat(const struct x86_state *s)
 {
-	const unsigned data_mask = SEG_ATTR_S | 0xe,
-		       data = SEG_ATTR_S | 2; /* writable, expand-up */
+	const unsigned data_mask = SEG_ATTR_S | 0xe, data = SEG_ATTR_S | 2; /* writable, expand-up */
 
 	return seg_is_flat(&s->seg[SEG_CS], SEG_ATTR_S | 2, SEG_ATTR_S | 2) && /* readable */
 	       seg_is_flat(&s->seg[SEG_SS], data_mask, data) &&

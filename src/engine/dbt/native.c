@@ -46,20 +46,20 @@ bool insn_is_bit_string(const struct insn *in)
 
 bool insn_is_high8(const struct insn *in, const struct opnd *op, unsigned reg)
 {
-	return op->size == 1 && in->desc->attr & INSN_HIGH8_OK && !in->has_rex && !in->vex && reg >= 4 &&
-	       reg < 8;
+	return op->size == 1 && in->desc->attr & INSN_HIGH8_OK && !in->has_rex && !in->vex &&
+	       reg >= 4 && reg < 8;
 }
 
 /* ---- effective addresses ---- */
 
 static void emit_movzx16(struct emit *e, unsigned dst)
 {
-	emit_op_reg(e, 0, false, (const uint8_t[]){0x0f, 0xb7}, 2, dst, dst);
+	emit_op_reg(e, 0, false, (const uint8_t[]){ 0x0f, 0xb7 }, 2, dst, dst);
 }
 
 /* VEX-encoded 0F38 instruction on general registers. */
-static void emit_vex38(struct emit *e, unsigned pp, bool w, uint8_t opcode, unsigned reg, unsigned vvvv,
-		       unsigned rm)
+static void emit_vex38(struct emit *e, unsigned pp, bool w, uint8_t opcode, unsigned reg,
+		       unsigned vvvv, unsigned rm)
 {
 	emit_u8(e, 0xc4);
 	emit_u8(e, (uint8_t)((reg & 8 ? 0 : 0x80) | 0x40 | (rm & 8 ? 0 : 0x20) | 2));
@@ -75,9 +75,9 @@ static void emit_bit_unit(struct emit *e, const struct insn *in, unsigned dst, u
 	unsigned src = emit_guest_get(e, in->reg, dst);
 
 	if (in->opsize == 2) /* movsx dst, src16 */
-		emit_op_reg(e, 0, true, (const uint8_t[]){0x0f, 0xbf}, 2, dst, src);
+		emit_op_reg(e, 0, true, (const uint8_t[]){ 0x0f, 0xbf }, 2, dst, src);
 	else if (in->opsize == 4) /* movsxd */
-		emit_op_reg(e, 0, true, (const uint8_t[]){0x63}, 1, dst, src);
+		emit_op_reg(e, 0, true, (const uint8_t[]){ 0x63 }, 1, dst, src);
 	emit_mov_ri(e, tmp, bits);
 	emit_vex38(e, 2, true, 0xf7, dst, tmp, in->opsize == 8 ? src : dst); /* sarx */
 }
@@ -121,8 +121,10 @@ void emit_ea_seg(struct emit *e, const struct insn *in, unsigned dst, unsigned t
 		emit_movzx16(e, dst);
 
 	if (in->seg == SEG_FS || in->seg == SEG_GS || (!is_flat && in->mode != 64)) {
-		emit_load_gs(e, tmp, (int32_t)(offsetof(struct dbt_cpu, s.seg) + in->seg * sizeof(struct x86_seg) +
-					       offsetof(struct x86_seg, base)), 8);
+		emit_load_gs(e, tmp,
+			     (int32_t)(offsetof(struct dbt_cpu, s.seg) + in->seg * sizeof(struct x86_seg) +
+				       offsetof(struct x86_seg, base)),
+			     8);
 		emit_lea(e, dst, dst, tmp, 1, 0, in->mode == 64 ? 8 : 4);
 	}
 }
@@ -151,7 +153,7 @@ struct work {
 	const struct insn *in;
 	struct emit *e;
 	struct field f[F_COUNT];
-	int reg, rm, vvvv; /* numbers to encode where the field is no general register */
+	int reg, rm, vvvv;	  /* numbers to encode where the field is no general register */
 	bool rcx_read, rcx_write; /* implicit */
 	bool is_direct8; /* AH..BH are encoded as such, nothing needs REX, memory is at [rcx] */
 	uint8_t pool[3], npool;
@@ -162,8 +164,11 @@ static void set_field(struct work *w, unsigned which, const struct opnd *op, uns
 	bool high = insn_is_high8(w->in, op, reg);
 
 	w->f[which] = (struct field){
-		.is_used = true, .is_high8 = high, .guest = (uint8_t)(high ? reg - 4 : reg),
-		.size = (uint8_t)op->size, .access = op->access,
+		.is_used = true,
+		.is_high8 = high,
+		.guest = (uint8_t)(high ? reg - 4 : reg),
+		.size = (uint8_t)op->size,
+		.access = op->access,
 	};
 }
 
@@ -271,7 +276,8 @@ static void bind_fields(struct work *w)
 		}
 		f->is_scratch = true;
 		for (unsigned j = 0; j < i; j++)
-			if (w->f[j].is_scratch && w->f[j].guest == f->guest && w->f[j].is_high8 == f->is_high8)
+			if (w->f[j].is_scratch && w->f[j].guest == f->guest &&
+			    w->f[j].is_high8 == f->is_high8)
 				same = &w->f[j];
 		if (same) {
 			f->host = same->host;
@@ -285,7 +291,7 @@ static void bind_fields(struct work *w)
 		/* movzx ecx, AH..BH.  rcx is free still: taken last, and implicit rcx is loaded later. */
 		if (f->guest == R_RCX)
 			emit_mov_rr(e, H_RCX, emit_host_reg[R_RCX], 8);
-		emit_op_reg(e, 0, false, (const uint8_t[]){0x0f, 0xb6}, 2, H_RCX, f->guest + 4u);
+		emit_op_reg(e, 0, false, (const uint8_t[]){ 0x0f, 0xb6 }, 2, H_RCX, f->guest + 4u);
 		if (f->host != H_RCX)
 			emit_mov_rr(e, f->host, H_RCX, 4);
 	}
@@ -308,7 +314,7 @@ static void put_high8(struct emit *e, const struct field *f)
 	}
 	if (f->host != H_RCX)
 		emit_mov_rr(e, H_RCX, f->host, 4);
-	emit_op_reg(e, 0, false, (const uint8_t[]){0x8a}, 1, f->guest + 4u, H_RCX);
+	emit_op_reg(e, 0, false, (const uint8_t[]){ 0x8a }, 1, f->guest + 4u, H_RCX);
 }
 
 static void write_back(struct work *w)
@@ -469,14 +475,14 @@ static void put_bit_offset(struct emit *e, const struct insn *in)
 		return;
 	}
 	emit_mov_rr(e, H_RCX, src, 4);
-	emit_u8(e, 0x9c); /* pushfq */
-	emit_bytes(e, (const uint8_t[]){0x83, 0xe1, (uint8_t)mask}, 3); /* and ecx, mask */
-	emit_u8(e, 0x9d); /* popfq */
+	emit_u8(e, 0x9c);						  /* pushfq */
+	emit_bytes(e, (const uint8_t[]){ 0x83, 0xe1, (uint8_t)mask }, 3); /* and ecx, mask */
+	emit_u8(e, 0x9d);						  /* popfq */
 }
 
 bool emit_native(struct emit *e, const struct insn *in)
 {
-	struct work w = {.in = in, .e = e};
+	struct work w = { .in = in, .e = e };
 	int reg, rm;
 
 	if (in->desc->kind != INSN_NATIVE || in->desc->attr & INSN_VSIB)
@@ -491,7 +497,9 @@ bool emit_native(struct emit *e, const struct insn *in)
 	}
 
 	reg = w.f[F_REG].is_used ? w.f[F_REG].host : w.reg;
-	rm = in->has_mem ? (w.is_direct8 ? H_RCX : H_ADDR) : w.f[F_RM].is_used ? w.f[F_RM].host : w.rm;
+	rm = in->has_mem	 ? (w.is_direct8 ? H_RCX : H_ADDR)
+	     : w.f[F_RM].is_used ? w.f[F_RM].host
+				 : w.rm;
 	if (in->vex)
 		put_vex(&w, reg, rm);
 	else

@@ -160,8 +160,7 @@ void seg_load(struct dbt_cpu *cpu, unsigned seg, uint16_t sel)
 	} else {
 		bool is_checked = !desc_is_code(&d) || !desc_is_conforming(&d);
 
-		if (!desc_is_readable(&d) ||
-		    (is_checked && (desc_dpl(&d) < rpl || desc_dpl(&d) < cpl)))
+		if (!desc_is_readable(&d) || (is_checked && (desc_dpl(&d) < rpl || desc_dpl(&d) < cpl)))
 			seg_fault(cpu, EXC_GP, sel);
 		if (!desc_is_present(&d))
 			seg_fault(cpu, EXC_NP, sel);
@@ -173,7 +172,7 @@ void seg_load(struct dbt_cpu *cpu, unsigned seg, uint16_t sel)
 
 void seg_drop_outer(struct dbt_cpu *cpu, unsigned cpl)
 {
-	static const uint8_t segs[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
+	static const uint8_t segs[] = { SEG_ES, SEG_DS, SEG_FS, SEG_GS };
 
 	for (unsigned i = 0; i < ARRAY_SIZE(segs); i++) {
 		struct x86_seg *s = &cpu->s.seg[segs[i]];
@@ -221,8 +220,7 @@ void stack_frame_current(struct dbt_cpu *cpu, struct stack_frame *f)
 }
 
 /* Linear address of [@off, +@size) in the stack segment; #SS outside of it. */
-static uint64_t stack_linear(struct dbt_cpu *cpu, const struct stack_frame *f, uint64_t off,
-			     unsigned size)
+static uint64_t stack_linear(struct dbt_cpu *cpu, const struct stack_frame *f, uint64_t off, unsigned size)
 {
 	uint32_t first = (uint32_t)off, last = first + size - 1;
 	bool is_ok;
@@ -256,8 +254,7 @@ void stack_frame_push(struct dbt_cpu *cpu, struct stack_frame *f, unsigned size,
 	f->sp = sp;
 }
 
-uint64_t stack_frame_read(struct dbt_cpu *cpu, const struct stack_frame *f, unsigned size,
-			  unsigned off)
+uint64_t stack_frame_read(struct dbt_cpu *cpu, const struct stack_frame *f, unsigned size, unsigned off)
 {
 	uint64_t va = stack_linear(cpu, f, (f->sp + off) & f->mask, size);
 
@@ -287,8 +284,7 @@ static void inner_stack_long(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, st
 	seg_set_null(ss, cpl, cpl);
 }
 
-void tss_inner_stack(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, struct x86_seg *ss,
-		     uint64_t *sp)
+void tss_inner_stack(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, struct x86_seg *ss, uint64_t *sp)
 {
 	const struct x86_seg *tr = &cpu->s.tr;
 	struct seg_desc d;

@@ -15,7 +15,7 @@
 
 /* A descriptor as it stands in a table. */
 struct seg_desc {
-	uint64_t va;       /* linear address it was read from */
+	uint64_t va;	   /* linear address it was read from */
 	uint32_t lo, hi;   /* bytes 3..0 and 7..4 */
 	uint32_t lo2, hi2; /* bytes 11..8 and 15..12 of a long-mode system descriptor, else 0 */
 };
@@ -149,15 +149,13 @@ void stack_frame_current(struct dbt_cpu *cpu, struct stack_frame *f);
 void stack_frame_init(struct dbt_cpu *cpu, struct stack_frame *f, const struct x86_seg *ss,
 		      uint64_t sp, unsigned cpl, bool is_long, uint32_t err);
 void stack_frame_push(struct dbt_cpu *cpu, struct stack_frame *f, unsigned size, uint64_t val);
-uint64_t stack_frame_read(struct dbt_cpu *cpu, const struct stack_frame *f, unsigned size,
-			  unsigned off);
+uint64_t stack_frame_read(struct dbt_cpu *cpu, const struct stack_frame *f, unsigned size, unsigned off);
 /** stack_set_sp() - write rSP as a stack of that kind does.  Never raises. */
 void stack_set_sp(struct dbt_cpu *cpu, const struct stack_frame *f, uint64_t sp);
 
 /** tss_inner_stack() - the stack for privilege level @cpl (long mode: or IST entry @ist, 1..7) from
  * the TSS, checked as SDM vol. 3 6.12.1 asks (#TS, #SS). */
-void tss_inner_stack(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, struct x86_seg *ss,
-		     uint64_t *sp);
+void tss_inner_stack(struct dbt_cpu *cpu, unsigned cpl, unsigned ist, struct x86_seg *ss, uint64_t *sp);
 
 /** tss_is_wide() - TR holds a 32-bit (or 64-bit) TSS. */
 static inline bool tss_is_wide(const struct dbt_cpu *cpu)

@@ -12,9 +12,9 @@
 
 /* Host registers with a guest register in them, as (guest, host) pairs. */
 static const uint8_t mapped[][2] = {
-	{ R_RAX, H_RAX }, { R_RDX, H_RDX }, { R_RBX, H_RBX }, { R_RBP, H_RBP }, { R_RSI, H_RSI },
-	{ R_RDI, H_RDI }, { R_R8, H_R8 },   { R_R12, H_R12 }, { R_RCX, H_R9 },	{ R_R13, H_R10 },
-	{ R_R14, H_R11 }, { R_RSP, H_R13 },
+	{ R_RAX, H_RAX }, { R_RDX, H_RDX }, { R_RBX, H_RBX }, { R_RBP, H_RBP },
+	{ R_RSI, H_RSI }, { R_RDI, H_RDI }, { R_R8, H_R8 },   { R_R12, H_R12 },
+	{ R_RCX, H_R9 },  { R_R13, H_R10 }, { R_R14, H_R11 }, { R_RSP, H_R13 },
 };
 
 static void emit_push(struct emit *e, unsigned reg)
@@ -179,7 +179,8 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	finish(x, e);
 
 	if (e->is_full)
-		return error_set(err, -ENOMEM, "the code cache of %zu bytes is too small for the engine's stubs",
+		return error_set(err, -ENOMEM,
+				 "the code cache of %zu bytes is too small for the engine's stubs",
 				 x->cc.size);
 	x->cc.stubs_end = x->cc.used;
 	return 0;

@@ -12,12 +12,11 @@
 #define ATTR_CODE32  (SEG_ATTR_G | SEG_ATTR_DB | SEG_ATTR_P | SEG_ATTR_S | 11)
 #define ATTR_DATA32  (SEG_ATTR_G | SEG_ATTR_DB | SEG_ATTR_P | SEG_ATTR_S | 3)
 #define ATTR_DPL3    (3u << SEG_ATTR_DPL_SHIFT)
-#define DR6_BS       (1u << 14)
+#define DR6_BS	     (1u << 14)
 #define SYSRET_FLAGS 0x3c7fd7ULL
 
 /* CS and SS for ring 0, or for ring 3. */
-static void set_flat_segments(struct dbt_cpu *cpu, uint16_t cs, uint16_t ss, bool is_code64,
-			      bool is_user)
+static void set_flat_segments(struct dbt_cpu *cpu, uint16_t cs, uint16_t ss, bool is_code64, bool is_user)
 {
 	uint16_t dpl = is_user ? ATTR_DPL3 : 0, rpl = is_user ? 3 : 0;
 

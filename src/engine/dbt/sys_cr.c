@@ -10,10 +10,10 @@
  */
 #include "engine/dbt/sys.h"
 
-#define DR6_BD       (1u << 13)
+#define DR6_BD	     (1u << 13)
 #define DR6_FIXED    0xffff0ff0ULL
 #define DR6_WRITABLE 0xe00fULL
-#define DR7_GD       (1u << 13)
+#define DR7_GD	     (1u << 13)
 #define DR7_FIXED    0x400ULL
 #define DR7_WRITABLE 0xffff23ffULL
 #define CR3_NO_FLUSH (1ULL << 63)
@@ -128,7 +128,7 @@ static uint64_t cr4_known(const struct cpu_model *m)
 		uint32_t bits;
 		uint8_t feature; /* enum cpu_feature */
 	} rows[] = {
-	    // clang-format off
+		// clang-format off
 		{ X86_CR4_VME | X86_CR4_PVI, CPUF_VME },
 		{ X86_CR4_TSD,        CPUF_TSC },
 		{ X86_CR4_DE,         CPUF_DE },
@@ -145,7 +145,7 @@ static uint64_t cr4_known(const struct cpu_model *m)
 		{ X86_CR4_OSXSAVE,    CPUF_XSAVE },
 		{ X86_CR4_SMEP,       CPUF_SMEP },
 		{ X86_CR4_SMAP,       CPUF_SMAP },
-	    // clang-format on
+		// clang-format on
 	};
 	uint64_t known = 0;
 
@@ -184,7 +184,7 @@ static unsigned reg_size(const struct insn *in)
 
 static uint64_t cr8_read(struct dbt_cpu *cpu)
 {
-	struct vcpu_exit x = {.kind = EXIT_CR8, .size = 8};
+	struct vcpu_exit x = { .kind = EXIT_CR8, .size = 8 };
 
 	if (dbt_exit(cpu, &x))
 		sys_gp0(cpu);
@@ -193,7 +193,7 @@ static uint64_t cr8_read(struct dbt_cpu *cpu)
 
 static void cr8_write(struct dbt_cpu *cpu, uint64_t val)
 {
-	struct vcpu_exit x = {.kind = EXIT_CR8, .is_write = true, .size = 8, .data = val};
+	struct vcpu_exit x = { .kind = EXIT_CR8, .is_write = true, .size = 8, .data = val };
 
 	if (val & ~15ULL || dbt_exit(cpu, &x))
 		sys_gp0(cpu);

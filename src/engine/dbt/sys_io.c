@@ -45,7 +45,7 @@ static void note_breakpoints(struct dbt_cpu *cpu, uint16_t port, unsigned size)
 
 static uint32_t port_read(struct dbt_cpu *cpu, uint16_t port, unsigned size)
 {
-	struct vcpu_exit x = {.kind = EXIT_PIO, .size = size, .addr = port};
+	struct vcpu_exit x = { .kind = EXIT_PIO, .size = size, .addr = port };
 
 	if (dbt_exit(cpu, &x))
 		sys_gp0(cpu);
@@ -55,11 +55,11 @@ static uint32_t port_read(struct dbt_cpu *cpu, uint16_t port, unsigned size)
 
 static void port_write(struct dbt_cpu *cpu, uint16_t port, unsigned size, uint32_t val)
 {
-	struct vcpu_exit x = {.kind = EXIT_PIO,
-			      .is_write = true,
-			      .size = size,
-			      .addr = port,
-			      .data = val & sys_low_mask(size)};
+	struct vcpu_exit x = { .kind = EXIT_PIO,
+			       .is_write = true,
+			       .size = size,
+			       .addr = port,
+			       .data = val & sys_low_mask(size) };
 
 	if (dbt_exit(cpu, &x))
 		sys_gp0(cpu);
@@ -193,8 +193,7 @@ static bool uses_vif(struct dbt_cpu *cpu)
 
 	if (!(cpu->s.cr0 & X86_CR0_PE) || cpu->cpl <= iopl)
 		return false;
-	if (cpu->s.rflags & X86_FL_VM ? cpu->s.cr4 & X86_CR4_VME
-				      : cpu->cpl == 3 && cpu->s.cr4 & X86_CR4_PVI)
+	if (cpu->s.rflags & X86_FL_VM ? cpu->s.cr4 & X86_CR4_VME : cpu->cpl == 3 && cpu->s.cr4 & X86_CR4_PVI)
 		return true;
 	sys_gp0(cpu);
 }

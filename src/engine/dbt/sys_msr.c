@@ -14,22 +14,22 @@
 #include "base/log.h"
 #include "engine/dbt/sys.h"
 
-#define MSR_TSC            0x10
-#define MSR_APIC_BASE      0x1b
-#define MSR_TSC_ADJUST     0x3b
-#define MSR_PRED_CMD       0x49
+#define MSR_TSC		   0x10
+#define MSR_APIC_BASE	   0x1b
+#define MSR_TSC_ADJUST	   0x3b
+#define MSR_PRED_CMD	   0x49
 #define MSR_TSC_DEADLINE   0x6e0
 #define MSR_X2APIC_FIRST   0x800
-#define MSR_X2APIC_LAST    0x8ff
-#define MSR_XSS            0xda0
-#define MSR_EFER           0xc0000080
-#define MSR_FS_BASE        0xc0000100
-#define MSR_GS_BASE        0xc0000101
+#define MSR_X2APIC_LAST	   0x8ff
+#define MSR_XSS		   0xda0
+#define MSR_EFER	   0xc0000080
+#define MSR_FS_BASE	   0xc0000100
+#define MSR_GS_BASE	   0xc0000101
 #define MSR_MTRR_VAR_FIRST 0x200
 #define MSR_MTRR_VAR_LAST  (MSR_MTRR_VAR_FIRST + 2 * X86_MTRR_VAR - 1)
 
 #define EFER_AUTO_IBRS (1u << 21)
-#define TYPE_UC        0
+#define TYPE_UC	       0
 
 /* What a written value must satisfy. */
 enum msr_check {
@@ -46,13 +46,13 @@ enum msr_check {
 struct msr_row {
 	uint32_t index;
 	uint16_t offset; /* in x86_state */
-	uint8_t check;   /* enum msr_check */
+	uint8_t check;	 /* enum msr_check */
 	uint8_t feature; /* enum cpu_feature */
 };
 
 #define AT(member) offsetof(struct x86_state, member)
 static const struct msr_row rows[] = {
-    // clang-format off
+	// clang-format off
 	{ 0x048,      AT(spec_ctrl),      CHECK_SPEC_CTRL,  CPUF_SPEC_CTRL },
 	{ 0x174,      AT(sysenter_cs),    CHECK_NONE,       CPUF_SEP },
 	{ 0x175,      AT(sysenter_esp),   CHECK_CANONICAL,  CPUF_SEP },
@@ -79,7 +79,7 @@ static const struct msr_row rows[] = {
 	{ 0xc0000084, AT(fmask),          CHECK_U32,        CPUF_SYSCALL },
 	{ 0xc0000102, AT(kernel_gs_base), CHECK_CANONICAL,  CPUF_LM },
 	{ 0xc0000103, AT(tsc_aux),        CHECK_U32,        CPUF_RDTSCP },
-    // clang-format on
+	// clang-format on
 };
 #undef AT
 
@@ -88,23 +88,22 @@ enum msr_vendor { VENDOR_ANY, VENDOR_INTEL, VENDOR_AMD };
 
 struct msr_fixed {
 	uint32_t index;
-	uint8_t vendor;      /* enum msr_vendor */
+	uint8_t vendor;	     /* enum msr_vendor */
 	uint8_t feature;     /* enum cpu_feature */
 	bool can_be_written; /* writes are dropped; else #GP */
 	uint64_t val;
 };
 
 #define MTRR_CAP (X86_MTRR_VAR | 1u << 8 | 1u << 10) /* variable, fixed, write-combining */
-#define MCG_CAP  (1u << 8)                           /* no banks, MCG_CTL is there */
+#define MCG_CAP	 (1u << 8)			     /* no banks, MCG_CTL is there */
 /* RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO,
  * PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO */
-#define ARCH_CAPS                                                                                  \
-	(1ULL << 0 | 1ULL << 1 | 1ULL << 3 | 1ULL << 4 | 1ULL << 5 | 1ULL << 6 | 1ULL << 8 |       \
-	 1ULL << 13 | 1ULL << 14 | 1ULL << 15 | 1ULL << 20 | 1ULL << 24 | 1ULL << 26 |             \
-	 1ULL << 27 | 1ULL << 62)
+#define ARCH_CAPS                                                                                         \
+	(1ULL << 0 | 1ULL << 1 | 1ULL << 3 | 1ULL << 4 | 1ULL << 5 | 1ULL << 6 | 1ULL << 8 | 1ULL << 13 | \
+	 1ULL << 14 | 1ULL << 15 | 1ULL << 20 | 1ULL << 24 | 1ULL << 26 | 1ULL << 27 | 1ULL << 62)
 
 static const struct msr_fixed fixed[] = {
-    // clang-format off
+	// clang-format off
 	{ 0x00000000, VENDOR_ANY,   CPUF_MCE,       true,  0 },            /* P5_MC_ADDR */
 	{ 0x00000001, VENDOR_ANY,   CPUF_MCE,       true,  0 },            /* P5_MC_TYPE */
 	{ 0x00000017, VENDOR_INTEL, CPUF_NONE,      false, 0 },            /* PLATFORM_ID */
@@ -144,7 +143,7 @@ static const struct msr_fixed fixed[] = {
 	{ 0xc0011022, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* DC_CFG */
 	{ 0xc0011029, VENDOR_AMD,   CPUF_NONE,      true,  1u << 1 },      /* DE_CFG: LFENCE serializes */
 	{ 0xc001102a, VENDOR_AMD,   CPUF_NONE,      true,  0 },            /* CU_CFG */
-    // clang-format on
+	// clang-format on
 };
 
 /* KVM's clock registers (Documentation/virt/kvm/x86/msr.rst): those that CPUID shows, no others. */
@@ -249,7 +248,8 @@ static bool is_machine_msr(const struct dbt_cpu *cpu, uint32_t index)
 static bool machine_msr(struct dbt_cpu *cpu, uint32_t index, bool is_write, uint64_t *val)
 {
 	struct vcpu_exit x = {
-	    .kind = EXIT_MSR, .is_write = is_write, .size = 8, .addr = index, .data = *val};
+		.kind = EXIT_MSR, .is_write = is_write, .size = 8, .addr = index, .data = *val
+	};
 
 	if (dbt_exit(cpu, &x))
 		return false;
@@ -418,7 +418,9 @@ static bool msr_write(struct dbt_cpu *cpu, uint32_t index, uint64_t val)
 		return f->can_be_written;
 	kvm = kvm_msr(cpu, index);
 	if (kvm) {
-		struct vcpu_exit x = {.kind = EXIT_MSR, .is_write = true, .size = 8, .addr = index, .data = val};
+		struct vcpu_exit x = {
+			.kind = EXIT_MSR, .is_write = true, .size = 8, .addr = index, .data = val
+		};
 
 		*kvm = val;
 		dbt_exit(cpu, &x); /* the machine fills the guest's structure */

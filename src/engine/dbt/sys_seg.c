@@ -260,8 +260,7 @@ void sys_verw(struct dbt_cpu *cpu, const struct insn *in)
 }
 
 /* The descriptor LAR or LSL asks for; @types: bit n = system type n is known to it. */
-static bool fetch_for_info(struct dbt_cpu *cpu, const struct insn *in, unsigned types,
-			   struct seg_desc *d)
+static bool fetch_for_info(struct dbt_cpu *cpu, const struct insn *in, unsigned types, struct seg_desc *d)
 {
 	uint16_t sel = sys_rm_read16(cpu, in);
 

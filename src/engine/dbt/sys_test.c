@@ -65,14 +65,12 @@ static int intr_ack(void *ctx)
 
 static int setup(void **state)
 {
-	struct vcpu_up up = {.on_exit = on_exit_, .intr_ack = intr_ack};
-	struct engine_config cfg = {
-	    .ram = &ram, .model = &model, .vcpus = 1, .use_interp_only = true};
-	struct error err = {""};
+	struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = intr_ack };
+	struct engine_config cfg = { .ram = &ram, .model = &model, .vcpus = 1, .use_interp_only = true };
+	struct error err = { "" };
 
 	if (ram_create(&ram, 2 * MIB, 0, &err) || cpu_model_init(&model, "host", 1, &err) ||
-	    engine_dbt.vm_create(&vm, &cfg, &err) ||
-	    engine_dbt.vcpu_create(&vcpu, vm, 0, &up, &err)) {
+	    engine_dbt.vm_create(&vm, &cfg, &err) || engine_dbt.vcpu_create(&vcpu, vm, 0, &up, &err)) {
 		print_error("%s\n", err.text);
 		return -1;
 	}
@@ -106,8 +104,8 @@ static void set_desc(unsigned sel, uint32_t base, uint32_t limit, uint16_t attr)
 {
 	poke(GDT + (sel & ~7u), 8,
 	     (limit & 0xffff) | (uint64_t)(base & 0xffffff) << 16 | (uint64_t)(attr & 0xff) << 40 |
-		 (uint64_t)(limit >> 16 & 15) << 48 | (uint64_t)(attr >> 12) << 52 |
-		 (uint64_t)(base >> 24) << 56);
+		     (uint64_t)(limit >> 16 & 15) << 48 | (uint64_t)(attr >> 12) << 52 |
+		     (uint64_t)(base >> 24) << 56);
 }
 
 /* Low half of any gate. */
@@ -124,8 +122,7 @@ static void set_idt(unsigned vector, uint64_t low)
 
 static void load_seg(unsigned seg, uint16_t sel)
 {
-	struct seg_desc d = {.lo = peek(GDT + (sel & ~7u), 4),
-			     .hi = peek(GDT + (sel & ~7u) + 4, 4)};
+	struct seg_desc d = { .lo = peek(GDT + (sel & ~7u), 4), .hi = peek(GDT + (sel & ~7u) + 4, 4) };
 
 	seg_fill(&cpu->s.seg[seg], sel, &d);
 }
@@ -161,8 +158,7 @@ static void common_tables(void)
 	set_desc(SEL_TSS_A, TSS_A, 0x7ff, 0x8b); /* busy */
 	set_desc(SEL_TSS_B, TSS_B, 0x67, 0x89);
 	assert_int_equal(engine_dbt.set_state(vcpu, &s, NULL), 0);
-	cpu->s.tr =
-	    (struct x86_seg){.base = TSS_A, .limit = 0x7ff, .selector = SEL_TSS_A, .attr = 0x8b};
+	cpu->s.tr = (struct x86_seg){ .base = TSS_A, .limit = 0x7ff, .selector = SEL_TSS_A, .attr = 0x8b };
 	poke(TSS_A + 4, 4, STACK0);
 	poke(TSS_A + 8, 4, K_DATA);
 	poke(TSS_A + 102, 2, 0x100);
@@ -314,7 +310,7 @@ static void test_seg_load(void **state)
 		int vector;
 		uint32_t err;
 	} rows[] = {
-	    // clang-format off
+		// clang-format off
 		{ "data",                      0, SEG_DS, SEL_TEST,     0xc092, -1, 0 },
 		{ "readable code",             0, SEG_DS, SEL_TEST,     0xc09a, -1, 0 },
 		{ "execute-only code",         0, SEG_DS, SEL_TEST,     0xc098, EXC_GP, SEL_TEST },
@@ -332,7 +328,7 @@ static void test_seg_load(void **state)
 		{ "stack with other RPL",      0, SEG_SS, SEL_TEST | 1, 0xc092, EXC_GP, SEL_TEST },
 		{ "stack with other DPL",      3, SEG_SS, SEL_TEST | 3, 0xc092, EXC_GP, SEL_TEST },
 		{ "stack not present",         0, SEG_SS, SEL_TEST,     0xc012, EXC_SS, SEL_TEST },
-	    // clang-format on
+		// clang-format on
 	};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -457,8 +453,7 @@ static void test_call_gate_faults(void **state)
 	poke(GDT + SEL_GATE, 8, gate(DESC_CALL32, 3, K_CODE, 0x5678, 0) & ~(1ULL << 47));
 	assert_int_equal(far(do_call, SEL_GATE | 3, 0, 4), EXC_NP);
 	poke(GDT + SEL_GATE, 8, gate(DESC_CALL32, 3, K_CODE, 0x5678, 0));
-	assert_int_equal(far(do_jump, SEL_GATE | 3, 0, 4),
-			 EXC_GP); /* JMP does not change the CPL */
+	assert_int_equal(far(do_jump, SEL_GATE | 3, 0, 4), EXC_GP); /* JMP does not change the CPL */
 	assert_int_equal(cpu->raise_error, K_CODE);
 	poke(TSS_A + 8, 4, U_DATA);
 	before = cpu->s;
@@ -867,8 +862,7 @@ static void test_debug_task_loop(void **state)
 	poke(TSS_B + 0x64, 2, 1);
 	poke(TSS_B + 0x24, 4, 2);
 	set_idt(EXC_DB, gate(DESC_TASK_GATE, 0, SEL_TSS_B, 0, 0));
-	raise_and_deliver(EXC_DB, false,
-			  0); /* second round: the TSS is busy, #GP, #GP: double fault */
+	raise_and_deliver(EXC_DB, false, 0); /* second round: the TSS is busy, #GP, #GP: double fault */
 	assert_true(cpu->is_shutdown);
 	cpu->is_shutdown = false;
 }
@@ -935,7 +929,7 @@ static void test_sysenter(void **state)
 
 static int mov_cr(unsigned cr, uint64_t val)
 {
-	char bytes[3] = {0x0f, 0x22, (char)(0xc0 | cr << 3)};
+	char bytes[3] = { 0x0f, 0x22, (char)(0xc0 | cr << 3) };
 
 	cpu->s.gpr[R_RAX] = val;
 	return insn(bytes, 3);
@@ -944,7 +938,7 @@ static int mov_cr(unsigned cr, uint64_t val)
 static void test_mov_cr(void **state)
 {
 	protected32(0);
-	assert_int_equal(mov_cr(0, X86_CR0_PG), EXC_GP);              /* PG without PE */
+	assert_int_equal(mov_cr(0, X86_CR0_PG), EXC_GP);	      /* PG without PE */
 	assert_int_equal(mov_cr(0, X86_CR0_PE | X86_CR0_NW), EXC_GP); /* NW without CD */
 	assert_int_equal(mov_cr(4, X86_CR4_LA57), EXC_GP);
 	assert_int_equal(mov_cr(4, X86_CR4_PCIDE), EXC_GP); /* not in long mode */
@@ -1010,8 +1004,8 @@ static void test_lmsw_smsw(void **state)
 	assert_int_equal(cpu->s.cr0 & 0xffff, 0x3f);
 	protected32(3);
 	cpu->s.cr4 = X86_CR4_UMIP;
-	assert_int_equal(INSN("\x0f\x01\xe0"), EXC_GP);     /* smsw */
-	assert_int_equal(INSN("\x0f\x00\xc8"), EXC_GP);     /* str */
+	assert_int_equal(INSN("\x0f\x01\xe0"), EXC_GP);	    /* smsw */
+	assert_int_equal(INSN("\x0f\x00\xc8"), EXC_GP);	    /* str */
 	assert_int_equal(INSN("\x0f\x01\x45\x00"), EXC_GP); /* sgdt */
 	cpu->s.cr4 = 0;
 	assert_int_equal(INSN("\x0f\x00\xc8"), -1);
@@ -1050,7 +1044,7 @@ static void test_xsetbv(void **state)
 	cpu->s.cr4 |= X86_CR4_OSXSAVE;
 	assert_int_equal(INSN("\x0f\x01\xd1"), -1);
 	assert_int_equal(cpu->s.xcr0, 7);
-	static const uint64_t bad[] = {0, 2, 5, 0xf};
+	static const uint64_t bad[] = { 0, 2, 5, 0xf };
 
 	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
 		cpu->s.gpr[R_RAX] = bad[i];
@@ -1103,7 +1097,7 @@ static void test_msrs(void **state)
 	assert_int_equal(val & 0xff, X86_MTRR_VAR);
 	assert_int_equal(wrmsr(0xfe, 0), EXC_GP); /* read-only */
 	assert_int_equal(rdmsr(0xdead, &val), EXC_GP);
-	assert_int_equal(wrmsr(0xc0000080, 1u << 12), EXC_GP);     /* SVME */
+	assert_int_equal(wrmsr(0xc0000080, 1u << 12), EXC_GP);	   /* SVME */
 	assert_int_equal(wrmsr(0xc0000080, X86_EFER_SCE), EXC_GP); /* LME with paging on */
 	assert_int_equal(wrmsr(0xc0000080, X86_EFER_LME | X86_EFER_NXE), -1); /* LMA stays */
 	assert_int_equal(cpu->s.efer, X86_EFER_LME | X86_EFER_LMA | X86_EFER_NXE);
@@ -1223,7 +1217,7 @@ static void test_mode_key(void **state)
 
 	long64(0);
 	assert_int_equal(cpu->mode_key, DBT_MODE_CODE64 | DBT_MODE_FLAT | DBT_MODE_PE |
-					    DBT_MODE_NO_SSE | DBT_MODE_NO_AVX);
+						DBT_MODE_NO_SSE | DBT_MODE_NO_AVX);
 	kernel = cpu->jc_key;
 	enter_cpl(3);
 	user = cpu->jc_key;
@@ -1283,44 +1277,44 @@ static void test_descriptor_info(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_fresh_tlb),
-	    cmocka_unit_test(test_seg_load),
-	    cmocka_unit_test(test_null_ss_long),
-	    cmocka_unit_test(test_mov_ss_shadow),
-	    cmocka_unit_test(test_unreal),
-	    cmocka_unit_test(test_enter_16),
-	    cmocka_unit_test(test_call_gate),
-	    cmocka_unit_test(test_call_gate_faults),
-	    cmocka_unit_test(test_call_gate_long),
-	    cmocka_unit_test(test_interrupt_gate),
-	    cmocka_unit_test(test_trap_gate_16),
-	    cmocka_unit_test(test_software_interrupt),
-	    cmocka_unit_test(test_double_fault),
-	    cmocka_unit_test(test_not_present_gate),
-	    cmocka_unit_test(test_long_ist),
-	    cmocka_unit_test(test_iret_faults),
-	    cmocka_unit_test(test_real_mode),
-	    cmocka_unit_test(test_vm86),
-	    cmocka_unit_test(test_vme),
-	    cmocka_unit_test(test_task_call),
-	    cmocka_unit_test(test_task_jump_and_gate),
-	    cmocka_unit_test(test_task_faults),
-	    cmocka_unit_test(test_task_16),
-	    cmocka_unit_test(test_debug_task_loop),
-	    cmocka_unit_test(test_syscall),
-	    cmocka_unit_test(test_sysenter),
-	    cmocka_unit_test(test_mov_cr),
-	    cmocka_unit_test(test_pdptes),
-	    cmocka_unit_test(test_lmsw_smsw),
-	    cmocka_unit_test(test_debug_registers),
-	    cmocka_unit_test(test_xsetbv),
-	    cmocka_unit_test(test_msrs),
-	    cmocka_unit_test(test_port_permission),
-	    cmocka_unit_test(test_io_breakpoint),
-	    cmocka_unit_test(test_string_io),
-	    cmocka_unit_test(test_interrupt_flag),
-	    cmocka_unit_test(test_mode_key),
-	    cmocka_unit_test(test_descriptor_info),
+		cmocka_unit_test(test_fresh_tlb),
+		cmocka_unit_test(test_seg_load),
+		cmocka_unit_test(test_null_ss_long),
+		cmocka_unit_test(test_mov_ss_shadow),
+		cmocka_unit_test(test_unreal),
+		cmocka_unit_test(test_enter_16),
+		cmocka_unit_test(test_call_gate),
+		cmocka_unit_test(test_call_gate_faults),
+		cmocka_unit_test(test_call_gate_long),
+		cmocka_unit_test(test_interrupt_gate),
+		cmocka_unit_test(test_trap_gate_16),
+		cmocka_unit_test(test_software_interrupt),
+		cmocka_unit_test(test_double_fault),
+		cmocka_unit_test(test_not_present_gate),
+		cmocka_unit_test(test_long_ist),
+		cmocka_unit_test(test_iret_faults),
+		cmocka_unit_test(test_real_mode),
+		cmocka_unit_test(test_vm86),
+		cmocka_unit_test(test_vme),
+		cmocka_unit_test(test_task_call),
+		cmocka_unit_test(test_task_jump_and_gate),
+		cmocka_unit_test(test_task_faults),
+		cmocka_unit_test(test_task_16),
+		cmocka_unit_test(test_debug_task_loop),
+		cmocka_unit_test(test_syscall),
+		cmocka_unit_test(test_sysenter),
+		cmocka_unit_test(test_mov_cr),
+		cmocka_unit_test(test_pdptes),
+		cmocka_unit_test(test_lmsw_smsw),
+		cmocka_unit_test(test_debug_registers),
+		cmocka_unit_test(test_xsetbv),
+		cmocka_unit_test(test_msrs),
+		cmocka_unit_test(test_port_permission),
+		cmocka_unit_test(test_io_breakpoint),
+		cmocka_unit_test(test_string_io),
+		cmocka_unit_test(test_interrupt_flag),
+		cmocka_unit_test(test_mode_key),
+		cmocka_unit_test(test_descriptor_info),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

@@ -30,16 +30,15 @@ struct tss_layout {
 	uint8_t eip, eflags, gpr, seg, seg_step, nseg, ldt;
 };
 
-static const struct tss_layout tss16 = {TSS_LIMIT16, 2, 0x0e, 0x10, 0x12, 0x22, 2, 4, 0x2a};
-static const struct tss_layout tss32 = {TSS_LIMIT32, 4, 0x20, 0x24, 0x28, 0x48, 4, 6, 0x60};
+static const struct tss_layout tss16 = { TSS_LIMIT16, 2, 0x0e, 0x10, 0x12, 0x22, 2, 4, 0x2a };
+static const struct tss_layout tss32 = { TSS_LIMIT32, 4, 0x20, 0x24, 0x28, 0x48, 4, 6, 0x60 };
 
 static uint32_t lin32(uint64_t base, unsigned off)
 {
 	return (uint32_t)(base + off);
 }
 
-static void find_new_tss(struct dbt_cpu *cpu, uint16_t sel, enum task_source source,
-			 struct seg_desc *d)
+static void find_new_tss(struct dbt_cpu *cpu, uint16_t sel, enum task_source source, struct seg_desc *d)
 {
 	bool is_iret = source == TASK_IRET;
 	unsigned vector = is_iret ? EXC_TS : EXC_GP, type;
@@ -55,8 +54,7 @@ static void find_new_tss(struct dbt_cpu *cpu, uint16_t sel, enum task_source sou
 		seg_fault(cpu, EXC_TS, sel);
 }
 
-static void tss_read(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l,
-		     struct tss_image *t)
+static void tss_read(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l, struct tss_image *t)
 {
 	bool is_wide = l->word == 4;
 
@@ -68,14 +66,12 @@ static void tss_read(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout
 		t->gpr[i] = sys_read(cpu, lin32(base, l->gpr + i * l->word), l->word) |
 			    (is_wide ? 0 : 0xffff0000);
 	for (unsigned i = 0; i < 6; i++)
-		t->seg[i] =
-		    i < l->nseg ? sys_read(cpu, lin32(base, l->seg + i * l->seg_step), 2) : 0;
+		t->seg[i] = i < l->nseg ? sys_read(cpu, lin32(base, l->seg + i * l->seg_step), 2) : 0;
 	t->ldt = sys_read(cpu, lin32(base, l->ldt), 2);
 	t->is_trap = is_wide && sys_read(cpu, lin32(base, 0x64), 2) & 1;
 }
 
-static void tss_save(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l,
-		     uint32_t eflags)
+static void tss_save(struct dbt_cpu *cpu, uint64_t base, const struct tss_layout *l, uint32_t eflags)
 {
 	sys_write(cpu, lin32(base, l->eip), l->word, cpu->next_rip);
 	sys_write(cpu, lin32(base, l->eflags), l->word, eflags);
@@ -170,7 +166,7 @@ static void commit_registers(struct dbt_cpu *cpu, const struct tss_image *t, uin
 
 static void load_segments(struct dbt_cpu *cpu, const struct tss_image *t)
 {
-	static const uint8_t data[] = {SEG_DS, SEG_ES, SEG_FS, SEG_GS};
+	static const uint8_t data[] = { SEG_DS, SEG_ES, SEG_FS, SEG_GS };
 	struct seg_desc cs;
 
 	load_ldt(cpu, t->ldt);

@@ -27,9 +27,9 @@
 #include "engine/dbt/thunk.h"
 
 #define THUNK_AREA_BYTES (512 * KIB)
-#define THUNK_MAX_BYTES 128u
-#define THUNK_TABLE 8192u /* power of two */
-#define THUNK_PROBES 4u
+#define THUNK_MAX_BYTES	 128u
+#define THUNK_TABLE	 8192u /* power of two */
+#define THUNK_PROBES	 4u
 
 struct thunk_ref {
 	uint32_t hash;
@@ -211,7 +211,7 @@ static const void *thunk_find(struct dbt_cpu *cpu, const struct insn *in)
 {
 	struct thunk_cpu *t = cpu->thunk;
 	uint8_t buf[THUNK_MAX_BYTES];
-	struct emit e = {.p = buf, .start = buf, .end = buf + sizeof(buf)};
+	struct emit e = { .p = buf, .start = buf, .end = buf + sizeof(buf) };
 	struct thunk_ref *ref = NULL;
 	uint32_t len, hash;
 
@@ -239,7 +239,7 @@ static const void *thunk_find(struct dbt_cpu *cpu, const struct insn *in)
 		if (!t->generation)
 			t->generation = 1;
 	}
-	*ref = (struct thunk_ref){.hash = hash, .off = t->used, .len = len};
+	*ref = (struct thunk_ref){ .hash = hash, .off = t->used, .len = len };
 	memcpy(t->rw + t->used, buf, len);
 	t->used = ALIGN_UP(t->used + len, 16u);
 	return t->rx + ref->off;
@@ -304,7 +304,9 @@ void native_exec_cached(struct dbt_cpu *cpu, struct decoded *d)
 /* ---- FPU state ---- */
 
 /* Offsets in the legacy area of an XSAVE image (SDM vol. 1 10.5.1). */
+/* clang-format off */
 enum { FX_FOP = 6, FX_FIP = 8, FX_FDP = 16, FX_MXCSR = 24, FX_MXCSR_MASK = 28, XS_BV = 512, XS_COMP = 520 };
+/* clang-format on */
 
 uint64_t dbt_host_xsave_mask(void)
 {
@@ -342,7 +344,7 @@ uint32_t dbt_host_mxcsr_mask(void)
 /* What C code expects: everything initial, exceptions masked. */
 static const struct {
 	_Alignas(64) uint8_t b[X86_XSAVE_BYTES];
-} fpu_init = {{[FX_MXCSR] = 0x80, [FX_MXCSR + 1] = 0x1f}};
+} fpu_init = { { [FX_MXCSR] = 0x80, [FX_MXCSR + 1] = 0x1f } };
 
 void thunk_set_fpu_pointers(struct dbt_cpu *cpu, uint64_t fip, uint64_t fdp, uint16_t fop)
 {

@@ -52,7 +52,7 @@ uint64_t dbt_host_xsave_mask(void);
 /* An instruction and its thunk. */
 struct decoded {
 	struct insn in;
-	uint8_t key[16]; /* bytes, zero-padded; key[15] = mode (16, 32, 64), 0: empty */
+	uint8_t key[16];     /* bytes, zero-padded; key[15] = mode (16, 32, 64), 0: empty */
 	uint32_t generation; /* thunk is valid while it equals thunk_cpu.generation */
 	const void *thunk;
 };

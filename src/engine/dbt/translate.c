@@ -16,18 +16,22 @@
 /* A cold piece of code, emitted after the block's main line. */
 struct cold {
 	enum { COLD_MISS, COLD_INTERP, COLD_POLL, COLD_LINK } kind;
-	uint8_t *jump;	    /* writable address of the rel32 that comes here (end of the jump) */
-	uint8_t *retry;	    /* COLD_MISS: writable address of the start of the check */
+	uint8_t *jump;	/* writable address of the rel32 that comes here (end of the jump) */
+	uint8_t *retry; /* COLD_MISS: writable address of the start of the check */
 	const struct insn *in;
-	uint16_t page_off;  /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
-	uint16_t size;	    /* MISS */
-	uint8_t is_write;   /* MISS */
-	uint8_t ea_kind;    /* MISS: how to compute the address again */
+	uint16_t page_off; /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
+	uint16_t size;	   /* MISS */
+	uint8_t is_write;  /* MISS */
+	uint8_t ea_kind;   /* MISS: how to compute the address again */
 	int32_t ea_disp;
 	struct xlate_link *link;
 };
 
-enum ea_kind { EA_INSN, EA_STACK, EA_STACK_FRAME }; /* operand of the insn; rsp + disp; rbp + disp */
+enum ea_kind {
+	EA_INSN,
+	EA_STACK,
+	EA_STACK_FRAME
+}; /* operand of the insn; rsp + disp; rbp + disp */
 
 #define MAX_COLD 256
 
@@ -36,12 +40,12 @@ struct ctx {
 	struct xlate_vm *x;
 	struct emit e;
 	uint32_t key;
-	unsigned bits;		/* 32 or 64 */
-	unsigned sp_size;	/* bytes of stack pointer operations: 4 or 8 */
-	uint64_t phys;		/* of the block */
+	unsigned bits;	  /* 32 or 64 */
+	unsigned sp_size; /* bytes of stack pointer operations: 4 or 8 */
+	uint64_t phys;	  /* of the block */
 	unsigned n;
 	struct insn in[XLATE_MAX_INSNS + 1];
-	uint16_t off[XLATE_MAX_INSNS + 2]; /* page offsets; off[n] is one past the last */
+	uint16_t off[XLATE_MAX_INSNS + 2];    /* page offsets; off[n] is one past the last */
 	uint16_t live_after[XLATE_MAX_INSNS]; /* flags live after the instruction */
 	unsigned ncold;
 	struct cold cold[MAX_COLD];
@@ -161,13 +165,16 @@ static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
  * The soft-TLB check of an access of @size bytes: leaves the host pointer in r14.  Clobbers rcx, r15;
  * flags only where they are dead.
  */
-static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
+static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write,
+		       bool live)
 {
 	struct emit *e = &c->e;
-	int mode = c->key & DBT_MODE_USER ? DBT_TLB_USER :
-		   c->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC : DBT_TLB_KERNEL;
+	int mode = c->key & DBT_MODE_USER     ? DBT_TLB_USER
+		   : c->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC
+					      : DBT_TLB_KERNEL;
 	int32_t tlb = CPU_OFF(tlb) + mode * (int32_t)sizeof(struct dbt_tlb);
-	int32_t neg = tlb + (int32_t)(is_write ? offsetof(struct dbt_tlb, wneg) : offsetof(struct dbt_tlb, rneg));
+	int32_t neg = tlb + (int32_t)(is_write ? offsetof(struct dbt_tlb, wneg)
+					       : offsetof(struct dbt_tlb, rneg));
 	int32_t xlat = tlb + (int32_t)offsetof(struct dbt_tlb, xlat);
 	uint8_t *retry = e->p;
 	struct cold *k;
@@ -177,39 +184,39 @@ static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned s
 		emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(tlb_mask), false);
 	} else {
 		if (live)
-			OP(0x9c);				     /* pushfq */
+			OP(0x9c); /* pushfq */
 		emit_mov_rr(e, H_R14, H_RCX, 8);
-		OP(0x65, 0x4c, 0x23, 0x34, 0x25);		     /* and r14, gs:[tlb_mask] */
+		OP(0x65, 0x4c, 0x23, 0x34, 0x25); /* and r14, gs:[tlb_mask] */
 		emit_u32(e, (uint32_t)CPU_OFF(tlb_mask));
-		OP(0x49, 0xc1, 0xee, 0x0c);			     /* shr r14, 12 */
+		OP(0x49, 0xc1, 0xee, 0x0c); /* shr r14, 12 */
 		if (live)
-			OP(0x9d);				     /* popfq */
+			OP(0x9d); /* popfq */
 	}
 	emit_load_gs_idx(c, H_R15, H_R14, neg);
 	emit_load_gs_idx(c, H_R14, H_R14, xlat);
 	if (!live) {
-		OP(0x49, 0x01, 0xcf);				     /* add r15, rcx */
-		OP(0x49, 0x81, 0xff);				     /* cmp r15, 4096 - size */
+		OP(0x49, 0x01, 0xcf); /* add r15, rcx */
+		OP(0x49, 0x81, 0xff); /* cmp r15, 4096 - size */
 		emit_u32(e, 4096 - size);
-		OP(0x0f, 0x87);					     /* ja miss */
+		OP(0x0f, 0x87); /* ja miss */
 		emit_u32(e, 0);
 		k = cold_add(c, COLD_MISS);
-		OP(0x0f, 0xb7, 0xc9);				     /* movzx ecx, cx */
-		OP(0x49, 0x01, 0xce);				     /* add r14, rcx */
+		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
+		OP(0x49, 0x01, 0xce); /* add r14, rcx */
 	} else {
 		emit_lea(e, H_R15, H_R15, H_RCX, 1, (int32_t)size - 1, 8);
-		OP(0x0f, 0xb7, 0xc9);				     /* movzx ecx, cx */
+		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
 		emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
 		if (c->x->has_bmi2) {
 			emit_pext_gs(c, H_RCX, H_R15, CPU_OFF(page_mask), false);
 		} else {
-			OP(0x9c);				     /* pushfq */
-			OP(0x49, 0xc1, 0xef, 0x0c);		     /* shr r15, 12 */
-			OP(0x9d);				     /* popfq */
+			OP(0x9c);		    /* pushfq */
+			OP(0x49, 0xc1, 0xef, 0x0c); /* shr r15, 12 */
+			OP(0x9d);		    /* popfq */
 			emit_mov_rr(e, H_RCX, H_R15, 8);
 		}
-		OP(0xe3, 0x05);					     /* jrcxz +5 */
-		OP(0xe9);					     /* jmp miss */
+		OP(0xe3, 0x05); /* jrcxz +5 */
+		OP(0xe9);	/* jmp miss */
 		emit_u32(e, 0);
 		k = cold_add(c, COLD_MISS);
 	}
@@ -366,7 +373,8 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 			return DONE_INTERP;
 		if (insn_is_bit_string(in) && !c->x->has_bmi2)
 			return DONE_INTERP; /* emit_ea cannot move the address without touching flags */
-		emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, flags_live_before(c));
+		emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE,
+			   flags_live_before(c));
 	}
 	if (!emit_native(&c->e, in)) {
 		c->e.p = start;
@@ -388,8 +396,9 @@ static enum done tr_push_host(struct ctx *c, unsigned host, unsigned size)
 
 static enum done tr_push_reg(struct ctx *c, const struct insn *in)
 {
-	unsigned r = in->op[0].kind == OPND_GPR_RM ? in->rm : in->op[0].kind == OPND_FIXED_GPR ? in->op[0].reg :
-		     (in->opcode & 7) | (in->rex_b ? 8u : 0u);
+	unsigned r = in->op[0].kind == OPND_GPR_RM	? in->rm
+		     : in->op[0].kind == OPND_FIXED_GPR ? in->op[0].reg
+							: (in->opcode & 7) | (in->rex_b ? 8u : 0u);
 	unsigned size = in->opsize;
 
 	if (size == 2)
@@ -405,8 +414,9 @@ static enum done tr_push_reg(struct ctx *c, const struct insn *in)
 
 static enum done tr_pop_reg(struct ctx *c, const struct insn *in)
 {
-	unsigned r = in->op[0].kind == OPND_GPR_RM ? in->rm : in->op[0].kind == OPND_FIXED_GPR ? in->op[0].reg :
-		     (in->opcode & 7) | (in->rex_b ? 8u : 0u);
+	unsigned r = in->op[0].kind == OPND_GPR_RM	? in->rm
+		     : in->op[0].kind == OPND_FIXED_GPR ? in->op[0].reg
+							: (in->opcode & 7) | (in->rex_b ? 8u : 0u);
 	unsigned size = in->opsize;
 
 	if (size == 2)
@@ -688,19 +698,19 @@ static enum done tr_pushf(struct ctx *c, const struct insn *in)
 	if (size != c->sp_size || !c->x->has_bmi2)
 		return DONE_INTERP;
 	emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
-	OP(0x9c);	      /* pushfq */
-	OP(0x41, 0x5f);	      /* pop r15 */
+	OP(0x9c);	/* pushfq */
+	OP(0x41, 0x5f); /* pop r15 */
 	emit_mov_rr(&c->e, H_RCX, H_R15, 8);
 	OP(0x41, 0x81, 0xe7); /* and r15d, FL_ARITH */
 	emit_u32(&c->e, FL_ARITH);
-	OP(0x51);	      /* push rcx: the flags to restore */
+	OP(0x51); /* push rcx: the flags to restore */
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(s.rflags), 4);
-	OP(0x81, 0xe1);	      /* and ecx, others without RF and VM */
+	OP(0x81, 0xe1); /* and ecx, others without RF and VM */
 	emit_u32(&c->e, 0xffffffffu & ~(uint32_t)(FL_ARITH | X86_FL_RF | X86_FL_VM));
 	OP(0x44, 0x09, 0xf9); /* or ecx, r15d */
 	emit_store_r14(c, H_RCX, size);
 	if (flags_live_after(c))
-		OP(0x9d);		/* popfq */
+		OP(0x9d); /* popfq */
 	else
 		OP(0x48, 0x8d, 0x64, 0x24, 0x08); /* lea rsp, [rsp + 8] */
 	emit_sp_add(c, -(int32_t)size);
@@ -733,12 +743,12 @@ static enum done tr_rdtsc(struct ctx *c, const struct insn *in)
 {
 	if (!c->x->has_bmi2 || ((c->key & DBT_MODE_USER) && (c->key & DBT_MODE_TSD)))
 		return DONE_INTERP;
-	OP(0x0f, 0x31);				  /* rdtsc */
-	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xd2, 0x20);	  /* rorx rdx, rdx, 32 */
+	OP(0x0f, 0x31);				/* rdtsc */
+	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xd2, 0x20); /* rorx rdx, rdx, 32 */
 	emit_lea(&c->e, H_RAX, H_RAX, H_RDX, 1, 0, 8);
 	emit_load_gs(&c->e, H_RDX, CPU_OFF(tsc_offset), 8);
 	emit_lea(&c->e, H_RAX, H_RAX, H_RDX, 1, 0, 8);
-	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xd0, 0x20);	  /* rorx rdx, rax, 32 */
+	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xd0, 0x20); /* rorx rdx, rax, 32 */
 	emit_mov_rr(&c->e, H_RDX, H_RDX, 4);
 	emit_mov_rr(&c->e, H_RAX, H_RAX, 4);
 	return DONE_NEXT;
@@ -766,7 +776,8 @@ static enum done tr_raw(struct ctx *c, const struct insn *in)
 	return DONE_NEXT;
 }
 
-static enum done tr_mem_raw(struct ctx *c, const struct insn *in, const uint8_t *opc, unsigned n, unsigned reg)
+static enum done tr_mem_raw(struct ctx *c, const struct insn *in, const uint8_t *opc, unsigned n,
+			    unsigned reg)
 {
 	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
 		return DONE_INTERP;
@@ -796,7 +807,8 @@ static enum done tr_insn(struct ctx *c, const struct insn *in)
 	if (c->bits != 64 && in->seg == SEG_CS && in->mem_access & OPND_WRITE)
 		return DONE_INTERP;
 	if (d->kind == INSN_NATIVE)
-		return d->attr & (INSN_BRANCH | INSN_ENDS_BLOCK | INSN_CPL0) ? DONE_INTERP : tr_native(c, in);
+		return d->attr & (INSN_BRANCH | INSN_ENDS_BLOCK | INSN_CPL0) ? DONE_INTERP
+									     : tr_native(c, in);
 
 	switch (d->id) {
 	case I_NOP:
@@ -964,7 +976,9 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	case COLD_MISS:
 		emit_address(c, k->ea_kind, k->ea_disp);
 		emit_store_gs_imm(e, CPU_OFF(exit_info),
-				  (int32_t)(k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28), 4);
+				  (int32_t)(k->page_off | (uint32_t)k->size << 16 |
+					    (uint32_t)k->is_write << 28),
+				  4);
 		emit_u8(e, 0xe8);
 		emit_rel_to(c, c->x->miss);
 		emit_u8(e, 0xe9);
@@ -1003,8 +1017,9 @@ static void emit_entry(struct ctx *c)
 static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
-	int mode = b->key & DBT_MODE_USER ? DBT_TLB_USER :
-		   b->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC : DBT_TLB_KERNEL;
+	int mode = b->key & DBT_MODE_USER     ? DBT_TLB_USER
+		   : b->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC
+					      : DBT_TLB_KERNEL;
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	const struct code_verify_env env = {
 		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll },
@@ -1025,7 +1040,8 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 	dbt_fpu_to_mem(cpu);
 	if (code_verify(b->far_entry - (x->cc.rx - x->cc.rw), b->far_entry, b->code_len, &env, why))
 		return true;
-	log_error("dbt", "block at physical %llx refused by the verifier: %s", (unsigned long long)b->phys, why);
+	log_error("dbt", "block at physical %llx refused by the verifier: %s",
+		  (unsigned long long)b->phys, why);
 	x->verify_failures++;
 	return false;
 }

@@ -14,8 +14,8 @@
 #include "engine/dbt/xlate.h"
 
 #define CODE_CACHE_BYTES (128 * MIB)
-#define ARENA_CHUNK (1 * MIB)
-#define CODE_BLOCK_MIN 64 /* the entry alone is longer */
+#define ARENA_CHUNK	 (1 * MIB)
+#define CODE_BLOCK_MIN	 64 /* the entry alone is longer */
 /* Least room a translation may start with. */
 #define CODE_BLOCK_MAX (64 * KIB)
 
@@ -78,7 +78,8 @@ static int cache_map(struct code_cache *cc, struct error *err)
 	cc->rx = mmap(NULL, cc->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
 	close(fd);
 	if (cc->rw == MAP_FAILED || cc->rx == MAP_FAILED) {
-		int rc = error_set(err, -ENOMEM, "cannot map the code cache of %zu MiB: %m", cc->size >> 20);
+		int rc = error_set(err, -ENOMEM, "cannot map the code cache of %zu MiB: %m",
+				   cc->size >> 20);
 
 		if (cc->rw != MAP_FAILED)
 			munmap(cc->rw, cc->size);
@@ -281,7 +282,8 @@ void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len)
 			}
 		}
 		if (!x->by_page[page])
-			atomic_fetch_and_explicit(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, memory_order_seq_cst);
+			atomic_fetch_and_explicit(&vm->ram->page_flags[page],
+						  (uint8_t)~RAM_PAGE_CODE, memory_order_seq_cst);
 	}
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -295,7 +297,8 @@ void xlate_flush(struct dbt_vm *vm)
 		uint64_t page = x->order[i]->phys >> 12;
 
 		x->by_page[page] = NULL;
-		atomic_fetch_and_explicit(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE, memory_order_seq_cst);
+		atomic_fetch_and_explicit(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE,
+					  memory_order_seq_cst);
 	}
 	memset((void *)x->hash, 0, sizeof(x->hash));
 	x->norder = 0;
@@ -347,8 +350,7 @@ bool xlate_mode_ok(uint32_t key)
 
 static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint32_t key)
 {
-	struct xlate_block *b =
-		atomic_load_explicit(&x->hash[hash_of(phys, key)], memory_order_acquire);
+	struct xlate_block *b = atomic_load_explicit(&x->hash[hash_of(phys, key)], memory_order_acquire);
 
 	while (b && (b->phys != phys || b->key != key))
 		b = atomic_load_explicit(&b->hash_next, memory_order_acquire);
@@ -482,9 +484,9 @@ static struct xlate_block *block_by_pc(struct xlate_vm *x, const uint8_t *pc)
 
 bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 {
-	static const uint8_t greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
-					     REG_RDI, REG_R8,  REG_R9,	REG_R10, REG_R11, REG_R12, REG_R13,
-					     REG_R14, REG_R15 };
+	static const uint8_t greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+					     REG_RSI, REG_RDI, REG_R8,	REG_R9,	 REG_R10, REG_R11,
+					     REG_R12, REG_R13, REG_R14, REG_R15 };
 	struct xlate_vm *x = cpu->vm->xlate;
 	greg_t *g = uc->uc_mcontext.gregs;
 	const uint8_t *pc = (const uint8_t *)(uintptr_t)g[REG_RIP];

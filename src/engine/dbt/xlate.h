@@ -30,21 +30,21 @@
 
 /* Why translated code came back (rax of the exit stub). */
 enum xlate_exit {
-	XEXIT_LOOKUP,	/* continue at s.rip: not in the branch table */
-	XEXIT_LINK,	/* continue at s.rip; exit_info is the struct xlate_link to patch */
-	XEXIT_INTERP,	/* the instruction at s.rip is the interpreter's */
-	XEXIT_POLL,	/* poll was set */
+	XEXIT_LOOKUP, /* continue at s.rip: not in the branch table */
+	XEXIT_LINK,   /* continue at s.rip; exit_info is the struct xlate_link to patch */
+	XEXIT_INTERP, /* the instruction at s.rip is the interpreter's */
+	XEXIT_POLL,   /* poll was set */
 };
 
 struct xlate_block;
 
 /* A direct jump out of a block: to its own stub, or patched to a block of the same page. */
 struct xlate_link {
-	uint8_t *site;		   /* writable address of the rel32 */
-	intptr_t stub;		   /* rel32 value that leads to the stub */
+	uint8_t *site;		       /* writable address of the rel32 */
+	intptr_t stub;		       /* rel32 value that leads to the stub */
 	struct xlate_block *from, *to; /* to: NULL while unpatched */
-	struct xlate_link *next_in; /* other links into @to */
-	uint16_t page_off;	   /* target's offset in the page */
+	struct xlate_link *next_in;    /* other links into @to */
+	uint16_t page_off;	       /* target's offset in the page */
 };
 
 struct xlate_insn_map {
@@ -56,13 +56,13 @@ struct xlate_insn_map {
 #define XLATE_MAX_LINKS 20
 
 struct xlate_block {
-	uint64_t phys;	/* RAM offset of the first byte */
-	uint32_t key;	/* mode key */
+	uint64_t phys; /* RAM offset of the first byte */
+	uint32_t key;  /* mode key */
 	uint16_t guest_len;
 	uint16_t ninsns, nlinks;
 	bool is_dead;
 	bool has_tsc;	/* reads the TSC: two runs differ */
-	bool is_interp;	/* starts with an instruction that is interpreted: no code worth entering */
+	bool is_interp; /* starts with an instruction that is interpreted: no code worth entering */
 	uint8_t *far_entry, *near_entry; /* executable addresses */
 	uint32_t code_len;		 /* from far_entry */
 	_Atomic(struct xlate_block *) hash_next;
@@ -77,12 +77,12 @@ struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* why the interpreter was entered from translated code */
 	uint64_t fill_true, fill_false;
-	struct check *check; /* lockstep checker, NULL when off (check.h) */
+	struct check *check;   /* lockstep checker, NULL when off (check.h) */
 	uint64_t jc_pages[64]; /* hashed set of pages with entries in the branch table */
 };
 
 struct code_cache {
-	uint8_t *rw, *rx; /* the two views */
+	uint8_t *rw, *rx;	      /* the two views */
 	size_t size, used, stubs_end; /* [0, stubs_end): stubs, kept by a flush */
 };
 
@@ -95,7 +95,9 @@ struct xlate_vm {
 	/* Blocks by ascending far_entry; never moves, so that a signal handler may search it. */
 	struct xlate_block **order;
 	_Atomic size_t norder;
-	struct { uint8_t *p, *end; } arena; /* metadata, dropped by a flush */
+	struct {
+		uint8_t *p, *end;
+	} arena; /* metadata, dropped by a flush */
 	struct arena_chunk *chunks;
 	/* Stubs: executable addresses. */
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);

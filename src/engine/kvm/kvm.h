@@ -44,16 +44,17 @@
 
 #define KVM_KICK_SIGNAL SIGRTMIN
 
-#define KVM_APIC_PAGE         0xfee00000ULL
-#define KVM_APIC_BYTES        1024
-#define KVM_APIC_TSC_DEADLINE 0x3f8 /* place of IA32_TSC_DEADLINE in the register page (engine.h)  \
+#define KVM_APIC_PAGE  0xfee00000ULL
+#define KVM_APIC_BYTES 1024
+#define KVM_APIC_TSC_DEADLINE                                                                      \
+	0x3f8 /* place of IA32_TSC_DEADLINE in the register page (engine.h)  \
 				     */
 
 /* One row an MSR (or a regular run of them) of struct x86_state. */
 struct kvm_msr_row {
 	const char *name;
 	uint32_t index, count, stride; /* MSR index of element i: index + i * stride */
-	uint32_t offset;               /* in struct x86_state; elements are adjacent */
+	uint32_t offset;	       /* in struct x86_state; elements are adjacent */
 };
 extern const struct kvm_msr_row kvm_msr_rows[];
 #define KVM_MSR_MAX 64 /* all rows' counts together, checked at creation */
@@ -69,7 +70,7 @@ struct kvm_vm {
 	size_t run_bytes; /* of the shared struct kvm_run mapping */
 	struct guest_ram *ram;
 	struct engine_config cfg;     /* cfg.model points to @model */
-	struct cpu_model model;       /* what remains after KVM's own limits */
+	struct cpu_model model;	      /* what remains after KVM's own limits */
 	struct kvm_cpuid2 *supported; /* KVM_GET_SUPPORTED_CPUID */
 	uint64_t supported_xcr0;
 	uint32_t tsc_khz;
@@ -107,16 +108,16 @@ struct kvm_vcpu {
 	unsigned index;
 	struct vcpu_up up;
 	_Atomic uint32_t requests;  /* any thread */
-	_Atomic bool intr_line;     /* any thread */
-	_Atomic int tid;            /* any thread reads: the thread in vcpu_run, 0 when none is */
+	_Atomic bool intr_line;	    /* any thread */
+	_Atomic int tid;	    /* any thread reads: the thread in vcpu_run, 0 when none is */
 	_Atomic int64_t tsc_offset; /* as of the last return of vcpu_run; any thread reads */
-	int signal_tid;             /* thread that has the kick signal unblocked */
-	bool needs_completion;      /* invariant 1 */
-	bool is_window_known;       /* run->ready_for_interrupt_injection is of the present state */
+	int signal_tid;		    /* thread that has the kick signal unblocked */
+	bool needs_completion;	    /* invariant 1 */
+	bool is_window_known;	    /* run->ready_for_interrupt_injection is of the present state */
 	struct engine_debug debug;
 	bool msr_ok[KVM_MSR_MAX]; /* readable, by position in the expanded rows */
 	struct engine_vcpu *step; /* dbt vCPU */
-	uint64_t step_cr8;        /* CR8 during a step */
+	uint64_t step_cr8;	  /* CR8 during a step */
 	uint64_t counters[KVMC_COUNT];
 	struct error broken; /* text set: the vCPU cannot go on, vcpu_run reports it */
 };

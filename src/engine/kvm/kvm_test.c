@@ -81,8 +81,8 @@ struct machine_double {
 static const char *why_no_kvm(void)
 {
 	static char text[600];
-	struct machine_double m = {0};
-	struct engine_config cfg = {.ram = &m.ram, .model = &m.model, .vcpus = 1};
+	struct machine_double m = { 0 };
+	struct engine_config cfg = { .ram = &m.ram, .model = &m.model, .vcpus = 1 };
 
 	if (ram_create(&m.ram, MEM, 0, &m.err) < 0)
 		return "no memory";
@@ -155,8 +155,8 @@ static void real_mode(struct x86_state *s)
 
 static void power_on(struct machine_double *m, unsigned cpus)
 {
-	struct vcpu_up up = {.on_exit = on_exit_double, .intr_ack = intr_ack_double, .ctx = m};
-	struct engine_config cfg = {.ram = &m->ram, .model = &m->model, .vcpus = cpus};
+	struct vcpu_up up = { .on_exit = on_exit_double, .intr_ack = intr_ack_double, .ctx = m };
+	struct engine_config cfg = { .ram = &m->ram, .model = &m->model, .vcpus = cpus };
 
 	memset(m, 0, sizeof(*m));
 	m->vector = -1;
@@ -225,8 +225,7 @@ static void test_ports(void **state)
 	assert_true(!m.seen[1].is_write && m.seen[1].addr == 0x20 && m.seen[1].size == 1);
 	assert_true(m.seen[2].is_write && m.seen[2].addr == 0x300 && m.seen[2].data == 0xa2);
 	for (unsigned i = 0; i < 3; i++)
-		assert_true(m.seen[3 + i].addr == 0x40 &&
-			    m.seen[3 + i].data == (uint64_t) "xyz"[i]);
+		assert_true(m.seen[3 + i].addr == 0x40 && m.seen[3 + i].data == (uint64_t) "xyz"[i]);
 	uint16_t in[2];
 	ram_read(&m.ram, 0x2010, in, 4);
 	assert_int_equal(in[0], 0xa7);
@@ -273,7 +272,7 @@ struct later {
 static void *later_main(void *arg)
 {
 	struct later *l = arg;
-	struct timespec t = {.tv_sec = l->ms / 1000, .tv_nsec = l->ms % 1000 * 1000000L};
+	struct timespec t = { .tv_sec = l->ms / 1000, .tv_nsec = l->ms % 1000 * 1000000L };
 
 	nanosleep(&t, NULL);
 	l->fn(l->m);
@@ -283,7 +282,7 @@ static void *later_main(void *arg)
 static void later(struct later *l, struct machine_double *m, unsigned ms,
 		  void (*fn)(struct machine_double *))
 {
-	*l = (struct later){.m = m, .fn = fn, .ms = ms};
+	*l = (struct later){ .m = m, .fn = fn, .ms = ms };
 	assert_int_equal(pthread_create(&l->thread, NULL, later_main, l), 0);
 }
 
@@ -324,7 +323,7 @@ static void test_kick(void **state)
 
 static void set_vector(struct machine_double *m, unsigned vector, uint16_t ip)
 {
-	uint16_t entry[2] = {ip, 0};
+	uint16_t entry[2] = { ip, 0 };
 
 	assert_int_equal(ram_write(&m->ram, vector * 4, entry, 4), 0);
 }
@@ -410,17 +409,19 @@ static void long_mode(struct machine_double *m)
 			ram_write(&m->ram, 0xc000 + i * 0x1000 + j * 8, &e, 8);
 		}
 	}
-	const uint64_t gdt[3] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff};
+	const uint64_t gdt[3] = { 0, 0x00af9b000000ffff, 0x00cf93000000ffff };
 	ram_write(&m->ram, 0x5000, gdt, sizeof(gdt));
 	s->gdtr.base = 0x5000;
 	s->gdtr.limit = sizeof(gdt) - 1;
 	s->idtr.base = 0x6000;
 	s->idtr.limit = 0xfff;
 	for (unsigned i = 0; i < 6; i++)
-		s->seg[i] = (struct x86_seg){
-		    .limit = 0xffffffff, .selector = 16, .attr = 0x93 | SEG_ATTR_G | SEG_ATTR_DB};
-	s->seg[1] = (struct x86_seg){
-	    .limit = 0xffffffff, .selector = 8, .attr = 0x9b | SEG_ATTR_G | SEG_ATTR_L};
+		s->seg[i] = (struct x86_seg){ .limit = 0xffffffff,
+					      .selector = 16,
+					      .attr = 0x93 | SEG_ATTR_G | SEG_ATTR_DB };
+	s->seg[1] = (struct x86_seg){ .limit = 0xffffffff,
+				      .selector = 8,
+				      .attr = 0x9b | SEG_ATTR_G | SEG_ATTR_L };
 	s->cr0 = X86_CR0_PE | X86_CR0_MP | X86_CR0_ET | X86_CR0_NE | X86_CR0_WP | X86_CR0_PG;
 	s->cr3 = 0xa000;
 	s->cr4 = X86_CR4_PAE | X86_CR4_OSFXSR;
@@ -432,8 +433,8 @@ static void long_mode(struct machine_double *m)
 
 static void set_gate64(struct machine_double *m, unsigned vector, uint64_t ip)
 {
-	uint64_t gate[2] = {(ip & 0xffff) | 8 << 16 | 0x8eULL << 40 | (ip >> 16 & 0xffff) << 48,
-			    ip >> 32};
+	uint64_t gate[2] = { (ip & 0xffff) | 8 << 16 | 0x8eULL << 40 | (ip >> 16 & 0xffff) << 48,
+			     ip >> 32 };
 
 	ram_write(&m->ram, 0x6000 + vector * 16, gate, 16);
 }
@@ -542,7 +543,7 @@ static void test_dirty_log(void **state)
 static void test_debug(void **state)
 {
 	struct machine_double m;
-	struct engine_debug d = {.single_step = true};
+	struct engine_debug d = { .single_step = true };
 
 	NEEDS_KVM();
 	power_on(&m, 1);
@@ -553,7 +554,7 @@ static void test_debug(void **state)
 		assert_int_equal(m.s.rip, 0x1000 + i);
 		assert_int_equal(m.s.rflags & X86_FL_TF, 0);
 	}
-	d = (struct engine_debug){.nbreak = 1, .bp[0] = {.addr = 0x1000}};
+	d = (struct engine_debug){ .nbreak = 1, .bp[0] = { .addr = 0x1000 } };
 	m.s.rip = 0x1001;
 	assert_int_equal(engine_kvm.set_state(m.cpu[0], &m.s, &m.err), 0);
 	d.bp[0].addr = 0x1003;
@@ -594,7 +595,7 @@ static void test_triple_fault(void **state)
 static void test_step(void **state)
 {
 	struct machine_double m;
-	uint64_t pair[2] = {1, 2};
+	uint64_t pair[2] = { 1, 2 };
 
 	NEEDS_KVM();
 	power_on(&m, 1);
@@ -612,8 +613,7 @@ static void test_step(void **state)
 	ram_read(&m.ram, 0x4000, pair, 16);
 	assert_int_equal(pair[0], 33);
 	assert_int_equal(pair[1], 44);
-	printf("steps on dbt: %llu\n",
-	       (unsigned long long)to_kvm_vcpu(m.cpu[0])->counters[KVMC_STEPS]);
+	printf("steps on dbt: %llu\n", (unsigned long long)to_kvm_vcpu(m.cpu[0])->counters[KVMC_STEPS]);
 	power_off(&m);
 }
 
@@ -631,9 +631,9 @@ static int no_exit(void *ctx, struct vcpu_exit *x)
 static void test_exchange(void **state)
 {
 	struct machine_double m;
-	struct engine_config cfg = {.ram = &m.ram, .model = &m.model, .vcpus = 1};
-	struct later l = {0};
-	struct vcpu_up up = {.on_exit = no_exit, .ctx = &l};
+	struct engine_config cfg = { .ram = &m.ram, .model = &m.model, .vcpus = 1 };
+	struct later l = { 0 };
+	struct vcpu_up up = { .on_exit = no_exit, .ctx = &l };
 	struct engine_vm *vm;
 	uint64_t expected = 0;
 	double sum;
@@ -719,7 +719,7 @@ static void random_state(struct x86_state *s, const struct kvm_vcpu *v)
 /* Fields that do not come back as they went in, on purpose. */
 static void mask_state(struct x86_state *s, const struct kvm_vcpu *v)
 {
-	uint32_t at[KVM_MSR_MAX] = {0};
+	uint32_t at[KVM_MSR_MAX] = { 0 };
 	unsigned n = 0;
 
 	for (const struct kvm_msr_row *r = kvm_msr_rows; r->name; r++)
@@ -757,9 +757,9 @@ static void test_state_round_trip(void **state)
 		mask_state(&out, v);
 		for (size_t b = 0; b < sizeof(in); b++)
 			if (((uint8_t *)&in)[b] != ((uint8_t *)&out)[b])
-				fail_msg(
-				    "round %u: byte %zu of x86_state: %02x went in, %02x came out",
-				    i, b, ((uint8_t *)&in)[b], ((uint8_t *)&out)[b]);
+				fail_msg("round %u: byte %zu of x86_state: %02x went in, %02x came "
+					 "out",
+					 i, b, ((uint8_t *)&in)[b], ((uint8_t *)&out)[b]);
 		power_off(&m);
 	}
 }
@@ -778,9 +778,8 @@ static void test_pending_events(void **state)
 	m.s.exception_payload = 0x1234000;
 	start64(&m);
 	engine_kvm.get_state(m.cpu[0], &out);
-	assert_true(out.exception_pending && out.exception_vector == 14 &&
-		    out.exception_has_error && out.exception_error == 2 &&
-		    out.exception_payload == 0x1234000);
+	assert_true(out.exception_pending && out.exception_vector == 14 && out.exception_has_error &&
+		    out.exception_error == 2 && out.exception_payload == 0x1234000);
 	m.s.exception_pending = 0;
 	m.s.is_external_pending = 1;
 	m.s.external_vector = 0x21;
@@ -788,8 +787,7 @@ static void test_pending_events(void **state)
 	m.s.nmi_pending = 1;
 	start64(&m);
 	engine_kvm.get_state(m.cpu[0], &out);
-	assert_true(!out.exception_pending && out.is_external_pending &&
-		    out.external_vector == 0x21);
+	assert_true(!out.exception_pending && out.is_external_pending && out.external_vector == 0x21);
 	assert_int_equal(out.interrupt_shadow, 1);
 	assert_int_equal(out.nmi_pending, 1);
 	/* It is delivered when the vCPU runs. */
@@ -814,8 +812,8 @@ static void test_lapic_round_trip(void **state)
 	NEEDS_KVM();
 	power_on(&m, 1);
 	assert_int_equal(engine_kvm.get_lapic(m.cpu[0], in), 0);
-	in[0x81] = 0;     /* TPR stays with CR8 */
-	in[0xf1] |= 1;    /* software enable */
+	in[0x81] = 0;	  /* TPR stays with CR8 */
+	in[0xf1] |= 1;	  /* software enable */
 	in[0x320] = 0x40; /* timer: deadline mode, vector 40H */
 	in[0x322] = 4;
 	in[0x361] = 2;
@@ -837,7 +835,7 @@ static void test_lapic_round_trip(void **state)
 static void test_clock_and_tsc(void **state)
 {
 	struct machine_double m;
-	struct kvm_clock_data clk = {0};
+	struct kvm_clock_data clk = { 0 };
 
 	NEEDS_KVM();
 	power_on(&m, 2);
@@ -864,19 +862,19 @@ static void test_filter(void **state)
 	struct {
 		struct kvm_cpuid2 head;
 		struct kvm_cpuid_entry2 e[2];
-	} sup = {.head.nent = 2,
-		 .e = {{.function = 1, .edx = 0x078bfbff, .ecx = 1 << 13 | 1 << 26},
-		       {.function = 7, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ebx = 1 << 5}}};
-	struct cpu_model m = {.xcr0_mask = 7, .phys_bits = 48};
+	} sup = { .head.nent = 2,
+		  .e = { { .function = 1, .edx = 0x078bfbff, .ecx = 1 << 13 | 1 << 26 },
+			 { .function = 7, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ebx = 1 << 5 } } };
+	struct cpu_model m = { .xcr0_mask = 7, .phys_bits = 48 };
 
 	for (unsigned i = 1; i < CPUF_COUNT; i++)
 		m.has[i] = i != CPUF_CX16;
 	kvm_filter_model(&m, &sup.head, false);
 	assert_true(m.has[CPUF_SSE2] && m.has[CPUF_XSAVE] && m.has[CPUF_HYPERVISOR]);
-	assert_false(m.has[CPUF_CX16]);         /* not in the model */
-	assert_false(m.has[CPUF_SSE3]);         /* not offered */
+	assert_false(m.has[CPUF_CX16]);		/* not in the model */
+	assert_false(m.has[CPUF_SSE3]);		/* not offered */
 	assert_false(m.has[CPUF_TSC_DEADLINE]); /* no capability */
-	assert_false(m.has[CPUF_LM]);           /* the leaf is not there at all */
+	assert_false(m.has[CPUF_LM]);		/* the leaf is not there at all */
 	assert_false(m.has[CPUF_AVX]);
 	assert_int_equal(m.xcr0_mask, 3);
 }
@@ -907,10 +905,10 @@ static unsigned count_fds(void)
  */
 static void test_failing_calls(void **state)
 {
-	struct guest_ram ram = {0};
+	struct guest_ram ram = { 0 };
 	struct cpu_model model;
-	struct engine_config cfg = {.ram = &ram, .model = &model, .vcpus = 1};
-	struct vcpu_up up = {.on_exit = on_exit_double};
+	struct engine_config cfg = { .ram = &ram, .model = &model, .vcpus = 1 };
+	struct vcpu_up up = { .on_exit = on_exit_double };
 	struct x86_state s;
 	struct error err;
 	unsigned failures = 0, fds;
@@ -953,26 +951,26 @@ static void test_failing_calls(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_filter),
-	    cmocka_unit_test(test_probe),
-	    cmocka_unit_test(test_failing_calls),
-	    cmocka_unit_test(test_ports),
-	    cmocka_unit_test(test_mmio),
-	    cmocka_unit_test(test_kick),
-	    cmocka_unit_test(test_interrupt_window),
-	    cmocka_unit_test(test_interrupt_wakes),
-	    cmocka_unit_test(test_nmi),
-	    cmocka_unit_test(test_msi_and_eoi),
-	    cmocka_unit_test(test_smp),
-	    cmocka_unit_test(test_dirty_log),
-	    cmocka_unit_test(test_debug),
-	    cmocka_unit_test(test_triple_fault),
-	    cmocka_unit_test(test_step),
-	    cmocka_unit_test(test_exchange),
-	    cmocka_unit_test(test_state_round_trip),
-	    cmocka_unit_test(test_pending_events),
-	    cmocka_unit_test(test_lapic_round_trip),
-	    cmocka_unit_test(test_clock_and_tsc),
+		cmocka_unit_test(test_filter),
+		cmocka_unit_test(test_probe),
+		cmocka_unit_test(test_failing_calls),
+		cmocka_unit_test(test_ports),
+		cmocka_unit_test(test_mmio),
+		cmocka_unit_test(test_kick),
+		cmocka_unit_test(test_interrupt_window),
+		cmocka_unit_test(test_interrupt_wakes),
+		cmocka_unit_test(test_nmi),
+		cmocka_unit_test(test_msi_and_eoi),
+		cmocka_unit_test(test_smp),
+		cmocka_unit_test(test_dirty_log),
+		cmocka_unit_test(test_debug),
+		cmocka_unit_test(test_triple_fault),
+		cmocka_unit_test(test_step),
+		cmocka_unit_test(test_exchange),
+		cmocka_unit_test(test_state_round_trip),
+		cmocka_unit_test(test_pending_events),
+		cmocka_unit_test(test_lapic_round_trip),
+		cmocka_unit_test(test_clock_and_tsc),
 	};
 
 	log_set_level(LOG_ERROR); /* what this KVM lacks is told by the tests */

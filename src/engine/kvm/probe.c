@@ -15,16 +15,16 @@
 
 #include "engine/kvm/kvm.h"
 
-#define PROBE_MIN_MIPS     50.0
-#define PROBE_BUDGET_NS    120000000LL /* of guest execution; creating and closing take the rest */
-#define PROBE_FIRST_LOOPS  2048        /* 4 instructions each: 7 ms where ring 0 is emulated */
+#define PROBE_MIN_MIPS	   50.0
+#define PROBE_BUDGET_NS	   120000000LL /* of guest execution; creating and closing take the rest */
+#define PROBE_FIRST_LOOPS  2048	       /* 4 instructions each: 7 ms where ring 0 is emulated */
 #define PROBE_SECOND_LOOPS 1000000
-#define PROBE_MEM          0x10000
-#define PML4               0x1000
-#define PDPT               0x2000
-#define PD                 0x3000
-#define CODE               0x4000
-#define DATA               0x8000
+#define PROBE_MEM	   0x10000
+#define PML4		   0x1000
+#define PDPT		   0x2000
+#define PD		   0x3000
+#define CODE		   0x4000
+#define DATA		   0x8000
 
 /*
  * rcx: loops.
@@ -33,9 +33,9 @@
  * mov al,1; out 0xf4,al
  */
 static const uint8_t probe_code[] = {
-    0x48, 0x01, 0xd8, 0x48, 0x31, 0xc2, 0x48, 0xff, 0xc9, 0x75, 0xf5, 0xe6,
-    0xf4, 0xf0, 0x48, 0x0f, 0xc7, 0x0e, 0x0f, 0x10, 0x06, 0xf0, 0x48, 0x0f,
-    0xc1, 0x06, 0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xb0, 0x01, 0xe6, 0xf4,
+	0x48, 0x01, 0xd8, 0x48, 0x31, 0xc2, 0x48, 0xff, 0xc9, 0x75, 0xf5, 0xe6,
+	0xf4, 0xf0, 0x48, 0x0f, 0xc7, 0x0e, 0x0f, 0x10, 0x06, 0xf0, 0x48, 0x0f,
+	0xc1, 0x06, 0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xb0, 0x01, 0xe6, 0xf4,
 };
 #define CODE_AFTER_LOOP 13
 
@@ -87,7 +87,7 @@ static void put64(struct probe *p, unsigned at, uint64_t value)
 static bool set_up_memory(struct probe *p, struct engine_probe *out)
 {
 	void *mem =
-	    host.mmap(NULL, PROBE_MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		host.mmap(NULL, PROBE_MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (mem == MAP_FAILED) {
 		refuse(out, "no memory for the probe", -errno);
@@ -98,8 +98,8 @@ static bool set_up_memory(struct probe *p, struct engine_probe *out)
 	put64(p, PDPT, PD | 3);
 	put64(p, PD, 0x83); /* 2 MiB at 0 */
 	memcpy(p->mem + CODE, probe_code, sizeof(probe_code));
-	struct kvm_userspace_memory_region r = {.memory_size = PROBE_MEM,
-						.userspace_addr = (uintptr_t)p->mem};
+	struct kvm_userspace_memory_region r = { .memory_size = PROBE_MEM,
+						 .userspace_addr = (uintptr_t)p->mem };
 	int rc = kvm_ioctl(p->vm, KVM_SET_USER_MEMORY_REGION, &r);
 	if (rc < 0)
 		refuse(out, "KVM refuses memory", rc);
@@ -111,7 +111,7 @@ static bool set_up_vcpu(struct probe *p, struct engine_probe *out)
 	struct {
 		struct kvm_cpuid2 head;
 		struct kvm_cpuid_entry2 e[256];
-	} cpuid = {.head.nent = 256};
+	} cpuid = { .head.nent = 256 };
 	struct kvm_sregs s;
 
 	p->vcpu = kvm_ioctl(p->vm, KVM_CREATE_VCPU, NULL);
@@ -131,20 +131,12 @@ static bool set_up_vcpu(struct probe *p, struct engine_probe *out)
 	if (rc >= 0)
 		rc = kvm_ioctl(p->vcpu, KVM_GET_SREGS, &s);
 	if (rc >= 0) {
-		struct kvm_segment code = {.limit = 0xffffffff,
-					   .selector = 8,
-					   .type = 11,
-					   .s = 1,
-					   .present = 1,
-					   .l = 1,
-					   .g = 1};
-		struct kvm_segment data = {.limit = 0xffffffff,
-					   .selector = 16,
-					   .type = 3,
-					   .s = 1,
-					   .present = 1,
-					   .db = 1,
-					   .g = 1};
+		struct kvm_segment code = {
+			.limit = 0xffffffff, .selector = 8, .type = 11, .s = 1, .present = 1, .l = 1, .g = 1
+		};
+		struct kvm_segment data = {
+			.limit = 0xffffffff, .selector = 16, .type = 3, .s = 1, .present = 1, .db = 1, .g = 1
+		};
 
 		s.cs = code;
 		s.ds = s.es = s.fs = s.gs = s.ss = data;
@@ -161,8 +153,8 @@ static bool set_up_vcpu(struct probe *p, struct engine_probe *out)
 
 static bool set_up_timer(struct probe *p, struct engine_probe *out)
 {
-	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KVM_KICK_SIGNAL};
-	const struct itimerspec at = {.it_value.tv_nsec = PROBE_BUDGET_NS};
+	struct sigevent ev = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KVM_KICK_SIGNAL };
+	const struct itimerspec at = { .it_value.tv_nsec = PROBE_BUDGET_NS };
 
 	ev._sigev_un._tid = (pid_t)syscall(SYS_gettid);
 	p->has_timer = timer_create(CLOCK_MONOTONIC, &ev, &p->timer) == 0;
@@ -199,7 +191,7 @@ static bool set_up(struct probe *p, struct engine_probe *out)
  */
 static int64_t run_to_out(struct probe *p, uint64_t rip, uint64_t loops, struct engine_probe *out)
 {
-	struct kvm_regs regs = {.rip = rip, .rcx = loops, .rsi = DATA, .rflags = 2};
+	struct kvm_regs regs = { .rip = rip, .rcx = loops, .rsi = DATA, .rflags = 2 };
 	int rc = kvm_ioctl(p->vcpu, KVM_SET_REGS, &regs);
 	int64_t start = now_ns();
 
@@ -248,10 +240,10 @@ static void measure(struct probe *p, struct engine_probe *out)
 	out->mips = (double)loops * 4 * 1000 / (double)MAX(took, 1);
 	if (out->mips < PROBE_MIN_MIPS) {
 		snprintf(
-		    out->reason, sizeof(out->reason),
-		    "this host's KVM emulates ring-0 code: %.1f million instructions a second, "
-		    "%.0f are the least that make sense",
-		    out->mips, PROBE_MIN_MIPS);
+			out->reason, sizeof(out->reason),
+			"this host's KVM emulates ring-0 code: %.1f million instructions a second, "
+			"%.0f are the least that make sense",
+			out->mips, PROBE_MIN_MIPS);
 		return;
 	}
 	if (run_to_out(p, CODE + CODE_AFTER_LOOP, 0, out) < 0)
@@ -263,7 +255,7 @@ static void measure(struct probe *p, struct engine_probe *out)
 
 void kvm_probe(struct engine_probe *out)
 {
-	struct probe p = {.dev = -1, .vm = -1, .vcpu = -1};
+	struct probe p = { .dev = -1, .vm = -1, .vcpu = -1 };
 	sigset_t unblock, before;
 	int rc = kvm_own_signal();
 

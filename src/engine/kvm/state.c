@@ -76,7 +76,7 @@ static int one_msr(struct kvm_vcpu *v, unsigned long request, uint32_t index, ui
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index, .data = *value}};
+	} m = { .head.nmsrs = 1, .e = { .index = index, .data = *value } };
 	int rc = kvm_ioctl(v->fd, request, &m);
 
 	if (rc != 1) /* the number of MSRs done */
@@ -103,7 +103,7 @@ static int get_msrs(struct kvm_vcpu *v, struct x86_state *out)
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry e[KVM_MSR_MAX];
-	} m = {0};
+	} m = { 0 };
 	uint32_t offsets[KVM_MSR_MAX], index, offset;
 	const struct kvm_msr_row *row;
 
@@ -137,8 +137,7 @@ static void report_msr(struct kvm_vcpu *v, unsigned n, const struct kvm_msr_row 
 	if (is_known)
 		return;
 	if (!is_there)
-		log_warn("kvm",
-			 "this host's KVM has no %s (MSR %#x): the guest's value %#llx is lost",
+		log_warn("kvm", "this host's KVM has no %s (MSR %#x): the guest's value %#llx is lost",
 			 row->name, index, (unsigned long long)wanted);
 	else
 		log_warn("kvm", "KVM does not set %s (MSR %#x) to %#llx: it stays %#llx", row->name,
@@ -167,37 +166,37 @@ static void put_msrs(struct kvm_vcpu *v, const struct x86_state *in, const struc
 static void seg_from_kvm(struct x86_seg *d, const struct kvm_segment *s)
 {
 	*d = (struct x86_seg){
-	    .base = s->base,
-	    .limit = s->limit,
-	    .selector = s->selector,
-	    .attr = (uint16_t)(s->type | s->s << 4 | s->dpl << SEG_ATTR_DPL_SHIFT |
-			       s->present << 7 | (s->unusable ? SEG_ATTR_UNUSABLE : 0) |
-			       s->avl << 12 | s->l << 13 | s->db << 14 | s->g << 15),
+		.base = s->base,
+		.limit = s->limit,
+		.selector = s->selector,
+		.attr = (uint16_t)(s->type | s->s << 4 | s->dpl << SEG_ATTR_DPL_SHIFT |
+				   s->present << 7 | (s->unusable ? SEG_ATTR_UNUSABLE : 0) |
+				   s->avl << 12 | s->l << 13 | s->db << 14 | s->g << 15),
 	};
 }
 
 static void seg_to_kvm(struct kvm_segment *d, const struct x86_seg *s, bool is_long)
 {
 	*d = (struct kvm_segment){
-	    .base = s->base,
-	    .limit = s->limit,
-	    .selector = s->selector,
-	    .type = s->attr & SEG_ATTR_TYPE,
-	    .s = !!(s->attr & SEG_ATTR_S),
-	    .dpl = s->attr >> SEG_ATTR_DPL_SHIFT & 3,
-	    .present = !!(s->attr & SEG_ATTR_P),
-	    .unusable = !!(s->attr & SEG_ATTR_UNUSABLE),
-	    .avl = !!(s->attr & SEG_ATTR_AVL),
-	    .l = is_long && (s->attr & SEG_ATTR_L), /* ignored by the CPU, refused by KVM */
-	    .db = !!(s->attr & SEG_ATTR_DB),
-	    .g = !!(s->attr & SEG_ATTR_G),
+		.base = s->base,
+		.limit = s->limit,
+		.selector = s->selector,
+		.type = s->attr & SEG_ATTR_TYPE,
+		.s = !!(s->attr & SEG_ATTR_S),
+		.dpl = s->attr >> SEG_ATTR_DPL_SHIFT & 3,
+		.present = !!(s->attr & SEG_ATTR_P),
+		.unusable = !!(s->attr & SEG_ATTR_UNUSABLE),
+		.avl = !!(s->attr & SEG_ATTR_AVL),
+		.l = is_long && (s->attr & SEG_ATTR_L), /* ignored by the CPU, refused by KVM */
+		.db = !!(s->attr & SEG_ATTR_DB),
+		.g = !!(s->attr & SEG_ATTR_G),
 	};
 }
 
 /* Order of x86_state.seg (SEG_ES, CS, SS, DS, FS, GS). */
 static struct kvm_segment *sregs_seg(struct kvm_sregs *s, unsigned i)
 {
-	struct kvm_segment *const segs[6] = {&s->es, &s->cs, &s->ss, &s->ds, &s->fs, &s->gs};
+	struct kvm_segment *const segs[6] = { &s->es, &s->cs, &s->ss, &s->ds, &s->fs, &s->gs };
 
 	return segs[i];
 }
@@ -226,15 +225,15 @@ static void sregs_to_kvm(struct kvm_sregs *s, const struct x86_state *in)
 	bool is_long = in->efer & X86_EFER_LMA;
 
 	*s = (struct kvm_sregs){
-	    .gdt = {.base = in->gdtr.base, .limit = in->gdtr.limit},
-	    .idt = {.base = in->idtr.base, .limit = in->idtr.limit},
-	    .cr0 = in->cr0,
-	    .cr2 = in->cr2,
-	    .cr3 = in->cr3,
-	    .cr4 = in->cr4,
-	    .cr8 = in->cr8,
-	    .efer = in->efer,
-	    .apic_base = in->apic_base,
+		.gdt = { .base = in->gdtr.base, .limit = in->gdtr.limit },
+		.idt = { .base = in->idtr.base, .limit = in->idtr.limit },
+		.cr0 = in->cr0,
+		.cr2 = in->cr2,
+		.cr3 = in->cr3,
+		.cr4 = in->cr4,
+		.cr8 = in->cr8,
+		.efer = in->efer,
+		.apic_base = in->apic_base,
 	};
 	for (unsigned i = 0; i < 6; i++)
 		seg_to_kvm(sregs_seg(s, i), &in->seg[i], is_long);
@@ -244,8 +243,8 @@ static void sregs_to_kvm(struct kvm_sregs *s, const struct x86_state *in)
 
 static void regs_from_kvm(struct x86_state *out, const struct kvm_regs *r)
 {
-	const uint64_t gpr[16] = {r->rax, r->rcx, r->rdx, r->rbx, r->rsp, r->rbp, r->rsi, r->rdi,
-				  r->r8,  r->r9,  r->r10, r->r11, r->r12, r->r13, r->r14, r->r15};
+	const uint64_t gpr[16] = { r->rax, r->rcx, r->rdx, r->rbx, r->rsp, r->rbp, r->rsi, r->rdi,
+				   r->r8,  r->r9,  r->r10, r->r11, r->r12, r->r13, r->r14, r->r15 };
 
 	memcpy(out->gpr, gpr, sizeof(gpr));
 	out->rip = r->rip;
@@ -257,24 +256,24 @@ static void regs_to_kvm(struct kvm_regs *r, const struct x86_state *in)
 	const uint64_t *g = in->gpr;
 
 	*r = (struct kvm_regs){
-	    .rax = g[R_RAX],
-	    .rcx = g[R_RCX],
-	    .rdx = g[R_RDX],
-	    .rbx = g[R_RBX],
-	    .rsp = g[R_RSP],
-	    .rbp = g[R_RBP],
-	    .rsi = g[R_RSI],
-	    .rdi = g[R_RDI],
-	    .r8 = g[R_R8],
-	    .r9 = g[R_R9],
-	    .r10 = g[R_R10],
-	    .r11 = g[R_R11],
-	    .r12 = g[R_R12],
-	    .r13 = g[R_R13],
-	    .r14 = g[R_R14],
-	    .r15 = g[R_R15],
-	    .rip = in->rip,
-	    .rflags = in->rflags,
+		.rax = g[R_RAX],
+		.rcx = g[R_RCX],
+		.rdx = g[R_RDX],
+		.rbx = g[R_RBX],
+		.rsp = g[R_RSP],
+		.rbp = g[R_RBP],
+		.rsi = g[R_RSI],
+		.rdi = g[R_RDI],
+		.r8 = g[R_R8],
+		.r9 = g[R_R9],
+		.r10 = g[R_R10],
+		.r11 = g[R_R11],
+		.r12 = g[R_R12],
+		.r13 = g[R_R13],
+		.r14 = g[R_R14],
+		.r15 = g[R_R15],
+		.rip = in->rip,
+		.rflags = in->rflags,
 	};
 }
 
@@ -282,7 +281,7 @@ static void regs_to_kvm(struct kvm_regs *r, const struct x86_state *in)
 /* KVM's area is the standard format too, 4096 bytes; XSTATE_BV is at 512. */
 #define XSTATE_BV      512
 #define SOFTWARE_BYTES 416 /* to 511, not the CPU's: Linux leaves XCR0 there */
-#define MXCSR          24
+#define MXCSR	       24
 
 static void xsave_from_kvm(struct x86_state *out, const struct kvm_xsave *x)
 {
@@ -346,17 +345,16 @@ static void events_from_kvm(struct x86_state *out, const struct kvm_vcpu_events 
 	out->nmi_pending = ev->nmi.pending || ev->nmi.injected;
 }
 
-static void events_to_kvm(struct kvm_vcpu_events *ev, const struct kvm_vm *vm,
-			  const struct x86_state *in)
+static void events_to_kvm(struct kvm_vcpu_events *ev, const struct kvm_vm *vm, const struct x86_state *in)
 {
-	static const uint8_t shadows[3] = {0, KVM_X86_SHADOW_INT_STI, KVM_X86_SHADOW_INT_MOV_SS};
+	static const uint8_t shadows[3] = { 0, KVM_X86_SHADOW_INT_STI, KVM_X86_SHADOW_INT_MOV_SS };
 
 	*ev = (struct kvm_vcpu_events){
-	    .interrupt = {.injected = in->is_external_pending,
-			  .nr = in->external_vector,
-			  .shadow = shadows[MIN(in->interrupt_shadow, 2)]},
-	    .nmi = {.pending = in->nmi_pending, .masked = in->nmi_blocked},
-	    .flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
+		.interrupt = { .injected = in->is_external_pending,
+			       .nr = in->external_vector,
+			       .shadow = shadows[MIN(in->interrupt_shadow, 2)] },
+		.nmi = { .pending = in->nmi_pending, .masked = in->nmi_blocked },
+		.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
 	};
 	if (vm->has_triple_fault_event)
 		ev->flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
@@ -374,9 +372,8 @@ static void events_to_kvm(struct kvm_vcpu_events *ev, const struct kvm_vm *vm,
 	ev->exception.pending = 1;
 	if (in->exception_vector == 14 || in->exception_vector == 1) {
 		ev->exception_has_payload = 1;
-		ev->exception_payload = in->exception_vector == 1
-					    ? in->exception_payload & DR6_PAYLOAD
-					    : in->exception_payload;
+		ev->exception_payload = in->exception_vector == 1 ? in->exception_payload & DR6_PAYLOAD
+								  : in->exception_payload;
 	}
 }
 
@@ -401,13 +398,13 @@ int kvm_state_get(struct kvm_vcpu *v, struct x86_state *out, struct error *err)
 		void *data;
 		const char *name;
 	} const parts[] = {
-	    {KVM_GET_MP_STATE, &mp, "the MP state"},
-	    {KVM_GET_REGS, &regs, "the registers"},
-	    {KVM_GET_SREGS, &sregs, "the system registers"},
-	    {KVM_GET_XSAVE, &xsave, "the FPU state"},
-	    {KVM_GET_XCRS, &xcrs, "XCR0"},
-	    {KVM_GET_DEBUGREGS, &dregs, "the debug registers"},
-	    {KVM_GET_VCPU_EVENTS, &events, "the pending events"},
+		{ KVM_GET_MP_STATE, &mp, "the MP state" },
+		{ KVM_GET_REGS, &regs, "the registers" },
+		{ KVM_GET_SREGS, &sregs, "the system registers" },
+		{ KVM_GET_XSAVE, &xsave, "the FPU state" },
+		{ KVM_GET_XCRS, &xcrs, "XCR0" },
+		{ KVM_GET_DEBUGREGS, &dregs, "the debug registers" },
+		{ KVM_GET_VCPU_EVENTS, &events, "the pending events" },
 	};
 	int rc;
 
@@ -482,7 +479,7 @@ static int put_sregs(struct kvm_vcpu *v, const struct x86_state *in, struct erro
 
 static int put_fpu(struct kvm_vcpu *v, const struct x86_state *in, struct error *err)
 {
-	struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs[0] = {.xcr = 0, .value = in->xcr0}};
+	struct kvm_xcrs xcrs = { .nr_xcrs = 1, .xcrs[0] = { .xcr = 0, .value = in->xcr0 } };
 	struct kvm_xsave xsave;
 	int rc = kvm_ioctl(v->fd, KVM_SET_XCRS, &xcrs);
 
@@ -496,10 +493,10 @@ static int put_fpu(struct kvm_vcpu *v, const struct x86_state *in, struct error 
 
 static int put_events(struct kvm_vcpu *v, const struct x86_state *in, struct error *err)
 {
-	static const uint32_t mp_states[] = {[MP_RUNNABLE] = KVM_MP_STATE_RUNNABLE,
-					     [MP_HALTED] = KVM_MP_STATE_HALTED,
-					     [MP_WAIT_SIPI] = KVM_MP_STATE_INIT_RECEIVED};
-	struct kvm_mp_state mp = {.mp_state = mp_states[MIN(in->mp_state, MP_WAIT_SIPI)]};
+	static const uint32_t mp_states[] = {
+		[MP_RUNNABLE] = KVM_MP_STATE_RUNNABLE, [MP_HALTED] = KVM_MP_STATE_HALTED, [MP_WAIT_SIPI] = KVM_MP_STATE_INIT_RECEIVED
+	};
+	struct kvm_mp_state mp = { .mp_state = mp_states[MIN(in->mp_state, MP_WAIT_SIPI)] };
 	struct kvm_vcpu_events events;
 
 	events_to_kvm(&events, v->vm, in);
@@ -514,7 +511,7 @@ int kvm_state_put(struct kvm_vcpu *v, const struct x86_state *in, const struct x
 		  struct error *err)
 {
 	struct kvm_regs regs;
-	struct kvm_debugregs dregs = {.dr6 = in->dr6 & 0xffffffff, .dr7 = in->dr7 & 0xffffffff};
+	struct kvm_debugregs dregs = { .dr6 = in->dr6 & 0xffffffff, .dr7 = in->dr7 & 0xffffffff };
 	int rc;
 
 	if (!is_same(in, base, S(seg), S(dr)) || !is_same(in, base, S(efer), S(xcr0)) ||

@@ -33,7 +33,7 @@ static int lapic_msr(struct kvm_vcpu *v, struct vcpu_exit *x)
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = (uint32_t)x->addr, .data = x->data}};
+	} m = { .head.nmsrs = 1, .e = { .index = (uint32_t)x->addr, .data = x->data } };
 
 	if (kvm_ioctl(v->fd, x->is_write ? KVM_SET_MSRS : KVM_GET_MSRS, &m) != 1)
 		return -EPERM;
@@ -75,7 +75,7 @@ static int step_exit(void *ctx, struct vcpu_exit *x)
 static int make_step_vcpu(struct kvm_vcpu *v, struct error *err)
 {
 	struct kvm_vm *vm = v->vm;
-	const struct vcpu_up up = {.on_exit = step_exit, .ctx = v};
+	const struct vcpu_up up = { .on_exit = step_exit, .ctx = v };
 	int rc = 0;
 
 	pthread_mutex_lock(&vm->lock);

@@ -9,20 +9,19 @@
 #include "base/log.h"
 #include "engine/kvm/kvm.h"
 
-#define CPUID_MAX         256
+#define CPUID_MAX	  256
 #define CPUID_SUBLEAF_MAX 64
 
 /* ---- CPUID ---- */
 
 static uint32_t *cpuid_word(struct kvm_cpuid_entry2 *e, unsigned reg)
 {
-	uint32_t *words[4] = {&e->eax, &e->ebx, &e->ecx, &e->edx};
+	uint32_t *words[4] = { &e->eax, &e->ebx, &e->ecx, &e->edx };
 
 	return words[reg];
 }
 
-static const struct kvm_cpuid_entry2 *find_leaf(const struct kvm_cpuid2 *t, uint32_t leaf,
-						uint32_t sub)
+static const struct kvm_cpuid_entry2 *find_leaf(const struct kvm_cpuid2 *t, uint32_t leaf, uint32_t sub)
 {
 	for (unsigned i = 0; i < t->nent; i++)
 		if (t->entries[i].function == leaf &&
@@ -60,8 +59,9 @@ void kvm_filter_model(struct cpu_model *m, const struct kvm_cpuid2 *sup, bool ha
 	m->has[CPUF_INVARIANT_TSC] = wants_invariant;
 	if (!m->has[CPUF_XSAVE])
 		m->has[CPUF_AVX] = m->has[CPUF_AVX2] = m->has[CPUF_FMA] = m->has[CPUF_F16C] =
-		    m->has[CPUF_VAES] = m->has[CPUF_VPCLMUL] = m->has[CPUF_XSAVEOPT] =
-			m->has[CPUF_XSAVEC] = m->has[CPUF_XGETBV1] = m->has[CPUF_XSAVES] = false;
+			m->has[CPUF_VAES] = m->has[CPUF_VPCLMUL] = m->has[CPUF_XSAVEOPT] =
+				m->has[CPUF_XSAVEC] = m->has[CPUF_XGETBV1] = m->has[CPUF_XSAVES] =
+					false;
 	if (!m->has[CPUF_AVX])
 		m->xcr0_mask &= 3;
 	const struct kvm_cpuid_entry2 *sizes = find_leaf(sup, 0x80000008, 0);
@@ -84,13 +84,13 @@ static void put_leaf(const struct cpu_model *m, const struct cpuid_env *env, uin
 
 	cpuid_query(m, env, leaf, sub, &r);
 	*e = (struct kvm_cpuid_entry2){
-	    .function = leaf,
-	    .index = sub,
-	    .flags = has_subleaves(leaf) ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
-	    .eax = r.eax,
-	    .ebx = r.ebx,
-	    .ecx = r.ecx,
-	    .edx = r.edx,
+		.function = leaf,
+		.index = sub,
+		.flags = has_subleaves(leaf) ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
+		.eax = r.eax,
+		.ebx = r.ebx,
+		.ecx = r.ecx,
+		.edx = r.edx,
 	};
 }
 
@@ -102,10 +102,10 @@ static bool is_empty(const struct kvm_cpuid_entry2 *e)
 int kvm_build_cpuid(const struct cpu_model *m, const struct kvm_cpuid2 *sup, unsigned apic_id,
 		    struct kvm_cpuid_entry2 *out, unsigned max)
 {
-	static const uint32_t ranges[] = {0, 0x40000000, 0x80000000};
+	static const uint32_t ranges[] = { 0, 0x40000000, 0x80000000 };
 	/* KVM itself keeps OSXSAVE, the APIC bit and the sizes of leaf 0DH up to date afterwards.
 	 */
-	struct cpuid_env env = {.apic_id = apic_id, .xcr0 = 1, .apic_enabled = true};
+	struct cpuid_env env = { .apic_id = apic_id, .xcr0 = 1, .apic_enabled = true };
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(ranges); i++) {
@@ -142,8 +142,7 @@ int kvm_build_cpuid(const struct cpu_model *m, const struct kvm_cpuid2 *sup, uns
 
 static int set_cpuid(struct kvm_vcpu *v, struct error *err)
 {
-	_cleanup_free_ struct kvm_cpuid2 *t =
-	    calloc(1, sizeof(*t) + CPUID_MAX * sizeof(t->entries[0]));
+	_cleanup_free_ struct kvm_cpuid2 *t = calloc(1, sizeof(*t) + CPUID_MAX * sizeof(t->entries[0]));
 
 	if (!t)
 		return error_set(err, -ENOMEM, "no memory for a CPUID table");
@@ -191,7 +190,7 @@ static int open_vcpu(struct kvm_vcpu *v, struct error *err)
 		if (vm->model.tsc_khz)
 			vm->model.tsc_khz = (uint32_t)khz;
 	}
-	struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET};
+	struct kvm_device_attr attr = { .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET };
 	vm->has_tsc_offset = kvm_ioctl(v->fd, KVM_HAS_DEVICE_ATTR, &attr) >= 0;
 	return 0;
 }
@@ -224,8 +223,9 @@ int kvm_vcpu_create(struct engine_vcpu **out, struct engine_vm *evm, unsigned in
 
 static int tsc_offset_attr(struct kvm_vcpu *v, unsigned long request, int64_t *offset)
 {
-	struct kvm_device_attr attr = {
-	    .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)offset};
+	struct kvm_device_attr attr = { .group = KVM_VCPU_TSC_CTRL,
+					.attr = KVM_VCPU_TSC_OFFSET,
+					.addr = (uintptr_t)offset };
 
 	return kvm_ioctl(v->fd, request, &attr);
 }
@@ -235,7 +235,7 @@ static int tsc_msr(struct kvm_vcpu *v, unsigned long request, uint64_t *value)
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = 0x10, .data = *value}};
+	} m = { .head.nmsrs = 1, .e = { .index = 0x10, .data = *value } };
 	int rc = kvm_ioctl(v->fd, request, &m);
 
 	*value = m.e.data;
@@ -283,9 +283,8 @@ void kvm_vcpu_set_tsc_offset(struct engine_vcpu *ev, int64_t offset)
 		int rc = tsc_msr(v, KVM_SET_MSRS, &tsc);
 
 		if (rc < 0)
-			error_set(&v->broken, rc,
-				  "KVM does not set vCPU %u's time stamp counter: %s", v->index,
-				  strerror(-rc));
+			error_set(&v->broken, rc, "KVM does not set vCPU %u's time stamp counter: %s",
+				  v->index, strerror(-rc));
 	}
 	check_tsc_offset(v, offset);
 }
@@ -298,8 +297,7 @@ static void interrupt_run(struct kvm_vcpu *v)
 	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	int tid = atomic_load(&v->tid);
 	if (tid && tid != (int)syscall(SYS_gettid))
-		syscall(SYS_tgkill, getpid(), tid,
-			KVM_KICK_SIGNAL); /* gone already: nothing to do */
+		syscall(SYS_tgkill, getpid(), tid, KVM_KICK_SIGNAL); /* gone already: nothing to do */
 }
 
 void kvm_vcpu_kick(struct engine_vcpu *ev)
@@ -404,10 +402,10 @@ static void serve_pio(struct kvm_vcpu *v)
 {
 	struct kvm_run *run = v->run;
 	uint8_t *p = (uint8_t *)run + run->io.data_offset;
-	struct vcpu_exit x = {.kind = EXIT_PIO,
-			      .size = run->io.size,
-			      .addr = run->io.port,
-			      .is_write = run->io.direction == KVM_EXIT_IO_OUT};
+	struct vcpu_exit x = { .kind = EXIT_PIO,
+			       .size = run->io.size,
+			       .addr = run->io.port,
+			       .is_write = run->io.direction == KVM_EXIT_IO_OUT };
 
 	v->counters[KVMC_PIO]++;
 	for (uint32_t i = 0; i < run->io.count; i++, p += x.size) {
@@ -421,10 +419,10 @@ static void serve_pio(struct kvm_vcpu *v)
 static void serve_mmio(struct kvm_vcpu *v)
 {
 	struct kvm_run *run = v->run;
-	struct vcpu_exit x = {.kind = EXIT_MMIO,
-			      .size = (uint8_t)run->mmio.len,
-			      .addr = run->mmio.phys_addr,
-			      .is_write = run->mmio.is_write};
+	struct vcpu_exit x = { .kind = EXIT_MMIO,
+			       .size = (uint8_t)run->mmio.len,
+			       .addr = run->mmio.phys_addr,
+			       .is_write = run->mmio.is_write };
 
 	v->counters[KVMC_MMIO]++;
 	if (x.is_write && ram_find(v->vm->ram, x.addr))
@@ -437,8 +435,7 @@ static void serve_mmio(struct kvm_vcpu *v)
 
 static void serve_eoi(struct kvm_vcpu *v)
 {
-	struct vcpu_exit x = {
-	    .kind = EXIT_EOI, .is_write = true, .size = 8, .addr = v->run->eoi.vector};
+	struct vcpu_exit x = { .kind = EXIT_EOI, .is_write = true, .size = 8, .addr = v->run->eoi.vector };
 
 	v->counters[KVMC_EOI]++;
 	v->up.on_exit(v->up.ctx, &x);
@@ -448,27 +445,24 @@ static void serve_eoi(struct kvm_vcpu *v)
 static enum run_result fail(struct kvm_vcpu *v, struct error *err)
 {
 	const struct kvm_run *run = v->run;
-	struct kvm_regs regs = {0};
+	struct kvm_regs regs = { 0 };
 
-	(void)kvm_ioctl(v->fd, KVM_GET_REGS,
-			&regs); /* for the sentence only; 0 if even that fails */
+	(void)kvm_ioctl(v->fd, KVM_GET_REGS, &regs); /* for the sentence only; 0 if even that fails */
 	switch (run->exit_reason) {
 	case KVM_EXIT_FAIL_ENTRY:
-		error_set(
-		    err, -EIO,
-		    "the host CPU refuses to enter the guest at %#llx (reason %#llx); the guest's "
-		    "state does not suit this hardware, --engine dbt runs it",
-		    (unsigned long long)regs.rip,
-		    (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+		error_set(err, -EIO,
+			  "the host CPU refuses to enter the guest at %#llx (reason %#llx); the "
+			  "guest's "
+			  "state does not suit this hardware, --engine dbt runs it",
+			  (unsigned long long)regs.rip,
+			  (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
-		error_set(err, -EIO,
-			  "KVM reports its internal error %u at %#llx; --engine dbt has none",
+		error_set(err, -EIO, "KVM reports its internal error %u at %#llx; --engine dbt has none",
 			  run->internal.suberror, (unsigned long long)regs.rip);
 		break;
 	default:
-		error_set(err, -EIO,
-			  "KVM left the guest at %#llx for reason %u, which nobody asked for",
+		error_set(err, -EIO, "KVM left the guest at %#llx for reason %u, which nobody asked for",
 			  (unsigned long long)regs.rip, run->exit_reason);
 		break;
 	}
@@ -544,8 +538,7 @@ static enum run_result run_loop(struct kvm_vcpu *v, struct error *err)
 			int rc = inject_waiting(v);
 
 			if (rc < 0) {
-				error_set(err, rc, "KVM does not take an interrupt: %s",
-					  strerror(-rc));
+				error_set(err, rc, "KVM does not take an interrupt: %s", strerror(-rc));
 				return RUN_FAILED;
 			}
 		}
@@ -574,8 +567,7 @@ enum run_result kvm_vcpu_run(struct engine_vcpu *ev, struct error *err)
 		int rc = allow_kick_signal(v);
 
 		if (rc) {
-			error_set(err, -rc, "the kick signal cannot be unblocked: %s",
-				  strerror(rc));
+			error_set(err, -rc, "the kick signal cannot be unblocked: %s", strerror(rc));
 			return RUN_FAILED;
 		}
 		v->signal_tid = tid;
@@ -592,7 +584,7 @@ enum run_result kvm_vcpu_run(struct engine_vcpu *ev, struct error *err)
 int kvm_vcpu_set_debug(struct engine_vcpu *ev, const struct engine_debug *dbg)
 {
 	struct kvm_vcpu *v = to_kvm_vcpu(ev);
-	struct kvm_guest_debug d = {0};
+	struct kvm_guest_debug d = { 0 };
 
 	if (dbg->nbreak > 4)
 		return -EINVAL;
@@ -602,7 +594,7 @@ int kvm_vcpu_set_debug(struct engine_vcpu *ev, const struct engine_debug *dbg)
 		d.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
 	d.arch.debugreg[7] = dbg->nbreak ? 0x600 : 0; /* GE and the fixed bit, SDM vol. 3 17.2.4 */
 	for (unsigned i = 0; i < dbg->nbreak; i++) {
-		static const uint8_t len_code[9] = {[1] = 0, [2] = 1, [4] = 3, [8] = 2};
+		static const uint8_t len_code[9] = { [1] = 0, [2] = 1, [4] = 3, [8] = 2 };
 		unsigned len = dbg->bp[i].kind ? dbg->bp[i].len : 1; /* execution: length 1 */
 
 		if (dbg->bp[i].kind == 2 || dbg->bp[i].kind > 3 || len > 8 ||
@@ -610,8 +602,7 @@ int kvm_vcpu_set_debug(struct engine_vcpu *ev, const struct engine_debug *dbg)
 			return -EINVAL;
 		d.arch.debugreg[i] = dbg->bp[i].addr;
 		d.arch.debugreg[7] |= 2ULL << (i * 2);
-		d.arch.debugreg[7] |= (uint64_t)(dbg->bp[i].kind | len_code[len] << 2)
-				      << (16 + i * 4);
+		d.arch.debugreg[7] |= (uint64_t)(dbg->bp[i].kind | len_code[len] << 2) << (16 + i * 4);
 	}
 	int rc = kvm_ioctl(v->fd, KVM_SET_GUEST_DEBUG, &d);
 	if (rc < 0)

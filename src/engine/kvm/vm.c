@@ -17,7 +17,7 @@
 /* Three pages that Intel CPUs without "unrestricted guest" need in guest-physical space, between
  * the LAPIC and the firmware (api.rst 4.35, 4.37). */
 #define IDENTITY_MAP_ADDR 0xfeffc000ULL
-#define TSS_ADDR          0xfeffd000ULL
+#define TSS_ADDR	  0xfeffd000ULL
 
 int kvm_ioctl(int fd, unsigned long request, void *arg)
 {
@@ -38,7 +38,7 @@ static int check_extension(const struct kvm_vm *vm, int cap)
 
 static int enable_cap(const struct kvm_vm *vm, uint32_t cap, uint64_t arg)
 {
-	struct kvm_enable_cap c = {.cap = cap, .args = {arg}};
+	struct kvm_enable_cap c = { .cap = cap, .args = { arg } };
 
 	return kvm_ioctl(vm->fd, KVM_ENABLE_CAP, &c);
 }
@@ -50,7 +50,7 @@ static void on_kick_signal(int sig)
 
 int kvm_own_signal(void)
 {
-	struct sigaction old, sa = {.sa_handler = on_kick_signal};
+	struct sigaction old, sa = { .sa_handler = on_kick_signal };
 
 	sigemptyset(&sa.sa_mask);
 	if (sigaction(KVM_KICK_SIGNAL, NULL, &old))
@@ -80,12 +80,12 @@ static void vm_destroy(struct engine_vm *evm)
 static int set_slot(struct kvm_vm *vm, unsigned i, const struct kvm_slot *s)
 {
 	struct kvm_userspace_memory_region r = {
-	    .slot = i,
-	    .flags = (s->is_readonly ? KVM_MEM_READONLY : 0) |
-		     (vm->is_logging && !s->is_readonly ? KVM_MEM_LOG_DIRTY_PAGES : 0),
-	    .guest_phys_addr = s->gpa,
-	    .memory_size = s->is_used ? s->size_bytes : 0,
-	    .userspace_addr = (uintptr_t)vm->ram->base + s->offset,
+		.slot = i,
+		.flags = (s->is_readonly ? KVM_MEM_READONLY : 0) |
+			 (vm->is_logging && !s->is_readonly ? KVM_MEM_LOG_DIRTY_PAGES : 0),
+		.guest_phys_addr = s->gpa,
+		.memory_size = s->is_used ? s->size_bytes : 0,
+		.userspace_addr = (uintptr_t)vm->ram->base + s->offset,
 	};
 	int rc = kvm_ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &r);
 
@@ -120,11 +120,11 @@ static int vm_ram_changed(struct engine_vm *evm, struct error *err)
 	}
 	for (unsigned i = 0; i < ram->nregions; i++) {
 		const struct ram_region *r = &ram->regions[i];
-		struct kvm_slot s = {.gpa = r->gpa,
-				     .size_bytes = r->size_bytes,
-				     .offset = r->offset,
-				     .is_readonly = r->is_readonly,
-				     .is_used = true};
+		struct kvm_slot s = { .gpa = r->gpa,
+				      .size_bytes = r->size_bytes,
+				      .offset = r->offset,
+				      .is_readonly = r->is_readonly,
+				      .is_used = true };
 
 		if (vm->slots[i].is_used)
 			continue;
@@ -144,9 +144,8 @@ static int open_device(struct kvm_vm *vm, struct error *err)
 		return error_set(err, -errno, "/dev/kvm cannot be opened: %s", strerror(errno));
 	int api = kvm_ioctl(vm->dev_fd, KVM_GET_API_VERSION, NULL);
 	if (api != KVM_API_VERSION)
-		return error_set(err, -ENOTSUP,
-				 "/dev/kvm speaks version %d of its interface, not %d", api,
-				 KVM_API_VERSION);
+		return error_set(err, -ENOTSUP, "/dev/kvm speaks version %d of its interface, not %d",
+				 api, KVM_API_VERSION);
 	int bytes = kvm_ioctl(vm->dev_fd, KVM_GET_VCPU_MMAP_SIZE, NULL);
 	if (bytes < (int)sizeof(struct kvm_run))
 		return error_set(err, -ENOTSUP, "/dev/kvm shares %d bytes a vCPU, too few", bytes);
@@ -164,18 +163,18 @@ static int require_caps(const struct kvm_vm *vm, struct error *err)
 		int cap;
 		const char *name;
 	} needed[] = {
-	    {KVM_CAP_USER_MEMORY, "memory slots"},
-	    {KVM_CAP_SPLIT_IRQCHIP, "the split interrupt controller"},
-	    {KVM_CAP_SIGNAL_MSI, "MSIs"},
-	    {KVM_CAP_READONLY_MEM, "read-only memory"},
-	    {KVM_CAP_IMMEDIATE_EXIT, "immediate exits"},
-	    {KVM_CAP_XSAVE, "XSAVE state"},
-	    {KVM_CAP_XCRS, "XCR state"},
-	    {KVM_CAP_DEBUGREGS, "debug registers"},
-	    {KVM_CAP_VCPU_EVENTS, "pending events"},
-	    {KVM_CAP_MP_STATE, "the multiprocessing state"},
-	    {KVM_CAP_ADJUST_CLOCK, "its clock"},
-	    {KVM_CAP_SET_TSS_ADDR, "the TSS address"},
+		{ KVM_CAP_USER_MEMORY, "memory slots" },
+		{ KVM_CAP_SPLIT_IRQCHIP, "the split interrupt controller" },
+		{ KVM_CAP_SIGNAL_MSI, "MSIs" },
+		{ KVM_CAP_READONLY_MEM, "read-only memory" },
+		{ KVM_CAP_IMMEDIATE_EXIT, "immediate exits" },
+		{ KVM_CAP_XSAVE, "XSAVE state" },
+		{ KVM_CAP_XCRS, "XCR state" },
+		{ KVM_CAP_DEBUGREGS, "debug registers" },
+		{ KVM_CAP_VCPU_EVENTS, "pending events" },
+		{ KVM_CAP_MP_STATE, "the multiprocessing state" },
+		{ KVM_CAP_ADJUST_CLOCK, "its clock" },
+		{ KVM_CAP_SET_TSS_ADDR, "the TSS address" },
 	};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(needed); i++)
@@ -192,7 +191,7 @@ static int require_caps(const struct kvm_vm *vm, struct error *err)
 static int read_supported_cpuid(struct kvm_vm *vm, struct error *err)
 {
 	vm->supported =
-	    calloc(1, sizeof(*vm->supported) + MAX_CPUID_ENTRIES * sizeof(struct kvm_cpuid_entry2));
+		calloc(1, sizeof(*vm->supported) + MAX_CPUID_ENTRIES * sizeof(struct kvm_cpuid_entry2));
 	if (!vm->supported)
 		return error_set(err, -ENOMEM, "no memory for KVM's CPUID table");
 	vm->supported->nent = MAX_CPUID_ENTRIES;
@@ -239,12 +238,10 @@ static int configure(struct kvm_vm *vm, struct error *err)
 	rc = read_supported_cpuid(vm, err);
 	if (rc < 0)
 		return rc;
-	int khz =
-	    kvm_ioctl(vm->fd, KVM_GET_TSC_KHZ, NULL); /* on VMs since Linux 5.18; else per vCPU */
+	int khz = kvm_ioctl(vm->fd, KVM_GET_TSC_KHZ, NULL); /* on VMs since Linux 5.18; else per vCPU */
 	if (khz > 0)
 		vm->tsc_khz = (uint32_t)khz;
-	kvm_filter_model(&vm->model, vm->supported,
-			 check_extension(vm, KVM_CAP_TSC_DEADLINE_TIMER));
+	kvm_filter_model(&vm->model, vm->supported, check_extension(vm, KVM_CAP_TSC_DEADLINE_TIMER));
 	return vm_ram_changed((struct engine_vm *)(void *)vm, err);
 }
 
@@ -304,10 +301,9 @@ int kvm_learn_level(struct kvm_vm *vm, uint8_t vector)
 		if (!vm->level_vectors[i])
 			continue;
 		t->entries[t->head.nr++] = (struct kvm_irq_routing_entry){
-		    .gsi = i - LEVEL_FIRST,
-		    .type = KVM_IRQ_ROUTING_MSI,
-		    .u.msi = {.address_lo = KVM_APIC_PAGE | 0xff << 12,
-			      .data = 0x8000 | 0x4000 | i},
+			.gsi = i - LEVEL_FIRST,
+			.type = KVM_IRQ_ROUTING_MSI,
+			.u.msi = { .address_lo = KVM_APIC_PAGE | 0xff << 12, .data = 0x8000 | 0x4000 | i },
 		};
 	}
 	rc = kvm_ioctl(vm->fd, KVM_SET_GSI_ROUTING, &t->head);
@@ -322,8 +318,9 @@ out:
 static int deliver_msi(struct engine_vm *evm, uint64_t addr, uint32_t data)
 {
 	struct kvm_vm *vm = to_kvm_vm(evm);
-	struct kvm_msi msi = {
-	    .address_lo = (uint32_t)addr, .address_hi = (uint32_t)(addr >> 32), .data = data};
+	struct kvm_msi msi = { .address_lo = (uint32_t)addr,
+			       .address_hi = (uint32_t)(addr >> 32),
+			       .data = data };
 	bool is_level = data & 0x8000;
 
 	if (is_level && !(data & 0x4000))
@@ -346,7 +343,7 @@ static uint32_t vm_tsc_khz(struct engine_vm *vm)
 
 static int vm_set_clock(struct engine_vm *vm, int64_t now_ns, struct error *err)
 {
-	struct kvm_clock_data clk = {.clock = (uint64_t)now_ns};
+	struct kvm_clock_data clk = { .clock = (uint64_t)now_ns };
 	int rc = kvm_ioctl(to_kvm_vm(vm)->fd, KVM_SET_CLOCK, &clk);
 
 	if (rc < 0)
@@ -373,9 +370,9 @@ static int set_logging(struct kvm_vm *vm, bool is_on, struct error *err)
 		struct kvm_slot same = vm->slots[i];
 		int rc = set_slot(vm, i, &same);
 		if (rc < 0)
-			return error_set(
-			    err, rc, "KVM cannot %s logging writes to memory at %#llx: %s",
-			    is_on ? "start" : "stop", (unsigned long long)same.gpa, strerror(-rc));
+			return error_set(err, rc, "KVM cannot %s logging writes to memory at %#llx: %s",
+					 is_on ? "start" : "stop", (unsigned long long)same.gpa,
+					 strerror(-rc));
 	}
 	return 0;
 }
@@ -427,7 +424,7 @@ static int collect_slot(struct kvm_vm *vm, unsigned i, uint64_t *bitmap, struct 
 	uint64_t pages = s->size_bytes >> GUEST_PAGE_SHIFT;
 	uint64_t first = s->offset >> GUEST_PAGE_SHIFT;
 	_cleanup_free_ uint64_t *log = calloc((pages + 63) / 64, sizeof(*log));
-	struct kvm_dirty_log d = {.slot = i, .dirty_bitmap = log};
+	struct kvm_dirty_log d = { .slot = i, .dirty_bitmap = log };
 
 	if (!log)
 		return error_set(err, -ENOMEM, "no memory for the dirty log");
@@ -454,8 +451,7 @@ static int dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct error *
 			return rc;
 	}
 	for (uint64_t p = 0; p < ram->size_bytes >> GUEST_PAGE_SHIFT; p++) {
-		if (!(atomic_load_explicit(&ram->page_flags[p], memory_order_relaxed) &
-		      RAM_PAGE_DIRTY))
+		if (!(atomic_load_explicit(&ram->page_flags[p], memory_order_relaxed) & RAM_PAGE_DIRTY))
 			continue;
 		rearm_page(ram, p);
 		set_bit(bitmap, p);
@@ -463,20 +459,19 @@ static int dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct error *
 	return 0;
 }
 
-static unsigned vcpu_counters(struct engine_vcpu *v, const char **names, uint64_t *values,
-			      unsigned max)
+static unsigned vcpu_counters(struct engine_vcpu *v, const char **names, uint64_t *values, unsigned max)
 {
 	static const char *const all[KVMC_COUNT] = {
-	    [KVMC_RUNS] = "kvm_runs",
-	    [KVMC_PIO] = "exits_pio",
-	    [KVMC_MMIO] = "exits_mmio",
-	    [KVMC_EOI] = "exits_eoi",
-	    [KVMC_WINDOWS] = "exits_interrupt_window",
-	    [KVMC_EXTINTS] = "pic_interrupts",
-	    [KVMC_NMIS] = "nmis",
-	    [KVMC_KICKS] = "kicks",
-	    [KVMC_STEPS] = "steps_on_dbt",
-	    [KVMC_DEBUG] = "exits_debug",
+		[KVMC_RUNS] = "kvm_runs",
+		[KVMC_PIO] = "exits_pio",
+		[KVMC_MMIO] = "exits_mmio",
+		[KVMC_EOI] = "exits_eoi",
+		[KVMC_WINDOWS] = "exits_interrupt_window",
+		[KVMC_EXTINTS] = "pic_interrupts",
+		[KVMC_NMIS] = "nmis",
+		[KVMC_KICKS] = "kicks",
+		[KVMC_STEPS] = "steps_on_dbt",
+		[KVMC_DEBUG] = "exits_debug",
 	};
 	unsigned n = MIN(max, (unsigned)KVMC_COUNT);
 
@@ -488,31 +483,31 @@ static unsigned vcpu_counters(struct engine_vcpu *v, const char **names, uint64_
 }
 
 const struct engine_ops engine_kvm = {
-    .name = "kvm",
-    .owns_lapic = true,
-    .probe = kvm_probe,
-    .vm_create = vm_create,
-    .vm_destroy = vm_destroy,
-    .vm_ram_changed = vm_ram_changed,
-    .deliver_msi = deliver_msi,
-    .vcpu_create = kvm_vcpu_create,
-    .vcpu_destroy = kvm_vcpu_destroy,
-    .vcpu_run = kvm_vcpu_run,
-    .vcpu_kick = kvm_vcpu_kick,
-    .get_state = kvm_get_state,
-    .set_state = kvm_set_state,
-    .get_lapic = kvm_get_lapic,
-    .set_lapic = kvm_set_lapic,
-    .set_intr = kvm_vcpu_set_intr,
-    .raise_nmi = kvm_vcpu_raise_nmi,
-    .read_tsc = vcpu_read_tsc,
-    .tsc_khz = vm_tsc_khz,
-    .get_tsc_offset = kvm_vcpu_get_tsc_offset,
-    .set_tsc_offset = kvm_vcpu_set_tsc_offset,
-    .set_clock = vm_set_clock,
-    .dirty_start = dirty_start,
-    .dirty_collect = dirty_collect,
-    .dirty_stop = dirty_stop,
-    .set_debug = kvm_vcpu_set_debug,
-    .counters = vcpu_counters,
+	.name = "kvm",
+	.owns_lapic = true,
+	.probe = kvm_probe,
+	.vm_create = vm_create,
+	.vm_destroy = vm_destroy,
+	.vm_ram_changed = vm_ram_changed,
+	.deliver_msi = deliver_msi,
+	.vcpu_create = kvm_vcpu_create,
+	.vcpu_destroy = kvm_vcpu_destroy,
+	.vcpu_run = kvm_vcpu_run,
+	.vcpu_kick = kvm_vcpu_kick,
+	.get_state = kvm_get_state,
+	.set_state = kvm_set_state,
+	.get_lapic = kvm_get_lapic,
+	.set_lapic = kvm_set_lapic,
+	.set_intr = kvm_vcpu_set_intr,
+	.raise_nmi = kvm_vcpu_raise_nmi,
+	.read_tsc = vcpu_read_tsc,
+	.tsc_khz = vm_tsc_khz,
+	.get_tsc_offset = kvm_vcpu_get_tsc_offset,
+	.set_tsc_offset = kvm_vcpu_set_tsc_offset,
+	.set_clock = vm_set_clock,
+	.dirty_start = dirty_start,
+	.dirty_collect = dirty_collect,
+	.dirty_stop = dirty_stop,
+	.set_debug = kvm_vcpu_set_debug,
+	.counters = vcpu_counters,
 };

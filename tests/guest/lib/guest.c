@@ -246,7 +246,7 @@ extern _Noreturn void catch_jump(word sp);
 extern _Noreturn void user_jump(void (*fn)(void *), void *arg, word sp);
 
 static handler_fn handlers[256];
-static word catch_sp;	/* not 0: a catch() of the boot CPU is active */
+static word catch_sp; /* not 0: a catch() of the boot CPU is active */
 static struct fault caught;
 
 void set_handler(unsigned vector, handler_fn fn)
@@ -273,8 +273,12 @@ void lib_exception(struct frame *f)
 	}
 	if (sp && is_boot_cpu()) {
 		catch_sp = 0;
-		caught = (struct fault){ .vector = (int)f->vector, .error = f->error, .ip = f->ip,
-					 .cr2 = read_cr2(), .cs = f->cs, .flags = f->flags,
+		caught = (struct fault){ .vector = (int)f->vector,
+					 .error = f->error,
+					 .ip = f->ip,
+					 .cr2 = read_cr2(),
+					 .cs = f->cs,
+					 .flags = f->flags,
 					 .dr6 = read_dr6() };
 		if ((f->cs & 3) || sizeof(word) == 8)
 			caught.sp = f->sp;
@@ -287,7 +291,7 @@ void lib_exception(struct frame *f)
 	done();
 }
 
-struct fault catch(void (*fn)(void *), void *arg)
+struct fault catch (void (*fn)(void *), void *arg)
 {
 	caught = (struct fault){ .vector = -1 };
 	catch_call(fn, arg, &catch_sp);
@@ -352,7 +356,7 @@ struct fault call_user(void (*fn)(void *), void *arg, word *result)
 
 	set_handler(0x80, leave_user);
 	set_gate(0x80, entries + 16 * 0x80, KCODE, 0xee, 0);
-	struct fault f = catch(enter_user, &c);
+	struct fault f = catch (enter_user, &c);
 	if (result)
 		*result = user_value;
 	return f;

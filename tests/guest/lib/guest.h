@@ -73,7 +73,10 @@ static inline uint64_t rdmsr(uint32_t msr)
 }
 static inline void wrmsr(uint32_t msr, uint64_t v)
 {
-	__asm__ volatile("wrmsr" : : "c"(msr), "a"((uint32_t)v), "d"((uint32_t)(v >> 32)) : "memory");
+	__asm__ volatile("wrmsr"
+			 :
+			 : "c"(msr), "a"((uint32_t)v), "d"((uint32_t)(v >> 32))
+			 : "memory");
 }
 static inline uint64_t rdtsc(void)
 {
@@ -87,7 +90,9 @@ struct cpuid {
 static inline struct cpuid cpuid(uint32_t leaf, uint32_t sub)
 {
 	struct cpuid r;
-	__asm__ volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(sub));
+	__asm__ volatile("cpuid"
+			 : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d)
+			 : "a"(leaf), "c"(sub));
 	return r;
 }
 static inline void invlpg(const void *p)
@@ -158,7 +163,7 @@ struct fault {
 	word error, ip, cr2, cs, flags, sp, dr6;
 };
 /** catch() - call @fn(@arg); an exception inside ends the call and is described in the result. */
-struct fault catch(void (*fn)(void *arg), void *arg);
+struct fault catch (void (*fn)(void *arg), void *arg);
 /** check_fault() - the fault is @vector with @error. */
 void check_fault(struct fault f, int vector, word error, const char *name);
 
@@ -171,14 +176,14 @@ void touch_write(void *p);
 #ifdef __x86_64__
 #define KCODE32 0x18
 #define UCODE32 0x23
-#define UDATA 0x2b
-#define UCODE 0x33
+#define UDATA	0x2b
+#define UCODE	0x33
 #else
 #define UCODE 0x1b
 #define UDATA 0x23
 #endif
 #define FREE_SEL 0x38 /* eight descriptors for tests */
-#define TSS_SEL 0x80
+#define TSS_SEL	 0x80
 extern uint64_t gdt[];
 void set_descriptor(unsigned sel, uint32_t base, uint32_t limit, unsigned attr); /* limit with G applied */
 /* IDT gate: @type with P and DPL, as 8EH; @ist 64-bit only. */
@@ -199,15 +204,15 @@ static inline void user_return(word v)
 
 #ifdef __x86_64__
 /* ---- paging, 64-bit ---- */
-#define PT_P 1ULL
-#define PT_W 2ULL
-#define PT_U 4ULL
-#define PT_PWT 8ULL
-#define PT_A 0x20ULL
-#define PT_D 0x40ULL
-#define PT_PS 0x80ULL
-#define PT_G 0x100ULL
-#define PT_NX (1ULL << 63)
+#define PT_P	  1ULL
+#define PT_W	  2ULL
+#define PT_U	  4ULL
+#define PT_PWT	  8ULL
+#define PT_A	  0x20ULL
+#define PT_D	  0x40ULL
+#define PT_PS	  0x80ULL
+#define PT_G	  0x100ULL
+#define PT_NX	  (1ULL << 63)
 #define USER_BASE 0x4000000000ULL /* the image, with user rights */
 #define TEST_BASE 0x8000000000ULL /* nothing mapped at first */
 static inline void *user_ptr(const void *p)
