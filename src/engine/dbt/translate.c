@@ -10,75 +10,27 @@
 #include "base/log.h"
 #include "engine/code_verify.h"
 #include "engine/dbt/interp.h"
-#include "engine/dbt/mmu.h"
-#include "engine/dbt/xlate.h"
-
-/* A cold piece of code, emitted after the block's main line. */
-struct cold {
-	enum { COLD_MISS, COLD_INTERP, COLD_POLL, COLD_LINK } kind;
-	uint8_t *jump;	/* writable address of the rel32 that comes here (end of the jump) */
-	uint8_t *retry; /* COLD_MISS: writable address of the start of the check */
-	const struct insn *in;
-	uint16_t page_off; /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
-	uint16_t size;	   /* MISS */
-	uint8_t is_write;  /* MISS */
-	uint8_t ea_kind;   /* MISS: how to compute the address again */
-	int32_t ea_disp;
-	struct xlate_link *link;
-};
-
-enum ea_kind {
-	EA_INSN,
-	EA_STACK,
-	EA_STACK_FRAME
-}; /* operand of the insn; rsp + disp; rbp + disp */
-
-#define MAX_COLD 256
-
-struct ctx {
-	struct dbt_cpu *cpu;
-	struct xlate_vm *x;
-	struct emit e;
-	uint32_t key;
-	unsigned bits;	  /* 32 or 64 */
-	unsigned sp_size; /* bytes of stack pointer operations: 4 or 8 */
-	uint64_t phys;	  /* of the block */
-	unsigned n;
-	struct insn in[XLATE_MAX_INSNS + 1];
-	uint16_t off[XLATE_MAX_INSNS + 2];    /* page offsets; off[n] is one past the last */
-	uint16_t live_after[XLATE_MAX_INSNS]; /* flags live after the instruction */
-	unsigned ncold;
-	struct cold cold[MAX_COLD];
-	struct xlate_link links[XLATE_MAX_LINKS];
-	unsigned nlinks;
-	unsigned cur;
-};
+#include "engine/dbt/translate.h"
 
 /* ---- small pieces ------------------------------------------------------------------------- */
 
-static void emit_op(struct ctx *c, const uint8_t *b, unsigned n)
+void tr_emit_op(struct ctx *c, const uint8_t *b, unsigned n)
 {
 	emit_bytes(&c->e, b, n);
 }
-#define OP(...)                                                                                    \
-	do {                                                                                       \
-		static const uint8_t op_[] = { __VA_ARGS__ };                                      \
-		emit_op(c, op_, sizeof(op_));                                                      \
-	} while (0)
-
-static void emit_rel_to(struct ctx *c, const uint8_t *exec_target)
+void tr_emit_rel_to(struct ctx *c, const uint8_t *exec_target)
 {
 	emit_u32(&c->e, (uint32_t)(exec_target - (c->e.p + 4 + c->e.exec_delta)));
 }
 
-static void emit_jmp_exec(struct ctx *c, const uint8_t *exec_target)
+void tr_emit_jmp_exec(struct ctx *c, const uint8_t *exec_target)
 {
 	emit_u8(&c->e, 0xe9);
-	emit_rel_to(c, exec_target);
+	tr_emit_rel_to(c, exec_target);
 }
 
 /* pext/pdep dst, src, gs:[off] */
-static void emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, int32_t off, bool is_pdep)
+void tr_emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, int32_t off, bool is_pdep)
 {
 	struct emit *e = &c->e;
 
@@ -105,7 +57,7 @@ static void emit_load_gs_idx(struct ctx *c, unsigned dst, unsigned idx, int32_t 
 	emit_u32(e, (uint32_t)off);
 }
 
-static struct cold *cold_add(struct ctx *c, int kind)
+struct cold *tr_cold_add(struct ctx *c, int kind)
 {
 	if (c->ncold == MAX_COLD) {
 		c->e.is_full = true;
@@ -121,17 +73,17 @@ static struct cold *cold_add(struct ctx *c, int kind)
 }
 
 /* jmp to cold code of the present instruction: an exit to the interpreter (or a poll exit). */
-static void emit_jmp_cold(struct ctx *c, int kind)
+void tr_emit_jmp_cold(struct ctx *c, int kind)
 {
 	emit_u8(&c->e, 0xe9);
 	emit_u32(&c->e, 0);
-	cold_add(c, kind);
+	tr_cold_add(c, kind);
 }
 
 static bool may_keep_flags(const struct insn *in);
 
 /* Are arithmetic flags live just before the current instruction's own work? */
-static bool flags_live_before(const struct ctx *c)
+bool tr_flags_live_before(const struct ctx *c)
 {
 	const struct insn *in = &c->in[c->cur];
 	unsigned killed = may_keep_flags(in) || c->cpu->vm->cfg.is_strict ? 0 : in->desc->flags_written;
@@ -139,7 +91,7 @@ static bool flags_live_before(const struct ctx *c)
 	return ((c->live_after[c->cur] & ~killed) | in->desc->flags_read) & FL_ARITH;
 }
 
-static bool flags_live_after(const struct ctx *c)
+bool tr_flags_live_after(const struct ctx *c)
 {
 	return c->live_after[c->cur] & FL_ARITH;
 }
@@ -165,8 +117,7 @@ static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
  * The soft-TLB check of an access of @size bytes: leaves the host pointer in r14.  Clobbers rcx, r15;
  * flags only where they are dead.
  */
-static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write,
-		       bool live)
+void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
 {
 	struct emit *e = &c->e;
 	int mode = c->key & DBT_MODE_USER     ? DBT_TLB_USER
@@ -181,7 +132,7 @@ static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned s
 
 	emit_address(c, ea_kind, disp);
 	if (c->x->has_bmi2) {
-		emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(tlb_mask), false);
+		tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(tlb_mask), false);
 	} else {
 		if (live)
 			OP(0x9c); /* pushfq */
@@ -200,7 +151,7 @@ static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned s
 		emit_u32(e, 4096 - size);
 		OP(0x0f, 0x87); /* ja miss */
 		emit_u32(e, 0);
-		k = cold_add(c, COLD_MISS);
+		k = tr_cold_add(c, COLD_MISS);
 		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
 		OP(0x49, 0x01, 0xce); /* add r14, rcx */
 	} else {
@@ -208,7 +159,7 @@ static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned s
 		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
 		emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
 		if (c->x->has_bmi2) {
-			emit_pext_gs(c, H_RCX, H_R15, CPU_OFF(page_mask), false);
+			tr_emit_pext_gs(c, H_RCX, H_R15, CPU_OFF(page_mask), false);
 		} else {
 			OP(0x9c);		    /* pushfq */
 			OP(0x49, 0xc1, 0xef, 0x0c); /* shr r15, 12 */
@@ -218,7 +169,7 @@ static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned s
 		OP(0xe3, 0x05); /* jrcxz +5 */
 		OP(0xe9);	/* jmp miss */
 		emit_u32(e, 0);
-		k = cold_add(c, COLD_MISS);
+		k = tr_cold_add(c, COLD_MISS);
 	}
 	k->retry = retry;
 	k->size = (uint16_t)size;
@@ -228,23 +179,23 @@ static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned s
 }
 
 /* mov [r14], reg / mov reg, [r14]; @size 4 or 8 (and 2 with prefix) */
-static void emit_store_r14(struct ctx *c, unsigned reg, unsigned size)
+void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size)
 {
 	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, (const uint8_t[]){ 0x89 }, 1, reg, H_R14, 0);
 }
 
-static void emit_load_r14(struct ctx *c, unsigned reg, unsigned size)
+void tr_emit_load_r14(struct ctx *c, unsigned reg, unsigned size)
 {
 	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0x8b }, 1, reg, H_R14, 0);
 }
 
-static void emit_sp_add(struct ctx *c, int32_t delta)
+void tr_emit_sp_add(struct ctx *c, int32_t delta)
 {
 	emit_lea(&c->e, H_R13, H_R13, H_NONE, 1, delta, c->sp_size);
 }
 
 /* RIP of page offset @off into @reg (flags untouched); @off may lie outside of the page. */
-static void emit_rip(struct ctx *c, unsigned reg, int32_t off)
+void tr_emit_rip(struct ctx *c, unsigned reg, int32_t off)
 {
 	emit_load_gs(&c->e, reg, CPU_OFF(pc_base), 8);
 	emit_lea(&c->e, reg, reg, H_NONE, 1, off, c->bits == 64 ? 8 : 4);
@@ -256,14 +207,14 @@ static void emit_poll(struct ctx *c, bool live)
 	if (live) {
 		emit_load_gs(&c->e, H_RCX, CPU_OFF(poll), 8);
 		OP(0xe3, 0x05);
-		emit_jmp_cold(c, COLD_POLL);
+		tr_emit_jmp_cold(c, COLD_POLL);
 	} else {
 		OP(0x65, 0x80, 0x3c, 0x25); /* cmp byte gs:[poll], 0 */
 		emit_u32(&c->e, (uint32_t)CPU_OFF(poll));
 		emit_u8(&c->e, 0);
 		OP(0x0f, 0x85); /* jne */
 		emit_u32(&c->e, 0);
-		cold_add(c, COLD_POLL);
+		tr_cold_add(c, COLD_POLL);
 	}
 }
 
@@ -274,8 +225,7 @@ static void emit_poll(struct ctx *c, bool live)
  * instruction back by gs:exit_info: its offset in the page and what it has added to rsp.
  * @sp_moved: that sum, or NO_UNDO: not by a branch
  */
-#define NO_UNDO INT32_MIN
-static void emit_indirect(struct ctx *c, int32_t sp_moved)
+void tr_emit_indirect(struct ctx *c, int32_t sp_moved)
 {
 	struct emit *e = &c->e;
 	int32_t info = sp_moved == NO_UNDO ? -1 : (int32_t)((uint32_t)sp_moved << 12 | c->off[c->cur]);
@@ -284,10 +234,10 @@ static void emit_indirect(struct ctx *c, int32_t sp_moved)
 	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
 	if (!c->x->has_bmi2) {
 		emit_store_gs_imm(e, CPU_OFF(exit_info), info, 8);
-		emit_jmp_exec(c, c->x->exit_lookup);
+		tr_emit_jmp_exec(c, c->x->exit_lookup);
 		return;
 	}
-	emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(jc_mask), false);
+	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(jc_mask), false);
 	emit_load_gs(e, H_R15, CPU_OFF(jc_key), 8);
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	emit_load_gs_idx(c, H_R15, H_R14, CPU_OFF(jc_neg));
@@ -295,7 +245,7 @@ static void emit_indirect(struct ctx *c, int32_t sp_moved)
 	OP(0xe3, 0); /* jrcxz hit */
 	miss = e->p;
 	emit_store_gs_imm(e, CPU_OFF(exit_info), info, 8);
-	emit_jmp_exec(c, c->x->exit_lookup);
+	tr_emit_jmp_exec(c, c->x->exit_lookup);
 	if (!e->is_full)
 		miss[-1] = (uint8_t)(e->p - miss);
 	/* jmp gs:[r14 * 8 + jc_code] */
@@ -323,7 +273,7 @@ static void emit_link(struct ctx *c, int cc, uint16_t off)
 		emit_u8(&c->e, (uint8_t)(0x80 | cc));
 	}
 	emit_u32(&c->e, 0);
-	struct cold *k = cold_add(c, COLD_LINK);
+	struct cold *k = tr_cold_add(c, COLD_LINK);
 
 	k->page_off = off;
 	if (c->nlinks == XLATE_MAX_LINKS) {
@@ -335,14 +285,14 @@ static void emit_link(struct ctx *c, int cc, uint16_t off)
 	k->link->page_off = off;
 }
 
-/* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in emit_indirect(). */
+/* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in tr_emit_indirect(). */
 static void emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 {
 	if (off >= 0 && off < 4096) {
 		emit_link(c, -1, (uint16_t)off);
 	} else {
-		emit_rip(c, H_RCX, off);
-		emit_indirect(c, sp_moved);
+		tr_emit_rip(c, H_RCX, off);
+		tr_emit_indirect(c, sp_moved);
 	}
 }
 
@@ -354,12 +304,6 @@ static int32_t branch_target(const struct ctx *c)
 }
 
 /* ---- instructions ------------------------------------------------------------------------- */
-
-enum done {
-	DONE_NEXT,   /* emitted, go on */
-	DONE_END,    /* emitted, nothing falls through */
-	DONE_INTERP, /* not translatable: exit to the interpreter */
-};
 
 static enum done tr_native(struct ctx *c, const struct insn *in)
 {
@@ -373,8 +317,8 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 			return DONE_INTERP;
 		if (insn_is_bit_string(in) && !c->x->has_bmi2)
 			return DONE_INTERP; /* emit_ea cannot move the address without touching flags */
-		emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE,
-			   flags_live_before(c));
+		tr_emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE,
+			      tr_flags_live_before(c));
 	}
 	if (!emit_native(&c->e, in)) {
 		c->e.p = start;
@@ -386,11 +330,11 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 
 static enum done tr_push_host(struct ctx *c, unsigned host, unsigned size)
 {
-	emit_check(c, EA_STACK, -(int32_t)size, size, true, flags_live_before(c));
+	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, tr_flags_live_before(c));
 	if (host == H_RCX) /* a value kept in tmp[1] over the check */
 		emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[1]), 8);
-	emit_store_r14(c, host, size);
-	emit_sp_add(c, -(int32_t)size);
+	tr_emit_store_r14(c, host, size);
+	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_NEXT;
 }
 
@@ -405,10 +349,10 @@ static enum done tr_push_reg(struct ctx *c, const struct insn *in)
 		return DONE_INTERP;
 	if (emit_host_reg[r] != H_NONE)
 		return tr_push_host(c, emit_host_reg[r], size);
-	emit_check(c, EA_STACK, -(int32_t)size, size, true, flags_live_before(c));
+	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, tr_flags_live_before(c));
 	emit_load_gs(&c->e, H_RCX, CPU_GPR_OFF(r), 8);
-	emit_store_r14(c, H_RCX, size);
-	emit_sp_add(c, -(int32_t)size);
+	tr_emit_store_r14(c, H_RCX, size);
+	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_NEXT;
 }
 
@@ -421,18 +365,18 @@ static enum done tr_pop_reg(struct ctx *c, const struct insn *in)
 
 	if (size == 2)
 		return DONE_INTERP;
-	emit_check(c, EA_STACK, 0, size, false, flags_live_before(c));
+	tr_emit_check(c, EA_STACK, 0, size, false, tr_flags_live_before(c));
 	if (r == R_RSP) {
-		emit_load_r14(c, H_R13, size);
+		tr_emit_load_r14(c, H_R13, size);
 		return DONE_NEXT;
 	}
 	if (emit_host_reg[r] != H_NONE) {
-		emit_load_r14(c, emit_host_reg[r], size);
+		tr_emit_load_r14(c, emit_host_reg[r], size);
 	} else {
-		emit_load_r14(c, H_RCX, size);
+		tr_emit_load_r14(c, H_RCX, size);
 		emit_guest_put(&c->e, r, H_RCX);
 	}
-	emit_sp_add(c, (int32_t)size);
+	tr_emit_sp_add(c, (int32_t)size);
 	return DONE_NEXT;
 }
 
@@ -442,10 +386,10 @@ static enum done tr_push_imm(struct ctx *c, const struct insn *in)
 
 	if (size == 2)
 		return DONE_INTERP;
-	emit_check(c, EA_STACK, -(int32_t)size, size, true, flags_live_before(c));
+	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, tr_flags_live_before(c));
 	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0xc7 }, 1, 0, H_R14, 0);
 	emit_u32(&c->e, (uint32_t)in->imm);
-	emit_sp_add(c, -(int32_t)size);
+	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_NEXT;
 }
 
@@ -455,8 +399,8 @@ static enum done tr_push_mem(struct ctx *c, const struct insn *in)
 
 	if (size == 2 || (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS)))
 		return DONE_INTERP;
-	emit_check(c, EA_INSN, 0, size, false, flags_live_before(c));
-	emit_load_r14(c, H_RCX, size);
+	tr_emit_check(c, EA_INSN, 0, size, false, tr_flags_live_before(c));
+	tr_emit_load_r14(c, H_RCX, size);
 	emit_store_gs(&c->e, CPU_OFF(tmp[1]), H_RCX, 8);
 	return tr_push_host(c, H_RCX, size);
 }
@@ -467,9 +411,9 @@ static enum done tr_leave(struct ctx *c, const struct insn *in)
 
 	if (size != c->sp_size)
 		return DONE_INTERP;
-	emit_check(c, EA_STACK_FRAME, 0, size, false, flags_live_before(c));
+	tr_emit_check(c, EA_STACK_FRAME, 0, size, false, tr_flags_live_before(c));
 	emit_lea(&c->e, H_R13, H_RBP, H_NONE, 1, (int32_t)size, c->sp_size);
-	emit_load_r14(c, H_RBP, size);
+	tr_emit_load_r14(c, H_RBP, size);
 	return DONE_NEXT;
 }
 
@@ -504,10 +448,10 @@ static enum done tr_call_push(struct ctx *c, const struct insn *in)
 {
 	unsigned size = c->sp_size;
 
-	emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
-	emit_rip(c, H_RCX, c->off[c->cur + 1]);
-	emit_store_r14(c, H_RCX, size);
-	emit_sp_add(c, -(int32_t)size);
+	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
+	tr_emit_rip(c, H_RCX, c->off[c->cur + 1]);
+	tr_emit_store_r14(c, H_RCX, size);
+	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_END;
 }
 
@@ -532,8 +476,8 @@ static bool indirect_target(struct ctx *c, const struct insn *in)
 	if (in->opsize == 2 || (c->bits == 32 && in->has_mem && (in->seg == SEG_FS || in->seg == SEG_GS)))
 		return false;
 	if (in->has_mem) {
-		emit_check(c, EA_INSN, 0, size, false, true);
-		emit_load_r14(c, H_RCX, size);
+		tr_emit_check(c, EA_INSN, 0, size, false, true);
+		tr_emit_load_r14(c, H_RCX, size);
 	} else {
 		unsigned h = emit_guest_get(&c->e, in->rm, H_RCX);
 
@@ -550,7 +494,7 @@ static enum done tr_call_ind(struct ctx *c, const struct insn *in)
 	emit_store_gs(&c->e, CPU_OFF(tmp[2]), H_RCX, 8);
 	tr_call_push(c, in);
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[2]), 8);
-	emit_indirect(c, -(int32_t)c->sp_size);
+	tr_emit_indirect(c, -(int32_t)c->sp_size);
 	return DONE_END;
 }
 
@@ -558,7 +502,7 @@ static enum done tr_jmp_ind(struct ctx *c, const struct insn *in)
 {
 	if (!indirect_target(c, in))
 		return DONE_INTERP;
-	emit_indirect(c, 0);
+	tr_emit_indirect(c, 0);
 	return DONE_END;
 }
 
@@ -569,10 +513,10 @@ static enum done tr_ret(struct ctx *c, const struct insn *in)
 
 	if (in->opsize == 2)
 		return DONE_INTERP;
-	emit_check(c, EA_STACK, 0, size, false, true);
-	emit_load_r14(c, H_RCX, size);
-	emit_sp_add(c, popped);
-	emit_indirect(c, popped);
+	tr_emit_check(c, EA_STACK, 0, size, false, true);
+	tr_emit_load_r14(c, H_RCX, size);
+	tr_emit_sp_add(c, popped);
+	tr_emit_indirect(c, popped);
 	return DONE_END;
 }
 
@@ -655,21 +599,21 @@ static enum done tr_loop(struct ctx *c, const struct insn *in)
 static void emit_rflags_change(struct ctx *c, int32_t mask_off, int32_t add)
 {
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(s.rflags), 8);
-	emit_pext_gs(c, H_RCX, H_RCX, mask_off, false);
-	emit_pext_gs(c, H_RCX, H_RCX, mask_off, true);
+	tr_emit_pext_gs(c, H_RCX, H_RCX, mask_off, false);
+	tr_emit_pext_gs(c, H_RCX, H_RCX, mask_off, true);
 	if (add)
 		emit_lea(&c->e, H_RCX, H_RCX, H_NONE, 1, add, 8);
 	emit_store_gs(&c->e, CPU_OFF(s.rflags), H_RCX, 8);
 }
 
-static unsigned key_cpl(uint32_t key)
+unsigned tr_key_cpl(uint32_t key)
 {
 	return key >> DBT_MODE_CPL_SHIFT & 3;
 }
 
 static enum done tr_cli(struct ctx *c, const struct insn *in)
 {
-	if (key_cpl(c->key) != 0 || !c->x->has_bmi2)
+	if (tr_key_cpl(c->key) != 0 || !c->x->has_bmi2)
 		return DONE_INTERP;
 	emit_rflags_change(c, CPU_OFF(not_if), 0);
 	return DONE_NEXT;
@@ -681,12 +625,12 @@ static enum done tr_sti(struct ctx *c, const struct insn *in)
 	 * Without an event waiting, the shadow of STI needs no bookkeeping as long as the next
 	 * instruction follows here: no poll lies between the two.
 	 */
-	if (key_cpl(c->key) != 0 || !c->x->has_bmi2 || c->cur + 1 >= c->n ||
+	if (tr_key_cpl(c->key) != 0 || !c->x->has_bmi2 || c->cur + 1 >= c->n ||
 	    (c->in[c->cur + 1].desc->attr & INSN_BRANCH))
 		return DONE_INTERP;
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(requests), 8);
 	OP(0xe3, 0x05);
-	emit_jmp_cold(c, COLD_INTERP);
+	tr_emit_jmp_cold(c, COLD_INTERP);
 	emit_rflags_change(c, CPU_OFF(not_if), X86_FL_IF);
 	return DONE_NEXT;
 }
@@ -697,7 +641,7 @@ static enum done tr_pushf(struct ctx *c, const struct insn *in)
 
 	if (size != c->sp_size || !c->x->has_bmi2)
 		return DONE_INTERP;
-	emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
+	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
 	OP(0x9c);	/* pushfq */
 	OP(0x41, 0x5f); /* pop r15 */
 	emit_mov_rr(&c->e, H_RCX, H_R15, 8);
@@ -708,12 +652,12 @@ static enum done tr_pushf(struct ctx *c, const struct insn *in)
 	OP(0x81, 0xe1); /* and ecx, others without RF and VM */
 	emit_u32(&c->e, 0xffffffffu & ~(uint32_t)(FL_ARITH | X86_FL_RF | X86_FL_VM));
 	OP(0x44, 0x09, 0xf9); /* or ecx, r15d */
-	emit_store_r14(c, H_RCX, size);
-	if (flags_live_after(c))
+	tr_emit_store_r14(c, H_RCX, size);
+	if (tr_flags_live_after(c))
 		OP(0x9d); /* popfq */
 	else
 		OP(0x48, 0x8d, 0x64, 0x24, 0x08); /* lea rsp, [rsp + 8] */
-	emit_sp_add(c, -(int32_t)size);
+	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_NEXT;
 }
 
@@ -734,7 +678,7 @@ static enum done tr_moffs(struct ctx *c, const struct insn *in)
 
 	if (in->seg == SEG_FS || in->seg == SEG_GS || in->disp != (int32_t)in->disp)
 		return DONE_INTERP;
-	emit_check(c, EA_INSN, 0, size, is_store, flags_live_before(c));
+	tr_emit_check(c, EA_INSN, 0, size, is_store, tr_flags_live_before(c));
 	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, &opc, 1, H_RAX, H_R14, 0);
 	return DONE_NEXT;
 }
@@ -761,7 +705,7 @@ static enum done tr_cmpxchg_wide(struct ctx *c, const struct insn *in)
 
 	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
 		return DONE_INTERP;
-	emit_check(c, EA_INSN, 0, size, true, flags_live_before(c));
+	tr_emit_check(c, EA_INSN, 0, size, true, tr_flags_live_before(c));
 	emit_mov_rr(&c->e, H_RCX, H_R9, 8);
 	if (in->lock)
 		emit_u8(&c->e, 0xf0);
@@ -781,7 +725,7 @@ static enum done tr_mem_raw(struct ctx *c, const struct insn *in, const uint8_t 
 {
 	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
 		return DONE_INTERP;
-	emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, flags_live_before(c));
+	tr_emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, tr_flags_live_before(c));
 	emit_op_mem(&c->e, 0, false, opc, n, reg, H_R14, 0);
 	return DONE_NEXT;
 }
@@ -980,23 +924,23 @@ static void emit_cold(struct ctx *c, struct cold *k)
 					    (uint32_t)k->is_write << 28),
 				  4);
 		emit_u8(e, 0xe8);
-		emit_rel_to(c, c->x->miss);
+		tr_emit_rel_to(c, c->x->miss);
 		emit_u8(e, 0xe9);
 		emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
 		break;
 	case COLD_INTERP:
 	case COLD_POLL:
-		emit_rip(c, H_RCX, k->page_off);
+		tr_emit_rip(c, H_RCX, k->page_off);
 		emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
-		emit_jmp_exec(c, k->kind == COLD_POLL ? c->x->exit_poll : c->x->exit_interp);
+		tr_emit_jmp_exec(c, k->kind == COLD_POLL ? c->x->exit_poll : c->x->exit_interp);
 		break;
 	case COLD_LINK:
 		k->link->stub = here - k->jump;
-		emit_rip(c, H_RCX, k->page_off);
+		tr_emit_rip(c, H_RCX, k->page_off);
 		emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
 		emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)k->link);
 		emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
-		emit_jmp_exec(c, c->x->exit_link);
+		tr_emit_jmp_exec(c, c->x->exit_link);
 		break;
 	}
 }
@@ -1010,7 +954,7 @@ static void emit_entry(struct ctx *c)
 	emit_store_gs(e, CPU_OFF(pc_base), H_R14, 8);
 	emit_load_gs(e, H_RCX, CPU_OFF(poll), 8);
 	OP(0xe3, 0x05);
-	emit_jmp_exec(c, c->x->exit_poll); /* s.rip is exact here */
+	tr_emit_jmp_exec(c, c->x->exit_poll); /* s.rip is exact here */
 }
 
 /* The independent reading of the block (code_verify.h).  A block that fails it is never run. */
@@ -1086,11 +1030,11 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	unsigned nmapped = c->cur;
 
 	if (done == DONE_INTERP) {
-		emit_jmp_cold(c, COLD_INTERP);
+		tr_emit_jmp_cold(c, COLD_INTERP);
 	} else if (done == DONE_NEXT) {
 		if (is_stuck) {
 			guest_end = 4096;
-			emit_jmp_cold(c, COLD_INTERP);
+			tr_emit_jmp_cold(c, COLD_INTERP);
 		} else {
 			emit_goto(c, c->off[c->n], NO_UNDO);
 		}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside of the translator: the block under construction, and the pieces that the families of instructions
+ * share.
+ */
+#ifndef VIV_DBT_TRANSLATE_H
+#define VIV_DBT_TRANSLATE_H
+
+#include "engine/dbt/mmu.h"
+#include "engine/dbt/xlate.h"
+
+/* A cold piece of code, emitted after the block's main line. */
+struct cold {
+	enum { COLD_MISS, COLD_INTERP, COLD_POLL, COLD_LINK } kind;
+	uint8_t *jump;	/* writable address of the rel32 that comes here (end of the jump) */
+	uint8_t *retry; /* COLD_MISS: writable address of the start of the check */
+	const struct insn *in;
+	uint16_t page_off; /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
+	uint16_t size;	   /* MISS */
+	uint8_t is_write;  /* MISS */
+	uint8_t ea_kind;   /* MISS: how to compute the address again */
+	int32_t ea_disp;
+	struct xlate_link *link;
+};
+
+/* operand of the insn; rsp + disp; rbp + disp */
+enum ea_kind {
+	EA_INSN,
+	EA_STACK,
+	EA_STACK_FRAME
+}; /* operand of the insn; rsp + disp; rbp + disp */
+
+#define MAX_COLD 256
+
+struct ctx {
+	struct dbt_cpu *cpu;
+	struct xlate_vm *x;
+	struct emit e;
+	uint32_t key;
+	unsigned bits;	  /* 32 or 64 */
+	unsigned sp_size; /* bytes of stack pointer operations: 4 or 8 */
+	uint64_t phys;	  /* of the block */
+	unsigned n;
+	struct insn in[XLATE_MAX_INSNS + 1];
+	uint16_t off[XLATE_MAX_INSNS + 2];    /* page offsets; off[n] is one past the last */
+	uint16_t live_after[XLATE_MAX_INSNS]; /* flags live after the instruction */
+	unsigned ncold;
+	struct cold cold[MAX_COLD];
+	struct xlate_link links[XLATE_MAX_LINKS];
+	unsigned nlinks;
+	unsigned cur;
+};
+
+enum done {
+	DONE_NEXT,   /* emitted, go on */
+	DONE_END,    /* emitted, nothing falls through */
+	DONE_INTERP, /* not translatable: exit to the interpreter */
+};
+
+#define NO_UNDO INT32_MIN
+
+#define OP(...)                                                                                    \
+	do {                                                                                       \
+		static const uint8_t op_[] = { __VA_ARGS__ };                                      \
+		tr_emit_op(c, op_, sizeof(op_));                                                   \
+	} while (0)
+
+/* What each does stands at its definition in translate.c. */
+void tr_emit_op(struct ctx *c, const uint8_t *b, unsigned n);
+void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live);
+void tr_emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, int32_t off, bool is_pdep);
+struct cold *tr_cold_add(struct ctx *c, int kind);
+void tr_emit_jmp_cold(struct ctx *c, int kind);
+bool tr_flags_live_before(const struct ctx *c);
+bool tr_flags_live_after(const struct ctx *c);
+void tr_emit_rip(struct ctx *c, unsigned reg, int32_t off);
+void tr_emit_sp_add(struct ctx *c, int32_t delta);
+void tr_emit_jmp_exec(struct ctx *c, const uint8_t *exec_target);
+unsigned tr_key_cpl(uint32_t key);
+void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size);
+void tr_emit_load_r14(struct ctx *c, unsigned reg, unsigned size);
+void tr_emit_indirect(struct ctx *c, int32_t sp_moved);
+void tr_emit_rel_to(struct ctx *c, const uint8_t *exec_target);
+
+#endif
