@@ -24,6 +24,7 @@ struct host_calls {
 	ssize_t (*pwrite)(int fd, const void *buf, size_t len, off_t offset);
 	ssize_t (*preadv)(int fd, const struct iovec *iov, int niov, off_t offset);
 	ssize_t (*pwritev)(int fd, const struct iovec *iov, int niov, off_t offset);
+	ssize_t (*preadv2)(int fd, const struct iovec *iov, int niov, off_t offset, int flags);
 	int (*fsync)(int fd);
 	int (*fdatasync)(int fd);
 	int (*ftruncate)(int fd, off_t len);

@@ -6,6 +6,9 @@
  * inside the submit call.  Any number in flight; no order among them except by flush: a flush
  * completes after every write that had COMPLETED before the flush was submitted is stable.
  *
+ * What needs no waiting, such as a read that the host's page cache answers, is done on the spot by try_now:
+ * handing a request to another thread and back costs many times the copy.
+ *
  * Layers (raw, later qcow2) implement struct block_ops; image files are locked against use by another machine
  * (open file description locks): exclusive for writers, shared for readers.
  */
@@ -46,6 +49,9 @@ struct block_ops {
 	void (*info)(const struct block_dev *b, struct block_info *out);
 	void (*drain)(struct block_dev *b); /* returns when nothing is in flight; runs the callbacks */
 	void (*close)(struct block_dev *b); /* drained first; NULL is fine */
+	/* Do @req here and now if it takes no longer than copying its bytes: 0 or -errno, and done is not
+	 * called; -EAGAIN: it would wait, nothing counts as done, submit it.  NULL: always -EAGAIN. */
+	int (*try_now)(struct block_dev *b, struct block_req *req);
 };
 struct block_dev {
 	const struct block_ops *ops;

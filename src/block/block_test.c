@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -464,6 +466,7 @@ static void test_host_failures(void **state)
 	fail_errno = EIO;
 	fail_after = 1;
 	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), 0);
+	assert_int_equal(rw(f, b, BLOCK_WRITE, 5, buf, sizeof(buf)), 0);
 	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), -EIO);
 	host = host_calls_real;
 	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), -EIO);
@@ -472,6 +475,159 @@ static void test_host_failures(void **state)
 		.op = BLOCK_WRITE, .is_fua = true, .len_bytes = 512, .iov = &iov, .niov = 1
 	};
 	assert_int_equal(run(f, b, req), -EIO);
+	b->ops->close(b);
+}
+
+/* ---- at once ---- */
+
+static _Atomic unsigned nsyncs;
+
+static int counting_fdatasync(int fd)
+{
+	nsyncs++;
+	return host_calls_real.fdatasync(fd);
+}
+
+static ssize_t waiting_preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+	assert_int_equal(flags, RWF_NOWAIT);
+	errno = EAGAIN;
+	return -1;
+}
+
+static ssize_t half_preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+	return (ssize_t)iov->iov_len / 2;
+}
+
+static ssize_t missing_preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+	nsyncs++;
+	errno = EOPNOTSUPP;
+	return -1;
+}
+
+static ssize_t slow_pwritev(int fd, const struct iovec *iov, int n, off_t off)
+{
+	usleep(20000);
+	return host_calls_real.pwritev(fd, iov, n, off);
+}
+
+static int now(struct block_dev *b, enum block_op op, uint64_t sector, void *buf, size_t len)
+{
+	struct iovec iov = { buf, len };
+	struct block_req req = {
+		.op = op, .offset_bytes = sector * BLOCK_SECTOR, .len_bytes = len, .iov = &iov, .niov = 1
+	};
+
+	return b->ops->try_now(b, &req);
+}
+
+static void test_now(void **state)
+{
+	struct fixture *f = *state;
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
+	static uint8_t buf[512 * KIB];
+
+	memset(buf, 0x5a, 1024);
+	assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 1024), 0);
+	expect_sectors(f, b, 10, 2, 0x5a);
+	expect_sectors(f, b, 12, 1, -1);
+	memset(buf, 0, 1024);
+	assert_int_equal(now(b, BLOCK_READ, 11, buf, 1024), 0);
+	assert_int_equal(buf[511], 0x5a);
+	assert_int_equal(buf[512], 12);
+	/* What is wrong, large, or waits by nature is submit's. */
+	assert_int_equal(now(b, BLOCK_READ, IMAGE_SECTORS, buf, 512), -EAGAIN);
+	assert_int_equal(now(b, BLOCK_READ, 0, buf, sizeof(buf)), -EAGAIN);
+	assert_int_equal(now(b, BLOCK_WRITE, 0, buf, sizeof(buf)), -EAGAIN);
+	assert_int_equal(now(b, BLOCK_WRITE_ZEROES, 0, buf, 512), -EAGAIN);
+	assert_int_equal(now(b, BLOCK_DISCARD, 0, buf, 512), -EAGAIN);
+	struct iovec iov = { buf, 512 };
+	struct block_req fua = {
+		.op = BLOCK_WRITE, .is_fua = true, .len_bytes = 512, .iov = &iov, .niov = 1
+	};
+	assert_int_equal(b->ops->try_now(b, &fua), -EAGAIN);
+	fua.is_fua = false;
+	fua.len_bytes = 1024; /* the vectors don't add up */
+	fua.op = BLOCK_READ;
+	assert_int_equal(b->ops->try_now(b, &fua), -EAGAIN);
+	/* A page that is not there, half of the bytes: nothing counts. */
+	host.preadv2 = waiting_preadv2;
+	assert_int_equal(now(b, BLOCK_READ, 10, buf, 512), -EAGAIN);
+	host.preadv2 = half_preadv2;
+	assert_int_equal(now(b, BLOCK_READ, 10, buf, 512), -EAGAIN);
+	host.preadv2 = missing_preadv2;
+	nsyncs = 0;
+	assert_int_equal(now(b, BLOCK_READ, 10, buf, 512), -EAGAIN);
+	assert_int_equal(now(b, BLOCK_READ, 10, buf, 512), -EAGAIN);
+	assert_int_equal(nsyncs, 1); /* asked once */
+	expect_sectors(f, b, 10, 1, 0x5a);
+	b->ops->close(b);
+	/* A write that waited sends the next ones to the pool. */
+	b = open_image(f, (struct block_open){ 0 });
+	host.pwritev = slow_pwritev;
+	assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 512), 0);
+	assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 512), -EAGAIN);
+	b->ops->close(b);
+	host = host_calls_real;
+
+	b = open_image(f, (struct block_open){ .is_snapshot = true });
+	memset(buf, 0x77, 512);
+	assert_int_equal(now(b, BLOCK_WRITE, 21, buf, 512), 0);
+	memset(buf, 0, sizeof(buf));
+	assert_int_equal(now(b, BLOCK_READ, 20, buf, 3 * 512), 0);
+	assert_int_equal(buf[0], 20);
+	assert_int_equal(buf[512], 0x77);
+	assert_int_equal(buf[1024], 22);
+	assert_int_equal(now(b, BLOCK_FLUSH, 0, NULL, 0), 0);
+	b->ops->close(b);
+	b = open_image(f, (struct block_open){ .is_readonly = true });
+	assert_int_equal(now(b, BLOCK_WRITE, 0, buf, 512), -EAGAIN);
+	assert_int_equal(now(b, BLOCK_READ, 0, buf, 512), 0);
+	b->ops->close(b);
+}
+
+/* A flush costs nothing only when all that was written is stable. */
+static void test_clean_flush(void **state)
+{
+	struct fixture *f = *state;
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
+	const struct block_req flush = { .op = BLOCK_FLUSH };
+	uint8_t buf[512] = { 0 };
+	struct iovec iov = { buf, 512 };
+	struct block_req dirt[] = {
+		{ .op = BLOCK_WRITE, .len_bytes = 512, .iov = &iov, .niov = 1 },
+		{ .op = BLOCK_WRITE_ZEROES, .len_bytes = 512 },
+		{ .op = BLOCK_DISCARD, .len_bytes = 512 },
+	};
+
+	host.fdatasync = counting_fdatasync;
+	nsyncs = 0;
+	assert_int_equal(now(b, BLOCK_FLUSH, 0, NULL, 0), -EAGAIN); /* by others before us, perhaps */
+	assert_int_equal(run(f, b, flush), 0);
+	assert_int_equal(nsyncs, 1);
+	assert_int_equal(now(b, BLOCK_FLUSH, 0, NULL, 0), 0);
+	assert_int_equal(run(f, b, flush), 0);
+	assert_int_equal(nsyncs, 1);
+	for (unsigned i = 0; i < ARRAY_SIZE(dirt); i++) {
+		assert_int_equal(run(f, b, dirt[i]), 0);
+		assert_int_equal(now(b, BLOCK_FLUSH, 0, NULL, 0), -EAGAIN);
+		assert_int_equal(run(f, b, flush), 0);
+		assert_int_equal(nsyncs, 2 + i);
+		assert_int_equal(now(b, BLOCK_FLUSH, 0, NULL, 0), 0);
+	}
+	assert_int_equal(now(b, BLOCK_WRITE, 0, buf, 512), 0);
+	assert_int_equal(now(b, BLOCK_FLUSH, 0, NULL, 0), -EAGAIN);
+	assert_int_equal(run(f, b, flush), 0);
+	assert_int_equal(nsyncs, 5);
+	/* Lost once: a clean file is no excuse. */
+	host.fdatasync = failing_fdatasync;
+	fail_errno = EIO;
+	fail_after = 0;
+	assert_int_equal(run(f, b, dirt[0]), 0);
+	assert_int_equal(run(f, b, flush), -EIO);
+	assert_int_equal(now(b, BLOCK_FLUSH, 0, NULL, 0), -EIO);
 	b->ops->close(b);
 }
 
@@ -584,6 +740,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_snapshot, setup, teardown),
 		cmocka_unit_test(test_overlay_runs),
 		cmocka_unit_test_setup_teardown(test_host_failures, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_now, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_clean_flush, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_open_failures, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_drain, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_direct, setup, teardown),

@@ -3,16 +3,23 @@
  * Raw images: byte n of the disk is byte n of the file or block device; optionally under a throw-away
  * overlay.
  *
+ * Small requests are served at once on the submitter's thread (raw_try_now): reads that the page cache answers
+ * without waiting (RWF_NOWAIT), writes into the page cache as long as these are quick, flushes when
+ * nothing was written since the last.  The rest goes to the pool.
+ *
  * Invariants
- *  1. The functions named do_... run on the pool's threads, in parallel; they touch the constant part
- *     of struct raw, the overlay (safe by itself) and the atomics, nothing else.
+ *  1. The functions named do_... run on any thread, in parallel; they touch the constant part
+ *     of struct raw, the overlay (safe by itself), the atomics and what is under sync_lock.
  *  2. After one failed fdatasync every later flush fails as well: the kernel forgets which pages it could not
  *     write, so that a second flush that "works" would be a lie.
+ *  3. is_dirty is set after a write's bytes are in the file and before the write completes; it is cleared only
+ *     by a fdatasync about to start, and while one runs (nsyncing) nobody trusts it.
  */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/host.h"
 #include "base/log.h"
@@ -25,6 +32,11 @@
 #define RAW_IOV_BATCH  256
 #define RAW_BOUNCE_LEN (256 * KIB)
 
+/* On the submitter's thread: requests up to this size; and no writes for a while after a slow one. */
+#define NOW_BYTES_MAX	 (128 * KIB)
+#define NOW_SLOW_NS	 1000000LL
+#define NOW_SLOW_REST_NS 500000000LL
+
 struct raw {
 	struct block_dev dev;
 	struct io_pool *pool;
@@ -33,7 +45,22 @@ struct raw {
 	bool has_overlay, is_readonly;
 	_Atomic bool no_punch, no_zero_range; /* the host said so */
 	_Atomic int flush_error;	      /* sticky, invariant 2 */
+	/* Under @sync_lock, invariant 3. */
+	pthread_mutex_t sync_lock;
+	bool is_dirty;
+	unsigned nsyncing;
+	/* Of try_now: under the machine's lock. */
+	bool no_nowait;	       /* the host can't tell whether a read would wait */
+	int64_t slow_until_ns; /* writes go to the pool until then */
 };
+
+static int64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
+}
 
 /* ---- moving bytes ---- */
 
@@ -210,26 +237,56 @@ static int write_fd(const struct raw *d)
 	return d->has_overlay ? d->overlay.fd : d->file.fd;
 }
 
+/* After the bytes are in the file, before the request completes. */
+static void note_dirty(struct raw *d)
+{
+	pthread_mutex_lock(&d->sync_lock);
+	d->is_dirty = true;
+	pthread_mutex_unlock(&d->sync_lock);
+}
+
 static void note_written(struct raw *d, const struct block_req *req)
 {
+	note_dirty(d);
 	if (d->has_overlay)
 		overlay_mark(&d->overlay, req->offset_bytes / BLOCK_SECTOR, req->len_bytes / BLOCK_SECTOR);
 }
 
-static int do_flush(struct raw *d)
+/* Nothing to wait for: 0 or the sticky error; else -EAGAIN. */
+static int flush_now(struct raw *d)
 {
 	if (d->has_overlay || d->is_readonly)
 		return 0; /* thrown away at the end in any case */
 	if (d->flush_error)
 		return d->flush_error;
-	int r;
+	pthread_mutex_lock(&d->sync_lock);
+	bool is_clean = !d->is_dirty && !d->nsyncing;
+	pthread_mutex_unlock(&d->sync_lock);
+	return is_clean ? 0 : -EAGAIN;
+}
+
+static int do_flush(struct raw *d)
+{
+	int r = flush_now(d);
+
+	if (r != -EAGAIN)
+		return r;
+	pthread_mutex_lock(&d->sync_lock);
+	d->is_dirty = false;
+	d->nsyncing++;
+	pthread_mutex_unlock(&d->sync_lock);
 	do
 		r = host.fdatasync(d->file.fd);
 	while (r < 0 && errno == EINTR);
+	int sync_errno = errno;
+	if (r < 0)
+		d->flush_error = -sync_errno; /* before anybody may find the file clean */
+	pthread_mutex_lock(&d->sync_lock);
+	d->nsyncing--;
+	pthread_mutex_unlock(&d->sync_lock);
 	if (r == 0)
 		return 0;
-	int e = -errno;
-	d->flush_error = e;
+	int e = -sync_errno;
 	log_error("block", "a disk's data could not be made stable: %s; every later flush will fail",
 		  strerror(-e));
 	return e;
@@ -277,6 +334,7 @@ static int do_discard(struct raw *d, struct block_req *req)
 		sector += n;
 		left -= n;
 	}
+	note_dirty(d);
 	return 0;
 }
 
@@ -318,6 +376,81 @@ static int do_request(void *ctx, struct block_req *req)
 	return r;
 }
 
+/* ---- at once ---- */
+
+/* [@skip, +@len) of the request's vectors from @fd at @at, all of it from the page cache, or -EAGAIN. */
+static int read_cached(struct raw *d, int fd, const struct block_req *req, uint64_t skip,
+		       uint64_t len, uint64_t at)
+{
+	struct iovec iov[RAW_IOV_BATCH];
+	uint64_t got;
+	unsigned n = cut_iov(req->iov, req->niov, skip, len, iov, &got);
+
+	if (got < len)
+		return -EAGAIN; /* very many pieces, or they don't add up: the pool's */
+	ssize_t r = host.preadv2(fd, iov, n, (off_t)at, RWF_NOWAIT);
+	if (r == (ssize_t)len)
+		return 0;
+	if (r < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
+		d->no_nowait = true;
+	return -EAGAIN; /* an error as well: the pool meets it again */
+}
+
+static int read_now(struct raw *d, const struct block_req *req)
+{
+	uint64_t sector = req->offset_bytes / BLOCK_SECTOR, left = req->len_bytes / BLOCK_SECTOR,
+		 skip = 0;
+	int r = d->no_nowait ? -EAGAIN : 0;
+
+	while (left && r == 0) {
+		bool is_over = false;
+		uint64_t n = d->has_overlay ? overlay_run(&d->overlay, sector, left, &is_over) : left;
+		r = read_cached(d, is_over ? d->overlay.fd : d->file.fd, req, skip,
+				n * BLOCK_SECTOR, sector * BLOCK_SECTOR);
+		sector += n;
+		left -= n;
+		skip += n * BLOCK_SECTOR;
+	}
+	return r;
+}
+
+/*
+ * No host tells reliably whether a buffered write would wait; most are a copy.  So writes are tried, and after one
+ * that did wait, for room or for a journal, the pool has them for a while.
+ */
+static int write_now(struct raw *d, struct block_req *req)
+{
+	int64_t before = now_ns();
+
+	if (req->is_fua || before < d->slow_until_ns)
+		return -EAGAIN;
+	int r = do_write(d, req);
+	int64_t after = now_ns();
+	if (after - before > NOW_SLOW_NS)
+		d->slow_until_ns = after + NOW_SLOW_REST_NS;
+	return r;
+}
+
+static int raw_try_now(struct block_dev *b, struct block_req *req)
+{
+	struct raw *d = container_of(b, struct raw, dev);
+
+	if (check_req(d, req) < 0)
+		return -EAGAIN;
+	if (req->op == BLOCK_FLUSH)
+		return flush_now(d);
+	if (d->file.is_direct || req->len_bytes > NOW_BYTES_MAX)
+		return -EAGAIN;
+	switch (req->op) {
+	case BLOCK_READ:
+		return read_now(d, req);
+	case BLOCK_WRITE:
+		return write_now(d, req);
+	default:
+		return -EAGAIN;
+	}
+}
+
 /* ---- block_ops ---- */
 
 static void raw_submit(struct block_dev *b, struct block_req *req)
@@ -351,6 +484,7 @@ static void raw_close(struct block_dev *b)
 	io_pool_destroy(d->pool);
 	overlay_close(&d->overlay);
 	image_file_close(&d->file);
+	pthread_mutex_destroy(&d->sync_lock);
 	free(d);
 }
 
@@ -360,6 +494,7 @@ static const struct block_ops raw_ops = {
 	.info = raw_info,
 	.drain = raw_drain,
 	.close = raw_close,
+	.try_now = raw_try_now,
 };
 
 int raw_open(struct block_dev **out, struct loop *loop, const struct block_open *o, struct error *err)
@@ -370,6 +505,8 @@ int raw_open(struct block_dev **out, struct loop *loop, const struct block_open 
 		return error_set(err, -ENOMEM, "out of memory");
 	d->dev.ops = &raw_ops;
 	d->overlay.fd = -1;
+	pthread_mutex_init(&d->sync_lock, NULL);
+	d->is_dirty = true; /* by others before us, for all we know */
 	d->is_readonly = o->is_readonly && !o->is_snapshot;
 	int r = image_file_open(&d->file, o, err);
 	if (r == 0 && o->is_snapshot) {

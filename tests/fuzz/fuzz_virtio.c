@@ -65,6 +65,22 @@ static void block_submit(struct block_dev *b, struct block_req *req)
 	m.reqs[m.nreqs++] = req;
 }
 
+static int block_try_now(struct block_dev *b, struct block_req *req)
+{
+	(void)b;
+	expect_in_ram(req->iov, req->niov);
+	switch (m.budget++ % 3) {
+	case 0:
+		if (req->op == BLOCK_READ && req->niov)
+			*(uint8_t *)req->iov[0].iov_base = 0x5a;
+		return 0;
+	case 1:
+		return -EIO;
+	default:
+		return -EAGAIN;
+	}
+}
+
 static void block_complete(int result)
 {
 	struct block_req *req = m.reqs[--m.nreqs];
@@ -87,7 +103,8 @@ static void block_info(const struct block_dev *b, struct block_info *out)
 	*out = (struct block_info){ 64 * MIB, false, true, true, true };
 }
 
-static const struct block_ops block_ops = { "fuzz", block_submit, block_info, block_drain, NULL };
+static const struct block_ops block_ops = { "fuzz",	 block_submit, block_info,
+					    block_drain, NULL,	       block_try_now };
 
 static int net_send(struct net_port *p, const struct net_offload *off, const struct iovec *iov, unsigned n)
 {

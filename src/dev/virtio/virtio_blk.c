@@ -3,6 +3,9 @@
  * A request is a chain: 16 bytes of header, data, one byte of status at the very end (5.2.6).  Framing is
  * free (2.7.4): the three parts may be cut into buffers anywhere, so everything is found by byte
  * offsets, and data goes to the backend as slices of the guest's own buffers.
+ *
+ * What the backend can do without waiting is done inside the kick (block_ops.try_now), up to NOW_BYTES a
+ * kick; everything done by then comes back with one interrupt.
  */
 #include "dev/virtio/virtio_blk.h"
 
@@ -17,6 +20,7 @@
 #define DISCARD_SEGS	16
 #define DISCARD_SECTORS (1u << 22) /* 2 GiB a segment */
 #define REQUEST_MAX	(1 * GIB)  /* bytes of one read or write */
+#define NOW_BYTES	(1 * MIB)  /* done inside one kick, under the machine's lock */
 
 // clang-format off
 #define F_SEG_MAX      VIRTIO_F(2)
@@ -71,6 +75,8 @@ struct virtio_blk {
 		unsigned nqueues, in_flight;
 		char serial[VIRTIO_BLK_ID_BYTES];
 		struct virtio_blk_stats stats;
+		uint64_t now_bytes;    /* left of NOW_BYTES in this kick */
+		struct iovec *vectors; /* VQ_IOV_MAX: the data of the request at hand */
 	} host;
 };
 
@@ -190,10 +196,36 @@ static struct blk_io *make_io(struct virtio_blk *b, unsigned q, const struct vq_
 	return io;
 }
 
-static int64_t start_io(struct blk_io *io)
+static int try_now(struct virtio_blk *b, struct block_req *req)
 {
-	io->b->host.in_flight++;
-	backend(io->b)->ops->submit(backend(io->b), &io->req);
+	if (!backend(b)->ops->try_now || req->len_bytes > b->host.now_bytes)
+		return -EAGAIN;
+	b->host.now_bytes -= req->len_bytes;
+	return backend(b)->ops->try_now(backend(b), req);
+}
+
+/* Do the request of chain @e, whose data is @req->iov (borrowed), now or later. */
+static int64_t start_io(struct virtio_blk *b, unsigned q, struct vq_elem *e, struct block_req *req)
+{
+	int r = try_now(b, req);
+
+	if (r != -EAGAIN) {
+		b->host.stats.errors += r < 0;
+		b->host.stats.immediate++;
+		return put_status(e, status_of(r));
+	}
+	struct blk_io *io = make_io(b, q, e);
+	if (!io)
+		return put_status(e, S_IOERR);
+	struct iovec *data = io->iov + e->nout + e->nin;
+	if (req->niov)
+		memcpy(data, req->iov, req->niov * sizeof(*data));
+	req->iov = data;
+	req->done = on_done;
+	req->owner = io;
+	io->req = *req;
+	b->host.in_flight++;
+	backend(b)->ops->submit(backend(b), &io->req);
 	return VIRTIO_KEPT;
 }
 
@@ -209,16 +241,15 @@ static int64_t do_read_write(struct virtio_blk *b, unsigned q, struct vq_elem *e
 			  (unsigned long long)h->sector, (unsigned long long)len);
 		return put_status(e, S_IOERR);
 	}
-	struct blk_io *io = make_io(b, q, e);
-	if (!io)
-		return put_status(e, S_IOERR);
-	struct iovec *data = io->iov + e->nout + e->nin;
-	io->req.op = is_write ? BLOCK_WRITE : BLOCK_READ;
-	io->req.is_fua = is_write && is_write_through(b);
-	io->req.offset_bytes = h->sector * BLOCK_SECTOR;
-	io->req.len_bytes = len;
-	io->req.niov = is_write ? iov_slice(e->iov, e->nout, sizeof(*h), len, data)
-				: iov_slice(vq_in_iov(e), e->nin, 0, len, data);
+	struct block_req req = {
+		.op = is_write ? BLOCK_WRITE : BLOCK_READ,
+		.is_fua = is_write && is_write_through(b),
+		.offset_bytes = h->sector * BLOCK_SECTOR,
+		.len_bytes = len,
+		.iov = b->host.vectors,
+		.niov = is_write ? iov_slice(e->iov, e->nout, sizeof(*h), len, b->host.vectors)
+				 : iov_slice(vq_in_iov(e), e->nin, 0, len, b->host.vectors),
+	};
 	if (is_write) {
 		b->host.stats.writes++;
 		b->host.stats.written_bytes += len;
@@ -226,18 +257,15 @@ static int64_t do_read_write(struct virtio_blk *b, unsigned q, struct vq_elem *e
 		b->host.stats.reads++;
 		b->host.stats.read_bytes += len;
 	}
-	return start_io(io);
+	return start_io(b, q, e, &req);
 }
 
 static int64_t do_flush(struct virtio_blk *b, unsigned q, struct vq_elem *e)
 {
-	struct blk_io *io = make_io(b, q, e);
+	struct block_req req = { .op = BLOCK_FLUSH };
 
-	if (!io)
-		return put_status(e, S_IOERR);
-	io->req.op = BLOCK_FLUSH;
 	b->host.stats.flushes++;
-	return start_io(io);
+	return start_io(b, q, e, &req);
 }
 
 static int64_t do_get_id(struct virtio_blk *b, struct vq_elem *e)
@@ -325,6 +353,7 @@ static int64_t handle(struct virtio_dev *v, unsigned q, struct vq_elem *e)
 
 static void blk_kick(struct virtio_dev *v, unsigned q)
 {
+	blk_of(v)->host.now_bytes = NOW_BYTES;
 	virtio_serve(v, q, handle);
 }
 
@@ -400,6 +429,7 @@ static void blk_destroy(struct device *d)
 
 	blk_drain(&b->pci.v);
 	virtio_pci_fini(&b->pci);
+	free(b->host.vectors);
 	free(b);
 }
 
@@ -422,6 +452,11 @@ int virtio_blk_create(struct virtio_blk **out, const struct dev_env *env, struct
 	if (!b)
 		return error_set(err, -ENOMEM, "out of memory");
 	b->writeback = 1;
+	b->host.vectors = calloc(VQ_IOV_MAX, sizeof(struct iovec));
+	if (!b->host.vectors) {
+		free(b);
+		return error_set(err, -ENOMEM, "out of memory");
+	}
 	b->host.block = cfg->block;
 	b->host.nqueues = MAX(1u, MIN(cfg->nqueues, (unsigned)VIRTIO_BLK_QUEUES_MAX));
 	if (cfg->serial)
@@ -443,6 +478,7 @@ int virtio_blk_create(struct virtio_blk **out, const struct dev_env *env, struct
 	int r = virtio_pci_init(&b->pci, &virtio_blk_class, id, bus, cfg->slot, env,
 				&blk_virtio_class, offered, sizes, b->host.nqueues, err);
 	if (r < 0) {
+		free(b->host.vectors);
 		free(b);
 		return r;
 	}

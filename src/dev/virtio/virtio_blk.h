@@ -26,6 +26,7 @@ struct device *virtio_blk_device(struct virtio_blk *b);
 
 struct virtio_blk_stats {
 	uint64_t reads, writes, flushes, discards, errors, read_bytes, written_bytes;
+	uint64_t immediate; /* of them: done inside the kick */
 };
 void virtio_blk_stats(const struct virtio_blk *b, struct virtio_blk_stats *out);
 

@@ -16,6 +16,7 @@ struct mem_disk {
 	unsigned nqueue, drains, flushes, fuas;
 	int result; /* of everything */
 	bool may_unmap;
+	unsigned now, nnow; /* how many try_now does yet, and did */
 };
 static struct mem_disk disk;
 
@@ -54,6 +55,25 @@ static void disk_do(struct block_req *req)
 	req->done(req, disk.result);
 }
 
+static void no_done(struct block_req *req, int result)
+{
+	(void)req;
+	assert_int_equal(result, disk.result);
+}
+
+static int disk_try_now(struct block_dev *b, struct block_req *req)
+{
+	if (!disk.now)
+		return -EAGAIN;
+	disk.now--;
+	disk.nnow++;
+	assert_null(req->done);
+	req->done = no_done;
+	disk_do(req);
+	req->done = NULL;
+	return disk.result;
+}
+
 /* Last in, first out: nobody may count on an order. */
 static void disk_complete(void)
 {
@@ -72,7 +92,8 @@ static void disk_drain(struct block_dev *b)
 	disk_complete();
 }
 
-static const struct block_ops disk_ops = { "mem", disk_submit, disk_info, disk_drain, NULL };
+static const struct block_ops disk_ops = { "mem",      disk_submit, disk_info,
+					   disk_drain, NULL,	    disk_try_now };
 
 static struct drv d;
 static struct virtio_blk *blk;
@@ -423,6 +444,73 @@ static void test_pause_and_reset(void **state)
 	add_request(0, 0, 0, 512, true);
 }
 
+/* What needs no waiting is back before the kick is over, all of it with one interrupt. */
+static void test_now(void **state)
+{
+	uint8_t buf[512];
+	struct virtio_blk_stats s;
+
+	drv_start(&d, UINT64_MAX, 2, true);
+	disk.now = 3;
+	put_header(0, 5);
+	for (unsigned i = 0; i < 4; i++)
+		drv_add(&d, 1,
+			(struct drv_buf[]){
+				{ HDR, 16, false }, { DATA + i * 512, 512, true }, { STATUS, 1, true } },
+			3);
+	drv_kick(&d, 1);
+	assert_int_equal(d.t.msi.count, 1);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_true(drv_used(&d, 1, NULL, NULL));
+		drv_peek(&d, DATA + i * 512, buf, 512);
+		assert_int_equal(buf[511], 5);
+	}
+	assert_false(drv_used(&d, 1, NULL, NULL)); /* the fourth waits */
+	assert_int_equal(disk.nqueue, 1);
+	assert_int_equal(finish(1, 513), 0);
+	drv_peek(&d, DATA + 3 * 512, buf, 512);
+	assert_int_equal(buf[0], 5);
+	assert_int_equal(disk.nnow, 3);
+
+	/* Its failures are the guest's as well; writes and flushes; the cache switched off. */
+	disk.now = 4;
+	disk.result = -EIO;
+	add_request(0, 0, 0, 512, true);
+	assert_int_equal(finish(0, 513), 1);
+	disk.result = 0;
+	memset(buf, 0xaa, sizeof(buf));
+	drv_poke(&d, DATA, buf, 512);
+	add_request(0, 1, 9, 512, false);
+	assert_int_equal(finish(0, 1), 0);
+	assert_memory_equal(disk.data + 9 * 512, buf, 512);
+	add_request(0, 4, 0, 0, false);
+	assert_int_equal(finish(0, 1), 0);
+	drv_write(&d, DRV_CONFIG + 32, 1, 0);
+	add_request(0, 1, 9, 512, false);
+	assert_int_equal(finish(0, 1), 0);
+	assert_int_equal(disk.fuas, 1);
+	assert_int_equal(disk.nnow, 7);
+	virtio_blk_stats(blk, &s);
+	assert_int_equal(s.immediate, 7);
+	assert_int_equal(s.errors, 1);
+	assert_int_equal(s.reads, 5);
+
+	/* One kick does a bounded amount of it. */
+	disk.now = 100;
+	put_header(0, 0);
+	for (unsigned i = 0; i < 8; i++)
+		drv_add(&d, 1,
+			(struct drv_buf[]){
+				{ HDR, 16, false }, { DATA, DISK_BYTES, true }, { STATUS, 1, true } },
+			3);
+	drv_kick(&d, 1);
+	assert_int_equal(disk.now, 96);
+	assert_int_equal(disk.nqueue, 4);
+	disk_complete();
+	for (unsigned i = 0; i < 8; i++)
+		assert_true(drv_used(&d, 1, NULL, NULL));
+}
+
 /* One head again and again while nothing completes: bounded by the ring. */
 static void test_flood(void **state)
 {
@@ -453,6 +541,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_write_through, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_readonly, setup_readonly, teardown),
 		cmocka_unit_test_setup_teardown(test_pause_and_reset, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_now, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_flood, setup, teardown),
 	};
 
