@@ -3,11 +3,18 @@
  * The network process: one poll loop around libslirp.
  *
  * Bounds, as the guest is hostile:
- *  - frames to the guest that the socket does not take wait in a ring of QUEUE_MAX; when it is full
- *    they are dropped, and while it is half full slirp's host sockets are not read, so that TCP
- *    slows down instead;
+ *  - frames to the guest that the socket does not take wait in a ring of QUEUE_MAX, QUEUE_BYTES together;
+ *    when it is full they are dropped, and while it is half full slirp's host sockets are not read, so
+ *    that TCP slows down instead;
  *  - at most FILES_MAX descriptors, hence connections, each with buffers of bounded size;
  *  - IPv4 fragments are kept by slirp for half a minute: they pass at FRAGMENTS_PER_S at most.
+ *
+ * Each frame costs two processes a wakeup and the guest an interrupt and a walk through its network code, whatever
+ * its length.  So slirp believes in a wire of SLIRP_MTU: the guest's TCP sends it frames of 64 KiB
+ * (virtio's segmentation offload), and its own long TCP segments go to the guest as they are, with
+ * hints (offload.h) to be cut for NET_MTU; everything else is cut to that, the MTU that the guest knows.
+ * slirp looks at the segment size that a guest offers only where the host's connect is done at once: a smaller
+ * offer than NET_MTU allows is not always kept.
  */
 #include "net/netd.h"
 
@@ -29,16 +36,21 @@
 #include "net/offload.h"
 
 #define QUEUE_MAX	256
-#define FRAME_OUT_MAX	2048 /* slirp's largest frame: MTU 1500 and headers */
-#define BATCH		64   /* frames from the guest a round */
+#define QUEUE_BYTES	(2 * MIB)
+#define SOCKET_SPACE	(1 << 20) /* asked for; the host may give less */
+#define BATCH		64	  /* frames from the guest a round */
 #define FILES_MAX	1024
 #define TIMERS_MAX	8
 #define FRAGMENTS_PER_S 2000
-#define MTU		1500
+/* Three segments fill the 64 KiB of an unscaled window as Linux rounds it; and twice the segment must stay well below
+ * 64 KiB, as slirp tells of newly free window in steps of that. */
+#define SLIRP_MSS 21400
+#define SLIRP_MTU (SLIRP_MSS + 40)
 
 struct out_frame {
-	uint16_t len;
-	uint8_t data[FRAME_OUT_MAX];
+	uint32_t len;
+	struct net_offload off; /* from here on as it is sent, with @len bytes of frame */
+	uint8_t data[];
 };
 
 struct timer {
@@ -56,8 +68,9 @@ struct netd {
 	bool is_gone; /* the machine closed the socket */
 	struct timer timers[TIMERS_MAX];
 	/* frames to the guest */
-	struct out_frame *queue; /* QUEUE_MAX */
+	struct out_frame *queue[QUEUE_MAX]; /* malloc'd */
 	unsigned head, queued;
+	size_t queued_bytes;
 	uint64_t dropped;
 	/* fragments from the guest */
 	int64_t fragment_window_s;
@@ -79,12 +92,9 @@ static int64_t now_ns(void)
 /* ---- to the guest ---- */
 
 /* 1: sent, 0: no room. */
-static int send_now(struct netd *n, const void *frame, size_t len)
+static int send_now(struct netd *n, struct iovec *iov, unsigned niov)
 {
-	static const struct net_offload none;
-	struct iovec iov[2] = { { (void *)(uintptr_t)&none, sizeof(none) },
-				{ (void *)(uintptr_t)frame, len } };
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = niov };
 
 	for (;;) {
 		if (sendmsg(n->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
@@ -100,23 +110,73 @@ static int send_now(struct netd *n, const void *frame, size_t len)
 
 static void flush_queue(struct netd *n)
 {
-	while (n->queued && send_now(n, n->queue[n->head].data, n->queue[n->head].len)) {
+	while (n->queued) {
+		struct out_frame *f = n->queue[n->head];
+		struct iovec iov = { &f->off, sizeof(f->off) + f->len };
+		if (!send_now(n, &iov, 1))
+			return;
 		n->head = (n->head + 1) % QUEUE_MAX;
 		n->queued--;
+		n->queued_bytes -= f->len;
+		free(f);
 	}
+}
+
+static bool is_congested(const struct netd *n)
+{
+	return n->queued >= QUEUE_MAX / 2 || n->queued_bytes >= QUEUE_BYTES / 2;
+}
+
+/* A frame in two parts: sent, or queued, or dropped. */
+static void send_frame(struct netd *n, const struct net_offload *off, const void *head,
+		       size_t head_len, const void *rest, size_t rest_len)
+{
+	size_t len = head_len + rest_len;
+	struct iovec iov[3] = { { (void *)(uintptr_t)off, sizeof(*off) },
+				{ (void *)(uintptr_t)head, head_len },
+				{ (void *)(uintptr_t)rest, rest_len } };
+
+	if (!n->queued && send_now(n, iov, rest_len ? 3 : 2))
+		return;
+	struct out_frame *f = NULL;
+	if (n->queued < QUEUE_MAX && len <= QUEUE_BYTES - n->queued_bytes)
+		f = malloc(sizeof(*f) + len);
+	if (!f) {
+		n->dropped++;
+		return;
+	}
+	f->len = len;
+	f->off = *off;
+	memcpy(f->data, head, head_len);
+	if (rest_len)
+		memcpy(f->data + head_len, rest, rest_len);
+	n->queue[(n->head + n->queued++) % QUEUE_MAX] = f;
+	n->queued_bytes += len;
+}
+
+static int emit_plain(void *arg, const uint8_t *frame, size_t len)
+{
+	static const struct net_offload none;
+
+	send_frame(arg, &none, frame, len, NULL, 0);
+	return 0;
 }
 
 static ssize_t on_send_packet(const void *buf, size_t len, void *opaque)
 {
 	struct netd *n = opaque;
+	uint8_t headers[NET_HEADERS_MAX];
+	struct net_offload off;
 
-	if (len > FRAME_OUT_MAX || n->queued == QUEUE_MAX) {
-		n->dropped++;
-	} else if (n->queued || !send_now(n, buf, len)) {
-		struct out_frame *f = &n->queue[(n->head + n->queued++) % QUEUE_MAX];
-		memcpy(f->data, buf, len);
-		f->len = len;
+	if (len <= NET_MTU + 14) {
+		emit_plain(n, buf, len);
+		return (ssize_t)len;
 	}
+	int head = len <= NET_FRAME_MAX ? offload_long_tcp(buf, len, headers, &off) : -EINVAL;
+	if (head >= 0)
+		send_frame(n, &off, headers, head, (const uint8_t *)buf + head, len - head);
+	else if (offload_fragment(buf, len, emit_plain, n) < 0)
+		n->dropped++;
 	return (ssize_t)len; /* a drop is no error: TCP sends again */
 }
 
@@ -141,6 +201,8 @@ static bool may_pass_fragment(struct netd *n)
 
 static int input_plain(void *arg, const uint8_t *frame, size_t len)
 {
+	/* The frame lies in netd.rx, which is ours to write. */
+	offload_raise_mss((uint8_t *)(uintptr_t)frame, len, SLIRP_MSS);
 	slirp_input(((struct netd *)arg)->slirp, frame, (int)len);
 	return 0;
 }
@@ -152,9 +214,11 @@ static void take_frame(struct netd *n, size_t len)
 
 	if (len < 14)
 		return;
-	if (is_fragment(f, len) && (len > MTU + 18 || !may_pass_fragment(n)))
+	if (is_fragment(f, len) && (len > NET_MTU + 18 || !may_pass_fragment(n)))
 		return;
-	/* slirp takes long TCP segments over IPv4 as they are; IPv6 only up to the MTU. */
+	/* slirp takes long TCP segments over IPv4 as they are; IPv6 only up to its MTU. */
+	if ((n->rx.off.gso_type & ~NET_GSO_ECN) == NET_GSO_TCP6 && n->rx.off.gso_size >= NET_GSO_SIZE_MIN)
+		n->rx.off.gso_size = SLIRP_MTU - NET_HEADERS_MAX;
 	if ((n->rx.off.gso_type & ~NET_GSO_ECN) == NET_GSO_TCP4) {
 		r = offload_checksum(&n->rx.off, f, len);
 		if (r == 0)
@@ -312,12 +376,12 @@ static void serve(struct netd *n)
 {
 	while (!n->is_gone) {
 		uint32_t timeout_ms = 60000;
-		bool is_congested = n->queued >= QUEUE_MAX / 2;
+		bool congested = is_congested(n);
 
 		n->pfds[0] =
 			(struct pollfd){ .fd = n->fd, .events = POLLIN | (n->queued ? POLLOUT : 0) };
 		n->npfds = 1;
-		if (!is_congested)
+		if (!congested)
 			slirp_pollfds_fill(n->slirp, &timeout_ms, add_poll, n);
 		timeout_ms = next_timer_ms(n, timeout_ms);
 		int r = poll(n->pfds, n->npfds, (int)timeout_ms);
@@ -329,7 +393,7 @@ static void serve(struct netd *n)
 			n->pfds[0].revents = 0;
 		if (n->pfds[0].revents & POLLOUT)
 			flush_queue(n);
-		if (!is_congested)
+		if (!congested)
 			slirp_pollfds_poll(n->slirp, r < 0, get_revents, n);
 		run_timers(n);
 		if (n->pfds[0].revents & (POLLIN | POLLHUP | POLLERR))
@@ -347,8 +411,8 @@ static void set_up_slirp(struct netd *n, const struct netd_config *cfg)
 		.in_enabled = true,
 		.in6_enabled = !cfg->no_ipv6,
 		.vprefix_len = 64,
-		.if_mtu = MTU,
-		.if_mru = MTU,
+		.if_mtu = SLIRP_MTU,
+		.if_mru = SLIRP_MTU,
 		.disable_host_loopback = cfg->no_host_loopback,
 	};
 
@@ -420,12 +484,13 @@ static int set_up(struct netd *n, const struct netd_config *cfg, struct error *e
 	n->fd = cfg->fd;
 	n->pfds_cap = FILES_MAX + 1;
 	n->pfds = calloc(n->pfds_cap, sizeof(*n->pfds));
-	n->queue = calloc(QUEUE_MAX, sizeof(*n->queue));
-	if (!n->pfds || !n->queue)
+	if (!n->pfds)
 		return error_set(err, -ENOMEM, "the network process has no memory");
 	if (fcntl(n->fd, F_SETFD, FD_CLOEXEC) < 0)
 		return error_set(err, -errno, "descriptor %d of the network process: %s", n->fd,
 				 strerror(errno));
+	int space = SOCKET_SPACE;
+	setsockopt(n->fd, SOL_SOCKET, SO_SNDBUF, &space, sizeof(space)); /* a wish */
 	limit_files();
 	set_up_slirp(n, cfg);
 	if (!n->slirp)
@@ -467,7 +532,11 @@ int netd_main(const struct netd_config *cfg)
 	if (n->slirp)
 		slirp_cleanup(n->slirp);
 	close(n->fd);
-	free(n->queue);
+	while (n->queued) {
+		free(n->queue[n->head]);
+		n->head = (n->head + 1) % QUEUE_MAX;
+		n->queued--;
+	}
 	free(n->pfds);
 	free(n);
 	return r < 0;

@@ -29,6 +29,7 @@ static struct {
 	int fd;
 	pid_t pid;
 	uint8_t frame[NET_FRAME_MAX]; /* the last one received */
+	struct net_offload off;	      /* ... and its hints */
 	size_t len;
 	uint8_t out[NET_FRAME_MAX];
 } g;
@@ -121,6 +122,7 @@ static bool receive_frame(void)
 		ssize_t n = recv(g.fd, buf, sizeof(buf), 0);
 		assert_true(n > (ssize_t)sizeof(struct net_offload));
 		g.len = n - sizeof(struct net_offload);
+		memcpy(&g.off, buf, sizeof(g.off));
 		memcpy(g.frame, buf + sizeof(struct net_offload), g.len);
 		if (!answer_arp())
 			return true;
@@ -275,6 +277,7 @@ static void test_no_host_loopback(void **state)
 static uint32_t tcp_seq, tcp_ack;
 static unsigned tcp_sport, tcp_dport;
 
+/* With SYN in @flags @data are options. */
 static void send_tcp(uint8_t flags, const void *data, size_t len, const struct net_offload *off)
 {
 	uint8_t *t = g.out + 34;
@@ -288,7 +291,7 @@ static void send_tcp(uint8_t flags, const void *data, size_t len, const struct n
 	put16(t + 2, tcp_dport);
 	put32(t + 4, tcp_seq);
 	put32(t + 8, tcp_ack);
-	t[12] = 0x50;
+	t[12] = flags & 2 ? (20 + len) / 4 << 4 : 0x50;
 	t[13] = flags;
 	put16(t + 14, 60000);
 	if (len)
@@ -298,10 +301,11 @@ static void send_tcp(uint8_t flags, const void *data, size_t len, const struct n
 	sum = (uint16_t)~net_checksum_fold(pseudo);
 	memcpy(t + 16, &sum, 2);
 	send_frame(off ? off : &plain, 54 + len);
-	tcp_seq += len + (flags & 2 ? 1 : 0) + (flags & 1);
+	tcp_seq += flags & 2 ? 1 : len + (flags & 1);
 }
 
-static void test_tcp(void **state)
+/* @offer: the MSS that the guest tells, 0: none; @largest: what comes at once, to be cut into @segment. */
+static void tcp(unsigned offer, size_t largest, unsigned segment)
 {
 	enum { BIG = 30000 };
 	static uint8_t data[BIG], got[BIG];
@@ -312,15 +316,15 @@ static void test_tcp(void **state)
 				   .csum_start = 34,
 				   .csum_offset = 16 };
 	int listener = host_socket(SOCK_STREAM, &tcp_dport);
+	const uint8_t options[4] = { 2, 4, offer >> 8, offer };
 
-	(void)state;
 	for (unsigned i = 0; i < BIG; i++)
 		data[i] = i * 7 + (i >> 8);
 	spawn(&(struct netd_options){ 0 });
 	tcp_sport = 5000;
 	tcp_seq = 1000;
 	tcp_ack = 0;
-	send_tcp(0x02, NULL, 0, NULL);
+	send_tcp(0x02, options, offer ? 4 : 0, NULL);
 	expect_readable(listener);
 	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	assert_true(fd >= 0);
@@ -339,12 +343,20 @@ static void test_tcp(void **state)
 		n += r;
 	}
 	assert_memory_equal(got, data, BIG);
-	/* And back, in frames of the MTU. */
+	/* And back, in frames that the guest's own MTU allows, or in long ones that may be cut to it. */
+	size_t longest = 0;
 	assert_int_equal(write(fd, data, BIG), BIG);
 	for (n = 0; n < BIG;) {
 		t = receive_ip(6, 5000);
 		size_t head = (t[12] >> 4) * 4u, len = get16(g.frame + 16) - 20 - head;
-		assert_true(g.len <= 1514);
+		if (len > segment) {
+			assert_int_equal(g.off.gso_type, NET_GSO_TCP4);
+			assert_int_equal(g.off.gso_size, segment);
+			assert_int_equal(g.off.flags, NET_OFF_NEEDS_CSUM);
+		} else {
+			assert_int_equal(g.off.gso_type, NET_GSO_NONE);
+		}
+		longest = MAX(longest, len);
 		if (!len || get32(t + 4) != tcp_ack)
 			continue;
 		assert_memory_equal(t + head, data + n, len);
@@ -352,8 +364,51 @@ static void test_tcp(void **state)
 		tcp_ack += len;
 		send_tcp(0x10, NULL, 0, NULL);
 	}
+	assert_true(longest <= largest && longest > largest / 2);
 	close(fd);
 	close(listener);
+	end();
+}
+
+static void test_tcp(void **state)
+{
+	(void)state;
+	tcp(1460, 21400, 1460);
+	tcp(9000, 21400, 1460);
+	tcp(0, 21400, 1460); /* nothing told: what the wire allows */
+}
+
+/* A datagram longer than the wire comes in fragments. */
+static void test_udp_fragments(void **state)
+{
+	static uint8_t data[5000], got[sizeof(data) + 8];
+	struct sockaddr_in from;
+	socklen_t len = sizeof(from);
+	unsigned port;
+	char buf[64];
+	int fd = host_socket(SOCK_DGRAM, &port);
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(data); i++)
+		data[i] = i * 11 + (i >> 8);
+	spawn(&(struct netd_options){ 0 });
+	send_udp(GUEST_IP, HOST_IP, 4000, port, 4);
+	expect_readable(fd);
+	assert_int_equal(recvfrom(fd, buf, sizeof(buf), 0, (struct sockaddr *)&from, &len), 4);
+	assert_int_equal(sendto(fd, data, sizeof(data), 0, (struct sockaddr *)&from, len), sizeof(data));
+	for (size_t n = 0; n < sizeof(got);) {
+		receive_ip(17, 0);
+		size_t part = get16(g.frame + 16) - 20;
+		assert_true(g.len <= 1514);
+		assert_int_equal((get16(g.frame + 20) & 0x1fff) * 8, n);
+		assert_true(n + part <= sizeof(got));
+		memcpy(got + n, g.frame + 34, part);
+		n += part;
+		assert_int_equal(!(get16(g.frame + 20) & 0x2000), n == sizeof(got));
+	}
+	assert_int_equal(get16(got + 4), sizeof(got));
+	assert_memory_equal(got + 8, data, sizeof(data));
+	close(fd);
 	end();
 }
 
@@ -580,6 +635,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_dhcp),
 		cmocka_unit_test(test_udp),
 		cmocka_unit_test(test_no_host_loopback),
+		cmocka_unit_test(test_udp_fragments),
 		cmocka_unit_test(test_tcp),
 		cmocka_unit_test(test_forward),
 		cmocka_unit_test(test_spawn_failures),

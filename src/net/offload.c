@@ -15,9 +15,11 @@ enum {
 	IPV4_MIN = 20,
 	IPV6_HEADER = 40,
 	TCP_MIN = 20,
-	HEADERS_MAX = 512, /* of all layers together */
+	HEADERS_MAX = NET_HEADERS_MAX,
 };
-enum { TCP_FIN = 0x01, TCP_PSH = 0x08, TCP_CWR = 0x80 };
+enum { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_PSH = 0x08, TCP_CWR = 0x80 };
+enum { OPT_END = 0, OPT_NOP = 1, OPT_MSS = 2, OPT_MSS_LEN = 4 };
+enum { IP_MORE = 0x2000, IP_OFFSET = 0x1fff };
 
 /* ---- bytes ---- */
 
@@ -112,18 +114,14 @@ static int parse_ipv4(const uint8_t *frame, size_t len, size_t at)
 	return (int)(at + ihl);
 }
 
-/* A TCP frame of the kind that @off announces. */
-static int parse_tcp(const struct net_offload *off, const uint8_t *frame, size_t len,
-		     struct net_packet *pkt)
+static int parse_any_tcp(const uint8_t *frame, size_t len, struct net_packet *pkt)
 {
 	uint16_t type;
 	int l3 = parse_ethernet(frame, len, &type);
 
-	if (l3 < 0)
-		return l3;
-	pkt->is_ipv6 = (off->gso_type & ~NET_GSO_ECN) == NET_GSO_TCP6;
-	if (type != (pkt->is_ipv6 ? TYPE_IPV6 : TYPE_IPV4))
+	if (l3 < 0 || (type != TYPE_IPV4 && type != TYPE_IPV6))
 		return -EINVAL;
+	pkt->is_ipv6 = type == TYPE_IPV6;
 	int l4 = pkt->is_ipv6 ? parse_ipv6(frame, len, l3) : parse_ipv4(frame, len, l3);
 	if (l4 < 0 || len < (size_t)l4 + TCP_MIN)
 		return -EINVAL;
@@ -134,6 +132,15 @@ static int parse_tcp(const struct net_offload *off, const uint8_t *frame, size_t
 	pkt->l4 = l4;
 	pkt->payload = payload;
 	return 0;
+}
+
+/* A TCP frame of the kind that @off announces. */
+static int parse_tcp(const struct net_offload *off, const uint8_t *frame, size_t len,
+		     struct net_packet *pkt)
+{
+	bool is_ipv6 = (off->gso_type & ~NET_GSO_ECN) == NET_GSO_TCP6;
+
+	return parse_any_tcp(frame, len, pkt) < 0 || pkt->is_ipv6 != is_ipv6 ? -EINVAL : 0;
 }
 
 static bool is_tcp_gso(const struct net_offload *off)
@@ -228,4 +235,111 @@ int offload_segment(const struct net_offload *off, uint8_t *frame, size_t len,
 			return r;
 		at += part;
 	}
+}
+
+/* ---- long segments ---- */
+
+/* The place of the MSS option's value in a TCP header; 0: none. */
+static size_t find_mss(const uint8_t *frame, const struct net_packet *pkt)
+{
+	size_t at = pkt->l4 + TCP_MIN;
+
+	while (at < pkt->payload && frame[at] != OPT_END) {
+		if (frame[at] == OPT_NOP) {
+			at++;
+			continue;
+		}
+		if (at + 2 > pkt->payload || frame[at + 1] < 2 || frame[at + 1] > pkt->payload - at)
+			return 0;
+		if (frame[at] == OPT_MSS)
+			return frame[at + 1] == OPT_MSS_LEN ? at + 2 : 0;
+		at += frame[at + 1];
+	}
+	return 0;
+}
+
+/* RFC 1624, equation 3.  An odd place in the packet swaps the bytes. */
+static void update_checksum(uint8_t *field, uint16_t old, uint16_t new, bool is_odd)
+{
+	if (is_odd) {
+		old = (uint16_t)(old << 8 | old >> 8);
+		new = (uint16_t)(new << 8 | new >> 8);
+	}
+	uint32_t sum = (uint16_t)~get16(field) + (uint32_t)(uint16_t)~old + new;
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	put16(field, (uint16_t) ~(sum + (sum >> 16)));
+}
+
+bool offload_raise_mss(uint8_t *frame, size_t len, uint16_t mss)
+{
+	struct net_packet pkt;
+
+	if (parse_any_tcp(frame, len, &pkt) < 0 || !(frame[pkt.l4 + 13] & TCP_SYN))
+		return false;
+	size_t at = find_mss(frame, &pkt);
+	uint16_t least = NET_MTU - TCP_MIN - (pkt.is_ipv6 ? IPV6_HEADER : IPV4_MIN);
+	if (!at || get16(frame + at) < least || get16(frame + at) >= mss)
+		return false;
+	update_checksum(frame + pkt.l4 + 16, get16(frame + at), mss, (at - pkt.l4) & 1);
+	put16(frame + at, mss);
+	return true;
+}
+
+int offload_long_tcp(const uint8_t *frame, size_t len, uint8_t headers[NET_HEADERS_MAX],
+		     struct net_offload *off)
+{
+	struct net_packet pkt;
+
+	if (parse_any_tcp(frame, len, &pkt) < 0 || pkt.payload - pkt.l3 > NET_MTU / 2)
+		return -EINVAL;
+	memcpy(headers, frame, pkt.payload);
+	/* The receiver sums the rest itself, if it wants to (5.1.6.2): here is the pseudo header. */
+	uint64_t sum = pkt.is_ipv6 ? net_checksum(frame + pkt.l3 + 8, 32, 0)
+				   : net_checksum(frame + pkt.l3 + 12, 8, 0);
+	uint16_t partial = ~net_checksum_fold(sum + htons(len - pkt.l4) + (uint64_t)htons(PROTO_TCP));
+	memcpy(headers + pkt.l4 + 16, &partial, 2);
+	*off = (struct net_offload){
+		.flags = NET_OFF_NEEDS_CSUM,
+		.gso_type = pkt.is_ipv6 ? NET_GSO_TCP6 : NET_GSO_TCP4,
+		.hdr_len = pkt.payload,
+		.gso_size = NET_MTU - (pkt.payload - pkt.l3),
+		.csum_start = pkt.l4,
+		.csum_offset = 16,
+	};
+	return pkt.payload;
+}
+
+int offload_fragment(const uint8_t *frame, size_t len,
+		     int (*emit)(void *arg, const uint8_t *frame, size_t len), void *arg)
+{
+	uint8_t out[ETH_HEADER + 8 + NET_MTU];
+	uint16_t type;
+	int l3 = parse_ethernet(frame, len, &type);
+
+	if (l3 < 0 || type != TYPE_IPV4 || len < (size_t)l3 + IPV4_MIN || frame[l3] >> 4 != 4)
+		return -EINVAL;
+	size_t ihl = (frame[l3] & 15) * 4u, total = get16(frame + l3 + 2), head = l3 + ihl;
+	if (ihl < IPV4_MIN || total < ihl || total > len - l3)
+		return -EINVAL;
+	uint16_t word = get16(frame + l3 + 6);
+	size_t most = (NET_MTU - ihl) & ~(size_t)7, base = (word & IP_OFFSET) * 8u;
+	memcpy(out, frame, head);
+	for (size_t at = 0; at < total - ihl;) {
+		size_t part = MIN(most, total - ihl - at);
+		bool is_last = at + part == total - ihl;
+		uint16_t offset = (uint16_t)((base + at) / 8);
+		memcpy(out + head, frame + head + at, part);
+		put16(out + l3 + 2, ihl + part);
+		put16(out + l3 + 6, (word & ~(IP_OFFSET | IP_MORE)) | offset |
+					    (is_last ? word & IP_MORE : IP_MORE));
+		put16(out + l3 + 10, 0);
+		uint16_t sum = net_checksum_fold(net_checksum(out + l3, ihl, 0));
+		memcpy(out + l3 + 10, &sum, 2);
+		int r = emit(arg, out, head + part);
+		if (r < 0)
+			return r;
+		at += part;
+	}
+	return 0;
 }

@@ -23,6 +23,9 @@ enum {
 /* The smallest segment accepted: more frames than len / 48 never come out of one. */
 #define NET_GSO_SIZE_MIN 48
 
+#define NET_MTU		1500 /* of a network's wire: what a frame carries behind its Ethernet header */
+#define NET_HEADERS_MAX 512 /* Ethernet, IP and TCP together */
+
 struct net_packet {		  /* what is where in a TCP frame */
 	uint16_t l3, l4, payload; /* offsets */
 	bool is_ipv6;
@@ -44,6 +47,35 @@ int offload_checksum(const struct net_offload *off, uint8_t *frame, size_t len);
  */
 int offload_segment(const struct net_offload *off, uint8_t *frame, size_t len,
 		    int (*emit)(void *arg, const uint8_t *frame, size_t len), void *arg);
+
+/*
+ * Long segments from a TCP that believes in a larger wire than there is.  Offered MSS raised on the way in
+ * (offload_raise_mss), its long frames get hints on the way out (offload_long_tcp): who receives them may cut
+ * them to NET_MTU, or, as a guest does, take them whole.  Both ends of a connection see one of NET_MTU.
+ */
+
+/**
+ * offload_raise_mss() - if @frame is a TCP SYN that offers what NET_MTU allows or more, let it offer @mss.
+ * Offers of less stay, so that long segments go only to who can be sent segments of NET_MTU.  The checksum stays
+ * right if it was.  Returns whether it did; of a frame that is anything else nothing is touched.
+ */
+bool offload_raise_mss(uint8_t *frame, size_t len, uint16_t mss);
+
+/**
+ * offload_long_tcp() - hints for a complete TCP frame longer than NET_MTU allows.
+ * @headers: receives the headers that go before the payload in place of the frame's own
+ * @off: receives the hints
+ * Returns the headers' length, or -EINVAL: no TCP frame.
+ */
+int offload_long_tcp(const uint8_t *frame, size_t len, uint8_t headers[NET_HEADERS_MAX],
+		     struct net_offload *off);
+
+/**
+ * offload_fragment() - cut an IPv4 packet longer than NET_MTU into fragments (RFC 791).
+ * Returns 0, -EINVAL (no IPv4: nothing was emitted), or what @emit returned.
+ */
+int offload_fragment(const uint8_t *frame, size_t len,
+		     int (*emit)(void *arg, const uint8_t *frame, size_t len), void *arg);
 
 /** net_checksum() - the Internet checksum's sum (RFC 1071) of @len bytes, not folded, onto @sum. */
 uint64_t net_checksum(const void *data, size_t len, uint64_t sum);

@@ -281,13 +281,188 @@ static void test_hostile(void **state)
 	}
 }
 
+/* ---- long segments ---- */
+
+static void put_mss(struct build *b, size_t at, unsigned mss)
+{
+	memcpy(b->frame + b->l4 + at, "\x02\x04", 2);
+	b->frame[b->l4 + at + 2] = mss >> 8;
+	b->frame[b->l4 + at + 3] = mss;
+}
+
+static unsigned mss_at(const struct build *b, size_t at)
+{
+	return b->frame[b->l4 + at + 2] << 8 | b->frame[b->l4 + at + 3];
+}
+
+static void build_syn(struct build *b, bool is_ipv6, size_t at, unsigned mss)
+{
+	struct net_offload off = { .flags = 1, .gso_type = is_ipv6 ? NET_GSO_TCP6 : NET_GSO_TCP4 };
+
+	build_tcp(b, is_ipv6, 0, 12, 0);
+	memset(b->frame + b->l4 + 20, 1, 12); /* no operation */
+	put_mss(b, at, mss);
+	b->frame[b->l4 + 13] = 0x02;
+	assert_int_equal(offload_checksum(&off, b->frame, b->len), 0);
+}
+
+static void expect_untouched(struct build *b)
+{
+	static uint8_t before[NET_FRAME_MAX];
+
+	memcpy(before, b->frame, b->len);
+	assert_false(offload_raise_mss(b->frame, b->len, 21400));
+	assert_memory_equal(before, b->frame, b->len);
+}
+
+static void test_raise_mss(void **state)
+{
+	static struct build b;
+
+	(void)state;
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		unsigned least = v6 ? 1440 : 1460;
+		for (unsigned at = 20; at <= 28; at++) { /* odd places as well */
+			build_syn(&b, v6, at, least);
+			assert_true(offload_raise_mss(b.frame, b.len, 21400));
+			assert_int_equal(mss_at(&b, at), 21400);
+			expect_tcp_sums(b.frame, b.len, b.l3, b.l4, v6);
+		}
+		build_syn(&b, v6, 20, 9000);
+		b.frame[b.l4 + 13] |= 0x10; /* the answer's SYN */
+		assert_true(offload_raise_mss(b.frame, b.len, 21400));
+		assert_int_equal(mss_at(&b, 20), 21400);
+		/* Left alone: smaller offers, larger ones, no SYN, no option, options that make no sense. */
+		build_syn(&b, v6, 20, least - 1);
+		expect_untouched(&b);
+		build_syn(&b, v6, 20, 21400);
+		expect_untouched(&b);
+		build_syn(&b, v6, 20, 65535);
+		expect_untouched(&b);
+		build_syn(&b, v6, 20, 1460);
+		b.frame[b.l4 + 13] = 0x10;
+		expect_untouched(&b);
+		build_syn(&b, v6, 20, 1460);
+		b.frame[b.l4 + 20] = 0; /* the end before it */
+		expect_untouched(&b);
+		build_syn(&b, v6, 24, 1460);
+		memcpy(b.frame + b.l4 + 20, "\x08\x00", 2); /* length 0 */
+		expect_untouched(&b);
+		memcpy(b.frame + b.l4 + 20, "\x08\x0d", 2); /* past the header */
+		expect_untouched(&b);
+		build_syn(&b, v6, 28, 1460);
+		b.frame[b.l4 + 29] = 3;
+		expect_untouched(&b);
+		build_syn(&b, v6, 20, 1);
+		memset(b.frame + b.l4 + 20, 1, 11);
+		b.frame[b.l4 + 31] = 2; /* cut at the header's end */
+		expect_untouched(&b);
+	}
+}
+
+/* Hints made of a finished long frame lead to the same segments as anybody's. */
+static void test_long_tcp(void **state)
+{
+	static struct build b;
+	static uint8_t want[NET_FRAME_MAX];
+	uint8_t headers[NET_HEADERS_MAX];
+	struct net_offload off;
+
+	(void)state;
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		build_tcp(&b, v6, 0, 12, 21400);
+		struct net_offload done = { .flags = 1, .gso_type = v6 ? NET_GSO_TCP6 : NET_GSO_TCP4 };
+		assert_int_equal(offload_checksum(&done, b.frame, b.len), 0);
+		memcpy(want, b.frame + b.payload, 21400);
+		assert_int_equal(offload_long_tcp(b.frame, b.len, headers, &off), b.payload);
+		assert_int_equal(off.gso_type, v6 ? NET_GSO_TCP6 : NET_GSO_TCP4);
+		assert_int_equal(off.gso_size, 1500 - (b.payload - b.l3));
+		assert_int_equal(off.flags, NET_OFF_NEEDS_CSUM);
+		assert_int_equal(off.hdr_len, b.payload);
+		memcpy(b.frame, headers, b.payload);
+		/* As a receiver that takes it whole completes it. */
+		struct net_offload plain = off;
+		plain.gso_type = NET_GSO_NONE;
+		assert_int_equal(offload_checksum(&plain, b.frame, b.len), 0);
+		expect_tcp_sums(b.frame, b.len, b.l3, b.l4, v6);
+		memcpy(b.frame, headers, b.payload);
+		struct sink s = {
+			.b = &b, .is_ipv6 = v6, .mss = off.gso_size, .want = want, .want_len = 21400
+		};
+		assert_int_equal(offload_segment(&off, b.frame, b.len, take, &s), 0);
+		assert_int_equal(s.bytes, 21400);
+	}
+	build_tcp(&b, false, 0, 0, 3000);
+	b.frame[b.l3 + 9] = 17;
+	assert_int_equal(offload_long_tcp(b.frame, b.len, headers, &off), -EINVAL);
+	build_tcp(&b, false, 0, 0, 3000);
+	for (b.len = 0; b.len < b.payload; b.len++)
+		assert_int_equal(offload_long_tcp(b.frame, b.len, headers, &off), -EINVAL);
+}
+
+struct joined {
+	uint8_t data[NET_FRAME_MAX];
+	size_t len;
+	unsigned n, fail_at;
+	bool is_last;
+};
+
+static int join(void *arg, const uint8_t *f, size_t len)
+{
+	struct joined *j = arg;
+	unsigned word = f[20] << 8 | f[21];
+
+	if (j->fail_at && j->n + 1 == j->fail_at)
+		return -ENOBUFS;
+	assert_true(len <= 1514);
+	assert_false(j->is_last);
+	assert_int_equal(f[16] << 8 | f[17], len - 14);
+	assert_int_equal((word & 0x1fff) * 8, j->len);
+	assert_int_equal(slow_sum(f + 14, 20, 0), 0xffff);
+	memcpy(j->data + j->len, f + 34, len - 34);
+	j->len += len - 34;
+	j->is_last = !(word & 0x2000);
+	j->n++;
+	return 0;
+}
+
+static void test_fragments(void **state)
+{
+	static struct build b;
+	static struct joined j;
+
+	(void)state;
+	for (size_t payload = 1; payload < 9000; payload += 373) {
+		build_tcp(&b, false, 0, 0, payload);
+		b.frame[b.l3 + 6] = 0;
+		memset(&j, 0, sizeof(j));
+		assert_int_equal(offload_fragment(b.frame, b.len, join, &j), 0);
+		assert_true(j.is_last);
+		assert_int_equal(j.n, (20 + payload + 1479) / 1480);
+		assert_int_equal(j.len, 20 + payload);
+		assert_memory_equal(j.data, b.frame + b.l4, j.len);
+	}
+	build_tcp(&b, false, 0, 0, 8000);
+	b.frame[b.l3 + 6] = 0;
+	memset(&j, 0, sizeof(j));
+	j.fail_at = 3;
+	assert_int_equal(offload_fragment(b.frame, b.len, join, &j), -ENOBUFS);
+	assert_int_equal(j.n, 2);
+	build_tcp(&b, true, 0, 0, 8000);
+	assert_int_equal(offload_fragment(b.frame, b.len, join, &j), -EINVAL);
+	build_tcp(&b, false, 0, 0, 8000);
+	assert_int_equal(offload_fragment(b.frame, b.len - 1, join, &j), -EINVAL);
+	b.frame[b.l3] = 0x44;
+	assert_int_equal(offload_fragment(b.frame, b.len, join, &j), -EINVAL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_checksum),
-		cmocka_unit_test(test_segments),
-		cmocka_unit_test(test_plain),
-		cmocka_unit_test(test_hostile),
+		cmocka_unit_test(test_checksum),  cmocka_unit_test(test_segments),
+		cmocka_unit_test(test_plain),	  cmocka_unit_test(test_hostile),
+		cmocka_unit_test(test_raise_mss), cmocka_unit_test(test_long_tcp),
+		cmocka_unit_test(test_fragments),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
