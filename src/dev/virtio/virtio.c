@@ -67,6 +67,16 @@ static void run_deferred(void *arg)
 			virtio_kick(v, q);
 }
 
+/* Interrupts that were put off and are still wanted. */
+static void run_moderated(void *arg)
+{
+	struct virtio_dev *v = arg;
+
+	for (unsigned q = 0; q < v->host.nqueues; q++)
+		if (v->host.moderated & (1u << q) && vq_wants_interrupt(&v->vqs[q]))
+			v->host.transport->notify_queue(v, q);
+}
+
 int virtio_init(struct virtio_dev *v, const struct virtio_class *cls,
 		const struct virtio_transport *transport, const struct dev_env *env,
 		uint64_t offered, const uint16_t *sizes, unsigned nqueues, struct error *err)
@@ -82,10 +92,11 @@ int virtio_init(struct virtio_dev *v, const struct virtio_class *cls,
 		.nqueues = nqueues,
 		.scratch = calloc(VQ_IOV_MAX, sizeof(struct iovec)),
 		.defer_timer = vtimer_create(env->loop, env->clock, run_deferred, v),
+		.irq_timer = vtimer_create(env->loop, env->clock, run_moderated, v),
 	};
 	for (unsigned q = 0; q < VIRTIO_QUEUES_MAX; q++)
 		vq_init(&v->vqs[q], env->ram, q < nqueues ? sizes[q] : 0);
-	if (!v->host.scratch || !v->host.defer_timer) {
+	if (!v->host.scratch || !v->host.defer_timer || !v->host.irq_timer) {
 		virtio_fini(v);
 		return error_set(err, -ENOMEM, "out of memory");
 	}
@@ -95,8 +106,9 @@ int virtio_init(struct virtio_dev *v, const struct virtio_class *cls,
 void virtio_fini(struct virtio_dev *v)
 {
 	vtimer_destroy(v->host.defer_timer);
+	vtimer_destroy(v->host.irq_timer);
 	free(v->host.scratch);
-	v->host.defer_timer = NULL;
+	v->host.defer_timer = v->host.irq_timer = NULL;
 	v->host.scratch = NULL;
 }
 
@@ -108,6 +120,7 @@ void virtio_reset(struct virtio_dev *v)
 		vq_reset(&v->vqs[q]);
 	v->host.deferred = 0;
 	vtimer_cancel(v->host.defer_timer);
+	vtimer_cancel(v->host.irq_timer);
 	v->features = 0;
 	v->status = 0;
 	v->config_generation = 0;
@@ -135,6 +148,8 @@ void virtio_pause(struct virtio_dev *v)
 	v->host.is_paused = true;
 	if (v->host.cls->pause)
 		v->host.cls->pause(v);
+	vtimer_cancel(v->host.irq_timer);
+	run_moderated(v);
 }
 
 void virtio_resume(struct virtio_dev *v)
@@ -266,9 +281,22 @@ void virtio_config_write(struct virtio_dev *v, unsigned offset, unsigned size, u
 
 void virtio_flush(struct virtio_dev *v, unsigned q)
 {
-	if (vq_flush(&v->vqs[q]))
+	struct virtqueue *vq = &v->vqs[q];
+
+	vq_publish(vq);
+	if (v->host.moderated & (1u << q) && !v->host.is_paused &&
+	    vq_unsignalled(vq) < VIRTIO_IRQ_BACKLOG) {
+		if (vq_unsignalled(vq) && !vtimer_is_armed(v->host.irq_timer))
+			vtimer_arm(v->host.irq_timer, vclock_now_ns(v->host.clock) + VIRTIO_IRQ_DELAY_NS);
+	} else if (vq_wants_interrupt(vq)) {
 		v->host.transport->notify_queue(v, q);
+	}
 	note_broken(v, q);
+}
+
+void virtio_moderate(struct virtio_dev *v, unsigned q)
+{
+	v->host.moderated |= 1u << q;
 }
 
 void virtio_break(struct virtio_dev *v, unsigned q, const char *why)

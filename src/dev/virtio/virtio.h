@@ -30,6 +30,9 @@
 #define VIRTIO_BUDGET	  256
 #define VIRTIO_NO_VECTOR  0xffff
 
+#define VIRTIO_IRQ_DELAY_NS 250000
+#define VIRTIO_IRQ_BACKLOG  16
+
 enum virtio_id {
 	VIRTIO_ID_NET = 1,
 	VIRTIO_ID_BLOCK = 2,
@@ -93,6 +96,8 @@ struct virtio_host {
 	struct iovec *scratch; /* VQ_IOV_MAX, for virtio_serve */
 	uint64_t offered;      /* features */
 	uint32_t deferred;     /* bit q: queue q is to be served in a later round */
+	uint32_t moderated;    /* bit q: interrupts of queue q may come late */
+	struct vtimer *irq_timer;
 	unsigned nqueues;
 	bool is_paused;
 	bool is_serving; /* the scratch vectors are in use */
@@ -157,6 +162,13 @@ struct virtqueue *virtio_vq(struct virtio_dev *v, unsigned q);
  * broken queue into DEVICE_NEEDS_RESET: call it at the end of each piece of work.
  */
 void virtio_flush(struct virtio_dev *v, unsigned q);
+
+/**
+ * virtio_moderate() - interrupts of queue @q may come up to VIRTIO_IRQ_DELAY_NS late.  For chains that the driver only
+ * wants back: it mostly finds them by itself before, when it puts the next ones, and then needs no
+ * interrupt.  More than VIRTIO_IRQ_BACKLOG chains given back are told at once, as is everything at a pause.
+ */
+void virtio_moderate(struct virtio_dev *v, unsigned q);
 
 /** virtio_break() - the driver violated the device's protocol: queue @q is unusable until reset. */
 void virtio_break(struct virtio_dev *v, unsigned q, const char *why);

@@ -585,6 +585,8 @@ int virtio_net_create(struct virtio_net **out, const struct dev_env *env, struct
 			    offered, sizes, NQUEUES, err);
 	if (r < 0)
 		goto fail;
+	/* A driver wants its sent frames back some time; most it finds by itself at the next one. */
+	virtio_moderate(&n->pci.v, QUEUE_TX);
 	cfg->port->card = (struct net_card){
 		.receive = net_receive,
 		.link_changed = net_link_changed,

@@ -140,6 +140,7 @@ static void test_tx(void **state)
 	assert_memory_equal(port.frame, frame, sizeof(frame));
 	assert_memory_equal(&port.off, &h.off, sizeof(h.off));
 	assert_true(drv_used(&d, 1, NULL, NULL));
+	test_advance(&d.t, VIRTIO_IRQ_DELAY_NS);
 	assert_int_equal(d.t.msi.data, DRV_MSI_DATA(2));
 
 	/* Congestion: the chain stays until tx_ready. */
@@ -414,11 +415,77 @@ static void test_link_and_state(void **state)
 	bytes_free(&b);
 }
 
+static void send_frames(unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		drv_add(&d, 1, &(struct drv_buf){ DRV_BUFFERS, 72, false }, 1);
+	drv_kick(&d, 1);
+}
+
+/* As a driver does that has found what it was given back up to now. */
+static void want_next(void)
+{
+	while (drv_used(&d, 1, NULL, NULL))
+		;
+	drv_poke16(&d, d.q[1].avail + 4 + 2 * d.q[1].size, d.q[1].used_seen);
+}
+
+/* That a frame was sent is told late, or not at all if the driver saw it by itself. */
+static void test_late_interrupts(void **state)
+{
+	struct device *dev = virtio_net_device(net);
+
+	for (unsigned event_idx = 0; event_idx < 2; event_idx++) {
+		drv_start(&d, event_idx ? UINT64_MAX : ~VIRTIO_F_EVENT_IDX, 3, true);
+		d.t.msi.count = 0;
+		send_frames(1);
+		assert_int_equal(d.t.msi.count, 0);
+		test_advance(&d.t, VIRTIO_IRQ_DELAY_NS - 1);
+		assert_int_equal(d.t.msi.count, 0);
+		assert_true(drv_used(&d, 1, NULL, NULL)); /* it is there */
+		test_advance(&d.t, 1);
+		assert_int_equal(d.t.msi.count, 1);
+		test_advance(&d.t, 10 * VIRTIO_IRQ_DELAY_NS);
+		assert_int_equal(d.t.msi.count, 1);
+		want_next();
+		/* Many are told at once. */
+		send_frames(VIRTIO_IRQ_BACKLOG);
+		assert_int_equal(d.t.msi.count, 2);
+		want_next();
+		/* A pause leaves nothing untold. */
+		send_frames(1);
+		assert_int_equal(d.t.msi.count, 2);
+		dev->cls->pause(dev);
+		assert_int_equal(d.t.msi.count, 3);
+		dev->cls->resume(dev);
+		test_advance(&d.t, 10 * VIRTIO_IRQ_DELAY_NS);
+		assert_int_equal(d.t.msi.count, 3);
+		want_next();
+		/* A reset forgets. */
+		send_frames(1);
+		drv_write(&d, DRV_COMMON + 20, 1, 0);
+		test_advance(&d.t, 10 * VIRTIO_IRQ_DELAY_NS);
+		assert_int_equal(d.t.msi.count, 3);
+	}
+	drv_start(&d, UINT64_MAX, 3, true);
+	send_frames(1);
+	test_advance(&d.t, VIRTIO_IRQ_DELAY_NS);
+	want_next();
+	d.t.msi.count = 0;
+	for (unsigned i = 0; i < 5; i++) {
+		send_frames(1);
+		want_next();
+		test_advance(&d.t, VIRTIO_IRQ_DELAY_NS);
+		assert_int_equal(d.t.msi.count, 0);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_config, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_tx, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_late_interrupts, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_tx_not_negotiated, setup_plain, teardown),
 		cmocka_unit_test_setup_teardown(test_rx, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_rx_unmerged, setup, teardown),

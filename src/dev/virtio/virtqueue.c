@@ -291,21 +291,38 @@ static bool passed_event(uint16_t event, uint16_t now, uint16_t old)
 	return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
 }
 
-bool vq_flush(struct virtqueue *vq)
+void vq_publish(struct virtqueue *vq)
 {
 	if (!vq_is_ready(vq) || !vq->host.pending)
-		return false;
+		return;
 	vq->used_idx += vq->host.pending;
 	vq->host.pending = 0;
 	store_u16(vq, &vq->host.used->idx, vq->used_idx, __ATOMIC_RELEASE);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+bool vq_wants_interrupt(struct virtqueue *vq)
+{
+	if (!vq_is_ready(vq) || (vq->is_signalled_valid && !vq_unsignalled(vq)))
+		return false;
+	bool want;
 	if (!vq->host.has_event_idx)
-		return !(load_u16(&vq->host.avail->flags) & VQ_AVAIL_F_NO_INTERRUPT);
-	uint16_t event = load_u16(&vq->host.avail->ring[vq->size]);
-	bool want = !vq->is_signalled_valid || passed_event(event, vq->used_idx, vq->signalled);
+		want = !(load_u16(&vq->host.avail->flags) & VQ_AVAIL_F_NO_INTERRUPT);
+	else
+		want = !vq->is_signalled_valid ||
+		       passed_event(load_u16(&vq->host.avail->ring[vq->size]), vq->used_idx,
+				    vq->signalled);
 	vq->signalled = vq->used_idx;
 	vq->is_signalled_valid = true;
 	return want;
+}
+
+bool vq_flush(struct virtqueue *vq)
+{
+	if (!vq_is_ready(vq) || !vq->host.pending)
+		return false;
+	vq_publish(vq);
+	return vq_wants_interrupt(vq);
 }
 
 static bool arm_kick(struct virtqueue *vq, uint16_t seen)

@@ -80,7 +80,7 @@ struct virtqueue {
 	uint16_t size;		 /* a power of two up to max_size */
 	uint16_t last_avail;	 /* next available index to take */
 	uint16_t used_idx;	 /* next used index to fill, without pending ones */
-	uint16_t signalled;	 /* used_idx at the last look at used_event ... */
+	uint16_t signalled;	 /* used_idx at the last look whether to interrupt ... */
 	uint16_t msix_vector;	 /* the transport's */
 	bool is_signalled_valid; /* ... once there was one */
 	bool is_enabled;
@@ -139,6 +139,16 @@ void vq_put(struct virtqueue *vq, const struct vq_elem *elem, uint64_t written);
 
 /** vq_flush() - publish what was put.  Returns whether the driver wants an interrupt. */
 bool vq_flush(struct virtqueue *vq);
+/** vq_publish() - the first half: the driver sees what was put. */
+void vq_publish(struct virtqueue *vq);
+/** vq_wants_interrupt() - the second half, at any later time: was anything published since the last look that the
+ * driver still wants to be told of?  This is a look. */
+bool vq_wants_interrupt(struct virtqueue *vq);
+/** vq_unsignalled() - how much was published since the last look. */
+static inline uint16_t vq_unsignalled(const struct virtqueue *vq)
+{
+	return vq->used_idx - vq->signalled;
+}
 
 /** vq_available() - how many chains wait; 0 when not ready. */
 unsigned vq_available(struct virtqueue *vq);
