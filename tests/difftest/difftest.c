@@ -777,6 +777,32 @@ static uint64_t stack_va(const struct native_state *s)
 	return (mode == 16 ? s->gpr[R_RSP] & 0xffff : s->gpr[R_RSP]) + seg_base(SEG_SS);
 }
 
+/* An XSAVE or FXSAVE area; of one that runs over an end of the arena what lies in it. */
+static void fill_area(uint64_t off, uint8_t *arena, const uint8_t *x, unsigned len)
+{
+	/* What AMD's CPUs look at first was seen with whole areas only. */
+	if (guest.vm->model.is_amd && off > ARENA_BYTES - len)
+		return;
+	for (unsigned i = 0; i < len; i++)
+		if (off + i < ARENA_BYTES)
+			arena[off + i] = x[i];
+}
+
+/* XSTATE_BV and XCOMP_BV without components that the host has enabled and the guest has not: valid for one of them. */
+static void mask_header(uint64_t off, uint8_t *arena)
+{
+	uint32_t lo, hi;
+	uint64_t v;
+
+	__asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+	for (unsigned i = 512; i < 528; i += 8)
+		if (off + i <= ARENA_BYTES - 8) {
+			memcpy(&v, arena + off + i, 8);
+			v &= ~(lo & ~guest.vm->model.xcr0_mask);
+			memcpy(arena + off + i, &v, 8);
+		}
+}
+
 /* Content of the memory operand. */
 static void fill_operand(const struct test_case *tc, uint8_t *arena)
 {
@@ -795,26 +821,32 @@ static void fill_operand(const struct test_case *tc, uint8_t *arena)
 			memcpy(arena + off, &val, tc->in.opsize);
 		return;
 	}
-	if (!tc->target || off > ARENA_BYTES - 64)
-		return;
-	if (id == I_JMP_IND || id == I_CALL_IND) {
-		uint64_t to = CODE_VA - code_base + 0x40 + below(0x300);
-
-		memcpy(arena + off, &to, 8);
-	} else if (id == I_FXRSTOR || id == I_XRSTOR || id == I_LDMXCSR) {
+	if (id == I_FXRSTOR || id == I_XRSTOR) {
 		fill_xsave(x);
 		x[512] = (uint8_t)(rnd() & 7);
 		memset(x + 520, 0, 56);
 		if (chance(5)) /* XCOMP_BV or reserved bytes */
 			x[520 + below(56)] ^= 1u << below(8);
 		if (chance(2))
-			x[512] |= 0x10; /* MPX, which nobody has */
+			x[512] |= 0x10; /* MPX, which nobody has any more */
 		if (chance(5))
 			x[26] = 1; /* reserved bit of MXCSR */
-		if (id == I_LDMXCSR)
-			memcpy(arena + off, x + 24, 4);
-		else if (off <= ARENA_BYTES - XSAVE_BYTES)
-			memcpy(arena + off, x, id == I_XRSTOR ? XSAVE_BYTES : 512);
+		fill_area(off, arena, x, id == I_XRSTOR ? XSAVE_BYTES : 512);
+		if (id == I_XRSTOR)
+			mask_header(off, arena);
+		return;
+	}
+	if (!tc->target || off > ARENA_BYTES - 64)
+		return;
+	if (id == I_JMP_IND || id == I_CALL_IND) {
+		uint64_t to = CODE_VA - code_base + 0x40 + below(0x300);
+
+		memcpy(arena + off, &to, 8);
+	} else if (id == I_LDMXCSR) {
+		fill_xsave(x);
+		if (chance(5))
+			x[26] = 1; /* reserved bit */
+		memcpy(arena + off, x + 24, 4);
 	} else if (tc->in.desc->attr & INSN_X87 && tc->in.mem_size == 10) {
 		rnd_float80(arena + off);
 	} else if ((id == I_CMPXCHG8B || id == I_CMPXCHG16B) && chance(50)) {

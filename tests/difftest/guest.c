@@ -47,8 +47,8 @@ static void map_page(struct dt_guest *g, uint64_t va, uint64_t gpa, uint64_t fla
 	put_pte(g, pt, va >> 12 & 511, gpa | flags);
 }
 
-/* Every feature in the list that the host's CPUID shows. */
-static void fill_model(struct cpu_model *m)
+/* The host's vendor, and every feature in the list that its CPUID shows. */
+static int fill_model(struct cpu_model *m, struct error *err)
 {
 	static const struct {
 		uint32_t leaf, subleaf;
@@ -59,16 +59,17 @@ static void fill_model(struct cpu_model *m)
 #undef X
 	};
 
-	for (unsigned f = 1; f < CPUF_COUNT; f++) {
+	int ret = cpu_model_init(m, "host", 1, err);
+
+	for (unsigned f = 1; !ret && f < CPUF_COUNT; f++) {
 		uint32_t r[4];
 
+		m->has[f] = false;
 		if (__get_cpuid_count(features[f].leaf, features[f].subleaf, &r[0], &r[1], &r[2], &r[3]))
 			m->has[f] = r[features[f].reg] >> features[f].bit & 1;
 	}
-	m->name = "host";
-	m->vcpus = 1;
-	m->phys_bits = 40;
 	m->xcr0_mask = dbt_host_xsave_mask();
+	return ret;
 }
 
 static void fill_state(struct x86_state *s)
@@ -117,7 +118,8 @@ int dt_guest_create(struct dt_guest *g)
 	struct engine_vcpu *vcpu;
 	struct error err = { { 0 } };
 
-	fill_model(&model);
+	if (fill_model(&model, &err) < 0)
+		goto fail;
 	if (ram_create(&g->ram, 4 * MIB, 0, &err) < 0)
 		goto fail;
 	if (engine_dbt.vm_create(&vm, &cfg, &err) < 0)

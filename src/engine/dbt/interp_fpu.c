@@ -346,6 +346,14 @@ static void check_xsave(struct dbt_cpu *cpu)
 		dbt_raise(cpu, EXC_NM);
 }
 
+/* Address of an XSAVE area of @len bytes.  Intel's CPUs look at the segment before the alignment. */
+static uint64_t xsave_ea(struct dbt_cpu *cpu, const struct insn *in, unsigned len, unsigned acc)
+{
+	if (!cpu->vm->model.is_amd)
+		mem_linear(cpu, in->seg, insn_ea(cpu, in), len, acc);
+	return aligned_ea(cpu, in, 64);
+}
+
 /* Components that the instruction asks for and that are enabled. */
 static uint64_t requested(const struct dbt_cpu *cpu, const struct insn *in)
 {
@@ -369,15 +377,17 @@ void user_xsave(struct dbt_cpu *cpu, const struct insn *in)
 	bool is_opt = is_compact || in->desc->id == I_XSAVEOPT;
 	uint64_t rfbm = requested(cpu, in), used, write;
 	unsigned len = rfbm & XF_AVX ? XS_END : XS_HEADER_END, n = vector_regs(cpu);
+	/* With nothing to save there is nothing but the header, says Intel. */
+	unsigned first = !rfbm && !cpu->vm->model.is_amd ? XS_BV : 0;
 	struct mem_op op;
 	const uint8_t *x;
 	uint64_t ea;
 	uint8_t *p;
 
 	check_xsave(cpu);
-	ea = aligned_ea(cpu, in, 64);
-	mem_begin(cpu, &op, in->seg, ea, len, ACC_RW, false);
-	p = op.ptr;
+	ea = xsave_ea(cpu, in, len, ACC_RW);
+	mem_begin(cpu, &op, in->seg, ea + first, len - first, ACC_RW, false);
+	p = (uint8_t *)op.ptr - first;
 	x = image(cpu);
 	used = in_use(cpu, x);
 	if (is_compact && get32(x + FX_MXCSR) != MXCSR_DEFAULT)
@@ -435,6 +445,27 @@ static void init_x87(uint8_t *x)
 }
 
 /*
+ * What Intel's CPUs look at before the legacy area of XRSTOR: the last byte that the request may need; then the header,
+ * if it says that the format is the compacted one or if nothing is requested.
+ */
+static void check_area(struct dbt_cpu *cpu, const struct insn *in, uint64_t ea, uint64_t rfbm)
+{
+	unsigned len = rfbm & XF_AVX ? XS_END : XS_HEADER_END;
+	struct mem_op op;
+	const uint8_t *p;
+	bool is_invalid;
+
+	mem_begin(cpu, &op, in->seg, ea + len - 1, 1, ACC_READ, false);
+	mem_abort(cpu, &op);
+	mem_begin(cpu, &op, in->seg, ea + XS_BV, XS_HEADER_END - XS_BV, ACC_READ, false);
+	p = (uint8_t *)op.ptr - XS_BV;
+	is_invalid = (!rfbm || get64(p + XS_COMP) & XCOMP_COMPACT) && !is_header_valid(cpu, in, p);
+	mem_abort(cpu, &op);
+	if (is_invalid)
+		dbt_raise_err(cpu, EXC_GP, 0);
+}
+
+/*
  * XRSTOR, XRSTORS.
  *
  * The whole area is read at once, AVX part included where requested: an area whose XSTATE_BV says that
@@ -450,7 +481,12 @@ void user_xrstor(struct dbt_cpu *cpu, const struct insn *in)
 	uint8_t *x;
 
 	check_xsave(cpu);
-	ea = aligned_ea(cpu, in, 64);
+	ea = xsave_ea(cpu, in, rfbm & XF_AVX ? XS_END : len, ACC_READ);
+	if (!cpu->vm->model.is_amd) {
+		check_area(cpu, in, ea, rfbm);
+		if (!rfbm)
+			return;
+	}
 	mem_begin(cpu, &op, in->seg, ea, len, ACC_READ, false);
 	p = op.ptr;
 	bv = get64(p + XS_BV);
@@ -589,6 +625,14 @@ static void set_element(struct vector *v, unsigned i, unsigned size, uint64_t va
 		put32(v->b + 4 * i, (uint32_t)val);
 }
 
+static void probe_write(struct dbt_cpu *cpu, unsigned seg, uint64_t ea, unsigned size)
+{
+	struct mem_op op;
+
+	mem_begin(cpu, &op, seg, ea, size, ACC_WRITE, false);
+	mem_abort(cpu, &op);
+}
+
 /* MASKMOVQ, (V)MASKMOVDQU: bytes of one register selected by another, to [rDI]. */
 void user_maskmov(struct dbt_cpu *cpu, const struct insn *in)
 {
@@ -610,7 +654,11 @@ void user_maskmov(struct dbt_cpu *cpu, const struct insn *in)
 	memcpy(mask, is_mmx ? x + FX_ST + 16 * (in->rm & 7) : x + FX_XMM + 16 * in->rm, len);
 	for (unsigned i = 0; i < len; i++)
 		any |= mask[i] & 0x80;
-	/* Checked as a write even if nothing is selected. */
+	/* Checked as a write even if nothing is selected; by Intel's CPUs the upper half first. */
+	if (len == 16 && !cpu->vm->model.is_amd) {
+		probe_write(cpu, user_mem_seg(in), ea + 8, 8);
+		probe_write(cpu, user_mem_seg(in), ea, 8);
+	}
 	mem_begin(cpu, &op, user_mem_seg(in), ea, len, any ? ACC_RW : ACC_WRITE, false);
 	if (!any) {
 		mem_abort(cpu, &op);
@@ -620,6 +668,29 @@ void user_maskmov(struct dbt_cpu *cpu, const struct insn *in)
 		if (mask[i] & 0x80)
 			((uint8_t *)op.ptr)[i] = data[i];
 	mem_commit(cpu, &op);
+}
+
+/*
+ * May all selected elements of a masked store be written?  Intel's CPUs look at the first byte and at the last byte of
+ * what is selected and name one of them in CR2, AMD's at the elements.
+ */
+static void probe_elements(struct dbt_cpu *cpu, const struct insn *in, const struct vector *mask,
+			   uint64_t ea, unsigned n, unsigned size)
+{
+	unsigned first = n, last = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (!is_selected(mask, i, size))
+			continue;
+		if (cpu->vm->model.is_amd)
+			probe_write(cpu, in->seg, ea + i * size, size);
+		first = MIN(first, i);
+		last = i;
+	}
+	if (first == n || cpu->vm->model.is_amd)
+		return;
+	probe_write(cpu, in->seg, ea + first * size, 1);
+	probe_write(cpu, in->seg, ea + last * size + size - 1, 1);
 }
 
 /* VMASKMOVPS/PD, VPMASKMOVD/Q: unselected elements cause no fault. */
@@ -643,16 +714,21 @@ void user_vmaskmov(struct dbt_cpu *cpu, const struct insn *in)
 	}
 	data = vector_get(x, in->reg);
 	/* All or nothing: a fault in a later element must come before the first write. */
-	for (unsigned i = 0; i < n; i++)
-		if (is_selected(&mask, i, size)) {
-			struct mem_op op;
-
-			mem_begin(cpu, &op, in->seg, ea + i * size, size, ACC_WRITE, false);
-			mem_abort(cpu, &op);
-		}
+	probe_elements(cpu, in, &mask, ea, n, size);
 	for (unsigned i = 0; i < n; i++)
 		if (is_selected(&mask, i, size))
 			mem_write(cpu, in->seg, ea + i * size, size, element(&data, i, size));
+}
+
+/*
+ * Intel's CPUs spread the mask over its elements before the first load (SDM vol. 2, VPGATHERDD, Operation) and
+ * clear what is above it; AMD's CPUs leave what a fault does not reach.
+ */
+static void spread_mask(struct vector *mask, unsigned bytes, unsigned size)
+{
+	for (unsigned i = 0; i < bytes / size; i++)
+		set_element(mask, i, size, is_selected(mask, i, size) ? ~0ULL : 0);
+	memset(mask->b + bytes, 0, sizeof(mask->b) - bytes);
 }
 
 /*
@@ -672,6 +748,8 @@ void user_vgather(struct dbt_cpu *cpu, const struct insn *in)
 	dst = vector_get(image(cpu), in->reg);
 	mask = vector_get(cpu->s.xsave, in->vvvv);
 	index = vector_get(cpu->s.xsave, in->index);
+	if (!cpu->vm->model.is_amd)
+		spread_mask(&mask, bytes, size);
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t off = element(&index, i, isize);
 
@@ -683,6 +761,8 @@ void user_vgather(struct dbt_cpu *cpu, const struct insn *in)
 			vector_set(cpu->s.xsave, in->vvvv, &mask);
 			set_element(&dst, i, size,
 				    mem_read(cpu, in->seg, (base + off * in->scale) & wrap, size));
+			if (!cpu->vm->model.is_amd) /* an element's write is one to all of the register */
+				memset(dst.b + bytes, 0, sizeof(dst.b) - bytes);
 		}
 		set_element(&mask, i, size, 0);
 	}

@@ -30,6 +30,25 @@ struct string_op {
 	unsigned budget;
 };
 
+/*
+ * Intel's CPUs write rCX as the address size does before the first iteration, or instead of it; MOVS and STOS
+ * the other registers, too.
+ */
+static void begin_rep(struct string_op *o, const struct insn *in)
+{
+	struct dbt_cpu *cpu = o->cpu;
+	unsigned id = in->desc->id;
+
+	o->count = cpu->s.gpr[R_RCX] & user_mask(o->asize);
+	if (cpu->vm->model.is_amd)
+		return;
+	user_reg_write(cpu, R_RCX, o->asize, o->count);
+	if (id == I_MOVS)
+		user_reg_write(cpu, R_RSI, o->asize, cpu->s.gpr[R_RSI]);
+	if (id == I_MOVS || id == I_STOS)
+		user_reg_write(cpu, R_RDI, o->asize, cpu->s.gpr[R_RDI]);
+}
+
 /* Returns false when there is nothing to do. */
 static bool begin(struct string_op *o, struct dbt_cpu *cpu, const struct insn *in)
 {
@@ -44,7 +63,7 @@ static bool begin(struct string_op *o, struct dbt_cpu *cpu, const struct insn *i
 	};
 	o->step = cpu->s.rflags & X86_FL_DF ? -(int64_t)o->size : (int64_t)o->size;
 	if (o->is_rep)
-		o->count = cpu->s.gpr[R_RCX] & user_mask(o->asize);
+		begin_rep(o, in);
 	if (cpu->s.rflags & X86_FL_TF || cpu->debug.single_step)
 		o->budget = 1;
 	return o->count;
@@ -297,18 +316,21 @@ static uint64_t compare(uint64_t a, uint64_t b, unsigned size)
 	return (ax >> 8 & (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF)) | (ax & 1 ? FL_OF : 0);
 }
 
-/* One comparison is done; returns true while REPE/REPNE goes on. */
+/*
+ * One comparison is done; returns true while REPE/REPNE goes on.  On Intel's CPUs a fault in a repeated comparison
+ * leaves the flags as they were before the instruction (SDM vol. 2, REP): they are written at the end.
+ */
 static bool done_compare(struct string_op *o, const struct insn *in, uint64_t flags)
 {
 	struct x86_state *s = &o->cpu->s;
-	bool more;
+	bool more = done(o, 1, true);
 
-	s->rflags = (s->rflags & ~(uint64_t)FL_ARITH) | flags;
-	more = done(o, 1, true);
 	if (o->is_rep && !(flags & FL_ZF) != in->repne) {
 		o->count = 0; /* the condition ended it */
-		return false;
+		more = false;
 	}
+	if (!more || o->cpu->vm->model.is_amd)
+		s->rflags = (s->rflags & ~(uint64_t)FL_ARITH) | flags;
 	return more;
 }
 
@@ -320,8 +342,14 @@ void user_cmps(struct dbt_cpu *cpu, const struct insn *in)
 	if (!begin(&o, cpu, in))
 		return;
 	do {
-		a = mem_read(cpu, o.seg, offset_of(&o, R_RSI), o.size);
-		b = mem_read(cpu, SEG_ES, offset_of(&o, R_RDI), o.size);
+		/* Which of two faulting operands is reported: the second of them on Intel's CPUs, the first on AMD's. */
+		if (cpu->vm->model.is_amd) {
+			a = mem_read(cpu, o.seg, offset_of(&o, R_RSI), o.size);
+			b = mem_read(cpu, SEG_ES, offset_of(&o, R_RDI), o.size);
+		} else {
+			b = mem_read(cpu, SEG_ES, offset_of(&o, R_RDI), o.size);
+			a = mem_read(cpu, o.seg, offset_of(&o, R_RSI), o.size);
+		}
 		advance(&o, R_RSI, 1);
 		advance(&o, R_RDI, 1);
 	} while (done_compare(&o, in, compare(a, b, o.size)));

@@ -318,8 +318,9 @@ static void user_leave(struct dbt_cpu *cpu, const struct insn *in)
 /*
  * ---- decimal adjustment ----
  *
- * The manual leaves many of their flags undefined.  They are set as real CPUs were seen to: DAA, DAS and
- * AAD as the addition or subtraction behind them of bytes, AAA and AAS of words.
+ * The manual leaves many of their flags undefined.  They are set as real CPUs were seen to.  AMD (Zen 3): DAA,
+ * DAS and AAD as the addition or subtraction behind them of bytes, AAA and AAS of words.  Intel (Sapphire
+ * Rapids): OF is 0 except after AAD, the others are the result's.
  */
 
 static void set_flags(struct dbt_cpu *cpu, uint64_t mask, uint64_t val)
@@ -361,7 +362,7 @@ static void user_daa(struct dbt_cpu *cpu, const struct insn *in)
 	user_reg_write(cpu, R_RAX, 1, r);
 	set_flags(cpu, FL_ARITH,
 		  (carry ? FL_CF : 0) | (af ? FL_AF : 0) | flags_szp(r, 1) |
-			  flag_of(al, adjust, r, is_sub, 1));
+			  (cpu->vm->model.is_amd ? flag_of(al, adjust, r, is_sub, 1) : 0));
 }
 
 static void user_aaa(struct dbt_cpu *cpu, const struct insn *in)
@@ -375,7 +376,9 @@ static void user_aaa(struct dbt_cpu *cpu, const struct insn *in)
 	}
 	user_reg_write(cpu, R_RAX, 2, r & 0xff0f);
 	set_flags(cpu, FL_ARITH,
-		  (adjust ? FL_CF | FL_AF : 0) | flags_szp(r, 2) | flag_of(ax, adjust, r, is_sub, 2));
+		  (adjust ? FL_CF | FL_AF : 0) |
+			  (cpu->vm->model.is_amd ? flags_szp(r, 2) | flag_of(ax, adjust, r, is_sub, 2)
+						 : flags_szp(r & 0xf, 1)));
 }
 
 static void user_aam(struct dbt_cpu *cpu, const struct insn *in)
@@ -410,9 +413,12 @@ static void user_bound(struct dbt_cpu *cpu, const struct insn *in)
 	uint64_t ea = insn_ea(cpu, in), sign = 1ULL << (8 * in->opsize - 1);
 	/* Signed comparison of unsigned numbers: flip the sign bits. */
 	uint64_t index = gpr_get(cpu, in, in->reg, in->opsize) ^ sign;
-	uint64_t lower = mem_read(cpu, in->seg, ea, in->opsize) ^ sign;
-	uint64_t upper =
-		mem_read(cpu, in->seg, (ea + in->opsize) & user_mask(in->addrsize), in->opsize) ^ sign;
+	uint64_t lower = mem_read(cpu, in->seg, ea, in->opsize) ^ sign, upper;
+
+	/* Intel's CPUs don't look at the upper bound then, AMD's do. */
+	if (index < lower && !cpu->vm->model.is_amd)
+		dbt_raise(cpu, EXC_BR);
+	upper = mem_read(cpu, in->seg, (ea + in->opsize) & user_mask(in->addrsize), in->opsize) ^ sign;
 
 	if (index < lower || index > upper)
 		dbt_raise(cpu, EXC_BR);

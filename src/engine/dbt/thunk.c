@@ -247,6 +247,110 @@ static const void *thunk_find(struct dbt_cpu *cpu, const struct insn *in)
 
 /* ---- execution ---- */
 
+/* Is the operand's alignment checked before anything else?  Of the SHA instructions it is on Intel's CPUs only. */
+static bool is_aligned_operand(const struct dbt_cpu *cpu, const struct insn *in)
+{
+	return in->desc->attr & INSN_ALIGNED ||
+	       (in->desc->feature == CPUF_SHA && !cpu->vm->model.is_amd);
+}
+
+/* MOVSXD r16 reads 16 bits of memory on Intel's CPUs (SDM vol. 2, MOVSX), 32 on AMD's. */
+static unsigned operand_size(const struct dbt_cpu *cpu, const struct insn *in)
+{
+	if (in->desc->id == I_MOVSXD && in->opsize == 2 && !cpu->vm->model.is_amd)
+		return 2;
+	return in->mem_size;
+}
+
+static _Noreturn void raise_fault(struct dbt_cpu *cpu, unsigned fault)
+{
+	if (fault - 1 == EXC_GP)
+		dbt_raise_err(cpu, EXC_GP, 0);
+	dbt_raise(cpu, fault - 1);
+}
+
+enum { FSW_TOP = 0x3800, X87_ALL = 0x3f, X87_PE = 0x20 };
+
+/* TOP of the x87 stack = 0, and nothing else changes. */
+static void clear_top(void)
+{
+	struct {
+		uint32_t fcw, fsw, ftw, other[4];
+	} env;
+	uint16_t fsw;
+
+	__asm__ volatile("fnstsw %0" : "=a"(fsw));
+	if (!(fsw & FSW_TOP))
+		return;
+	__asm__ volatile("fnstenv %0" : "=m"(env));
+	env.fsw &= ~(uint32_t)FSW_TOP;
+	__asm__ volatile("fldenv %0" : : "m"(env));
+}
+
+/*
+ * Intel's CPUs do some of an instruction's work before they look at the operand they store to, and a fault there
+ * does not undo it: of the step from x87 to MMX the new TOP, not the tags; and the exceptions that VCVTPS2PH finds.
+ */
+static void work_before_store(struct dbt_cpu *cpu, const struct insn *in, const void *code)
+{
+	unsigned fault;
+
+	if (in->desc->attr & INSN_MMX) {
+		dbt_fpu_to_regs(cpu);
+		clear_top();
+	} else if (in->desc->id == I_VCVTPS2PH) {
+		dbt_fpu_to_regs(cpu);
+		fault = dbt_thunk_call(cpu, code, cpu->tmp);
+		if (fault)
+			raise_fault(cpu, fault);
+	}
+}
+
+/*
+ * x87 stores as Intel's CPUs do them.  With an unmasked exception other than #P nothing is stored (SDM vol. 1 8.5) and
+ * the operand is not looked at; AMD's CPUs do.  80 bits are two accesses of which the first may complete and the second
+ * fault (SDM vol. 3 8.1.1).  Returns true if the instruction is complete.
+ */
+static bool x87_store(struct dbt_cpu *cpu, const struct insn *in, const void *code)
+{
+	_Alignas(16) uint8_t before[512];
+	uint64_t ea = insn_ea(cpu, in);
+	bool has_base = cpu->code_bits != 64 || in->seg >= SEG_FS;
+	uint64_t lin = ea + (has_base ? cpu->s.seg[in->seg].base : 0);
+	bool is_split = in->mem_size == 10 && (lin & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - 10;
+	uint16_t fcw, fsw;
+
+	dbt_fpu_to_regs(cpu);
+	__asm__ volatile("fnstcw %0" : "=m"(fcw));
+	if ((fcw & X87_ALL) == X87_ALL && !is_split)
+		return false;
+	__asm__ volatile("fxsave64 %0" : "=m"(before));
+	if (dbt_thunk_call(cpu, code, cpu->tmp))
+		return false; /* the second run raises it */
+	__asm__ volatile("fnstsw %0" : "=a"(fsw));
+	if (fsw & ~fcw & X87_ALL & ~X87_PE)
+		return true;
+	__asm__ volatile("fxrstor64 %0" : : "m"(before));
+	if (is_split)
+		mem_write(cpu, in->seg, ea, 8, cpu->tmp[0]);
+	return false;
+}
+
+static bool is_x87_store(const struct insn *in)
+{
+	switch (in->desc->id) {
+	case I_FST:
+	case I_FSTP:
+	case I_FIST:
+	case I_FISTP:
+	case I_FISTTP:
+	case I_FBSTP:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static void run(struct dbt_cpu *cpu, const struct insn *in, const void *code)
 {
 	struct mem_op op;
@@ -256,14 +360,21 @@ static void run(struct dbt_cpu *cpu, const struct insn *in, const void *code)
 	if (unlikely(thunk_thread_cpu() != cpu) && thunk_thread_init(cpu, NULL) < 0)
 		abort(); /* no GS base: the host kernel denied arch_prctl */
 
+	if (has_op && in->mem_access == ACC_WRITE && !cpu->vm->model.is_amd) {
+		work_before_store(cpu, in, code);
+		if (is_x87_store(in) && x87_store(cpu, in, code))
+			return;
+	}
+
 	if (has_op) {
 		uint64_t ea = insn_ea(cpu, in);
 		bool is_xchg = in->map == MAP_1BYTE && (in->opcode | 1) == 0x87;
 
 		/* Before all other checks of the operand, as the CPU does. */
-		if (in->desc->attr & INSN_ALIGNED && insn_is_misaligned(cpu, in, ea, in->mem_size))
+		if (is_aligned_operand(cpu, in) && insn_is_misaligned(cpu, in, ea, in->mem_size))
 			dbt_raise_err(cpu, EXC_GP, 0);
-		mem_begin(cpu, &op, in->seg, ea, in->mem_size, in->mem_access, in->lock || is_xchg);
+		mem_begin(cpu, &op, in->seg, ea, operand_size(cpu, in), in->mem_access,
+			  in->lock || is_xchg);
 	}
 	if (in->desc->attr & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX))
 		dbt_fpu_to_regs(cpu);
@@ -271,9 +382,7 @@ static void run(struct dbt_cpu *cpu, const struct insn *in, const void *code)
 	if (unlikely(fault)) {
 		if (has_op)
 			mem_abort(cpu, &op);
-		if (fault - 1 == EXC_GP)
-			dbt_raise_err(cpu, EXC_GP, 0);
-		dbt_raise(cpu, fault - 1);
+		raise_fault(cpu, fault);
 	}
 	if (has_op)
 		mem_commit(cpu, &op);
