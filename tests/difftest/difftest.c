@@ -11,6 +11,10 @@
  * what it knows as user-level (templates, grouped by row of the table), and each case takes a row, one of
  * its encodings, and random registers, prefixes, addressing and immediates.
  *
+ * Outside of strict mode (--no-strict) most cases have a second instruction, from a list, that uses or writes flags.
+ * An exception of the first may then show other arithmetic flags if none of them is used before it is written:
+ * the one thing in which the modes differ.
+ *
  * A case depends only on --seed and its number:  difftest --seed S --first N --cases 1  repeats one.
  */
 #include <errno.h>
@@ -244,6 +248,7 @@ static unsigned nrows;
 static const char *only;
 static unsigned mode = 64; /* bits of code */
 static uint64_t code_base; /* of CS: RIP is relative to it */
+static bool is_strict = true;
 
 static bool is_near_branch(unsigned id)
 /* clang-format off */
@@ -439,8 +444,9 @@ static void build_rows(void)
 /* ---- a case ---- */
 
 struct test_case {
-	struct code c;
+	struct code c; /* the instruction and what follows it */
 	struct insn in;
+	struct insn next; /* desc is NULL: nothing follows */
 	uint64_t rip;
 	uint64_t target; /* address of the memory operand, 0: none */
 	struct native_state before;
@@ -482,7 +488,8 @@ static bool make_code(struct test_case *tc, const struct row *r)
 		put(c, 0xf0);
 	if (chance(6) && id != I_JCC && id != I_JMP_REL) /* 67H */
 		put(c, 0x67);
-	if (is_string(id) && chance(60))
+	/* REP, or what means nothing */
+	if (is_string(id) ? chance(60) : !t->vex && !t->prefix && chance(4))
 		put(c, chance(50) ? 0xf3 : 0xf2);
 	if (!t->is_exact && t->has_modrm)
 		modrm = (modrm & 0xc0) | (unsigned)(rnd() & 0x3f);
@@ -905,6 +912,88 @@ static bool is_branch_harmless(struct test_case *tc)
 	}
 }
 
+/* ---- flags that are dead ---- */
+
+/* Shifts by nothing leave the flags alone. */
+static bool may_keep_flags(const struct insn *in)
+{
+	switch (in->desc->id) {
+	case I_SHL:
+	case I_SHR:
+	case I_SAR:
+	case I_ROL:
+	case I_ROR:
+	case I_RCL:
+	case I_RCR:
+	case I_SHLD:
+	case I_SHRD:
+		return !in->imm_len || !(in->imm & 31);
+	default:
+		return false;
+	}
+}
+
+static unsigned live_before(const struct insn *in, unsigned live)
+{
+	if (!may_keep_flags(in))
+		live &= ~(unsigned)in->desc->flags_written;
+	return live | in->desc->flags_read;
+}
+
+/* Would a fault find the flags that the program has got, or what the translator left of them? */
+static bool are_flags_dead(const struct test_case *tc)
+{
+	unsigned live = FL_ARITH;
+
+	if (is_strict)
+		return false;
+	if (tc->next.desc)
+		live = live_before(&tc->next, live);
+	return !(live_before(&tc->in, live) & FL_ARITH);
+}
+
+/* What may come after the instruction.  No memory operands, no faults. */
+static const struct {
+	uint8_t n, b[4];
+} followers[] = {
+	{ 2, { 0x01, 0xd8 } },	     /* add eax, ebx */
+	{ 2, { 0x11, 0xc8 } },	     /* adc eax, ecx */
+	{ 2, { 0x19, 0xd0 } },	     /* sbb eax, edx */
+	{ 2, { 0x85, 0xc9 } },	     /* test ecx, ecx */
+	{ 2, { 0x31, 0xf6 } },	     /* xor esi, esi */
+	{ 2, { 0xff, 0xc1 } },	     /* inc ecx */
+	{ 3, { 0x0f, 0x92, 0xc2 } }, /* setb dl */
+	{ 3, { 0x0f, 0x9e, 0xc6 } }, /* setle dh */
+	{ 3, { 0x0f, 0x4a, 0xc2 } }, /* cmovp eax, edx */
+	{ 1, { 0xf5 } },	     /* cmc */
+	{ 1, { 0xf9 } },	     /* stc */
+	{ 2, { 0xd3, 0xe0 } },	     /* shl eax, cl */
+	{ 3, { 0xc1, 0xe8, 3 } },    /* shr eax, 3 */
+	{ 3, { 0xc1, 0xe0, 0 } },    /* shl eax, 0 */
+	{ 2, { 0xd1, 0xd0 } },	     /* rcl eax, 1 */
+	{ 3, { 0x0f, 0xa3, 0xc8 } }, /* bt eax, ecx */
+	{ 3, { 0x0f, 0xaf, 0xc2 } }, /* imul eax, edx */
+	{ 3, { 0x8d, 0x40, 1 } },    /* lea eax, [rax + 1] */
+	{ 2, { 0xf7, 0xd8 } },	     /* neg eax */
+	{ 2, { 0xf7, 0xd0 } },	     /* not eax */
+	{ 2, { 0x3c, 5 } },	     /* cmp al, 5 */
+};
+
+static void add_follower(struct test_case *tc)
+{
+	unsigned i = below(ARRAY_SIZE(followers)), id = tc->in.desc->id;
+
+	if (is_near_branch(id) || is_string(id) || id == I_POPF || chance(20))
+		return;
+	memcpy(tc->c.b + tc->c.n, followers[i].b, followers[i].n);
+	if (insn_decode(&tc->next, tc->c.b + tc->c.n, INSN_MAX_LEN, mode) != DECODE_OK ||
+	    tc->next.len != followers[i].n) {
+		fprintf(stderr, "difftest: follower %u is no instruction\n", i);
+		exit(2);
+	}
+	tc->c.n += followers[i].n;
+}
+
 static uint8_t pristine[ARENA_BYTES];
 
 static bool make_case(struct test_case *tc, struct row **row)
@@ -917,7 +1006,11 @@ static bool make_case(struct test_case *tc, struct row **row)
 	if (!make_code(tc, *row))
 		return false;
 	tc->rip = CODE_VA - code_base + off;
-	return make_state(tc) && is_branch_harmless(tc);
+	if (!make_state(tc) || !is_branch_harmless(tc))
+		return false;
+	if (!is_strict)
+		add_follower(tc);
+	return true;
 }
 
 /* ---- comparison ---- */
@@ -1002,12 +1095,15 @@ static void run_engine(const struct test_case *tc)
 	cpu->is_fpu_in_regs = false;
 	guest.vector = -1;
 	guest.error = 0;
-	guest.start = tc->rip;
 	/* REP stays at the instruction while there is something left to do. */
 	for (unsigned i = 0; i < 64; i++) {
+		guest.start = s->rip;
 		executor->run(cpu);
-		if (guest.vector >= 0 || s->rip != tc->rip || !is_string(tc->in.desc->id))
+		if (guest.vector >= 0)
 			break;
+		if (s->rip != tc->rip + tc->in.len || !tc->next.desc)
+			if (s->rip != tc->rip || !is_string(tc->in.desc->id))
+				break;
 	}
 	dbt_fpu_to_mem(cpu);
 }
@@ -1016,7 +1112,7 @@ static void run_engine(const struct test_case *tc)
 static void settle_native(const struct test_case *tc)
 {
 	if (native.vector < 0) {
-		native.rip = tc->rip + tc->in.len;
+		native.rip = tc->rip + tc->c.n;
 	} else if (native.vector == EXC_BP) {
 		native.vector = -1;
 		native.rip--;
@@ -1046,7 +1142,7 @@ static bool compare(const struct test_case *tc)
 	/* AMD's CPUs save them only with an exception pending. */
 	bool has_pointers =
 		(id == I_FLDENV || id == I_FRSTOR || id == I_FXRSTOR) && native.xsave[2] & 0x80;
-	uint64_t flags = FL_ARITH | X86_FL_DF;
+	uint64_t flags = X86_FL_DF | (native.vector >= 0 && are_flags_dead(tc) ? 0 : FL_ARITH);
 	uint8_t want[XSAVE_BYTES], got[XSAVE_BYTES];
 	bool bad = false;
 
@@ -1102,11 +1198,11 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 	while (!make_case(&tc, &row))
 		;
 	off = (unsigned)(tc.rip + code_base - CODE_VA);
-	memcpy(code + off, tc.c.b, tc.in.len);
-	len = tc.in.len + native_put_exit(off + tc.in.len);
+	memcpy(code + off, tc.c.b, tc.c.n);
+	len = tc.c.n + native_put_exit(off + tc.c.n);
 	fill_operand(&tc, native_arena());
 	memcpy(guest.arena, native_arena(), ARENA_BYTES);
-	dt_guest_put_code(&guest, off, tc.c.b, tc.in.len);
+	dt_guest_put_code(&guest, off, tc.c.b, tc.c.n);
 
 	native = tc.before;
 	native_run(tc.rip);
@@ -1124,7 +1220,7 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 		fprintf(stderr, "difference in case %llu of seed %llu: %s, target %llx\n",
 			(unsigned long long)number, (unsigned long long)seed,
 			insn_name(tc.in.desc->id), (unsigned long long)tc.target);
-		print_bytes("  bytes", tc.c.b, tc.in.len);
+		print_bytes("  bytes", tc.c.b, tc.c.n);
 		for (unsigned i = 0; i < 16; i++)
 			fprintf(stderr, "%s%s %016llx", i % 4 ? "  " : "\n  ", gpr_names[i],
 				(unsigned long long)tc.before.gpr[i]);
@@ -1133,7 +1229,7 @@ static void run_case(uint64_t seed, uint64_t number, struct totals *tot)
 		compare(&tc);
 	}
 	memset(code + off, 0xcc, len);
-	dt_guest_put_code(&guest, off, NULL, tc.in.len);
+	dt_guest_put_code(&guest, off, NULL, tc.c.n);
 	restore(native_arena());
 	restore(guest.arena);
 }
@@ -1142,7 +1238,7 @@ static void usage(FILE *to)
 {
 	fprintf(to, "usage: difftest [--cases N] [--seed S] [--first N] [--only MNEMONIC] "
 		    "[--max-differences N]\n"
-		    "                [--executor NAME] [--mode 16|32|64] [--rows]\n");
+		    "                [--executor NAME] [--mode 16|32|64] [--no-strict] [--rows]\n");
 }
 
 int main(int argc, char **argv)
@@ -1155,6 +1251,7 @@ int main(int argc, char **argv)
 		{ "max-differences", required_argument, NULL, 'm' },
 		{ "executor", required_argument, NULL, 'e' },
 		{ "mode", required_argument, NULL, 'b' },
+		{ "no-strict", no_argument, NULL, 'x' },
 		{ "rows", no_argument, NULL, 'r' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
@@ -1199,6 +1296,9 @@ int main(int argc, char **argv)
 				return 2;
 			}
 			break;
+		case 'x':
+			is_strict = false;
+			break;
 		case 'r':
 			list_rows = true;
 			break;
@@ -1211,7 +1311,7 @@ int main(int argc, char **argv)
 		}
 
 	rows = calloc(MAX_ROWS, sizeof(*rows));
-	if (!rows || dt_guest_create(&guest) < 0)
+	if (!rows || dt_guest_create(&guest, is_strict) < 0)
 		return 2;
 	cpu = guest.cpu;
 	native_init();
@@ -1249,11 +1349,12 @@ int main(int argc, char **argv)
 			printf("%-14s %4u encodings %8llu cases %8llu faults\n",
 			       insn_name(rows[i].desc->id), rows[i].ntemplates,
 			       (unsigned long long)rows[i].cases, (unsigned long long)rows[i].faults);
-	printf("difftest: %s, %u-bit: %llu cases (%llu faulting), seed %llu, first %llu, %u rows, "
+	printf("difftest: %s, %u-bit%s: %llu cases (%llu faulting), seed %llu, first %llu, %u "
+	       "rows, "
 	       "%llu encodings: %llu differences, %.1f s\n",
-	       executor->name, mode, (unsigned long long)tot.cases, (unsigned long long)tot.faults,
-	       (unsigned long long)seed, (unsigned long long)first, nrows,
-	       (unsigned long long)templates, (unsigned long long)tot.differences,
+	       executor->name, mode, is_strict ? "" : ", not strict", (unsigned long long)tot.cases,
+	       (unsigned long long)tot.faults, (unsigned long long)seed, (unsigned long long)first,
+	       nrows, (unsigned long long)templates, (unsigned long long)tot.differences,
 	       (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) * 1e-9);
 	dt_guest_destroy(&guest);
 	free(rows);

@@ -110,9 +110,9 @@ static int no_interrupt(void *ctx)
 	return -1;
 }
 
-int dt_guest_create(struct dt_guest *g)
+int dt_guest_create(struct dt_guest *g, bool is_strict)
 {
-	struct engine_config cfg = { .ram = &g->ram, .model = &model, .vcpus = 1, .is_strict = true };
+	struct engine_config cfg = { .ram = &g->ram, .model = &model, .vcpus = 1, .is_strict = is_strict };
 	const struct vcpu_up up = { .on_exit = no_exit, .intr_ack = no_interrupt };
 	struct engine_vm *vm;
 	struct engine_vcpu *vcpu;

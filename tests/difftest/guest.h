@@ -16,8 +16,8 @@ struct dt_guest {
 	uint64_t start; /* RIP of the instruction under test */
 };
 
-/** dt_guest_create() - returns 0, or -1 after printing why.  One guest at a time. */
-int dt_guest_create(struct dt_guest *g);
+/** dt_guest_create() - @is_strict: engine_config.is_strict.  Returns 0, or -1 after printing why.  One guest at a time. */
+int dt_guest_create(struct dt_guest *g, bool is_strict);
 /** dt_guest_set_mode() - @bits of code: 64, 32 (flat) or 16 (segments of native.h), all at CPL 3 in long mode. */
 void dt_guest_set_mode(struct dt_guest *g, unsigned bits);
 

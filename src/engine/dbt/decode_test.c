@@ -494,6 +494,22 @@ static bool is_aligned_without_class(const struct pair *p)
 	       p->in.desc->attr & INSN_ALIGNED;
 }
 
+static bool is_undefined_kept(const struct pair *p)
+{
+	switch (p->in.desc->id) {
+	case I_BT:
+	case I_BTS:
+	case I_BTR:
+	case I_BTC:
+		return p->in.desc->flags_written == FL_CF;
+	case I_DIV:
+	case I_IDIV:
+		return !p->in.desc->flags_written;
+	default:
+		return false;
+	}
+}
+
 /* mod = 0, base = 5: no base, REX.B or not. */
 static bool is_sib_without_base(const struct pair *p)
 {
@@ -559,6 +575,8 @@ static const struct known known[] = {
 	{ A(FLAGS_WRITTEN_MORE), is_vptest,
 	  "OF SF AF PF are cleared (SDM VPTEST, VTESTPS); Zydis 4.0 forgets it" },
 	{ A(FLAGS_WRITTEN_LESS), is_vmcall, "a hypercall keeps the flags; Zydis means VMX' own result" },
+	{ A(FLAGS_WRITTEN_LESS), is_undefined_kept,
+	  "undefined, and Intel's CPUs keep them: nothing before may be taken for dead" },
 	{ A(FLAGS_READ), is_syscall, "r11 gets the flags; Zydis forgets it" },
 	{ A(GPR_READ) | A(GPR_WRITE), is_rep_xchg_r8,
 	  "F3 41 90 is XCHG r8, rAX on CPUs (seen on Zen 3), not PAUSE" },

@@ -166,26 +166,39 @@ uint64_t stack_pop(struct dbt_cpu *cpu, unsigned size)
 
 /* ---- fetch and decode ---- */
 
+/* The instruction again as it is without its bytes @drop before the opcode; its length stays. */
+static enum decode_result decode_without(struct insn *out, const uint8_t *code, unsigned mode, uint8_t drop)
+{
+	uint8_t bytes[INSN_MAX_LEN];
+	unsigned len = out->len, n = 0;
+	enum decode_result r;
+
+	for (unsigned i = 0; i < len; i++)
+		if (i >= out->opcode_off || code[i] != drop)
+			bytes[n++] = code[i];
+	r = insn_decode(out, bytes, n, mode);
+	out->len = (uint8_t)len;
+	return r;
+}
+
 enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, const uint8_t *code,
 				 unsigned avail, unsigned mode)
 {
-	uint8_t bytes[INSN_MAX_LEN];
+	const struct cpu_model *model = &cpu->vm->model;
 	enum decode_result r = insn_decode(out, code, avail, mode);
-	unsigned len, n = 0;
 
+	if (r != DECODE_OK)
+		return r;
 	/*
 	 * Without BMI1 and LZCNT their F3 prefix means nothing: TZCNT is BSF, LZCNT is BSR (SDM vol. 2,
 	 * TZCNT; compilers write `rep bsf` and rely on it).
 	 */
-	if (r != DECODE_OK || cpu_has(&cpu->vm->model, out->desc->feature) || out->map != MAP_0F ||
-	    out->pp != 0xf3 || (out->opcode | 1) != 0xbd)
-		return r;
-	len = out->len;
-	for (unsigned i = 0; i < len; i++)
-		if (i >= out->opcode_off || code[i] != 0xf3)
-			bytes[n++] = code[i];
-	r = insn_decode(out, bytes, n, mode);
-	out->len = (uint8_t)len;
+	if (unlikely(!cpu_has(model, out->desc->feature)) && out->map == MAP_0F &&
+	    out->pp == 0xf3 && (out->opcode | 1) == 0xbd)
+		return decode_without(out, code, mode, 0xf3);
+	/* F3 90 with REX.B: AMD's CPUs exchange r8 and rAX, Intel's PAUSE. */
+	if (out->desc->id == I_XCHG && out->opcode == 0x90 && out->rep && !model->is_amd)
+		return decode_without(out, code, mode, code[out->opcode_off - 1]);
 	return r;
 }
 
