@@ -567,8 +567,11 @@ static void test_now(void **state)
 	/* A write that waited sends the next ones to the pool. */
 	b = open_image(f, (struct block_open){ 0 });
 	host.pwritev = slow_pwritev;
-	assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 512), 0);
-	assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 512), -EAGAIN);
+	for (unsigned rest = 8; rest <= 64; rest *= 2) {
+		assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 512), 0);
+		for (unsigned i = 0; i < rest; i++)
+			assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 512), -EAGAIN);
+	}
 	b->ops->close(b);
 	host = host_calls_real;
 

@@ -32,10 +32,12 @@
 #define RAW_IOV_BATCH  256
 #define RAW_BOUNCE_LEN (256 * KIB)
 
-/* On the submitter's thread: requests up to this size; and no writes for a while after a slow one. */
-#define NOW_BYTES_MAX	 (128 * KIB)
-#define NOW_SLOW_NS	 1000000LL
-#define NOW_SLOW_REST_NS 500000000LL
+/* On the submitter's thread: requests up to this size.  After a slow write the next few go to the pool, twice as many
+ * after each further slow one in a row: one alone is mostly a thread that lost its CPU. */
+#define NOW_BYTES_MAX (128 * KIB)
+#define NOW_SLOW_NS   1000000LL
+#define NOW_REST_MIN  8u
+#define NOW_REST_MAX  1024u
 
 struct raw {
 	struct block_dev dev;
@@ -50,8 +52,9 @@ struct raw {
 	bool is_dirty;
 	unsigned nsyncing;
 	/* Of try_now: under the machine's lock. */
-	bool no_nowait;	       /* the host can't tell whether a read would wait */
-	int64_t slow_until_ns; /* writes go to the pool until then */
+	bool no_nowait;	    /* the host can't tell whether a read would wait */
+	unsigned resting;   /* so many writes go to the pool */
+	unsigned next_rest; /* so many after the next slow one */
 };
 
 static int64_t now_ns(void)
@@ -420,14 +423,20 @@ static int read_now(struct raw *d, const struct block_req *req)
  */
 static int write_now(struct raw *d, struct block_req *req)
 {
-	int64_t before = now_ns();
-
-	if (req->is_fua || before < d->slow_until_ns)
+	if (req->is_fua)
 		return -EAGAIN;
+	if (d->resting) {
+		d->resting--;
+		return -EAGAIN;
+	}
+	int64_t before = now_ns();
 	int r = do_write(d, req);
-	int64_t after = now_ns();
-	if (after - before > NOW_SLOW_NS)
-		d->slow_until_ns = after + NOW_SLOW_REST_NS;
+	if (now_ns() - before > NOW_SLOW_NS) {
+		d->resting = d->next_rest;
+		d->next_rest = MIN(2 * d->next_rest, NOW_REST_MAX);
+	} else {
+		d->next_rest = NOW_REST_MIN;
+	}
 	return r;
 }
 
@@ -506,6 +515,7 @@ int raw_open(struct block_dev **out, struct loop *loop, const struct block_open 
 	d->dev.ops = &raw_ops;
 	d->overlay.fd = -1;
 	pthread_mutex_init(&d->sync_lock, NULL);
+	d->next_rest = NOW_REST_MIN;
 	d->is_dirty = true; /* by others before us, for all we know */
 	d->is_readonly = o->is_readonly && !o->is_snapshot;
 	int r = image_file_open(&d->file, o, err);
