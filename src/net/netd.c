@@ -7,7 +7,8 @@
  *    when it is full they are dropped, and while it is half full slirp's host sockets are not read, so
  *    that TCP slows down instead;
  *  - at most FILES_MAX descriptors, hence connections, each with buffers of bounded size;
- *  - IPv4 fragments are kept by slirp for half a minute: they pass at FRAGMENTS_PER_S at most.
+ *  - IPv4 fragments are kept by slirp for half a minute, in a buffer of SLIRP_MTU each: they pass at
+ *    FRAGMENTS_PER_S at most.
  *
  * Each frame costs two processes a wakeup and the guest an interrupt and a walk through its network code, whatever
  * its length.  So slirp believes in a wire of SLIRP_MTU: the guest's TCP sends it frames of 64 KiB
@@ -41,7 +42,7 @@
 #define BATCH		64	  /* frames from the guest a round */
 #define FILES_MAX	1024
 #define TIMERS_MAX	8
-#define FRAGMENTS_PER_S 2000
+#define FRAGMENTS_PER_S 500
 /* Three segments fill the 64 KiB of an unscaled window as Linux rounds it; and twice the segment must stay well below
  * 64 KiB, as slirp tells of newly free window in steps of that. */
 #define SLIRP_MSS 21400
