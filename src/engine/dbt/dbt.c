@@ -384,6 +384,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "instructions_interpreted", cpu->insn_count },
 		{ "translations", x->translations },
 		{ "block_entries", x->entries },
+		{ "branch_table_fills", x->table_fills },
 		{ "exits_lookup", x->exits_lookup },
 		{ "exits_link", x->exits_link },
 		{ "exits_interpreter", x->exits_interp },

@@ -115,6 +115,45 @@ static void finish(struct xlate_vm *x, struct emit *e)
 	x->cc.used = (size_t)(e->p - x->cc.rw);
 }
 
+/* Host registers with a guest register in them that a C function may change. */
+static const uint8_t call_clobbered[] = { H_RAX, H_RDX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
+
+static int32_t guest_home(unsigned host_reg)
+{
+	unsigned i = 0;
+
+	while (mapped[i][1] != host_reg)
+		i++;
+	return CPU_GPR_OFF(mapped[i][0]);
+}
+
+/*
+ * The branch table has no block for s.rip: look among all of them, jump to it, or leave.  Guest registers
+ * that C preserves stay where they are; arithmetic flags travel in tmp[2] (lahf; seto al).
+ */
+static void emit_lookup(struct xlate_vm *x, struct emit *e)
+{
+	x->exit_lookup = begin(x, e);
+	for (unsigned i = 0; i < ARRAY_SIZE(call_clobbered); i++)
+		emit_store_gs(e, guest_home(call_clobbered[i]), call_clobbered[i], 8);
+	emit_bytes(e, (const uint8_t[]){ 0x9f, 0x0f, 0x90, 0xc0 }, 4); /* lahf; seto al */
+	emit_store_gs(e, CPU_OFF(tmp[2]), H_RAX, 8);
+	emit_store_gs(e, CPU_OFF(tmp[1]), H_RSP, 8);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xe4, 0xf0 }, 4); /* and rsp, -16 */
+	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
+	emit_mov_ri(e, H_RAX, (uint64_t)(uintptr_t)xlate_lookup_fast);
+	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2); /* call rax */
+	emit_mov_rr(e, H_RCX, H_RAX, 8);
+	emit_load_gs(e, H_RSP, CPU_OFF(tmp[1]), 8);
+	emit_load_gs(e, H_RAX, CPU_OFF(tmp[2]), 8);
+	emit_bytes(e, (const uint8_t[]){ 0x04, 0x7f, 0x9e }, 3); /* add al, 0x7f; sahf */
+	for (unsigned i = 0; i < ARRAY_SIZE(call_clobbered); i++)
+		emit_load_gs(e, call_clobbered[i], guest_home(call_clobbered[i]), 8);
+	emit_bytes(e, (const uint8_t[]){ 0xe3, 0x02, 0xff, 0xe1 }, 4); /* jrcxz +2; jmp rcx */
+	emit_leave(e, XEXIT_LOOKUP);
+	finish(x, e);
+}
+
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 {
 	struct xlate_vm *x = vm->xlate;
@@ -135,9 +174,7 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	emit_u32(e, (uint32_t)CPU_OFF(tmp[7]));
 	finish(x, e);
 
-	x->exit_lookup = begin(x, e);
-	emit_leave(e, XEXIT_LOOKUP);
-	finish(x, e);
+	emit_lookup(x, e);
 	x->exit_link = begin(x, e);
 	emit_leave(e, XEXIT_LINK);
 	finish(x, e);

@@ -423,23 +423,44 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 	}
 }
 
-struct xlate_block *xlate_find(struct dbt_cpu *cpu)
+/* RAM offset of the byte at s.rip if its code may be translated; false also for a fetch that faults. */
+static bool code_at_rip(struct dbt_cpu *cpu, uint64_t *phys)
 {
-	uint32_t key = cpu->mode_key;
-
-	if (!xlate_mode_ok(key))
-		return NULL;
 	unsigned avail;
 	uint64_t offset;
 
-	if (!mmu_fetch_probe(cpu, cpu->s.rip, &avail, &offset))
+	if (!xlate_mode_ok(cpu->mode_key) || !mmu_fetch_probe(cpu, cpu->s.rip, &avail, &offset))
+		return false;
+	*phys = offset | (cpu->s.rip & 0xfff);
+	return true;
+}
+
+struct xlate_block *xlate_find(struct dbt_cpu *cpu)
+{
+	uint64_t phys;
+
+	if (!code_at_rip(cpu, &phys))
 		return NULL;
-	uint64_t phys = offset | (cpu->s.rip & 0xfff);
-	struct xlate_block *b = lookup(cpu->vm->xlate, phys, key);
+	struct xlate_block *b = lookup(cpu->vm->xlate, phys, cpu->mode_key);
 
 	if (!b)
-		b = translate_at(cpu, phys, key);
+		b = translate_at(cpu, phys, cpu->mode_key);
 	return b;
+}
+
+void *xlate_lookup_fast(struct dbt_cpu *cpu)
+{
+	uint64_t phys;
+
+	if (unlikely(cpu->xlate->check) || !code_at_rip(cpu, &phys))
+		return NULL;
+	struct xlate_block *b = lookup(cpu->vm->xlate, phys, cpu->mode_key);
+
+	if (!b || b->is_interp)
+		return NULL;
+	cpu->xlate->table_fills++;
+	xlate_jc_set(cpu, cpu->s.rip, b);
+	return b->far_entry;
 }
 
 unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)

@@ -76,7 +76,7 @@ struct xlate_block {
 struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* why the interpreter was entered from translated code */
-	uint64_t fill_true, fill_false;
+	uint64_t fill_true, fill_false, table_fills;
 	struct check *check;   /* lockstep checker, NULL when off (check.h) */
 	uint64_t jc_pages[64]; /* hashed set of pages with entries in the branch table */
 };
@@ -115,6 +115,9 @@ void xlate_cpu_destroy(struct dbt_cpu *cpu);
 /** xlate_find() - the block for the present s.rip, translating it if needed; NULL when this place can't be
  * translated (not RAM, fetch faults, mode is the interpreter's). */
 struct xlate_block *xlate_find(struct dbt_cpu *cpu);
+/** xlate_lookup_fast() - the miss of the branch table, called by the stub with only s.rip and the mode exact:
+ * far entry of the block for s.rip, now in the table; NULL: leave to the dispatcher. */
+void *xlate_lookup_fast(struct dbt_cpu *cpu);
 /** xlate_run() - enter @b; returns an enum xlate_exit; s is complete. */
 unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b);
 /** xlate_link_patch() - make the link of cpu->exit_info jump to @b directly, if it may. */
