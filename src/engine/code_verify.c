@@ -2,6 +2,7 @@
 /* See code_verify.h for what is proved. */
 #include <Zydis/Zydis.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/code_verify.h"
@@ -18,9 +19,27 @@ enum step {
 	ST_OFFSET, /* rcx = low 16 bits of the address */
 	ST_SUM,	   /* flag-free form: r14 = host + offset, not yet guarded */
 	ST_TEST,   /* flag-free form: rcx = bits of r15 above the page offset */
-	ST_SKIP,   /* flag-free form: jrcxz over the jump to the miss */
 	ST_PTR,	   /* r14 is a checked pointer */
 };
+
+#define PTR_SLOTS 8
+
+/* What is known at a place in the block. */
+struct known {
+	enum step step;
+	bool is_flag_free;
+	bool can_write, rcx_is_ptr;
+	bool is_index; /* r14 is bounded to a table */
+	unsigned size; /* bytes checked */
+	int depth;     /* pushes on the host stack */
+	struct {
+		unsigned size; /* 0: no checked pointer */
+		bool can_write;
+	} slot[PTR_SLOTS];
+};
+
+#define MAX_FORWARD 4096
+#define MAX_AGAIN   4096
 
 struct ver {
 	const struct code_verify_env *env;
@@ -28,12 +47,19 @@ struct ver {
 	size_t len, pos;
 	ZydisDecodedInstruction in;
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
-	enum step step;
-	bool is_flag_free;
-	bool can_write, rcx_is_ptr;
-	bool is_index; /* r14 is bounded to a table */
-	unsigned size; /* bytes checked */
-	int depth;     /* pushes on the host stack */
+	struct known k;
+	bool is_reached; /* the instruction before falls through to this one */
+	unsigned again_left;
+	size_t again; /* read again from here, where less is known than was assumed; SIZE_MAX: no need */
+	struct {      /* jumps to places not read yet */
+		size_t pos;
+		struct known k;
+	} forward[MAX_FORWARD];
+	unsigned nforward;
+	struct { /* by position: what was known where an instruction starts */
+		bool is_start;
+		struct known k;
+	} * seen;
 	const char *why;
 };
 
@@ -80,12 +106,12 @@ static enum step advance(struct ver *v)
 	if (m == ZYDIS_MNEMONIC_PEXT && is_reg(&v->op[0], ZYDIS_REGISTER_R14) &&
 	    is_reg(&v->op[1], ZYDIS_REGISTER_RCX) && is_gs_abs(&v->op[2], e->off_tlb_mask))
 		return ST_INDEX;
-	switch (v->step) {
+	switch (v->k.step) {
 	case ST_INDEX:
 		if (m != ZYDIS_MNEMONIC_MOV || !is_reg(&v->op[0], ZYDIS_REGISTER_R15))
 			break;
 		if (is_gs_indexed(&v->op[1], e->off_rneg) || is_gs_indexed(&v->op[1], e->off_wneg)) {
-			v->can_write = v->op[1].mem.disp.value == e->off_wneg;
+			v->k.can_write = v->op[1].mem.disp.value == e->off_wneg;
 			return ST_TAG;
 		}
 		break;
@@ -97,24 +123,24 @@ static enum step advance(struct ver *v)
 	case ST_HOST:
 		if (m == ZYDIS_MNEMONIC_ADD && is_reg(&v->op[0], ZYDIS_REGISTER_R15) &&
 		    is_reg(&v->op[1], ZYDIS_REGISTER_RCX)) {
-			v->is_flag_free = false;
+			v->k.is_flag_free = false;
 			return ST_DIFF;
 		}
 		if (is_lea(v, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_RCX) &&
 		    v->op[1].mem.disp.value >= 0 && v->op[1].mem.disp.value < 4096) {
-			v->is_flag_free = true;
-			v->size = (unsigned)v->op[1].mem.disp.value + 1;
+			v->k.is_flag_free = true;
+			v->k.size = (unsigned)v->op[1].mem.disp.value + 1;
 			return ST_DIFF;
 		}
 		break;
 	case ST_DIFF:
-		if (v->is_flag_free) {
+		if (v->k.is_flag_free) {
 			if (m == ZYDIS_MNEMONIC_MOVZX && is_reg(&v->op[0], ZYDIS_REGISTER_ECX) &&
 			    is_reg(&v->op[1], ZYDIS_REGISTER_CX))
 				return ST_OFFSET;
 		} else if (m == ZYDIS_MNEMONIC_CMP && is_reg(&v->op[0], ZYDIS_REGISTER_R15) &&
 			   v->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && v->op[1].imm.value.u < 4096) {
-			v->size = 4096 - (unsigned)v->op[1].imm.value.u;
+			v->k.size = 4096 - (unsigned)v->op[1].imm.value.u;
 			return ST_CMP;
 		}
 		break;
@@ -128,11 +154,11 @@ static enum step advance(struct ver *v)
 			return ST_OFFSET;
 		break;
 	case ST_OFFSET:
-		if (v->is_flag_free &&
+		if (v->k.is_flag_free &&
 		    is_lea(v, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_RCX) &&
 		    v->op[1].mem.disp.value == 0)
 			return ST_SUM;
-		if (!v->is_flag_free && m == ZYDIS_MNEMONIC_ADD &&
+		if (!v->k.is_flag_free && m == ZYDIS_MNEMONIC_ADD &&
 		    is_reg(&v->op[0], ZYDIS_REGISTER_R14) && is_reg(&v->op[1], ZYDIS_REGISTER_RCX))
 			return ST_PTR;
 		break;
@@ -140,14 +166,6 @@ static enum step advance(struct ver *v)
 		if (m == ZYDIS_MNEMONIC_PEXT && is_reg(&v->op[0], ZYDIS_REGISTER_RCX) &&
 		    is_reg(&v->op[1], ZYDIS_REGISTER_R15) && is_gs_abs(&v->op[2], e->off_page_mask))
 			return ST_TEST;
-		break;
-	case ST_TEST:
-		if (m == ZYDIS_MNEMONIC_JRCXZ && v->op[0].imm.value.s == 5)
-			return ST_SKIP;
-		break;
-	case ST_SKIP:
-		if (m == ZYDIS_MNEMONIC_JMP && v->in.length == 5)
-			return ST_PTR;
 		break;
 	default:
 		break;
@@ -213,6 +231,99 @@ static bool is_stub(const struct ver *v, const uint8_t *target)
 	return false;
 }
 
+/* Is everything that @a relies on so in @b, too? */
+static bool is_implied(const struct known *a, const struct known *b)
+{
+	if (a->step != ST_NONE && (a->step != b->step || a->is_flag_free != b->is_flag_free ||
+				   a->can_write > b->can_write || a->size > b->size))
+		return false;
+	if (a->rcx_is_ptr > b->rcx_is_ptr || a->is_index > b->is_index || a->depth != b->depth)
+		return false;
+	for (unsigned i = 0; i < PTR_SLOTS; i++)
+		if (a->slot[i].size > b->slot[i].size ||
+		    (a->slot[i].size && a->slot[i].can_write > b->slot[i].can_write))
+			return false;
+	return true;
+}
+
+/* Rule 6: what holds on both ways to a place. */
+static void meet(struct known *a, const struct known *b)
+{
+	if (a->step != b->step || a->is_flag_free != b->is_flag_free)
+		a->step = ST_NONE;
+	a->can_write &= b->can_write;
+	a->rcx_is_ptr &= b->rcx_is_ptr;
+	a->is_index &= b->is_index;
+	a->size = MIN(a->size, b->size);
+	for (unsigned i = 0; i < PTR_SLOTS; i++) {
+		a->slot[i].size = MIN(a->slot[i].size, b->slot[i].size);
+		a->slot[i].can_write &= b->slot[i].can_write;
+	}
+}
+
+static bool note_jump(struct ver *v, size_t to)
+{
+	if (to <= v->pos) {
+		if (!v->seen[to].is_start)
+			return bad(v, "jump into an instruction");
+		if (is_implied(&v->seen[to].k, &v->k))
+			return true;
+		if (v->seen[to].k.depth != v->k.depth)
+			return bad(v, "ways with different host stacks meet");
+		if (v->again == SIZE_MAX || to < v->again)
+			v->again = to;
+		meet(&v->seen[to].k, &v->k);
+		return true;
+	}
+	if (v->nforward == MAX_FORWARD)
+		return bad(v, "too many jumps");
+	v->forward[v->nforward].pos = to;
+	v->forward[v->nforward].k = v->k;
+	/* The flag-free guard: taken when the bits above the page offset are zero. */
+	if (v->k.step == ST_TEST)
+		v->forward[v->nforward].k.step =
+			v->in.mnemonic == ZYDIS_MNEMONIC_JRCXZ ? ST_PTR : ST_NONE;
+	v->nforward++;
+	return true;
+}
+
+/* All ways that lead to the instruction at pos. */
+static bool arrive(struct ver *v)
+{
+	for (unsigned i = 0; i < v->nforward;) {
+		if (v->forward[i].pos > v->pos) {
+			i++;
+			continue;
+		}
+		if (v->forward[i].pos < v->pos)
+			return bad(v, "jump into an instruction");
+		if (!v->is_reached)
+			v->k = v->forward[i].k;
+		else if (v->k.depth != v->forward[i].k.depth)
+			return bad(v, "ways with different host stacks meet");
+		else
+			meet(&v->k, &v->forward[i].k);
+		v->is_reached = true;
+		v->forward[i] = v->forward[--v->nforward];
+	}
+	/* What came here when it was read before. */
+	if (v->seen[v->pos].is_start) {
+		if (v->is_reached && v->k.depth != v->seen[v->pos].k.depth)
+			return bad(v, "ways with different host stacks meet");
+		if (v->is_reached)
+			meet(&v->k, &v->seen[v->pos].k);
+		else
+			v->k = v->seen[v->pos].k;
+		v->is_reached = true;
+	}
+	/* Other blocks come here, and code that no one reaches may rely on nothing. */
+	if (v->pos == v->env->near_entry || !v->is_reached)
+		v->k = (struct known){ 0 };
+	v->seen[v->pos].is_start = true;
+	v->seen[v->pos].k = v->k;
+	return true;
+}
+
 /* Rule 2, and the indirect form. */
 static bool check_branch(struct ver *v)
 {
@@ -227,10 +338,39 @@ static bool check_branch(struct ver *v)
 	const uint8_t *target = v->exec + v->pos + v->in.length + o->imm.value.s;
 
 	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL)
-		return target == v->env->miss ? true : bad(v, "call that is not to the miss stub");
-	if ((target >= v->exec && target < v->exec + v->len) || is_stub(v, target))
-		return v->depth == 0 ? true : bad(v, "transfer with something on the host stack");
-	return bad(v, "jump out of the block");
+		return target == v->env->miss[0] || target == v->env->miss[1]
+			       ? true
+			       : bad(v, "call that is not to a miss stub");
+	if (v->k.depth != 0)
+		return bad(v, "transfer with something on the host stack");
+	if (is_stub(v, target))
+		return true;
+	if (target < v->exec || target >= v->exec + v->len)
+		return bad(v, "jump out of the block");
+	return note_jump(v, (size_t)(target - v->exec));
+}
+
+/* The slot that a gs: operand at @off is, or -1. */
+static int slot_of(const struct ver *v, uint64_t off)
+{
+	if (off < v->env->off_ptr || off >= v->env->off_ptr + 8 * v->env->nptr || off % 8)
+		return -1;
+	return (int)(off - v->env->off_ptr) / 8;
+}
+
+/* Rule 7: the slots of checked pointers are written with checked pointers only. */
+static bool note_slot_write(struct ver *v, uint64_t off, unsigned bytes)
+{
+	int slot = slot_of(v, off);
+
+	if (off + bytes <= v->env->off_ptr || off >= v->env->off_ptr + 8 * v->env->nptr)
+		return true;
+	if (slot < 0 || v->in.mnemonic != ZYDIS_MNEMONIC_MOV ||
+	    !is_reg(&v->op[1], ZYDIS_REGISTER_R14) || v->k.step != ST_PTR)
+		return bad(v, "write to a pointer slot that is no checked pointer");
+	v->k.slot[slot].size = v->k.size;
+	v->k.slot[slot].can_write = v->k.can_write;
+	return true;
 }
 
 /* Rule 3. */
@@ -251,22 +391,24 @@ static bool check_memory(struct ver *v, const ZydisDecodedOperand *o)
 			return bad(v, "state operand with a free register");
 		if (m->disp.value < 0 || (uint64_t)m->disp.value + bytes > v->env->cpu_bytes)
 			return bad(v, "state operand outside of the vCPU");
-		if (!is_plain && !v->is_index)
+		if (!is_plain && !v->k.is_index)
 			return bad(v, "table read with a free index");
 		if (!is_plain && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
 			return bad(v, "indexed write to the state");
-		return true;
+		return is_plain && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+			       ? note_slot_write(v, (uint64_t)m->disp.value, bytes)
+			       : true;
 	}
 	if (m->segment == ZYDIS_REGISTER_FS)
 		return bad(v, "operand in the host's thread-local storage");
-	bool is_r14 = m->base == ZYDIS_REGISTER_R14 && v->step == ST_PTR;
-	bool is_rcx = m->base == ZYDIS_REGISTER_RCX && v->rcx_is_ptr;
+	bool is_r14 = m->base == ZYDIS_REGISTER_R14 && v->k.step == ST_PTR;
+	bool is_rcx = m->base == ZYDIS_REGISTER_RCX && v->k.rcx_is_ptr;
 
-	if ((!is_r14 && !is_rcx) || m->index != ZYDIS_REGISTER_NONE || m->disp.value != 0)
+	if ((!is_r14 && !is_rcx) || m->index != ZYDIS_REGISTER_NONE || m->disp.value < 0)
 		return bad(v, "memory operand that was not checked");
-	if (bytes > v->size)
+	if ((uint64_t)m->disp.value + bytes > v->k.size)
 		return bad(v, "memory operand larger than its check");
-	if ((o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && !v->can_write)
+	if ((o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && !v->k.can_write)
 		return bad(v, "write after a read check");
 	return true;
 }
@@ -276,25 +418,25 @@ static bool check_stack(struct ver *v)
 {
 	switch (v->in.mnemonic) {
 	case ZYDIS_MNEMONIC_PUSHFQ:
-		v->depth++;
+		v->k.depth++;
 		return true;
 	case ZYDIS_MNEMONIC_PUSH:
 		if (!is_reg(&v->op[0], ZYDIS_REGISTER_RCX))
 			return bad(v, "push of something else than flags");
-		v->depth++;
-		return v->depth <= 1 ? true : bad(v, "host stack too deep");
+		v->k.depth++;
+		return v->k.depth <= 1 ? true : bad(v, "host stack too deep");
 	case ZYDIS_MNEMONIC_POPFQ:
-		v->depth--;
-		return v->depth >= 0 ? true : bad(v, "host stack underflow");
+		v->k.depth--;
+		return v->k.depth >= 0 ? true : bad(v, "host stack underflow");
 	case ZYDIS_MNEMONIC_POP:
 		if (!is_reg(&v->op[0], ZYDIS_REGISTER_R15))
 			return bad(v, "pop into another register");
-		v->depth--;
-		return v->depth >= 0 ? true : bad(v, "host stack underflow");
+		v->k.depth--;
+		return v->k.depth >= 0 ? true : bad(v, "host stack underflow");
 	case ZYDIS_MNEMONIC_LEA: /* drop one word */
 		if (v->op[1].mem.base == ZYDIS_REGISTER_RSP && v->op[1].mem.disp.value == 8 &&
-		    v->depth == 1) {
-			v->depth--;
+		    v->k.depth == 1) {
+			v->k.depth--;
 			return true;
 		}
 		break;
@@ -346,36 +488,80 @@ static bool check_one(struct ver *v)
 		return false;
 	/* What is known of r14 and rcx afterwards. */
 	if (writes_reg(v, ZYDIS_REGISTER_R14))
-		v->is_index = next == ST_INDEX || (v->in.mnemonic == ZYDIS_MNEMONIC_PEXT &&
-						   is_gs_abs(&v->op[2], v->env->off_jc_mask));
+		v->k.is_index = next == ST_INDEX || (v->in.mnemonic == ZYDIS_MNEMONIC_PEXT &&
+						     is_gs_abs(&v->op[2], v->env->off_jc_mask));
 	if (v->in.mnemonic == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_RCX) &&
 	    is_reg(&v->op[1], ZYDIS_REGISTER_R14))
-		v->rcx_is_ptr = v->step == ST_PTR;
+		v->k.rcx_is_ptr = v->k.step == ST_PTR;
 	else if (writes_reg(v, ZYDIS_REGISTER_RCX))
-		v->rcx_is_ptr = false;
-	if (next != ST_NONE)
-		v->step = next;
-	else if (v->step != ST_PTR || writes_reg(v, ZYDIS_REGISTER_R14))
-		v->step = ST_NONE;
+		v->k.rcx_is_ptr = false;
+	int slot = v->in.mnemonic == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_R14) &&
+				   v->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+				   v->op[1].mem.disp.value >= 0 &&
+				   is_gs_abs(&v->op[1], (uint32_t)v->op[1].mem.disp.value)
+			   ? slot_of(v, (uint64_t)v->op[1].mem.disp.value)
+			   : -1;
+
+	if (next != ST_NONE) {
+		v->k.step = next;
+	} else if (slot >= 0 && v->k.slot[slot].size) {
+		v->k.step = ST_PTR;
+		v->k.size = v->k.slot[slot].size;
+		v->k.can_write = v->k.slot[slot].can_write;
+	} else if (v->k.step != ST_PTR || writes_reg(v, ZYDIS_REGISTER_R14) || is_call) {
+		v->k.step = ST_NONE;
+	}
+	if (is_call)
+		v->k.rcx_is_ptr = v->k.is_index = false;
+	v->is_reached = v->in.mnemonic != ZYDIS_MNEMONIC_JMP;
 	return true;
 }
 
-bool code_verify(const uint8_t *code, const uint8_t *exec, size_t len,
-		 const struct code_verify_env *env, char why[160])
+static bool verify_all(struct ver *v)
 {
-	struct ver v = { .env = env, .exec = exec, .len = len };
 	ZydisDecoder dec;
 
 	ZydisDecoderInit(&dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-	while (v.pos < len) {
-		v.why = "bytes that are no instruction";
-		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&dec, code + v.pos, len - v.pos, &v.in, v.op)) ||
-		    !check_one(&v)) {
-			snprintf(why, 160, "%s (%s at offset %zu of %zu)", v.why,
-				 ZydisMnemonicGetString(v.in.mnemonic), v.pos, len);
+	while (v->pos < v->len) {
+		v->why = "bytes that are no instruction";
+		v->again = SIZE_MAX;
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&dec, v->env->code + v->pos,
+							 v->len - v->pos, &v->in, v->op)) ||
+		    !arrive(v) || !check_one(v))
 			return false;
+		if (v->again == SIZE_MAX) {
+			v->pos += v->in.length;
+		} else if (v->again_left-- > 0) {
+			v->pos = v->again;
+			v->is_reached = false; /* seen[] has it all */
+		} else {
+			return bad(v, "too many jumps back");
 		}
-		v.pos += v.in.length;
 	}
-	return true;
+	if (v->is_reached)
+		return bad(v, "end that runs into what follows");
+	return v->nforward ? bad(v, "jump into an instruction") : true;
+}
+
+bool code_verify(size_t len, const struct code_verify_env *env, char why[160])
+{
+	struct ver *v = calloc(1, sizeof(*v));
+	bool is_good = false;
+
+	snprintf(why, 160, "no memory to verify it");
+	if (v && (v->seen = calloc(len + 1, sizeof(*v->seen)))) {
+		v->env = env;
+		v->exec = env->exec;
+		v->len = len;
+		v->is_reached = true;
+		v->again_left = MAX_AGAIN;
+		is_good = verify_all(v);
+		if (!is_good)
+			snprintf(why, 160, "%s (%s at offset %zu of %zu)", v->why,
+				 ZydisMnemonicGetString(v->in.mnemonic), v->pos, len);
+	}
+	if (v)
+		free(v->seen);
+	free(v);
+	return is_good;
 }

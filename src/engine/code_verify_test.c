@@ -8,11 +8,13 @@
 
 #include "engine/code_verify.h"
 
-static const uint8_t *const exec_base = (const uint8_t *)0x10000000;
-
 static const struct code_verify_env env = {
 	.stubs = { (const uint8_t *)0x10001000 },
-	.miss = (const uint8_t *)0x10002000,
+	.miss = { (const uint8_t *)0x10002000, (const uint8_t *)0x10002100 },
+	.exec = (const uint8_t *)0x10000000,
+	.off_ptr = 0x200,
+	.nptr = 8,
+	.near_entry = SIZE_MAX,
 	.cpu_bytes = 0x10000,
 	.off_tlb_mask = 0x100,
 	.off_page_mask = 0x108,
@@ -34,7 +36,7 @@ struct snippet {
 #define TLB_LOADS(tag_hi)                                                                          \
 	0x65, 0xc4, 0x62, 0xf2, 0xf5, 0x34, 0x25, 0x00, 0x01, 0x00, 0x00, 0x65, 0x4e, 0x8b, 0x3c,  \
 		0xf5, 0x00, tag_hi, 0x00, 0x00, 0x65, 0x4e, 0x8b, 0x34, 0xf5, 0x00, 0x80, 0x00, 0x00
-/* add r15, rcx; cmp r15, 4096 - 8; ja +0 (in the block); movzx ecx, cx; add r14, rcx */
+/* add r15, rcx; cmp r15, 4096 - 8; ja (put there by verify()); movzx ecx, cx; add r14, rcx */
 #define CHECK_8                                                                                    \
 	0x49, 0x01, 0xcf, 0x49, 0x81, 0xff, 0xf8, 0x0f, 0x00, 0x00, 0x0f, 0x87, 0x00, 0x00, 0x00,  \
 		0x00, 0x0f, 0xb7, 0xc9, 0x49, 0x01, 0xce
@@ -106,24 +108,131 @@ static const struct snippet snippets[] = {
 	{ "stack underflow", false, 1, { 0x9d } },
 	{ "jump with a word on the stack", false, 6, { 0x9c, 0xe9, 0xfa, 0x0f, 0x00, 0x00 } },
 	{ "no instruction", false, 2, { 0x0f, 0x04 } },
+	/* mov gs:[200h], r14; mov r14, gs:[200h]; mov rax, [r14] */
+	{ "pointer kept in a slot",
+	  true,
+	  LEN_LOADS + LEN_CHECK + 26,
+	  { TLB_LOADS(0x40),
+	    CHECK_8,
+	    0x65,
+	    0x4c,
+	    0x89,
+	    0x34,
+	    0x25,
+	    0x00,
+	    0x02,
+	    0x00,
+	    0x00,
+	    0x31,
+	    0xc0,
+	    0x90,
+	    0x90,
+	    0x90,
+	    0x65,
+	    0x4c,
+	    0x8b,
+	    0x34,
+	    0x25,
+	    0x00,
+	    0x02,
+	    0x00,
+	    0x00,
+	    0x49,
+	    0x8b,
+	    0x06 } },
+	{ "write through a slot of a read check",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 21,
+	  { TLB_LOADS(0x40),
+	    CHECK_8,
+	    0x65,
+	    0x4c,
+	    0x89,
+	    0x34,
+	    0x25,
+	    0x00,
+	    0x02,
+	    0x00,
+	    0x00,
+	    0x65,
+	    0x4c,
+	    0x8b,
+	    0x34,
+	    0x25,
+	    0x00,
+	    0x02,
+	    0x00,
+	    0x00,
+	    0x49,
+	    0x89,
+	    0x06 } },
+	{ "pointer from a slot of another block",
+	  false,
+	  12,
+	  { 0x65, 0x4c, 0x8b, 0x34, 0x25, 0x00, 0x02, 0x00, 0x00, 0x49, 0x8b, 0x06 } },
+	{ "slot written with a free register", false, 9, { 0x65, 0x48, 0x89, 0x04, 0x25, 0x08, 0x02, 0x00, 0x00 } },
+	{ "half a slot written", false, 8, { 0x65, 0x89, 0x04, 0x25, 0x0c, 0x02, 0x00, 0x00 } },
+	/* je over the check to the access */
+	{ "jump over a check",
+	  false,
+	  2 + LEN_LOADS + LEN_CHECK + 3,
+	  { 0x74, LEN_LOADS + LEN_CHECK, TLB_LOADS(0x40), CHECK_8, 0x49, 0x8b, 0x06 } },
+	/* the access, then back to it with another pointer */
+	{ "jump back to an access",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 3 + 3 + 2,
+	  { TLB_LOADS(0x40), CHECK_8, 0x49, 0x8b, 0x06, 0x49, 0xff, 0xc6, 0x74, (uint8_t)-8 } },
+	{ "jump into an instruction", false, 7, { 0x74, 0x01, 0xb8, 0x0f, 0x05, 0x90, 0x90 } },
+	{ "jump back into an instruction", false, 7, { 0xb8, 0x0f, 0x05, 0x90, 0x90, 0x74, (uint8_t)-6 } },
+	{ "jump past the end", false, 2, { 0x74, 0x20 } },
 	{ "arithmetic", true, 3, { 0x48, 0x01, 0xd0 } },
 	{ "vectors", true, 4, { 0xc5, 0xf8, 0x58, 0xc1 } },
 };
+
+/* The snippet with a jump to a stub behind it, where a ja with displacement 0 leads. */
+static bool verify(const uint8_t *bytes, unsigned len, bool has_end, char why[160])
+{
+	uint8_t code[160];
+	struct code_verify_env e = env;
+
+	memcpy(code, bytes, len);
+	e.code = code;
+	for (unsigned i = 0; i + 6 <= len; i++)
+		if (!memcmp(code + i, (const uint8_t[]){ 0x0f, 0x87, 0, 0, 0, 0 }, 6))
+			code[i + 2] = (uint8_t)(len - i - 6);
+	if (has_end) {
+		uint32_t rel = 0x1000 - (len + 5);
+
+		code[len] = 0xe9;
+		memcpy(code + len + 1, &rel, 4);
+		len += 5;
+	}
+	return code_verify(len, &e, why);
+}
 
 static void test_snippets(void **state)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(snippets); i++) {
 		char why[160] = "";
-		bool ok = code_verify(snippets[i].bytes, exec_base, snippets[i].len, &env, why);
+		bool ok = verify(snippets[i].bytes, snippets[i].len, true, why);
 
 		if (ok != snippets[i].is_good)
 			fail_msg("%s: %s %s", snippets[i].name, ok ? "accepted" : "refused", why);
 	}
 }
 
+static void test_end(void **state)
+{
+	static const uint8_t nop[] = { 0x90 };
+	char why[160];
+
+	assert_false(verify(nop, sizeof(nop), false, why));
+	assert_true(verify(nop, sizeof(nop), true, why));
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_snippets) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_end), cmocka_unit_test(test_snippets) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

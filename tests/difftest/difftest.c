@@ -202,12 +202,24 @@ struct executor {
 
 static void run_translated(struct dbt_cpu *c)
 {
-	struct xlate_block *b = xlate_find(c);
+	struct xlate_block *b = xlate_find(c, 0);
 
 	/* What follows the instruction is INT3, which is interpreted: the block ends before it. */
 	if (b && !b->is_interp) {
 		dbt_fpu_to_regs(c);
-		if (xlate_run(c, b) != XEXIT_INTERP || guest.vector >= 0)
+		unsigned exit = xlate_run(c, b);
+
+		if (exit == XEXIT_LINK && c->s.rip == guest.start && guest.vector < 0) {
+			/* A group of accesses that no single check covers. */
+			b = xlate_find(c, ((struct xlate_link *)(uintptr_t)c->exit_info)->key_extra);
+			if (!b || b->is_interp) {
+				interp_one(c);
+				return;
+			}
+			dbt_fpu_to_regs(c);
+			exit = xlate_run(c, b);
+		}
+		if (exit != XEXIT_INTERP || guest.vector >= 0)
 			return;
 		if (c->s.rip != guest.start)
 			return;

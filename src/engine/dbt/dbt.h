@@ -125,7 +125,8 @@ enum {
 	DBT_MODE_AC_TLB = 1 << 10, /* data accesses use DBT_TLB_KERNEL_AC */
 	DBT_MODE_ALIGN = 1 << 11,  /* alignment checks on (CR0.AM, AC, CPL 3) */
 	DBT_MODE_CPL_SHIFT = 12,   /* bits 13..12: CPL */
-	DBT_MODE_TSD = 1 << 14,	   /* CR4.TSD */
+	DBT_MODE_EACH = 1 << 15, /* of blocks only: every access is checked by itself (coalesce.c) */
+	DBT_MODE_TSD = 1 << 14,	 /* CR4.TSD */
 };
 
 struct dbt_vm;
@@ -141,6 +142,7 @@ struct dbt_cpu {
 	uint64_t jc_key;       /* changes with address space, CPL and mode_key */
 	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
 	uint64_t host_rsp;     /* stack of the dispatcher while translated code runs */
+	uint64_t ptr[8];       /* checked pointers that a block keeps over other checks */
 	uint64_t tmp[8];       /* scratch of emitted code */
 	uint64_t exit_info;    /* set by emitted exits */
 	struct dbt_cpu *self;  /* this struct: emitted code has it only as gs base */

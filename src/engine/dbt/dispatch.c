@@ -187,9 +187,9 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 }
 
 /* A block to enter for the present state, or NULL: interpret one instruction. */
-static struct xlate_block *next_block(struct dbt_cpu *cpu)
+static struct xlate_block *next_block(struct dbt_cpu *cpu, uint32_t key_extra)
 {
-	struct xlate_block *b = xlate_find(cpu);
+	struct xlate_block *b = xlate_find(cpu, key_extra);
 
 	return b && !b->is_interp ? b : NULL;
 }
@@ -198,7 +198,7 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 {
 	enum run_result result = RUN_KICKED;
 	struct xlate_link *link = NULL;
-	uint64_t link_generation = 0;
+	uint64_t link_generation = 0, link_rip = 0;
 
 	dbt_run_enter(cpu);
 	for (;;) {
@@ -216,7 +216,12 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 			break;
 		if (cpu->is_shutdown)
 			continue;
-		struct xlate_block *b = wants_interp(cpu) ? NULL : next_block(cpu);
+		/* The link of the last exit says what kind of block goes on, unless an event came between. */
+		uint32_t extra = link && link_generation == cpu->vm->xlate->generation &&
+						 cpu->s.rip == link_rip
+					 ? link->key_extra
+					 : 0;
+		struct xlate_block *b = wants_interp(cpu) ? NULL : next_block(cpu, extra);
 
 		if (!b) {
 			link = NULL;
@@ -234,7 +239,8 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 		} else {
 			if (link && link_generation == cpu->vm->xlate->generation)
 				xlate_link_patch(cpu, link, b);
-			xlate_jc_set(cpu, cpu->s.rip, b);
+			if (!extra)
+				xlate_jc_set(cpu, cpu->s.rip, b);
 			dbt_fpu_to_regs(cpu);
 			exit = xlate_run(cpu, b);
 		}
@@ -244,6 +250,7 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 			cpu->xlate->exits_link++;
 			link = (struct xlate_link *)(uintptr_t)cpu->exit_info;
 			link_generation = cpu->vm->xlate->generation;
+			link_rip = cpu->s.rip;
 			break;
 		case XEXIT_INTERP:
 			/* At once: an interrupt must not come between STI and this instruction. */

@@ -22,6 +22,7 @@ enum { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10
 struct emit {
 	uint8_t *p, *start, *end; /* writing past end sets is_full and drops the bytes */
 	bool is_full;
+	bool used_addr;	     /* emit_native() took H_ADDR as a scratch register */
 	intptr_t exec_delta; /* executable address - p (W^X by two mappings); 0 for thunks in tests */
 };
 
@@ -83,12 +84,12 @@ void emit_guest_put(struct emit *e, unsigned r, unsigned src);
 /**
  * emit_native() - an INSN_NATIVE instruction over the register map, flags live on both sides.
  *
- * The memory operand, if any, is at [H_ADDR] (checked, permitted).  Uses rcx and r15 freely, r14 too when
+ * The memory operand, if any, is at [H_ADDR + @disp] (checked, permitted).  Uses rcx and r15 freely, r14 too when
  * there is no memory operand.  Loads guest registers kept in memory, stores those it changed; handles
  * implicit rcx (shift counts), AH..BH, 16- and 32-bit code (re-encoded for 64-bit mode), LOCK.
  * Returns false when this form has no native encoding (the caller interprets it); nothing is emitted then.
  */
-bool emit_native(struct emit *e, const struct insn *in);
+bool emit_native(struct emit *e, const struct insn *in, int32_t disp);
 
 /**
  * emit_ea() - linear address of the memory operand into host @dst (rcx, r14 or r15); @tmp is another of them.

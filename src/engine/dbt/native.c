@@ -157,6 +157,7 @@ struct work {
 	bool rcx_read, rcx_write; /* implicit */
 	bool is_direct8; /* AH..BH are encoded as such, nothing needs REX, memory is at [rcx] */
 	uint8_t pool[3], npool;
+	int32_t disp; /* of the memory operand, from its pointer */
 };
 
 static void set_field(struct work *w, unsigned which, const struct opnd *op, unsigned reg)
@@ -244,7 +245,10 @@ static bool can_direct8(const struct work *w)
 static uint8_t take(struct work *w)
 {
 	assert(w->npool > 0);
-	return w->pool[--w->npool];
+	w->npool--;
+	if (w->pool[w->npool] == H_ADDR)
+		w->e->used_addr = true;
+	return w->pool[w->npool];
 }
 
 /* Gives every field its host register; loads those that go through scratch registers. */
@@ -371,6 +375,21 @@ static void put_opcode(struct emit *e, const struct insn *in, uint8_t opcode)
 	emit_u8(e, opcode);
 }
 
+/* ModRM and displacement.  A memory operand's base is rcx or r14: neither needs a SIB byte, nor means RIP. */
+static void put_modrm(struct work *w, int reg, int rm)
+{
+	unsigned mod = !w->in->has_mem			   ? 3
+		       : !w->disp			   ? 0
+		       : w->disp >= -128 && w->disp <= 127 ? 1
+							   : 2;
+
+	emit_u8(w->e, (uint8_t)(mod << 6 | (reg & 7) << 3 | (rm & 7)));
+	if (mod == 1)
+		emit_u8(w->e, (uint8_t)w->disp);
+	else if (mod == 2)
+		emit_u32(w->e, (uint32_t)w->disp);
+}
+
 static void put_legacy(struct work *w, int reg, int rm)
 {
 	const struct insn *in = w->in;
@@ -415,7 +434,7 @@ static void put_legacy(struct work *w, int reg, int rm)
 		emit_u8(e, (uint8_t)(0x40 | rex));
 	put_opcode(e, in, opcode);
 	if (has_modrm)
-		emit_u8(e, (uint8_t)((in->has_mem ? 0 : 0xc0) | (reg & 7) << 3 | (rm & 7)));
+		put_modrm(w, reg, rm);
 }
 
 /* Has it a general operand?  Outside of 64-bit mode VEX.W means nothing then. */
@@ -445,7 +464,7 @@ static void put_vex(struct work *w, int reg, int rm)
 	emit_u8(e, (uint8_t)((wide ? 0x80 : 0) | (~vvvv & 15) << 3 | (in->vex_l ? 4 : 0) | pp));
 	emit_u8(e, in->opcode);
 	if (in->has_modrm)
-		emit_u8(e, (uint8_t)((in->has_mem ? 0 : 0xc0) | (reg & 7) << 3 | (rm & 7)));
+		put_modrm(w, reg, rm);
 }
 
 static void put_imm(struct work *w)
@@ -480,9 +499,9 @@ static void put_bit_offset(struct emit *e, const struct insn *in)
 	emit_u8(e, 0x9d);						  /* popfq */
 }
 
-bool emit_native(struct emit *e, const struct insn *in)
+bool emit_native(struct emit *e, const struct insn *in, int32_t disp)
 {
-	struct work w = { .in = in, .e = e };
+	struct work w = { .in = in, .e = e, .disp = disp };
 	int reg, rm;
 
 	if (in->desc->kind != INSN_NATIVE || in->desc->attr & INSN_VSIB)

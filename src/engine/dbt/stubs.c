@@ -90,13 +90,41 @@ static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
 	cpu->s.rip = cpu->pc_base + (info & 0xffff);
 	if (cpu->code_bits == 32)
 		cpu->s.rip = (uint32_t)cpu->s.rip;
-	if (mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 28, cpu->tlb_mode)) {
+	if (mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 28 & 1, cpu->tlb_mode)) {
 		cpu->xlate->fill_true++;
 		check_note_fill(cpu, va);
 		return 1;
 	}
 	cpu->xlate->fill_false++;
 	return 0;
+}
+
+/*
+ * The same for a group of accesses (coalesce.c); its span lies in one page.  exit_info has bit 29 set too if the
+ * access at hand writes.  Returns 1 when one check covers the group now, 0 when each access has to be checked by
+ * itself; else it leaves to the interpreter: the access at hand is not for translated code.
+ */
+enum { GROUP_EACH, GROUP_RETRY, GROUP_LEAVE };
+static uint64_t miss_group(struct dbt_cpu *cpu, uint64_t va)
+{
+	uint32_t info = (uint32_t)cpu->exit_info;
+	const struct dbt_tlb *t = &cpu->tlb[cpu->tlb_mode];
+
+	cpu->s.rip = cpu->pc_base + (info & 0xffff);
+	if (cpu->code_bits == 32)
+		cpu->s.rip = (uint32_t)cpu->s.rip;
+	/* If the write comes later, as a read: the D bit is not to be set before. */
+	if (!mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 29 & 1, cpu->tlb_mode)) {
+		cpu->xlate->fill_false++;
+		return GROUP_LEAVE;
+	}
+	cpu->xlate->fill_true++;
+	check_note_fill(cpu, va);
+	if (cpu->code_bits != 64)
+		va = (uint32_t)va;
+	bool is_writable = va + t->wneg[(va & cpu->tlb_mask) >> GUEST_PAGE_SHIFT] < GUEST_PAGE_SIZE;
+
+	return !(info >> 28 & 1) || is_writable ? GROUP_RETRY : GROUP_EACH;
 }
 
 static uint8_t *begin(struct xlate_vm *x, struct emit *e)
@@ -154,6 +182,23 @@ static void emit_lookup(struct xlate_vm *x, struct emit *e)
 	finish(x, e);
 }
 
+/* rax = @fn(cpu, rcx), and flags that say whether it is 0; all guest state is in s meanwhile. */
+static void emit_miss_call(struct emit *e, uintptr_t fn)
+{
+	emit_store_gs(e, CPU_OFF(tmp[0]), H_RCX, 8);
+	store_guest(e);
+	store_flags(e);
+	emit_load_gs(e, H_RSI, CPU_OFF(tmp[0]), 8);
+	/* cpu pointer: gs base, kept in the struct so that no rdgsbase is needed */
+	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
+	emit_mov_ri(e, H_RAX, (uint64_t)fn);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xe3 }, 3);       /* mov rbx, rsp */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xe4, 0xf0 }, 4); /* and rsp, -16 */
+	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2);	       /* call rax */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xdc }, 3);       /* mov rsp, rbx */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x85, 0xc0 }, 3);       /* test rax, rax */
+}
+
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 {
 	struct xlate_vm *x = vm->xlate;
@@ -194,24 +239,25 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	emit_u8(e, 0xc3);
 	finish(x, e);
 
-	/* miss: called (return address on the stack), va in rcx */
+	/* miss, miss_group: called (return address on the stack), va in rcx */
 	x->miss = begin(x, e);
-	emit_store_gs(e, CPU_OFF(tmp[0]), H_RCX, 8);
-	store_guest(e);
-	store_flags(e);
-	emit_load_gs(e, H_RSI, CPU_OFF(tmp[0]), 8);
-	/* cpu pointer: gs base, kept in the struct so that no rdgsbase is needed */
-	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
-	emit_mov_ri(e, H_RAX, (uint64_t)(uintptr_t)miss);
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xe3 }, 3);       /* mov rbx, rsp */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xe4, 0xf0 }, 4); /* and rsp, -16 */
-	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2);	       /* call rax */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xdc }, 3);       /* mov rsp, rbx */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x85, 0xc0 }, 3);       /* test rax, rax */
-	emit_bytes(e, (const uint8_t[]){ 0x0f, 0x84 }, 2);	       /* jz fault_exit */
+	emit_miss_call(e, (uintptr_t)miss);
+	emit_bytes(e, (const uint8_t[]){ 0x0f, 0x84 }, 2); /* jz fault_exit */
 	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
 	load_flags(e);
 	load_guest(e);
+	emit_u8(e, 0xc3);
+	finish(x, e);
+
+	/* miss_group: the answer comes back in rcx */
+	x->miss_group = begin(x, e);
+	emit_miss_call(e, (uintptr_t)miss_group);
+	emit_bytes(e, (const uint8_t[]){ 0x83, 0xf8, GROUP_LEAVE, 0x0f, 0x84 }, 5); /* cmp eax; je fault_exit */
+	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
+	emit_store_gs(e, CPU_OFF(tmp[0]), H_RAX, 8);
+	load_flags(e);
+	load_guest(e);
+	emit_load_gs(e, H_RCX, CPU_OFF(tmp[0]), 8);
 	emit_u8(e, 0xc3);
 	finish(x, e);
 

@@ -215,7 +215,7 @@ static const void *thunk_find(struct dbt_cpu *cpu, const struct insn *in)
 	struct thunk_ref *ref = NULL;
 	uint32_t len, hash;
 
-	if (!emit_native(&e, in))
+	if (!emit_native(&e, in, 0))
 		return NULL;
 	emit_u8(&e, 0xc3);
 	assert(!e.is_full);

@@ -101,9 +101,13 @@ static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
 	struct emit *e = &c->e;
 
 	switch (ea_kind) {
-	case EA_INSN:
-		emit_ea(e, &c->in[c->cur], H_RCX, H_R15, c->off[c->cur + 1]);
+	case EA_INSN: {
+		struct insn in = c->in[c->cur];
+
+		in.disp += disp;
+		emit_ea(e, &in, H_RCX, H_R15, c->off[c->cur + 1]);
 		break;
+	}
 	case EA_STACK:
 		emit_lea(e, H_RCX, H_R13, H_NONE, 1, disp, c->sp_size);
 		break;
@@ -113,24 +117,26 @@ static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
 	}
 }
 
+static int tlb_mode_of(uint32_t key)
+{
+	return key & DBT_MODE_USER     ? DBT_TLB_USER
+	       : key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC
+				       : DBT_TLB_KERNEL;
+}
+
 /*
- * The soft-TLB check of an access of @size bytes: leaves the host pointer in r14.  Clobbers rcx, r15;
- * flags only where they are dead.
+ * The soft-TLB check of @size bytes at rcx: leaves the host pointer in r14.  Clobbers rcx, r15; flags only where
+ * they are dead.  Returns the cold part that a miss goes to.
  */
-void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
+static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, bool live, int kind)
 {
 	struct emit *e = &c->e;
-	int mode = c->key & DBT_MODE_USER     ? DBT_TLB_USER
-		   : c->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC
-					      : DBT_TLB_KERNEL;
-	int32_t tlb = CPU_OFF(tlb) + mode * (int32_t)sizeof(struct dbt_tlb);
+	int32_t tlb = CPU_OFF(tlb) + tlb_mode_of(c->key) * (int32_t)sizeof(struct dbt_tlb);
 	int32_t neg = tlb + (int32_t)(is_write ? offsetof(struct dbt_tlb, wneg)
 					       : offsetof(struct dbt_tlb, rneg));
 	int32_t xlat = tlb + (int32_t)offsetof(struct dbt_tlb, xlat);
-	uint8_t *retry = e->p;
 	struct cold *k;
 
-	emit_address(c, ea_kind, disp);
 	if (c->x->has_bmi2) {
 		tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(tlb_mask), false);
 	} else {
@@ -151,29 +157,95 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 		emit_u32(e, 4096 - size);
 		OP(0x0f, 0x87); /* ja miss */
 		emit_u32(e, 0);
-		k = tr_cold_add(c, COLD_MISS);
+		k = tr_cold_add(c, kind);
 		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
 		OP(0x49, 0x01, 0xce); /* add r14, rcx */
+		return k;
+	}
+	emit_lea(e, H_R15, H_R15, H_RCX, 1, (int32_t)size - 1, 8);
+	OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
+	emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
+	if (c->x->has_bmi2) {
+		tr_emit_pext_gs(c, H_RCX, H_R15, CPU_OFF(page_mask), false);
 	} else {
-		emit_lea(e, H_R15, H_R15, H_RCX, 1, (int32_t)size - 1, 8);
-		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
-		emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
-		if (c->x->has_bmi2) {
-			tr_emit_pext_gs(c, H_RCX, H_R15, CPU_OFF(page_mask), false);
-		} else {
-			OP(0x9c);		    /* pushfq */
-			OP(0x49, 0xc1, 0xef, 0x0c); /* shr r15, 12 */
-			OP(0x9d);		    /* popfq */
-			emit_mov_rr(e, H_RCX, H_R15, 8);
+		OP(0x9c);		    /* pushfq */
+		OP(0x49, 0xc1, 0xef, 0x0c); /* shr r15, 12 */
+		OP(0x9d);		    /* popfq */
+		emit_mov_rr(e, H_RCX, H_R15, 8);
+	}
+	OP(0xe3, 0x05); /* jrcxz +5 */
+	OP(0xe9);	/* jmp miss */
+	emit_u32(e, 0);
+	return tr_cold_add(c, kind);
+}
+
+/* The pointer of @g is in r14 from here on; keep it for later accesses that others come before. */
+static void hold_group(struct ctx *c, int g)
+{
+	struct group *gr = &c->group[g];
+
+	c->held = g;
+	if (gr->slot == SLOT_NONE && gr->last > c->cur) {
+		for (unsigned k = 0; k < ARRAY_SIZE(c->cpu->ptr); k++)
+			if (!(c->slots >> k & 1)) {
+				c->slots |= 1u << k;
+				gr->slot = (uint8_t)k;
+				break;
+			}
+	}
+	if (gr->slot != SLOT_NONE)
+		emit_store_gs(&c->e, CPU_OFF(ptr) + 8 * gr->slot, H_R14, 8);
+}
+
+static void free_slots(struct ctx *c)
+{
+	for (unsigned g = 0; g < c->ngroups; g++)
+		if (c->group[g].slot != SLOT_NONE && c->group[g].last <= c->cur) {
+			c->slots &= ~(1u << c->group[g].slot);
+			c->group[g].slot = SLOT_NONE;
+			c->group[g].is_checked = false;
 		}
-		OP(0xe3, 0x05); /* jrcxz +5 */
-		OP(0xe9);	/* jmp miss */
-		emit_u32(e, 0);
-		k = tr_cold_add(c, COLD_MISS);
+}
+
+/*
+ * An access of @size bytes of the current instruction: afterwards it is at [r14 + ptr_disp].  Clobbers rcx, r15;
+ * flags only where they are dead (@live).
+ */
+void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
+{
+	const struct access *a = &c->acc[c->cur][ea_kind == EA_INSN ? ACC_OPERAND : ACC_STACK];
+	struct group *g = a->group < 0 ? NULL : &c->group[a->group];
+	uint8_t *retry = c->e.p;
+	struct cold *k;
+
+	c->ptr_disp = 0;
+	if (g && g->is_checked && (c->held == a->group || g->slot != SLOT_NONE)) {
+		c->ptr_disp = (int32_t)(a->disp - g->dmin);
+		if (c->held != a->group)
+			emit_load_gs(&c->e, H_R14, CPU_OFF(ptr) + 8 * g->slot, 8);
+		c->held = a->group;
+		return;
+	}
+	if (c->nlinks >= XLATE_MAX_LINKS - XLATE_MAX_BRANCHES - 1)
+		g = NULL;
+	if (g) { /* of the whole span, from its lowest byte */
+		c->ptr_disp = (int32_t)(a->disp - g->dmin);
+		disp -= c->ptr_disp;
+	}
+	emit_address(c, ea_kind, disp);
+	if (!g) {
+		k = emit_lookup(c, size, is_write, live, COLD_MISS);
+		c->held = -1;
+	} else {
+		k = emit_lookup(c, (unsigned)(g->dmax - g->dmin), g->is_write, live, COLD_GROUP);
+		k->is_first_write = is_write;
+		g->is_checked = true;
+		hold_group(c, a->group);
+		k->link = &c->links[c->nlinks++];
 	}
 	k->retry = retry;
-	k->size = (uint16_t)size;
-	k->is_write = is_write;
+	k->size = (uint16_t)(g ? g->dmax - g->dmin : size);
+	k->is_write = g ? g->is_write : is_write;
 	k->ea_kind = (uint8_t)ea_kind;
 	k->ea_disp = disp;
 }
@@ -181,12 +253,13 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 /* mov [r14], reg / mov reg, [r14]; @size 4 or 8 (and 2 with prefix) */
 void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size)
 {
-	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, (const uint8_t[]){ 0x89 }, 1, reg, H_R14, 0);
+	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, (const uint8_t[]){ 0x89 }, 1, reg,
+		    H_R14, c->ptr_disp);
 }
 
 void tr_emit_load_r14(struct ctx *c, unsigned reg, unsigned size)
 {
-	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0x8b }, 1, reg, H_R14, 0);
+	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0x8b }, 1, reg, H_R14, c->ptr_disp);
 }
 
 void tr_emit_sp_add(struct ctx *c, int32_t delta)
@@ -283,6 +356,7 @@ static void emit_link(struct ctx *c, int cc, uint16_t off)
 	k->link = &c->links[c->nlinks++];
 	k->link->site = c->e.p - 4;
 	k->link->page_off = off;
+	k->link->key_extra = 0;
 }
 
 /* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in tr_emit_indirect(). */
@@ -310,6 +384,7 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 	uint8_t *start = c->e.p;
 	unsigned ncold = c->ncold;
 
+	c->ptr_disp = 0;
 	if (in->mem_access) {
 		if (in->mem_size == 0 || in->mem_size > 64)
 			return DONE_INTERP;
@@ -320,7 +395,7 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 		tr_emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE,
 			      tr_flags_live_before(c));
 	}
-	if (!emit_native(&c->e, in)) {
+	if (!emit_native(&c->e, in, c->ptr_disp)) {
 		c->e.p = start;
 		c->ncold = ncold;
 		return DONE_INTERP;
@@ -387,7 +462,7 @@ static enum done tr_push_imm(struct ctx *c, const struct insn *in)
 	if (size == 2)
 		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, tr_flags_live_before(c));
-	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0xc7 }, 1, 0, H_R14, 0);
+	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0xc7 }, 1, 0, H_R14, c->ptr_disp);
 	emit_u32(&c->e, (uint32_t)in->imm);
 	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_NEXT;
@@ -539,14 +614,10 @@ static void emit_cond(struct ctx *c, int cc, int32_t off)
 		emit_link(c, cc, (uint16_t)off);
 		return;
 	}
-	/* Other page: jump over the transfer when the condition is false. */
-	emit_u8(&c->e, (uint8_t)(0x70 | (cc ^ 1)));
-	uint8_t *fix = c->e.p;
-
-	emit_u8(&c->e, 0);
-	emit_goto(c, off, 0);
-	if (!c->e.is_full)
-		*fix = (uint8_t)(c->e.p - fix - 1);
+	emit_u8(&c->e, 0x0f);
+	emit_u8(&c->e, (uint8_t)(0x80 | cc));
+	emit_u32(&c->e, 0);
+	tr_cold_add(c, COLD_FAR)->ea_disp = off;
 }
 
 static enum done tr_jcc(struct ctx *c, const struct insn *in)
@@ -679,7 +750,7 @@ static enum done tr_moffs(struct ctx *c, const struct insn *in)
 	if (in->seg == SEG_FS || in->seg == SEG_GS || in->disp != (int32_t)in->disp)
 		return DONE_INTERP;
 	tr_emit_check(c, EA_INSN, 0, size, is_store, tr_flags_live_before(c));
-	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, &opc, 1, H_RAX, H_R14, 0);
+	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, &opc, 1, H_RAX, H_R14, c->ptr_disp);
 	return DONE_NEXT;
 }
 
@@ -709,7 +780,7 @@ static enum done tr_cmpxchg_wide(struct ctx *c, const struct insn *in)
 	emit_mov_rr(&c->e, H_RCX, H_R9, 8);
 	if (in->lock)
 		emit_u8(&c->e, 0xf0);
-	emit_op_mem(&c->e, 0, size == 16, (const uint8_t[]){ 0x0f, 0xc7 }, 2, 1, H_R14, 0);
+	emit_op_mem(&c->e, 0, size == 16, (const uint8_t[]){ 0x0f, 0xc7 }, 2, 1, H_R14, c->ptr_disp);
 	return DONE_NEXT;
 }
 
@@ -726,7 +797,7 @@ static enum done tr_mem_raw(struct ctx *c, const struct insn *in, const uint8_t 
 	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, tr_flags_live_before(c));
-	emit_op_mem(&c->e, 0, false, opc, n, reg, H_R14, 0);
+	emit_op_mem(&c->e, 0, false, opc, n, reg, H_R14, c->ptr_disp);
 	return DONE_NEXT;
 }
 
@@ -844,7 +915,7 @@ static bool decode_run(struct ctx *c)
 
 	c->n = 0;
 	c->off[0] = (uint16_t)off;
-	while (c->n < XLATE_MAX_INSNS && nbranches < XLATE_MAX_LINKS - 1) {
+	while (c->n < XLATE_MAX_INSNS && nbranches < XLATE_MAX_BRANCHES) {
 		struct insn *in = &c->in[c->n];
 
 		c->off[c->n] = (uint16_t)off;
@@ -905,6 +976,61 @@ static void find_live(struct ctx *c)
 	}
 }
 
+/* Leave through the unpatched link @l, to page offset @off. */
+static void emit_link_stub(struct ctx *c, const struct xlate_link *l, uint16_t off)
+{
+	struct emit *e = &c->e;
+
+	tr_emit_rip(c, H_RCX, off);
+	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
+	emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)l);
+	emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
+	tr_emit_jmp_exec(c, c->x->exit_link);
+}
+
+/*
+ * The check of a group failed: where its span crosses a page, or after the miss stub says so, the present
+ * instruction is the first of a block in which each access is checked by itself.
+ */
+static void emit_group_miss(struct ctx *c, struct cold *k)
+{
+	struct emit *e = &c->e;
+	uint8_t *cross, *each;
+
+	emit_address(c, k->ea_kind, k->ea_disp);
+	emit_lea(e, H_R15, H_RCX, H_NONE, 1, k->size - 1, 8);
+	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(page_mask), false);
+	tr_emit_pext_gs(c, H_R15, H_R15, CPU_OFF(page_mask), false);
+	OP(0x49, 0xf7, 0xd6);			   /* not r14 */
+	emit_lea(e, H_R14, H_R14, H_R15, 1, 1, 8); /* 0: first and last byte lie in one page */
+	emit_mov_rr(e, H_R15, H_RCX, 8);
+	emit_mov_rr(e, H_RCX, H_R14, 8);
+	OP(0xe3, 0x02); /* jrcxz +2 */
+	OP(0xeb, 0x00); /* jmp short: crosses */
+	cross = e->p;
+	emit_mov_rr(e, H_RCX, H_R15, 8);
+	emit_store_gs_imm(e, CPU_OFF(exit_info),
+			  (int32_t)(k->page_off | (uint32_t)k->size << 16 |
+				    (uint32_t)k->is_write << 28 | (uint32_t)k->is_first_write << 29),
+			  4);
+	emit_u8(e, 0xe8);
+	tr_emit_rel_to(c, c->x->miss_group);
+	OP(0xe3, 0x05); /* jrcxz +5 */
+	emit_u8(e, 0xe9);
+	emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
+	if (!e->is_full)
+		cross[-1] = (uint8_t)(e->p - cross);
+	align_site(c, 1);
+	emit_u8(e, 0xe9);
+	emit_u32(e, 0); /* to the stub that follows */
+	each = e->p;
+	k->link->site = each - 4;
+	k->link->stub = 0;
+	k->link->page_off = k->page_off;
+	k->link->key_extra = DBT_MODE_EACH;
+	emit_link_stub(c, k->link, k->page_off);
+}
+
 static void emit_cold(struct ctx *c, struct cold *k)
 {
 	struct emit *e = &c->e;
@@ -928,6 +1054,13 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		emit_u8(e, 0xe9);
 		emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
 		break;
+	case COLD_GROUP:
+		emit_group_miss(c, k);
+		break;
+	case COLD_FAR:
+		tr_emit_rip(c, H_RCX, k->ea_disp);
+		tr_emit_indirect(c, 0);
+		break;
 	case COLD_INTERP:
 	case COLD_POLL:
 		tr_emit_rip(c, H_RCX, k->page_off);
@@ -936,11 +1069,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		break;
 	case COLD_LINK:
 		k->link->stub = here - k->jump;
-		tr_emit_rip(c, H_RCX, k->page_off);
-		emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
-		emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)k->link);
-		emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
-		tr_emit_jmp_exec(c, c->x->exit_link);
+		emit_link_stub(c, k->link, k->page_off);
 		break;
 	}
 }
@@ -961,13 +1090,16 @@ static void emit_entry(struct ctx *c)
 static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
-	int mode = b->key & DBT_MODE_USER     ? DBT_TLB_USER
-		   : b->key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC
-					      : DBT_TLB_KERNEL;
+	int mode = tlb_mode_of(b->key);
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	const struct code_verify_env env = {
 		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll },
-		.miss = x->miss,
+		.miss = { x->miss, x->miss_group },
+		.code = b->far_entry - (x->cc.rx - x->cc.rw),
+		.exec = b->far_entry,
+		.near_entry = (size_t)(b->near_entry - b->far_entry),
+		.off_ptr = (uint32_t)CPU_OFF(ptr),
+		.nptr = ARRAY_SIZE(cpu->ptr),
 		.cpu_bytes = sizeof(struct dbt_cpu),
 		.off_tlb_mask = (uint32_t)CPU_OFF(tlb_mask),
 		.off_page_mask = (uint32_t)CPU_OFF(page_mask),
@@ -982,7 +1114,7 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 	if (!x->has_bmi2) /* the sequence verified is the BMI2 one */
 		return true;
 	dbt_fpu_to_mem(cpu);
-	if (code_verify(b->far_entry - (x->cc.rx - x->cc.rw), b->far_entry, b->code_len, &env, why))
+	if (code_verify(b->code_len, &env, why))
 		return true;
 	log_error("dbt", "block at physical %llx refused by the verifier: %s",
 		  (unsigned long long)b->phys, why);
@@ -1007,6 +1139,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	bool is_stuck = decode_run(c);
 
 	find_live(c);
+	coalesce_plan(c);
 	x->cc.used = ALIGN_UP(x->cc.used, 16);
 	e->p = e->start = x->cc.rw + x->cc.used;
 	e->end = x->cc.rw + x->cc.size;
@@ -1021,7 +1154,11 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	for (c->cur = 0; c->cur < c->n && done == DONE_NEXT; c->cur++) {
 		map[c->cur].host_off = (uint32_t)(e->p - e->start);
 		map[c->cur].page_off = c->off[c->cur];
+		e->used_addr = false;
 		done = tr_insn(c, &c->in[c->cur]);
+		if (e->used_addr)
+			c->held = -1;
+		free_slots(c);
 		if (done == DONE_INTERP) {
 			guest_end = c->off[c->cur + 1];
 			break;
@@ -1055,7 +1192,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 		b->links[i].next_in = NULL;
 	}
 	for (unsigned i = 0; i < c->ncold; i++) {
-		if (c->cold[i].kind == COLD_LINK)
+		if (c->cold[i].kind == COLD_LINK || c->cold[i].kind == COLD_GROUP)
 			c->cold[i].link = b->links + (c->cold[i].link - c->links);
 		emit_cold(c, &c->cold[i]);
 	}

@@ -11,14 +11,15 @@
 
 /* A cold piece of code, emitted after the block's main line. */
 struct cold {
-	enum { COLD_MISS, COLD_INTERP, COLD_POLL, COLD_LINK } kind;
+	enum { COLD_MISS, COLD_GROUP, COLD_INTERP, COLD_POLL, COLD_LINK, COLD_FAR } kind;
 	uint8_t *jump;	/* writable address of the rel32 that comes here (end of the jump) */
-	uint8_t *retry; /* COLD_MISS: writable address of the start of the check */
+	uint8_t *retry; /* MISS, GROUP: writable address of the start of the check */
 	const struct insn *in;
 	uint16_t page_off; /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
 	uint16_t size;	   /* MISS */
 	uint8_t is_write;  /* MISS */
-	uint8_t ea_kind;   /* MISS: how to compute the address again */
+	uint8_t is_first_write; /* GROUP: the access at hand writes */
+	uint8_t ea_kind;	/* MISS: how to compute the address again */
 	int32_t ea_disp;
 	struct xlate_link *link;
 };
@@ -31,6 +32,33 @@ enum ea_kind {
 }; /* operand of the insn; rsp + disp; rbp + disp */
 
 #define MAX_COLD 256
+
+/*
+ * Accesses that one check covers (coalesce.c): same base, index and scale, the registers changed in between by
+ * known constants only.  The check is made at the first access that is emitted, for all bytes from dmin to dmax.
+ */
+#define GROUP_SPAN_MAX 256
+#define MAX_GROUPS     48
+
+struct group {
+	uint8_t base, index, scale, seg, addrsize; /* base 0xff: none; BASE_RIP: the block's page base */
+	bool is_write;				   /* some access writes */
+	bool is_checked;			   /* the check was emitted */
+	uint8_t slot; /* of gs:ptr[] that keeps the pointer; SLOT_NONE */
+	uint16_t base_ver, index_ver, branches;
+	uint16_t members, last; /* last: instruction of the last member */
+	int64_t dmin, dmax; /* bytes covered, from base + index * scale as they were at the block's start */
+};
+#define BASE_RIP  0xfe
+#define SLOT_NONE 0xff
+
+struct access {
+	int8_t group; /* index, or -1: an access that is checked by itself */
+	int64_t disp; /* of its first byte, in the group's terms */
+};
+
+/* The two memory operands that an instruction can have. */
+enum { ACC_OPERAND, ACC_STACK, ACC_MAX };
 
 struct ctx {
 	struct dbt_cpu *cpu;
@@ -49,6 +77,13 @@ struct ctx {
 	struct xlate_link links[XLATE_MAX_LINKS];
 	unsigned nlinks;
 	unsigned cur;
+	/* Coalescing. */
+	unsigned ngroups;
+	struct group group[MAX_GROUPS];
+	struct access acc[XLATE_MAX_INSNS][ACC_MAX];
+	int held;	  /* group whose pointer is in r14, or -1 */
+	unsigned slots;	  /* bit n: gs:ptr[n] is in use */
+	int32_t ptr_disp; /* the operand last checked is at [r14 + ptr_disp] */
 };
 
 enum done {
@@ -64,6 +99,9 @@ enum done {
 		static const uint8_t op_[] = { __VA_ARGS__ };                                      \
 		tr_emit_op(c, op_, sizeof(op_));                                                   \
 	} while (0)
+
+/** coalesce_plan() - find the groups of the block's accesses (acc[], group[]). */
+void coalesce_plan(struct ctx *c);
 
 /* What each does stands at its definition in translate.c. */
 void tr_emit_op(struct ctx *c, const uint8_t *b, unsigned n);

@@ -201,7 +201,8 @@ void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_bl
 	struct xlate_vm *x = vm->xlate;
 
 	pthread_mutex_lock(&vm->lock);
-	if (!l->to && !l->from->is_dead && !b->is_dead && !b->is_interp && l->from->key == b->key &&
+	if (!l->to && !l->from->is_dead && !b->is_dead && !b->is_interp &&
+	    ((l->from->key & ~(uint32_t)DBT_MODE_EACH) | l->key_extra) == b->key &&
 	    (l->from->phys >> 12) == (b->phys >> 12) && l->page_off == (b->phys & 0xfff)) {
 		l->to = b;
 		l->next_in = b->in;
@@ -435,16 +436,17 @@ static bool code_at_rip(struct dbt_cpu *cpu, uint64_t *phys)
 	return true;
 }
 
-struct xlate_block *xlate_find(struct dbt_cpu *cpu)
+struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra)
 {
+	uint32_t key = cpu->mode_key | key_extra;
 	uint64_t phys;
 
 	if (!code_at_rip(cpu, &phys))
 		return NULL;
-	struct xlate_block *b = lookup(cpu->vm->xlate, phys, cpu->mode_key);
+	struct xlate_block *b = lookup(cpu->vm->xlate, phys, key);
 
 	if (!b)
-		b = translate_at(cpu, phys, cpu->mode_key);
+		b = translate_at(cpu, phys, key);
 	return b;
 }
 

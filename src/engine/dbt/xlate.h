@@ -45,6 +45,7 @@ struct xlate_link {
 	struct xlate_block *from, *to; /* to: NULL while unpatched */
 	struct xlate_link *next_in;    /* other links into @to */
 	uint16_t page_off;	       /* target's offset in the page */
+	uint32_t key_extra; /* the target's key has these bits besides the mode: DBT_MODE_EACH or 0 */
 };
 
 struct xlate_insn_map {
@@ -52,8 +53,9 @@ struct xlate_insn_map {
 	uint16_t page_off;
 };
 
-#define XLATE_MAX_INSNS 64
-#define XLATE_MAX_LINKS 20
+#define XLATE_MAX_INSNS	   64
+#define XLATE_MAX_BRANCHES 19 /* conditional ones that a block goes on after */
+#define XLATE_MAX_LINKS	   80 /* branches, the end, checks of groups */
 
 struct xlate_block {
 	uint64_t phys; /* RAM offset of the first byte */
@@ -101,7 +103,7 @@ struct xlate_vm {
 	struct arena_chunk *chunks;
 	/* Stubs: executable addresses. */
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
-	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_poll, *miss, *fault_exit;
+	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_poll, *miss, *miss_group, *fault_exit;
 	bool has_bmi2;
 	uint64_t flushes, invalidations, smc_hits, verify_failures;
 	uint64_t generation; /* of flushes */
@@ -112,9 +114,10 @@ void xlate_vm_destroy(struct dbt_vm *vm);
 int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err);
 void xlate_cpu_destroy(struct dbt_cpu *cpu);
 
-/** xlate_find() - the block for the present s.rip, translating it if needed; NULL when this place can't be
+/** xlate_find() - the block for the present s.rip, translating it if needed, with
+ * @key_extra (DBT_MODE_EACH or 0) added to the key; NULL when this place can't be
  * translated (not RAM, fetch faults, mode is the interpreter's). */
-struct xlate_block *xlate_find(struct dbt_cpu *cpu);
+struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra);
 /** xlate_lookup_fast() - the miss of the branch table, called by the stub with only s.rip and the mode exact:
  * far entry of the block for s.rip, now in the table; NULL: leave to the dispatcher. */
 void *xlate_lookup_fast(struct dbt_cpu *cpu);
