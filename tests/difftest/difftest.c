@@ -293,6 +293,8 @@ static bool is_comparable_hand(unsigned id)
 	case I_FWAIT: case I_EMMS: case I_XSAVE: case I_XRSTOR: case I_LDMXCSR: case I_MOVNTI:
 	case I_VZEROUPPER: case I_VZEROALL: case I_RDFSBASE: case I_RDGSBASE:
 		return true;
+	case I_XSAVEC: /* which parts of the area are looked at is known of Intel's CPUs only */
+		return !guest.vm->model.is_amd;
 	default:
 		return false;
 	}
@@ -301,13 +303,15 @@ static bool is_comparable_hand(unsigned id)
 
 static bool is_comparable(const struct insn *in)
 {
+	bool is_amd = guest.vm->model.is_amd;
+
 	/* Where vendors differ and the engine follows Intel: 66H on near branches; 0F 0D with a register. */
-	if (mode == 64 && is_near_branch(in->desc->id) && in->opsize_prefix)
+	if (is_amd && mode == 64 && is_near_branch(in->desc->id) && in->opsize_prefix)
 		return false;
-	if (in->map == MAP_0F && in->opcode == 0x0d && !in->has_mem)
+	if (is_amd && in->map == MAP_0F && in->opcode == 0x0d && !in->has_mem)
 		return false;
 	/* VPINSRQ, VPEXTRQ outside of 64-bit mode: W is ignored, or #UD. */
-	if (mode != 64 && in->vex == 3 && in->bytes[in->opcode_off - 1] & 0x80 &&
+	if (is_amd && mode != 64 && in->vex == 3 && in->bytes[in->opcode_off - 1] & 0x80 &&
 	    (in->desc->id == I_PINSRD || in->desc->id == I_PEXTRD))
 		return false;
 	return cpu_has(&guest.vm->model, in->desc->feature) &&
@@ -515,8 +519,8 @@ static bool make_code(struct test_case *tc, const struct row *r)
 	if (t->vex) {
 		put_vex(c, t, (unsigned)rnd(), (unsigned)(chance(20) ? 15 : rnd()));
 	} else {
-		/* The operand size prefix where it is not part of the opcode; near branches differ by vendor. */
-		if (!t->prefix && chance(12) && (mode != 64 || !is_near_branch(id)))
+		/* The operand size prefix where it is not part of the opcode */
+		if (!t->prefix && chance(12))
 			put(c, 0x66);
 		if (t->prefix)
 			put(c, t->prefix);
@@ -643,7 +647,7 @@ static bool aim(struct test_case *tc)
 
 	if (id == I_FXSAVE || id == I_FXRSTOR)
 		align = 16, size = 512;
-	if (id == I_XSAVE || id == I_XRSTOR)
+	if (id == I_XSAVE || id == I_XSAVEC || id == I_XRSTOR)
 		align = 64, size = 832;
 	if (id == I_LEA)
 		return true;
@@ -752,6 +756,8 @@ static void fill_xsave(uint8_t *x)
 		rnd_vector(x + 576 + 16 * i, 16);
 	}
 	x[512] = 7;
+	if (!guest.vm->model.is_amd && chance(10)) /* in use or not: compared on Intel's CPUs only */
+		x[512] = (uint8_t)(rnd() & 7);
 }
 
 /* State for the instruction. */
@@ -781,7 +787,7 @@ static bool make_state(struct test_case *tc)
 		for (unsigned i = 0; i < 16; i++)
 			s->gpr[i] = (uint32_t)s->gpr[i];
 	s->rip = tc->rip;
-	if (id == I_XSAVE || id == I_XRSTOR) {
+	if (id == I_XSAVE || id == I_XSAVEC || id == I_XRSTOR) {
 		s->gpr[R_RAX] = (s->gpr[R_RAX] & ~0xffffffffULL) | (rnd() & 7);
 		s->gpr[R_RDX] &= ~0xffffffffULL;
 		tc->target = ea_of(tc, s);
@@ -1142,8 +1148,8 @@ static void settle_native(const struct test_case *tc)
 
 static bool is_area(unsigned id)
 {
-	return id == I_FXSAVE || id == I_FXRSTOR || id == I_XSAVE || id == I_XRSTOR ||
-	       id == I_FNSTENV || id == I_FLDENV || id == I_FNSAVE || id == I_FRSTOR;
+	return id == I_FXSAVE || id == I_FXRSTOR || id == I_XSAVE || id == I_XSAVEC ||
+	       id == I_XRSTOR || id == I_FNSTENV || id == I_FLDENV || id == I_FNSAVE || id == I_FRSTOR;
 }
 
 static bool compare(const struct test_case *tc)
@@ -1152,8 +1158,8 @@ static bool compare(const struct test_case *tc)
 	const struct native_state *b = &tc->before;
 	unsigned id = tc->in.desc->id;
 	/* AMD's CPUs save them only with an exception pending. */
-	bool has_pointers =
-		(id == I_FLDENV || id == I_FRSTOR || id == I_FXRSTOR) && native.xsave[2] & 0x80;
+	bool has_pointers = (id == I_FLDENV || id == I_FRSTOR || id == I_FXRSTOR) &&
+			    (!guest.vm->model.is_amd || native.xsave[2] & 0x80);
 	uint64_t flags = X86_FL_DF | (native.vector >= 0 && are_flags_dead(tc) ? 0 : FL_ARITH);
 	uint8_t want[XSAVE_BYTES], got[XSAVE_BYTES];
 	bool bad = false;

@@ -17,7 +17,8 @@
 
 #include "engine/dbt/thunk.h"
 
-#define ALT_STACK_BYTES	    (64 * KIB)
+#define ALT_STACK_BYTES                                                                            \
+	(64 * KIB) /* for the handlers; the frame of the host's kernel comes on top */
 #define HWCAP2_FSGSBASE_BIT 2
 
 enum { TRAP_DE = 0, TRAP_UD = 6, TRAP_GP = 13, TRAP_MF = 16, TRAP_XM = 19 };
@@ -33,6 +34,7 @@ static int install_result;
 
 static _Thread_local struct dbt_cpu *current_cpu;
 static _Thread_local void *alt_stack;
+static _Thread_local size_t alt_stack_bytes;
 static _Thread_local stack_t old_alt_stack;
 
 struct dbt_cpu *thunk_thread_cpu(void)
@@ -116,18 +118,20 @@ int thunk_thread_init(struct dbt_cpu *cpu, struct error *err)
 	if (ret < 0)
 		return ret;
 	if (!alt_stack) {
-		stack_t ss = { .ss_size = ALT_STACK_BYTES };
+		/* A frame holds all of the host's vector state: 11 KiB with AMX, and it grows with the CPUs. */
+		stack_t ss = { .ss_size = ALT_STACK_BYTES + getauxval(AT_MINSIGSTKSZ) };
 
-		ss.ss_sp = mmap(NULL, ALT_STACK_BYTES, PROT_READ | PROT_WRITE,
+		ss.ss_sp = mmap(NULL, ss.ss_size, PROT_READ | PROT_WRITE,
 				MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 		if (ss.ss_sp == MAP_FAILED)
 			return error_set(err, -errno, "no memory for a signal stack");
 		if (sigaltstack(&ss, &old_alt_stack) < 0) {
 			ret = -errno;
-			munmap(ss.ss_sp, ALT_STACK_BYTES);
+			munmap(ss.ss_sp, ss.ss_size);
 			return error_set(err, ret, "cannot set a signal stack (errno %d)", -ret);
 		}
 		alt_stack = ss.ss_sp;
+		alt_stack_bytes = ss.ss_size;
 	}
 	ret = set_gs_base(cpu);
 	if (ret < 0)
@@ -141,7 +145,7 @@ void thunk_thread_finish(void)
 	current_cpu = NULL;
 	if (alt_stack) {
 		sigaltstack(&old_alt_stack, NULL);
-		munmap(alt_stack, ALT_STACK_BYTES);
+		munmap(alt_stack, alt_stack_bytes);
 		alt_stack = NULL;
 	}
 }

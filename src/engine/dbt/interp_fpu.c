@@ -377,8 +377,9 @@ void user_xsave(struct dbt_cpu *cpu, const struct insn *in)
 	bool is_opt = is_compact || in->desc->id == I_XSAVEOPT;
 	uint64_t rfbm = requested(cpu, in), used, write;
 	unsigned len = rfbm & XF_AVX ? XS_END : XS_HEADER_END, n = vector_regs(cpu);
-	/* With nothing to save there is nothing but the header, says Intel. */
-	unsigned first = !rfbm && !cpu->vm->model.is_amd ? XS_BV : 0;
+	/* With nothing to save in the legacy area, Intel's CPUs don't look at it; MXCSR of the standard format is in it. */
+	bool has_legacy = rfbm & (is_compact ? XF_X87 | XF_SSE : ~0ULL);
+	unsigned first = !has_legacy && !cpu->vm->model.is_amd ? XS_BV : 0;
 	struct mem_op op;
 	const uint8_t *x;
 	uint64_t ea;

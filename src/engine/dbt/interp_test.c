@@ -331,6 +331,37 @@ static void test_fpu_pointers(void **state)
 	assert_int_equal(fip, 0x51234);
 }
 
+/*
+ * The guest has x87, SSE and AVX.  What more the host has (AVX-512, AMX) is neither written to the guest's area, which
+ * ends after AVX, nor changed in the registers.
+ */
+static void test_host_vector_state(void **state)
+{
+	static const uint8_t pattern[64] = { [0 ... 63] = 0x5a };
+	uint8_t zmm[64] = { 0 };
+	uint64_t mask = 0x1234, xcr0;
+	uint32_t lo, hi;
+	uint8_t after[256];
+
+	__asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+	xcr0 = lo | (uint64_t)hi << 32;
+	if ((xcr0 & 0xe6) != 0xe6) {
+		print_message("skipped: the host has no AVX-512\n");
+		return;
+	}
+	dbt_fpu_to_mem(cpu);
+	memcpy(after, &cpu->s + 1, sizeof(after));
+	__asm__ volatile("vmovdqu64 %0, %%zmm17; kmovq %1, %%k3" : : "m"(pattern), "m"(mask));
+	dbt_fpu_to_regs(cpu);
+	dbt_fpu_to_mem(cpu);
+	mask = 0;
+	__asm__ volatile("vmovdqu64 %%zmm17, %0; kmovq %%k3, %1" : "=m"(zmm), "=m"(mask));
+	assert_memory_equal(zmm, pattern, 64);
+	assert_int_equal(mask, 0x1234);
+	assert_int_equal(cpu->s.xsave[512] & 0xf8, 0); /* XSTATE_BV */
+	assert_memory_equal(after, &cpu->s + 1, sizeof(after));
+}
+
 /* `rep bsf` is BSF for a CPU without BMI1: of zero it leaves the destination, TZCNT gives the size. */
 static void test_missing_feature(void **state)
 {
@@ -502,9 +533,9 @@ int main(void)
 		MACHINE_TEST(test_rep_backward_wraps), MACHINE_TEST(test_changed_code),
 		MACHINE_TEST(test_end_of_segment),     MACHINE_TEST(test_faults),
 		MACHINE_TEST(test_fpu_error),	       MACHINE_TEST(test_fpu_pointers),
-		MACHINE_TEST(test_missing_feature),    cmocka_unit_test(test_libc),
-		cmocka_unit_test(test_emit_lea),       cmocka_unit_test(test_emit_moves),
-		cmocka_unit_test(test_emit_full),
+		MACHINE_TEST(test_host_vector_state),  MACHINE_TEST(test_missing_feature),
+		cmocka_unit_test(test_libc),	       cmocka_unit_test(test_emit_lea),
+		cmocka_unit_test(test_emit_moves),     cmocka_unit_test(test_emit_full),
 	};
 
 	if (dbt_signal_init(NULL) < 0)

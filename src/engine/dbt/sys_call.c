@@ -2,9 +2,9 @@
 /*
  * SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS (SDM vol. 2; APM vol. 3).
  *
- * Vendors differ.  SYSCALL works outside of 64-bit mode as on AMD (Intel: #UD), SYSENTER works in
- * long mode as on Intel (AMD: #UD).  SYSRET with a non-canonical RCX is #GP(0) in ring 0 as on
- * Intel.  SYSRET loads fixed attributes into SS (Intel).
+ * Vendors differ.  SYSCALL and SYSRET are #UD outside of 64-bit mode on Intel's CPUs, SYSENTER and SYSEXIT in long
+ * mode on AMD's.  SYSRET with a non-canonical RCX is #GP(0) in ring 0 as on Intel's, on both.  SYSRET loads fixed
+ * attributes into SS (Intel).
  */
 #include "engine/dbt/sys.h"
 
@@ -25,13 +25,25 @@ static void set_flat_segments(struct dbt_cpu *cpu, uint16_t cs, uint16_t ss, boo
 	seg_set_flat(&cpu->s.seg[SEG_SS], (ss & 0xfffc) | rpl, ATTR_DATA32 | dpl);
 }
 
+static void check_syscall(struct dbt_cpu *cpu)
+{
+	if (!(cpu->s.efer & X86_EFER_SCE) || !(cpu->s.cr0 & X86_CR0_PE) ||
+	    (cpu->code_bits != 64 && !cpu->vm->model.is_amd))
+		dbt_raise(cpu, EXC_UD);
+}
+
+static void check_sysenter(struct dbt_cpu *cpu)
+{
+	if (dbt_is_long(cpu) && cpu->vm->model.is_amd)
+		dbt_raise(cpu, EXC_UD);
+}
+
 void sys_syscall(struct dbt_cpu *cpu, const struct insn *in)
 {
 	struct x86_state *s = &cpu->s;
 	uint16_t cs = s->star >> 32;
 
-	if (!(s->efer & X86_EFER_SCE) || !(s->cr0 & X86_CR0_PE))
-		dbt_raise(cpu, EXC_UD);
+	check_syscall(cpu);
 	if (dbt_is_long(cpu)) {
 		s->gpr[R_RCX] = cpu->next_rip;
 		s->gpr[R_R11] = s->rflags & ~(uint64_t)X86_FL_RF;
@@ -55,8 +67,7 @@ void sys_sysret(struct dbt_cpu *cpu, const struct insn *in)
 	uint16_t base = s->star >> 48;
 	bool to_64 = dbt_is_long(cpu) && in->opsize == 8;
 
-	if (!(s->efer & X86_EFER_SCE) || !(s->cr0 & X86_CR0_PE))
-		dbt_raise(cpu, EXC_UD);
+	check_syscall(cpu);
 	if (cpu->cpl != 0 || (to_64 && !va_is_canonical(s->gpr[R_RCX])))
 		sys_gp0(cpu);
 	if (dbt_is_long(cpu))
@@ -79,6 +90,7 @@ void sys_sysenter(struct dbt_cpu *cpu, const struct insn *in)
 	uint16_t cs = s->sysenter_cs;
 	bool is_long = dbt_is_long(cpu);
 
+	check_sysenter(cpu);
 	if (!(s->cr0 & X86_CR0_PE) || sel_is_null(cs))
 		sys_gp0(cpu);
 	s->rflags &= ~(uint64_t)(X86_FL_VM | X86_FL_IF | X86_FL_RF);
@@ -94,6 +106,7 @@ void sys_sysexit(struct dbt_cpu *cpu, const struct insn *in)
 	uint16_t cs = s->sysenter_cs & 0xfffc;
 	bool to_64 = in->opsize == 8;
 
+	check_sysenter(cpu);
 	if (!(s->cr0 & X86_CR0_PE) || cpu->cpl != 0 || sel_is_null(cs))
 		sys_gp0(cpu);
 	if (to_64 && (!va_is_canonical(s->gpr[R_RDX]) || !va_is_canonical(s->gpr[R_RCX])))

@@ -925,6 +925,32 @@ static void test_sysenter(void **state)
 	assert_int_equal(cpu->s.rip, CODE);
 }
 
+static void test_system_calls_by_vendor(void **state)
+{
+	struct cpu_model *m = &cpu->vm->model;
+	bool was_amd = m->is_amd;
+
+	for (int amd = 0; amd < 2; amd++) {
+		m->is_amd = amd;
+		protected32(3);
+		cpu->s.efer |= X86_EFER_SCE;
+		cpu->s.star = 0x0010000800009000; /* EIP is the low half */
+		assert_int_equal(INSN("\x0f\x05"), amd ? -1 : EXC_UD);
+		assert_int_equal(cpu->cpl, amd ? 0 : 3);
+		protected32(0);
+		cpu->s.efer |= X86_EFER_SCE;
+		assert_int_equal(INSN("\x0f\x07"), amd ? -1 : EXC_UD);
+		assert_int_equal(cpu->cpl, amd ? 3 : 0);
+
+		long64(3);
+		cpu->s.sysenter_cs = 0;
+		assert_int_equal(INSN("\x0f\x34"), amd ? EXC_UD : EXC_GP);
+		long64(0);
+		assert_int_equal(INSN("\x0f\x35"), amd ? EXC_UD : EXC_GP);
+	}
+	m->is_amd = was_amd;
+}
+
 /* ---- control registers ---- */
 
 static int mov_cr(unsigned cr, uint64_t val)
@@ -1303,6 +1329,7 @@ int main(void)
 		cmocka_unit_test(test_debug_task_loop),
 		cmocka_unit_test(test_syscall),
 		cmocka_unit_test(test_sysenter),
+		cmocka_unit_test(test_system_calls_by_vendor),
 		cmocka_unit_test(test_mov_cr),
 		cmocka_unit_test(test_pdptes),
 		cmocka_unit_test(test_lmsw_smsw),
