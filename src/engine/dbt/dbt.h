@@ -109,6 +109,10 @@ enum {
 	DBT_REQ_TLB_FLUSH = 16, /* flush everything (RAM layout or dirty tracking changed) */
 };
 
+/* A locked operand that crosses a host cache line would lock the host's bus, for all that run there; hosts that
+ * look for that trap it (tens of milliseconds) or kill us.  Such an access is made in an exclusive section. */
+#define DBT_LINE 64u
+
 /* Mode bits: everything a translation depends on besides its bytes (cpu->mode_key). */
 enum {
 	DBT_MODE_CODE16 = 0,
@@ -147,7 +151,9 @@ struct dbt_cpu {
 	uint64_t exit_info;    /* set by emitted exits */
 	struct dbt_cpu *self;  /* this struct: emitted code has it only as gs base */
 	uint64_t jc_mask;      /* bits of RIP that index the branch table: constant operand */
-	uint64_t not_df;       /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
+	uint64_t line_mask;    /* DBT_LINE - 1, DBT_LINE: constant operands */
+	uint64_t line_size;
+	uint64_t not_df; /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
 	uint64_t jc_neg[DBT_JC_SIZE]; /* -(rip + key): rip + jc_key + jc_neg[i] == 0 is a hit */
 	void *jc_code[DBT_JC_SIZE];   /* far entry of the block */

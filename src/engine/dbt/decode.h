@@ -214,6 +214,12 @@ enum decode_result {
  */
 enum decode_result insn_decode(struct insn *out, const uint8_t *code, unsigned avail, unsigned mode);
 
+/** insn_is_locked() - is the memory operand accessed atomically: LOCK, or XCHG, which implies it? */
+static inline bool insn_is_locked(const struct insn *in)
+{
+	return in->has_mem && (in->lock || in->desc->id == I_XCHG);
+}
+
 /** insn_name() - the mnemonic in lower case, for messages; never NULL. */
 const char *insn_name(enum insn_id id);
 

@@ -421,8 +421,8 @@ static void bounce_fill(struct dbt_cpu *cpu, struct mem_op *op, unsigned n)
 	}
 }
 
-/* A locked operand in two pages: nobody else may run meanwhile.  The tables may have changed while we waited:
- * look again. */
+/* A locked operand in two pages or cache lines: nobody else may run meanwhile.  The tables may have changed while
+ * we waited: look again. */
 static unsigned locate_exclusive(struct dbt_cpu *cpu, struct mem_op *op)
 {
 	uint64_t fault_va;
@@ -450,19 +450,20 @@ void mem_begin(struct dbt_cpu *cpu, struct mem_op *op, unsigned seg, uint64_t ea
 	op->size = size;
 	op->acc = (uint8_t)acc;
 	op->is_bounced = op->is_noted = op->is_exclusive = false;
-	op->ptr = tlb_hit(cpu, va, size, mode, acc & ACC_WRITE);
+	is_locked = is_locked && (va & (DBT_LINE - 1)) + size > DBT_LINE;
+	op->ptr = likely(!is_locked) ? tlb_hit(cpu, va, size, mode, acc & ACC_WRITE) : NULL;
 	if (likely(op->ptr))
 		return;
 
 	unsigned n = locate(cpu, va, size, mode, acc, op->span);
-	if (is_direct(op->span, n, acc)) {
+	if (is_direct(op->span, n, acc) && !is_locked) {
 		op->ptr = cpu->vm->ram->base + op->span[0].offset;
 		op->is_noted = acc & ACC_WRITE;
 		op->note_offset = op->span[0].offset;
 		return;
 	}
 	/* A lock across a device's page locks nothing. */
-	if (is_locked && n == 2 && op->span[0].is_ram && op->span[1].is_ram)
+	if (is_locked && op->span[0].is_ram && op->span[n - 1].is_ram)
 		n = locate_exclusive(cpu, op);
 	op->is_bounced = true;
 	op->ptr = op->bounce;

@@ -209,6 +209,29 @@ static void thunk_operands(void **state)
 		assert_int_equal(exclusive_depth, 0);
 	}
 
+	/* Over the end of a cache line the same, TLB hit or not; and not up to it. */
+	for (unsigned k = 0; k < 2; k++) {
+		mem_begin(cpu, &op, SEG_DS, VA + 0x7c, 4, ACC_RW, true);
+		assert_ptr_equal(op.ptr, ram.base + DATA_BASE + 0x7c);
+		mem_commit(cpu, &op);
+		mem_begin(cpu, &op, SEG_DS, VA + 0x7d, 4, ACC_RW, false);
+		assert_ptr_equal(op.ptr, ram.base + DATA_BASE + 0x7d);
+		mem_commit(cpu, &op);
+		assert_int_equal(exclusive_depth, 0);
+		uint64_t before = value_at(0x7d, 4);
+		mem_begin(cpu, &op, SEG_DS, VA + 0x7d, 4, ACC_RW, true);
+		assert_true(op.is_bounced);
+		assert_int_equal(exclusive_depth, 1);
+		assert_memory_equal(op.ptr, &before, 4);
+		memset(op.ptr, 0x31 + (int)k, 4);
+		assert_int_equal(value_at(0x7d, 4), before);
+		mem_commit(cpu, &op);
+		assert_int_equal(value_at(0x7d, 4), 0x31313131 + k * 0x01010101);
+		assert_int_equal(exclusive_depth, 0);
+		mmu_flush_all(cpu);
+	}
+	nexclusive -= 2;
+
 	/* Write-only: what the instruction leaves alone stays; devices are not read. */
 	nmmio = 0;
 	uint64_t before = value_at(0xfff, 2);

@@ -109,7 +109,7 @@ void sys_check_write(struct dbt_cpu *cpu, uint64_t va, unsigned len);
 /*
  * A memory operand of up to 1024 bytes for a thunk.  mem_begin checks the whole access (raising before
  * anything is changed) and gives a pointer to use: straight into RAM where possible (locked
- * instructions are then atomic), else a bounce buffer filled from memory or device when @acc reads.
+ * instructions are then atomic, and within a cache line), else a bounce buffer filled from memory or device when @acc reads.
  * mem_commit writes a bounced operand back, marks dirty, drops translated code.
  */
 struct mem_span {	 /* the part of an operand in one page */

@@ -368,13 +368,12 @@ static void run(struct dbt_cpu *cpu, const struct insn *in, const void *code)
 
 	if (has_op) {
 		uint64_t ea = insn_ea(cpu, in);
-		bool is_xchg = in->map == MAP_1BYTE && (in->opcode | 1) == 0x87;
 
 		/* Before all other checks of the operand, as the CPU does. */
 		if (is_aligned_operand(cpu, in) && insn_is_misaligned(cpu, in, ea, in->mem_size))
 			dbt_raise_err(cpu, EXC_GP, 0);
 		mem_begin(cpu, &op, in->seg, ea, operand_size(cpu, in), in->mem_access,
-			  in->lock || is_xchg);
+			  insn_is_locked(in));
 	}
 	if (in->desc->attr & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX))
 		dbt_fpu_to_regs(cpu);

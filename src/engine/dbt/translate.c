@@ -250,6 +250,32 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 	k->ea_disp = disp;
 }
 
+/*
+ * The checked operand of a locked instruction: the interpreter's if it crosses a cache line (DBT_LINE).
+ * Clobbers rcx; flags live on.
+ */
+static void emit_line_check(struct ctx *c, unsigned size)
+{
+	struct emit *e = &c->e;
+
+	if (size < 2)
+		return;
+	emit_lea(e, H_RCX, H_R14, H_NONE, 1, c->ptr_disp, 8);
+	if (c->x->has_bmi2) {
+		tr_emit_pext_gs(c, H_RCX, H_RCX, CPU_OFF(line_mask), false);
+		emit_lea(e, H_RCX, H_RCX, H_NONE, 1, (int32_t)size - 1, 8);
+		tr_emit_pext_gs(c, H_RCX, H_RCX, CPU_OFF(line_size), false);
+	} else {
+		OP(0x9c);		      /* pushfq */
+		OP(0x83, 0xe1, DBT_LINE - 1); /* and ecx, 63 */
+		emit_lea(e, H_RCX, H_RCX, H_NONE, 1, (int32_t)size - 1, 8);
+		OP(0xc1, 0xe9, 6); /* shr ecx, 6 */
+		OP(0x9d);	   /* popfq */
+	}
+	OP(0xe3, 0x05); /* jrcxz +5 */
+	tr_emit_jmp_cold(c, COLD_INTERP);
+}
+
 /* mov [r14], reg / mov reg, [r14]; @size 4 or 8 (and 2 with prefix) */
 void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size)
 {
@@ -394,6 +420,8 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 			return DONE_INTERP; /* emit_ea cannot move the address without touching flags */
 		tr_emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE,
 			      tr_flags_live_before(c));
+		if (insn_is_locked(in))
+			emit_line_check(c, in->mem_size);
 	}
 	if (!emit_native(&c->e, in, c->ptr_disp)) {
 		c->e.p = start;
@@ -777,6 +805,8 @@ static enum done tr_cmpxchg_wide(struct ctx *c, const struct insn *in)
 	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_INSN, 0, size, true, tr_flags_live_before(c));
+	if (insn_is_locked(in) && size == 8) /* the wide one is aligned, or raises */
+		emit_line_check(c, size);
 	emit_mov_rr(&c->e, H_RCX, H_R9, 8);
 	if (in->lock)
 		emit_u8(&c->e, 0xf0);

@@ -149,6 +149,8 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 	cpu->self = cpu;
 	cpu->page_mask = ~0xfffULL;
 	cpu->jc_mask = (uint64_t)(DBT_JC_SIZE - 1) << 1;
+	cpu->line_mask = DBT_LINE - 1;
+	cpu->line_size = DBT_LINE;
 	cpu->not_df = ~(uint64_t)X86_FL_DF;
 	cpu->not_if = ~(uint64_t)X86_FL_IF;
 	jc_clear(cpu);
