@@ -55,6 +55,8 @@ struct vcpu_up {
 	 * Only called by engines that do not own the LAPIC, when set_intr said there is one.
 	 */
 	int (*intr_ack)(void *ctx);
+	/* The guest spins (PAUSE): let other threads have the host's core.  May be NULL. */
+	void (*yield)(void *ctx);
 	void *ctx;
 };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A vCPU's thread, what its guest asks of the machine, and what the machine asks of it. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -59,7 +60,7 @@ static int64_t hypercall(struct vcpu *v, const struct vcpu_exit *x)
 {
 	switch (x->addr) {
 	case KVM_HC_VAPIC_POLL_IRQ:
-	case KVM_HC_SCHED_YIELD: /* the vCPU leaves its engine for the call: others may run */
+	case KVM_HC_SCHED_YIELD: /* done by on_exit_, without the lock */
 		return 0;
 	case KVM_HC_SEND_IPI:
 		if (!v->lapic)
@@ -93,6 +94,11 @@ static int on_exit_locked(struct vcpu *v, struct vcpu_exit *x)
 	return -EPERM;
 }
 
+static void yield(void *ctx)
+{
+	sched_yield();
+}
+
 static int on_exit_(void *ctx, struct vcpu_exit *x)
 {
 	struct vcpu *v = ctx;
@@ -101,6 +107,8 @@ static int on_exit_(void *ctx, struct vcpu_exit *x)
 	int r = on_exit_locked(v, x);
 
 	pthread_mutex_unlock(&v->m->lock);
+	if (x->kind == EXIT_HYPERCALL && x->addr == KVM_HC_SCHED_YIELD)
+		yield(v);
 	return r;
 }
 
@@ -276,7 +284,7 @@ static void *vcpu_thread(void *arg)
 
 int vcpu_create(struct vcpu *v, struct machine *m, unsigned index, struct error *err)
 {
-	struct vcpu_up up = { on_exit_, intr_ack, v };
+	struct vcpu_up up = { on_exit_, intr_ack, yield, v };
 
 	v->m = m;
 	v->index = index;

@@ -389,6 +389,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "exits_link", x->exits_link },
 		{ "exits_interpreter", x->exits_interp },
 		{ "exits_poll", x->exits_poll },
+		{ "pauses_yielded", cpu->pauses_yielded },
 		{ "tlb_fills", x->fill_true },
 		{ "tlb_refused", x->fill_false },
 		{ "tlb_flushes", cpu->tlb_flushes },

@@ -186,6 +186,9 @@ struct dbt_cpu {
 	bool no_step_trap;   /* this instruction swallows the TF trap (MOV SS ...) */
 	uint64_t insn_count; /* instructions interpreted: counter */
 
+	uint64_t pause_first, pause_last; /* host TSC: the first and last PAUSE of the present spin loop */
+	uint64_t pauses_yielded;	  /* counter */
+
 	/* System level. */
 	uint64_t pdpte[4]; /* PAE paging: the page-directory pointers, loaded when CR3 is (SDM
 				    * vol. 3 4.4.1); the walker uses these.  cr_load_pdptes() after set_state */
@@ -248,6 +251,10 @@ void dbt_fpu_to_regs(struct dbt_cpu *cpu);
 
 /** dbt_exit() - call the machine for an exit; saves the FPU first.  Returns what on_exit did. */
 int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x);
+
+/** dbt_pause() - the guest executed PAUSE.  After a long row of them the host's core goes to somebody else
+ * (vcpu_up.yield).  Called between two instructions, without an exclusive section; leaves and enters. */
+void dbt_pause(struct dbt_cpu *cpu);
 
 /** dbt_exclusive_begin() - wait until every other vCPU is outside of guest execution and keep them
  * there until dbt_exclusive_end().  The caller is a vCPU thread at a safepoint in C code. */

@@ -115,6 +115,31 @@ int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x)
 	return rc;
 }
 
+/*
+ * A guest that spins waits for another of its CPUs, whose thread may be waiting for this core.  PAUSEs less than
+ * PAUSE_GAP_US apart are one loop; it may spin for PAUSE_SPIN_US, about what it costs to come back.
+ */
+#define PAUSE_GAP_US  5
+#define PAUSE_SPIN_US 25
+
+void dbt_pause(struct dbt_cpu *cpu)
+{
+	uint64_t now = __builtin_ia32_rdtsc(), us = cpu->vm->tsc_khz / 1000;
+
+	__asm__ volatile("pause");
+	if (now - cpu->pause_last > PAUSE_GAP_US * us)
+		cpu->pause_first = now;
+	cpu->pause_last = now;
+	if (likely(now - cpu->pause_first < PAUSE_SPIN_US * us) || cpu->vm->ncpus < 2 || !cpu->up.yield)
+		return;
+	dbt_fpu_to_mem(cpu);
+	dbt_run_leave(cpu);
+	cpu->up.yield(cpu->up.ctx);
+	dbt_run_enter(cpu);
+	cpu->pauses_yielded++;
+	cpu->pause_first = cpu->pause_last = __builtin_ia32_rdtsc();
+}
+
 /* ---- the loop ----------------------------------------------------------------------------- */
 
 static bool wants_interp(const struct dbt_cpu *cpu)

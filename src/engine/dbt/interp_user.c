@@ -464,7 +464,7 @@ static void user_nop(struct dbt_cpu *cpu, const struct insn *in)
 
 static void user_pause(struct dbt_cpu *cpu, const struct insn *in)
 {
-	__asm__ volatile("pause");
+	dbt_pause(cpu);
 }
 
 static void user_cld(struct dbt_cpu *cpu, const struct insn *in)

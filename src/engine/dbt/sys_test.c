@@ -11,6 +11,7 @@
 
 #include "engine/dbt/segment.h"
 #include "engine/dbt/thunk.h"
+#include "engine/dbt/xlate.h"
 
 /* ---- the machine ---- */
 
@@ -63,10 +64,18 @@ static int intr_ack(void *ctx)
 	return -1;
 }
 
+static unsigned nyields;
+
+static void yield(void *ctx)
+{
+	assert_false(cpu->is_running);
+	nyields++;
+}
+
 static int setup(void **state)
 {
-	struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = intr_ack };
-	struct engine_config cfg = { .ram = &ram, .model = &model, .vcpus = 1, .use_interp_only = true };
+	struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = intr_ack, .yield = yield };
+	struct engine_config cfg = { .ram = &ram, .model = &model, .vcpus = 2, .use_interp_only = true };
 	struct error err = { "" };
 
 	if (ram_create(&ram, 2 * MIB, 0, &err) || cpu_model_init(&model, "host", 1, &err) ||
@@ -1235,6 +1244,24 @@ static void test_interrupt_flag(void **state)
 	assert_int_equal(cpu->s.nmi_blocked, 1);
 }
 
+/* A row of PAUSEs gives the core away sooner or later, a single one does not. */
+static void test_pause(void **state)
+{
+	protected32(0);
+	nyields = 0;
+	cpu->pause_last = 0;
+	poke(CODE, 3, 0xf490f3); /* pause; hlt */
+	cpu->s.rip = CODE;
+	assert_int_equal(engine_dbt.vcpu_run(vcpu, NULL), RUN_HALTED);
+	assert_int_equal(nyields, 0);
+	dbt_run_enter(cpu);
+	while (!nyields)
+		dbt_pause(cpu);
+	assert_true(cpu->is_running);
+	assert_int_equal(cpu->pauses_yielded, 1);
+	dbt_run_leave(cpu);
+}
+
 /* ---- the mode key ---- */
 
 static void test_mode_key(void **state)
@@ -1340,6 +1367,7 @@ int main(void)
 		cmocka_unit_test(test_io_breakpoint),
 		cmocka_unit_test(test_string_io),
 		cmocka_unit_test(test_interrupt_flag),
+		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_mode_key),
 		cmocka_unit_test(test_descriptor_info),
 	};
