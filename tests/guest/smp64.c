@@ -21,7 +21,8 @@ static void on_all(void (*fn)(void *), void *arg)
 
 /* ---- atomics ---- */
 
-#define ROUNDS 2000
+#define ROUNDS	    2000
+#define SPLIT_EVERY 20 /* stops all CPUs, however many share a host core */
 
 static struct {
 	volatile uint64_t inc, add, xadd, cas, cas16[2], bts_wins, and_or;
@@ -52,6 +53,8 @@ static void atomics(void *arg)
 				 : "r"(i)
 				 : "memory", "cc");
 		wins += !was;
+		if (i % SPLIT_EVERY)
+			continue;
 		__asm__ volatile("lock addl $1, %0"
 				 : "+m"(*(volatile uint32_t *)((uintptr_t)at.split_lines + 62))
 				 :
@@ -85,7 +88,7 @@ static void test_atomics(void)
 	check_eq(at.cas, n * ROUNDS * 5ull, "LOCK CMPXCHG");
 	check_eq(at.byte, (uint8_t)(n * ROUNDS), "LOCK INC of a byte");
 	check_eq(at.bts_wins, ROUNDS, "LOCK BTS is won once");
-	check_eq(*(volatile uint32_t *)((uintptr_t)at.split_lines + 62), n * ROUNDS,
+	check_eq(*(volatile uint32_t *)((uintptr_t)at.split_lines + 62), n * (ROUNDS / SPLIT_EVERY),
 		 "LOCK ADD across cache lines");
 	if (cpuid(1, 0).c & 1 << 13) {
 		on_all(atomics16, NULL);
