@@ -23,6 +23,7 @@ enum step {
 };
 
 #define PTR_SLOTS 8
+#define FRAME	  16 /* r15, for a call, or come back from it */
 
 /* What is known at a place in the block. */
 struct known {
@@ -31,7 +32,7 @@ struct known {
 	bool can_write, rcx_is_ptr;
 	bool is_index; /* r14 is bounded to a table */
 	unsigned size; /* bytes checked */
-	int depth;     /* pushes on the host stack */
+	int depth;     /* words on the host stack: 0, 1, or FRAME */
 	struct {
 		unsigned size; /* 0: no checked pointer */
 		bool can_write;
@@ -173,6 +174,12 @@ static enum step advance(struct ver *v)
 	return ST_NONE;
 }
 
+static bool is_plain_ret(const struct ver *v)
+{
+	return v->in.mnemonic == ZYDIS_MNEMONIC_RET &&
+	       v->in.meta.branch_type == ZYDIS_BRANCH_TYPE_NEAR && v->in.length == 1;
+}
+
 static bool forbidden(const struct ver *v)
 {
 	switch (v->in.meta.category) {
@@ -183,7 +190,6 @@ static bool forbidden(const struct ver *v)
 	case ZYDIS_CATEGORY_IO:
 	case ZYDIS_CATEGORY_IOSTRINGOP:
 	case ZYDIS_CATEGORY_STRINGOP:
-	case ZYDIS_CATEGORY_RET:
 	case ZYDIS_CATEGORY_SEGOP:
 	case ZYDIS_CATEGORY_RDWRFSGS:
 	case ZYDIS_CATEGORY_VTX:
@@ -199,6 +205,8 @@ static bool forbidden(const struct ver *v)
 	default:
 		break;
 	}
+	if (v->in.meta.category == ZYDIS_CATEGORY_RET)
+		return !is_plain_ret(v);
 	switch (v->in.mnemonic) {
 	case ZYDIS_MNEMONIC_MASKMOVQ:
 	case ZYDIS_MNEMONIC_MASKMOVDQU:
@@ -329,6 +337,8 @@ static bool check_branch(struct ver *v)
 {
 	const ZydisDecodedOperand *o = &v->op[0];
 
+	if (is_plain_ret(v))
+		return v->k.depth == 0 ? true : bad(v, "return with something on the host stack");
 	if (o->type == ZYDIS_OPERAND_TYPE_MEMORY)
 		return v->in.mnemonic == ZYDIS_MNEMONIC_JMP && is_gs_indexed(o, v->env->off_jc_code)
 			       ? true
@@ -337,10 +347,21 @@ static bool check_branch(struct ver *v)
 		return bad(v, "indirect or far transfer");
 	const uint8_t *target = v->exec + v->pos + v->in.length + o->imm.value.s;
 
-	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL)
-		return target == v->env->miss[0] || target == v->env->miss[1]
-			       ? true
-			       : bad(v, "call that is not to a miss stub");
+	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL &&
+	    (target == v->env->miss[0] || target == v->env->miss[1]))
+		return v->k.depth == 0 ? true
+				       : bad(v, "call of a stub with something on the host stack");
+	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL) {
+		if (v->k.depth != FRAME)
+			return bad(v, "call that is not to a miss stub and has pushed nothing");
+		if (target <= v->exec + v->pos || target >= v->exec + v->len)
+			return bad(v, "call out of the block, or back");
+		v->k = (struct known){ 0 };
+		if (!note_jump(v, (size_t)(target - v->exec)))
+			return false;
+		v->k.depth = FRAME; /* it comes back */
+		return true;
+	}
 	if (v->k.depth != 0)
 		return bad(v, "transfer with something on the host stack");
 	if (is_stub(v, target))
@@ -418,21 +439,29 @@ static bool check_stack(struct ver *v)
 {
 	switch (v->in.mnemonic) {
 	case ZYDIS_MNEMONIC_PUSHFQ:
-		v->k.depth++;
-		return true;
-	case ZYDIS_MNEMONIC_PUSH:
-		if (!is_reg(&v->op[0], ZYDIS_REGISTER_RCX))
+	case ZYDIS_MNEMONIC_PUSH: {
+		bool is_frame = is_reg(&v->op[0], ZYDIS_REGISTER_R15);
+
+		if (v->in.mnemonic == ZYDIS_MNEMONIC_PUSH && !is_frame &&
+		    !is_reg(&v->op[0], ZYDIS_REGISTER_RCX))
 			return bad(v, "push of something else than flags");
-		v->k.depth++;
-		return v->k.depth <= 1 ? true : bad(v, "host stack too deep");
+		if (v->k.depth != 0)
+			return bad(v, "host stack too deep");
+		v->k.depth = v->in.mnemonic == ZYDIS_MNEMONIC_PUSH && is_frame ? FRAME : 1;
+		return true;
+	}
 	case ZYDIS_MNEMONIC_POPFQ:
-		v->k.depth--;
-		return v->k.depth >= 0 ? true : bad(v, "host stack underflow");
+		if (v->k.depth != 1)
+			return bad(v, "flags that were not pushed");
+		v->k.depth = 0;
+		return true;
 	case ZYDIS_MNEMONIC_POP:
 		if (!is_reg(&v->op[0], ZYDIS_REGISTER_R15))
 			return bad(v, "pop into another register");
-		v->k.depth--;
-		return v->k.depth >= 0 ? true : bad(v, "host stack underflow");
+		if (v->k.depth == 0)
+			return bad(v, "host stack underflow");
+		v->k.depth = 0;
+		return true;
 	case ZYDIS_MNEMONIC_LEA: /* drop one word */
 		if (v->op[1].mem.base == ZYDIS_REGISTER_RSP && v->op[1].mem.disp.value == 8 &&
 		    v->k.depth == 1) {
@@ -470,12 +499,12 @@ static bool check_one(struct ver *v)
 	bool uses_stack =
 		v->in.mnemonic == ZYDIS_MNEMONIC_PUSHFQ || v->in.mnemonic == ZYDIS_MNEMONIC_POPFQ ||
 		v->in.mnemonic == ZYDIS_MNEMONIC_PUSH || v->in.mnemonic == ZYDIS_MNEMONIC_POP;
-	bool is_call = v->in.mnemonic == ZYDIS_MNEMONIC_CALL;
+	bool is_ret = is_plain_ret(v), is_call = v->in.mnemonic == ZYDIS_MNEMONIC_CALL;
 
 	for (unsigned i = 0; i < v->in.operand_count; i++) {
 		const ZydisDecodedOperand *o = &v->op[i];
-		bool is_hidden_stack =
-			(uses_stack || is_call) && o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
+		bool is_hidden_stack = (uses_stack || is_call || is_ret) &&
+				       o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
 
 		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && !is_hidden_stack && !check_memory(v, o))
 			return false;
@@ -484,7 +513,7 @@ static bool check_one(struct ver *v)
 		    ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_SEGMENT)
 			return bad(v, "write to a segment register");
 	}
-	if (!is_call && writes_reg(v, ZYDIS_REGISTER_RSP) && !check_stack(v))
+	if (!is_call && !is_ret && writes_reg(v, ZYDIS_REGISTER_RSP) && !check_stack(v))
 		return false;
 	/* What is known of r14 and rcx afterwards. */
 	if (writes_reg(v, ZYDIS_REGISTER_R14))
@@ -513,7 +542,7 @@ static bool check_one(struct ver *v)
 	}
 	if (is_call)
 		v->k.rcx_is_ptr = v->k.is_index = false;
-	v->is_reached = v->in.mnemonic != ZYDIS_MNEMONIC_JMP;
+	v->is_reached = v->in.mnemonic != ZYDIS_MNEMONIC_JMP && !is_ret;
 	return true;
 }
 

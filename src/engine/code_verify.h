@@ -6,8 +6,10 @@
  * What is proved for every instruction of a block, in order
  *  1. It is none of: system call, software interrupt, privileged or segment-base instruction, port I/O,
  *     far or indirect transfer (but the one branch-table form), string instruction, gather, masked move
- *     through rdi, XSAVE family, return.
- *  2. A direct jump stays in the block, or goes to a listed stub; the only calls go to the miss stubs.
+ *     through rdi, XSAVE family.
+ *  2. A direct jump stays in the block, or goes to a listed stub; the only calls go to the miss stubs, or
+ *     to code of the block that relies on nothing, with r15 pushed just before and popped where it comes back.
+ *     A return has nothing else above what a call has left on the host stack.
  *  3. A memory operand is gs:[disp] inside struct dbt_cpu, or gs:[r14 * 8 + disp] with r14 an index that pext
  *     has just bounded to a table there, or [r14 + disp] / [rcx + disp] while that
  *     register holds a checked pointer, within what was checked, and written only after a write check.

@@ -10,7 +10,7 @@
  *
  * Invariants
  *  1. A group's check precedes its accesses in the straight line of the block, and nothing between them can change a
- *     mapping of this vCPU: instructions that could are safepoints, and end all groups.
+ *     mapping of this vCPU: instructions that could are safepoints, and end all groups.  So do calls.
  *  2. A check for writing is made only where the write itself is sure to come: a write that a branch
  *     separates from the group's first access begins a new group.  So a page that is only ever read is not asked to be
  *     writable.
@@ -240,7 +240,9 @@ static void effects(struct plan *p, unsigned i)
 		p->bias[reg] += by;
 		return;
 	}
-	if (in->desc->kind == INSN_SYSTEM && in->desc->id != I_CLI && in->desc->id != I_STI) {
+	bool is_call = in->desc->id == I_CALL_REL || in->desc->id == I_CALL_IND;
+
+	if (is_call || (in->desc->kind == INSN_SYSTEM && in->desc->id != I_CLI && in->desc->id != I_STI)) {
 		for (unsigned r = 0; r < 17; r++) /* invariant 1 */
 			p->ver[r]++;
 		return;

@@ -390,6 +390,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "exits_interpreter", x->exits_interp },
 		{ "exits_poll", x->exits_poll },
 		{ "pauses_yielded", cpu->pauses_yielded },
+		{ "return_overflows", x->ret_overflows },
 		{ "tlb_fills", x->fill_true },
 		{ "tlb_refused", x->fill_false },
 		{ "tlb_flushes", cpu->tlb_flushes },

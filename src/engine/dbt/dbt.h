@@ -146,12 +146,14 @@ struct dbt_cpu {
 	uint64_t jc_key;       /* changes with address space, CPL and mode_key */
 	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
 	uint64_t host_rsp;     /* stack of the dispatcher while translated code runs */
-	uint64_t ptr[8];       /* checked pointers that a block keeps over other checks */
-	uint64_t tmp[8];       /* scratch of emitted code */
-	uint64_t exit_info;    /* set by emitted exits */
-	struct dbt_cpu *self;  /* this struct: emitted code has it only as gs base */
-	uint64_t jc_mask;      /* bits of RIP that index the branch table: constant operand */
-	uint64_t line_mask;    /* DBT_LINE - 1, DBT_LINE: constant operands */
+	uint64_t ret_base; /* where rsp starts in translated code: the top of the returns (stubs.c) */
+	uint64_t ret_key;     /* jc_key + ret_gen: RIP + key tells returns apart */
+	uint64_t ptr[8];      /* checked pointers that a block keeps over other checks */
+	uint64_t tmp[8];      /* scratch of emitted code */
+	uint64_t exit_info;   /* set by emitted exits */
+	struct dbt_cpu *self; /* this struct: emitted code has it only as gs base */
+	uint64_t jc_mask;     /* bits of RIP that index the branch table: constant operand */
+	uint64_t line_mask;   /* DBT_LINE - 1, DBT_LINE: constant operands */
 	uint64_t line_size;
 	uint64_t not_df; /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
@@ -195,7 +197,8 @@ struct dbt_cpu {
 	uint64_t as_gen;   /* address-space generation, part of jc_key.  dbt_mode_changed() starts
 				    * it somewhere random; whoever wants every inline branch entry
 				    * forgotten adds 1 and calls dbt_mode_changed() */
-	uint32_t exc_ext;  /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
+	uint64_t ret_gen; /* part of ret_key: another when the mapping of a page changes; nothing a guest could guess */
+	uint32_t exc_ext; /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
 
 	struct dbt_mmu mmu;
 
@@ -269,6 +272,9 @@ void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len);
 
 /** xlate_mapping_changed() - linear-to-physical changed for the page of @va, or all with @is_all. */
 void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, bool is_all);
+
+/** dbt_returns_changed() - forget all returns that translated code has noted: another ret_key. */
+void dbt_returns_changed(struct dbt_cpu *cpu);
 
 static inline uint64_t dbt_rdtsc(const struct dbt_cpu *cpu)
 {

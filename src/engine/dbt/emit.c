@@ -139,6 +139,28 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsig
 	put_mem(e, dst, base, index, scale, disp);
 }
 
+void emit_load_gs_idx(struct emit *e, unsigned dst, unsigned idx, int32_t off)
+{
+	emit_u8(e, 0x65);
+	emit_u8(e, (uint8_t)(REX | REX_W | (dst & 8 ? REX_R : 0) | (idx & 8 ? REX_X : 0)));
+	emit_u8(e, 0x8b);
+	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
+	emit_u8(e, (uint8_t)(3 << 6 | (idx & 7) << 3 | 5));
+	emit_u32(e, (uint32_t)off);
+}
+
+void emit_pext_gs(struct emit *e, unsigned dst, unsigned src, int32_t off, bool is_pdep)
+{
+	emit_u8(e, 0x65);
+	emit_u8(e, 0xc4);
+	emit_u8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | 0x20 | 2));
+	emit_u8(e, (uint8_t)(0x80 | ((~src & 15) << 3) | (is_pdep ? 3 : 2)));
+	emit_u8(e, 0xf5);
+	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
+	emit_u8(e, 0x25);
+	emit_u32(e, (uint32_t)off);
+}
+
 unsigned emit_guest_get(struct emit *e, unsigned r, unsigned scratch)
 {
 	if (emit_host_reg[r] != H_NONE)

@@ -63,6 +63,10 @@ void emit_mov_ri(struct emit *e, unsigned dst, uint64_t imm);
 void emit_load_gs(struct emit *e, unsigned dst, int32_t off, unsigned size); /* dst = gs:[off] */
 void emit_store_gs(struct emit *e, int32_t off, unsigned src, unsigned size); /* gs:[off] = src; size 1 2 4 8 */
 void emit_store_gs_imm(struct emit *e, int32_t off, int32_t imm, unsigned size);
+/* mov dst, gs:[idx * 8 + off] */
+void emit_load_gs_idx(struct emit *e, unsigned dst, unsigned idx, int32_t off);
+/* pext (pdep) dst, src, gs:[off]; hosts with BMI2 only, flags untouched. */
+void emit_pext_gs(struct emit *e, unsigned dst, unsigned src, int32_t off, bool is_pdep);
 /* lea dst, [base + index * scale + disp]; base or index may be H_NONE; @size 4 or 8. */
 void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale,
 	      int32_t disp, unsigned size);

@@ -103,4 +103,11 @@ void dbt_mode_changed(struct dbt_cpu *cpu)
 
 	cpu->mode_key = key;
 	cpu->jc_key = branch_key(cpu);
+	cpu->ret_key = cpu->jc_key + cpu->ret_gen;
+}
+
+void dbt_returns_changed(struct dbt_cpu *cpu)
+{
+	cpu->ret_gen = mix(cpu->ret_gen ^ __builtin_ia32_rdtsc());
+	cpu->ret_key = cpu->jc_key + cpu->ret_gen;
 }

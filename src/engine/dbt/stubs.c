@@ -155,6 +155,13 @@ static int32_t guest_home(unsigned host_reg)
 	return CPU_GPR_OFF(mapped[i][0]);
 }
 
+/* rsp = the dispatcher's stack, aligned for a call of C. */
+static void emit_host_stack(struct emit *e)
+{
+	emit_load_gs(e, H_RSP, CPU_OFF(host_rsp), 8);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xe4, 0xf0 }, 4); /* and rsp, -16 */
+}
+
 /*
  * The branch table has no block for s.rip: look among all of them, jump to it, or leave.  Guest registers
  * that C preserves stay where they are; arithmetic flags travel in tmp[2] (lahf; seto al).
@@ -167,7 +174,7 @@ static void emit_lookup(struct xlate_vm *x, struct emit *e)
 	emit_bytes(e, (const uint8_t[]){ 0x9f, 0x0f, 0x90, 0xc0 }, 4); /* lahf; seto al */
 	emit_store_gs(e, CPU_OFF(tmp[2]), H_RAX, 8);
 	emit_store_gs(e, CPU_OFF(tmp[1]), H_RSP, 8);
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xe4, 0xf0 }, 4); /* and rsp, -16 */
+	emit_host_stack(e);
 	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
 	emit_mov_ri(e, H_RAX, (uint64_t)(uintptr_t)xlate_lookup_fast);
 	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2); /* call rax */
@@ -182,6 +189,71 @@ static void emit_lookup(struct xlate_vm *x, struct emit *e)
 	finish(x, e);
 }
 
+/*
+ * Returns.  A guest CALL is a host CALL, and RET a host RET, so that the host predicts where it goes.  Translated code
+ * has its own stack for that, in memory no guest can reach.  A call pushes two words: ret_key + return address, and
+ * (the host's CALL) the landing, the code of the block after the call.
+ *
+ *   ret      r14 = the RIP to return to, rcx = ~(ret_key + r14), exit_info set; host RET
+ *   landing  pops the word of the call; it goes on if the sum is -1: the guest returns to where it was called from,
+ *            in the same mode and mapping.  Else to ret_again, with r14 as it was.
+ *
+ * ret_again   the guest has returned to something else (longjmp, a return address changed): one of the next few
+ *             returns may be the one; else the branch table knows, or exit_lookup
+ * ret_miss    stands at the top, for a return without a call: the stack is empty (rsp lies above its base)
+ * ret_dead    the landing of a block that was dropped: one more word is on the stack
+ */
+#define RET_DEPTH 6
+
+static void emit_returns(struct xlate_vm *x, struct emit *e)
+{
+	static const uint8_t not_r15[] = { 0x49, 0xf7, 0xd7 };
+	uint8_t *miss, *found[RET_DEPTH];
+
+	x->ret_again = begin(x, e);
+	emit_load_gs(e, H_R15, CPU_OFF(ret_key), 8);
+	emit_lea(e, H_R15, H_R15, H_R14, 1, 0, 8);
+	emit_bytes(e, not_r15, sizeof(not_r15));
+	for (unsigned i = 0; i < RET_DEPTH; i++) {
+		/* mov rcx, [rsp + 16 i + 8] */
+		emit_bytes(e, (const uint8_t[]){ 0x48, 0x8b, 0x4c, 0x24, (uint8_t)(16 * i + 8) }, 5);
+		emit_lea(e, H_RCX, H_RCX, H_R15, 1, 1, 8);
+		emit_bytes(e, (const uint8_t[]){ 0xe3, 0 }, 2); /* jrcxz */
+		found[i] = e->p;
+	}
+	emit_bytes(e, (const uint8_t[]){ 0xeb, 0 }, 2); /* jmp short: none of them */
+	miss = e->p;
+	for (unsigned i = RET_DEPTH; i-- > 0;) {
+		found[i][-1] = (uint8_t)(e->p - found[i]);
+		if (i) /* lea rsp, [rsp + 16]: drops one */
+			emit_bytes(e, (const uint8_t[]){ 0x48, 0x8d, 0x64, 0x24, 16 }, 5);
+	}
+	emit_mov_rr(e, H_RCX, H_R15, 8);
+	emit_u8(e, 0xc3);
+	finish(x, e);
+
+	x->ret_dead = begin(x, e);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x8d, 0x64, 0x24, 8 }, 5); /* lea rsp, [rsp + 8] */
+	emit_bytes(e, (const uint8_t[]){ 0xeb, 0 }, 2);
+	uint8_t *dead = e->p;
+	x->ret_miss = e->p + e->exec_delta;
+	emit_load_gs(e, H_RSP, CPU_OFF(ret_base), 8);
+	miss[-1] = (uint8_t)(e->p - miss);
+	dead[-1] = (uint8_t)(e->p - dead);
+	emit_store_gs(e, CPU_OFF(s.rip), H_R14, 8);
+	emit_mov_rr(e, H_RCX, H_R14, 8);
+	emit_pext_gs(e, H_R14, H_RCX, CPU_OFF(jc_mask), false);
+	emit_load_gs(e, H_R15, CPU_OFF(jc_key), 8);
+	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
+	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(jc_neg));
+	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
+	emit_bytes(e, (const uint8_t[]){ 0xe3, 5, 0xe9 }, 3); /* jrcxz +5; jmp exit_lookup */
+	emit_u32(e, (uint32_t)(x->exit_lookup - (e->p + 4 + e->exec_delta)));
+	emit_bytes(e, (const uint8_t[]){ 0x65, 0x42, 0xff, 0x24, 0xf5 }, 5); /* jmp gs:[r14 * 8 + jc_code] */
+	emit_u32(e, (uint32_t)CPU_OFF(jc_code));
+	finish(x, e);
+}
+
 /* rax = @fn(cpu, rcx), and flags that say whether it is 0; all guest state is in s meanwhile. */
 static void emit_miss_call(struct emit *e, uintptr_t fn)
 {
@@ -192,11 +264,11 @@ static void emit_miss_call(struct emit *e, uintptr_t fn)
 	/* cpu pointer: gs base, kept in the struct so that no rdgsbase is needed */
 	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
 	emit_mov_ri(e, H_RAX, (uint64_t)fn);
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xe3 }, 3);       /* mov rbx, rsp */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xe4, 0xf0 }, 4); /* and rsp, -16 */
-	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2);	       /* call rax */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xdc }, 3);       /* mov rsp, rbx */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x85, 0xc0 }, 3);       /* test rax, rax */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xe3 }, 3); /* mov rbx, rsp */
+	emit_host_stack(e);
+	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2);	 /* call rax */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xdc }, 3); /* mov rsp, rbx */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x85, 0xc0 }, 3); /* test rax, rax */
 }
 
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
@@ -209,9 +281,7 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	for (unsigned i = 0; i < ARRAY_SIZE(callee_saved); i++)
 		emit_push(e, callee_saved[i]);
 	emit_store_gs(e, CPU_OFF(host_rsp), H_RSP, 8);
-	/* Room below host_rsp belongs to emitted code; keep calls 16-byte aligned: rsp is now 8 mod 16
-	 * after six pushes and the return address -> subtract 8. */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xec, 0x08 }, 4); /* sub rsp, 8 */
+	emit_load_gs(e, H_RSP, CPU_OFF(ret_base), 8);
 	emit_store_gs(e, CPU_OFF(tmp[7]), H_RSI, 8);
 	load_flags(e);
 	load_guest(e);
@@ -220,6 +290,8 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	finish(x, e);
 
 	emit_lookup(x, e);
+	if (x->has_bmi2)
+		emit_returns(x, e);
 	x->exit_link = begin(x, e);
 	emit_leave(e, XEXIT_LINK);
 	finish(x, e);

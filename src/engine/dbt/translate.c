@@ -29,34 +29,6 @@ void tr_emit_jmp_exec(struct ctx *c, const uint8_t *exec_target)
 	tr_emit_rel_to(c, exec_target);
 }
 
-/* pext/pdep dst, src, gs:[off] */
-void tr_emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, int32_t off, bool is_pdep)
-{
-	struct emit *e = &c->e;
-
-	emit_u8(e, 0x65);
-	emit_u8(e, 0xc4);
-	emit_u8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | 0x20 | 2));
-	emit_u8(e, (uint8_t)(0x80 | ((~src & 15) << 3) | (is_pdep ? 3 : 2)));
-	emit_u8(e, 0xf5);
-	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
-	emit_u8(e, 0x25);
-	emit_u32(e, (uint32_t)off);
-}
-
-/* mov dst, gs:[idx * 8 + off] */
-static void emit_load_gs_idx(struct ctx *c, unsigned dst, unsigned idx, int32_t off)
-{
-	struct emit *e = &c->e;
-
-	emit_u8(e, 0x65);
-	emit_u8(e, (uint8_t)(0x48 | (dst & 8 ? 4 : 0) | (idx & 8 ? 2 : 0)));
-	emit_u8(e, 0x8b);
-	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
-	emit_u8(e, (uint8_t)(3 << 6 | (idx & 7) << 3 | 5));
-	emit_u32(e, (uint32_t)off);
-}
-
 struct cold *tr_cold_add(struct ctx *c, int kind)
 {
 	if (c->ncold == MAX_COLD) {
@@ -149,8 +121,8 @@ static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, boo
 		if (live)
 			OP(0x9d); /* popfq */
 	}
-	emit_load_gs_idx(c, H_R15, H_R14, neg);
-	emit_load_gs_idx(c, H_R14, H_R14, xlat);
+	emit_load_gs_idx(&c->e, H_R15, H_R14, neg);
+	emit_load_gs_idx(&c->e, H_R14, H_R14, xlat);
 	if (!live) {
 		OP(0x49, 0x01, 0xcf); /* add r15, rcx */
 		OP(0x49, 0x81, 0xff); /* cmp r15, 4096 - size */
@@ -317,6 +289,12 @@ static void emit_poll(struct ctx *c, bool live)
 	}
 }
 
+/* exit_info of a branch; see below. */
+static int32_t undo_info(const struct ctx *c, int32_t sp_moved)
+{
+	return sp_moved == NO_UNDO ? -1 : (int32_t)((uint32_t)sp_moved << 12 | c->off[c->cur]);
+}
+
 /*
  * Indirect transfer: the target RIP is in rcx.  Nothing follows.
  *
@@ -327,7 +305,7 @@ static void emit_poll(struct ctx *c, bool live)
 void tr_emit_indirect(struct ctx *c, int32_t sp_moved)
 {
 	struct emit *e = &c->e;
-	int32_t info = sp_moved == NO_UNDO ? -1 : (int32_t)((uint32_t)sp_moved << 12 | c->off[c->cur]);
+	int32_t info = undo_info(c, sp_moved);
 	uint8_t *miss;
 
 	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
@@ -339,7 +317,7 @@ void tr_emit_indirect(struct ctx *c, int32_t sp_moved)
 	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(jc_mask), false);
 	emit_load_gs(e, H_R15, CPU_OFF(jc_key), 8);
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
-	emit_load_gs_idx(c, H_R15, H_R14, CPU_OFF(jc_neg));
+	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(jc_neg));
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	OP(0xe3, 0); /* jrcxz hit */
 	miss = e->p;
@@ -352,13 +330,41 @@ void tr_emit_indirect(struct ctx *c, int32_t sp_moved)
 	emit_u32(e, (uint32_t)CPU_OFF(jc_code));
 }
 
-static void align_site(struct ctx *c, unsigned opcode_len)
+/* No-ops until @by bytes further on an address of alignment @to comes. */
+static void align_to(struct ctx *c, unsigned by, unsigned to)
 {
-	/* The rel32 of a patchable jump is 4-byte aligned. */
-	static const uint8_t nops[4][3] = { { 0 }, { 0x90 }, { 0x66, 0x90 }, { 0x0f, 0x1f, 0x00 } };
-	unsigned pad = (unsigned)(-(uintptr_t)(c->e.p + opcode_len)) & 3;
+	static const uint8_t nops[8][7] = { { 0 },
+					    { 0x90 },
+					    { 0x66, 0x90 },
+					    { 0x0f, 0x1f, 0x00 },
+					    { 0x0f, 0x1f, 0x40, 0x00 },
+					    { 0x0f, 0x1f, 0x44, 0x00, 0x00 },
+					    { 0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00 },
+					    { 0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00 } };
+	unsigned pad = (unsigned)(-(uintptr_t)(c->e.p + by)) & (to - 1);
 
 	emit_bytes(&c->e, nops[pad], pad);
+}
+
+static void align_site(struct ctx *c, unsigned opcode_len)
+{
+	align_to(c, opcode_len, 4); /* the rel32 of a patchable jump */
+}
+
+/* The jump or call just emitted can be patched to go to page offset @off of the same page. */
+static void note_link(struct ctx *c, uint16_t off)
+{
+	struct cold *k = tr_cold_add(c, COLD_LINK);
+
+	k->page_off = off;
+	if (c->nlinks == XLATE_MAX_LINKS) {
+		c->e.is_full = true;
+		return;
+	}
+	k->link = &c->links[c->nlinks++];
+	k->link->site = c->e.p - 4;
+	k->link->page_off = off;
+	k->link->key_extra = 0;
 }
 
 /* A patchable jump to page offset @off of the same page; @cc < 0: unconditional. */
@@ -372,17 +378,7 @@ static void emit_link(struct ctx *c, int cc, uint16_t off)
 		emit_u8(&c->e, (uint8_t)(0x80 | cc));
 	}
 	emit_u32(&c->e, 0);
-	struct cold *k = tr_cold_add(c, COLD_LINK);
-
-	k->page_off = off;
-	if (c->nlinks == XLATE_MAX_LINKS) {
-		c->e.is_full = true;
-		return;
-	}
-	k->link = &c->links[c->nlinks++];
-	k->link->site = c->e.p - 4;
-	k->link->page_off = off;
-	k->link->key_extra = 0;
+	note_link(c, off);
 }
 
 /* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in tr_emit_indirect(). */
@@ -547,7 +543,8 @@ static enum done tr_lea(struct ctx *c, const struct insn *in)
 	return DONE_NEXT;
 }
 
-static enum done tr_call_push(struct ctx *c, const struct insn *in)
+/* Leaves the return address in rcx. */
+static void tr_call_push(struct ctx *c)
 {
 	unsigned size = c->sp_size;
 
@@ -555,7 +552,38 @@ static enum done tr_call_push(struct ctx *c, const struct insn *in)
 	tr_emit_rip(c, H_RCX, c->off[c->cur + 1]);
 	tr_emit_store_r14(c, H_RCX, size);
 	tr_emit_sp_add(c, -(int32_t)size);
-	return DONE_END;
+}
+
+/*
+ * The call itself, the return address being in rcx, and where it comes back to (stubs.c, "returns").
+ * @off: target's offset in the page, anywhere; for an indirect call it is in tmp[2]
+ */
+static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
+{
+	struct emit *e = &c->e;
+	int32_t next = c->off[c->cur + 1];
+
+	emit_load_gs(e, H_R15, CPU_OFF(ret_key), 8);
+	emit_lea(e, H_R15, H_R15, H_RCX, 1, 0, 8);
+	OP(0x41, 0x57);	   /* push r15 */
+	align_to(c, 5, 8); /* the landing can be patched at once */
+	emit_u8(e, 0xe8);
+	emit_u32(e, 0);
+	if (in->desc->id == I_CALL_REL && off >= 0 && off < 4096)
+		note_link(c, (uint16_t)off);
+	else
+		tr_cold_add(c, COLD_CALL)->ea_disp = off;
+
+	c->landings[c->nlandings++] = (uint32_t)(e->p - e->start);
+	OP(0x4d, 0x8d, 0xb6); /* lea r14, [r14 - next], in the long form */
+	emit_u32(e, (uint32_t)-next);
+	OP(0x41, 0x5f); /* pop r15 */
+	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 1, 8);
+	OP(0xe3, 0x05); /* jrcxz +5 */
+	tr_emit_jmp_cold(c, COLD_RETURN);
+	emit_store_gs(e, CPU_OFF(pc_base), H_R14, 8);
+	c->held = -1;
+	return DONE_NEXT;
 }
 
 static enum done tr_call_rel(struct ctx *c, const struct insn *in)
@@ -566,7 +594,13 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 
 	if (off >= 0 && off <= c->off[c->cur])
 		emit_poll(c, true);
-	tr_call_push(c, in);
+	tr_call_push(c);
+	if (c->x->has_bmi2 && off == c->off[c->cur + 1]) { /* only asks for its own address */
+		c->held = -1;
+		return DONE_NEXT;
+	}
+	if (c->x->has_bmi2)
+		return tr_call_go(c, in, off);
 	emit_goto(c, off, -(int32_t)c->sp_size);
 	return DONE_END;
 }
@@ -595,7 +629,9 @@ static enum done tr_call_ind(struct ctx *c, const struct insn *in)
 	if (!indirect_target(c, in))
 		return DONE_INTERP;
 	emit_store_gs(&c->e, CPU_OFF(tmp[2]), H_RCX, 8);
-	tr_call_push(c, in);
+	tr_call_push(c);
+	if (c->x->has_bmi2)
+		return tr_call_go(c, in, 0);
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[2]), 8);
 	tr_emit_indirect(c, -(int32_t)c->sp_size);
 	return DONE_END;
@@ -617,9 +653,19 @@ static enum done tr_ret(struct ctx *c, const struct insn *in)
 	if (in->opsize == 2)
 		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, 0, size, false, true);
-	tr_emit_load_r14(c, H_RCX, size);
+	if (!c->x->has_bmi2) {
+		tr_emit_load_r14(c, H_RCX, size);
+		tr_emit_sp_add(c, popped);
+		tr_emit_indirect(c, popped);
+		return DONE_END;
+	}
+	tr_emit_load_r14(c, H_R14, size);
 	tr_emit_sp_add(c, popped);
-	tr_emit_indirect(c, popped);
+	emit_store_gs_imm(&c->e, CPU_OFF(exit_info), undo_info(c, popped), 8);
+	emit_load_gs(&c->e, H_RCX, CPU_OFF(ret_key), 8);
+	emit_lea(&c->e, H_RCX, H_RCX, H_R14, 1, 0, 8);
+	OP(0x48, 0xf7, 0xd1); /* not rcx */
+	OP(0xc3);
 	return DONE_END;
 }
 
@@ -920,13 +966,14 @@ static enum done tr_insn(struct ctx *c, const struct insn *in)
 
 /* ---- the block ---------------------------------------------------------------------------- */
 
-static bool ends_flow(const struct insn *in)
+static bool ends_flow(const struct ctx *c, const struct insn *in)
 {
 	switch (in->desc->id) {
-	case I_JMP_REL:
-	case I_JMP_IND:
 	case I_CALL_REL:
 	case I_CALL_IND:
+		return !c->x->has_bmi2;
+	case I_JMP_REL:
+	case I_JMP_IND:
 	case I_RET:
 		return true;
 	default:
@@ -956,7 +1003,7 @@ static bool decode_run(struct ctx *c)
 		off += in->len;
 		c->n++;
 		c->off[c->n] = (uint16_t)off;
-		if (ends_flow(in))
+		if (ends_flow(c, in))
 			return false;
 		nbranches += !!(in->desc->attr & INSN_BRANCH);
 		/* Those never go on in translated code. */
@@ -1091,6 +1138,17 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		tr_emit_rip(c, H_RCX, k->ea_disp);
 		tr_emit_indirect(c, 0);
 		break;
+	case COLD_CALL:
+		if (k->in->desc->id == I_CALL_IND)
+			emit_load_gs(e, H_RCX, CPU_OFF(tmp[2]), 8);
+		else
+			tr_emit_rip(c, H_RCX, k->ea_disp);
+		tr_emit_indirect(c, -(int32_t)c->sp_size);
+		break;
+	case COLD_RETURN:
+		emit_lea(e, H_R14, H_R14, H_NONE, 1, c->off[c->cur + 1], 8);
+		tr_emit_jmp_exec(c, c->x->ret_again);
+		break;
 	case COLD_INTERP:
 	case COLD_POLL:
 		tr_emit_rip(c, H_RCX, k->page_off);
@@ -1123,7 +1181,7 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 	int mode = tlb_mode_of(b->key);
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	const struct code_verify_env env = {
-		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll },
+		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again },
 		.miss = { x->miss, x->miss_group },
 		.code = b->far_entry - (x->cc.rx - x->cc.rw),
 		.exec = b->far_entry,
@@ -1165,7 +1223,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	c->bits = (key & 3) == DBT_MODE_CODE64 ? 64 : 32;
 	c->sp_size = c->bits / 8;
 	c->phys = phys;
-	c->ncold = c->nlinks = 0;
+	c->ncold = c->nlinks = c->nlandings = 0;
 	bool is_stuck = decode_run(c);
 
 	find_live(c);
@@ -1208,12 +1266,15 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	}
 
 	struct xlate_block *b = xlate_alloc(x, sizeof(*b) + nmapped * sizeof(map[0]) +
-						       c->nlinks * sizeof(struct xlate_link));
+						       c->nlinks * sizeof(struct xlate_link) +
+						       c->nlandings * sizeof(uint32_t));
 
 	if (!b || e->is_full)
 		return NULL;
 	b->links = (struct xlate_link *)(void *)(b + 1);
 	b->map = (struct xlate_insn_map *)(void *)(b->links + c->nlinks);
+	b->landings = (uint32_t *)(void *)(b->map + nmapped);
+	memcpy(b->landings, c->landings, c->nlandings * sizeof(uint32_t));
 	memcpy(b->links, c->links, c->nlinks * sizeof(struct xlate_link));
 	memcpy(b->map, map, nmapped * sizeof(map[0]));
 	for (unsigned i = 0; i < c->nlinks; i++) {
@@ -1233,6 +1294,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	b->guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff));
 	b->ninsns = (uint16_t)nmapped;
 	b->nlinks = (uint16_t)c->nlinks;
+	b->nlandings = (uint16_t)c->nlandings;
 	b->is_dead = false;
 	b->has_tsc = false;
 	for (unsigned i = 0; i < nmapped; i++)

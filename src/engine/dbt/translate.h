@@ -11,7 +11,16 @@
 
 /* A cold piece of code, emitted after the block's main line. */
 struct cold {
-	enum { COLD_MISS, COLD_GROUP, COLD_INTERP, COLD_POLL, COLD_LINK, COLD_FAR } kind;
+	enum {
+		COLD_MISS,
+		COLD_GROUP,
+		COLD_INTERP,
+		COLD_POLL,
+		COLD_LINK,
+		COLD_FAR,
+		COLD_CALL,
+		COLD_RETURN
+	} kind;
 	uint8_t *jump;	/* writable address of the rel32 that comes here (end of the jump) */
 	uint8_t *retry; /* MISS, GROUP: writable address of the start of the check */
 	const struct insn *in;
@@ -76,6 +85,8 @@ struct ctx {
 	struct cold cold[MAX_COLD];
 	struct xlate_link links[XLATE_MAX_LINKS];
 	unsigned nlinks;
+	unsigned nlandings;
+	uint32_t landings[XLATE_MAX_BRANCHES + 1]; /* host offsets in the block */
 	unsigned cur;
 	/* Coalescing. */
 	unsigned ngroups;
@@ -92,6 +103,12 @@ enum done {
 	DONE_INTERP, /* not translatable: exit to the interpreter */
 };
 
+/* pext/pdep dst, src, gs:[off] */
+static inline void tr_emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, int32_t off, bool is_pdep)
+{
+	emit_pext_gs(&c->e, dst, src, off, is_pdep);
+}
+
 #define NO_UNDO INT32_MIN
 
 #define OP(...)                                                                                    \
@@ -106,7 +123,6 @@ void coalesce_plan(struct ctx *c);
 /* What each does stands at its definition in translate.c. */
 void tr_emit_op(struct ctx *c, const uint8_t *b, unsigned n);
 void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live);
-void tr_emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, int32_t off, bool is_pdep);
 struct cold *tr_cold_add(struct ctx *c, int kind);
 void tr_emit_jmp_cold(struct ctx *c, int kind);
 bool tr_flags_live_before(const struct ctx *c);

@@ -15,7 +15,10 @@
 
 #define CODE_CACHE_BYTES (128 * MIB)
 #define ARENA_CHUNK	 (1 * MIB)
-#define CODE_BLOCK_MIN	 64 /* the entry alone is longer */
+#define RET_STACK_BYTES	 (256 * KIB)
+#define RET_STACK_GUARD	 GUEST_PAGE_SIZE
+#define RET_STACK_ABOVE	 256 /* ret_again looks so far above the top */
+#define CODE_BLOCK_MIN	 64  /* the entry alone is longer */
 /* Least room a translation may start with. */
 #define CODE_BLOCK_MAX (64 * KIB)
 
@@ -139,6 +142,23 @@ static void jc_clear(struct dbt_cpu *cpu)
 		cpu->jc_neg[i] = 0, cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
 }
 
+static int returns_create(struct dbt_cpu *cpu, struct error *err)
+{
+	const size_t bytes = RET_STACK_GUARD + RET_STACK_BYTES;
+	uint8_t *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		return error_set(err, -errno, "no memory for a vCPU's returns: %m");
+	cpu->xlate->ret_stack = p;
+	if (mprotect(p, RET_STACK_GUARD, PROT_NONE) < 0)
+		return error_set(err, -errno, "cannot protect the end of a vCPU's returns: %m");
+	cpu->ret_base = (uint64_t)(uintptr_t)p + bytes - RET_STACK_ABOVE;
+	for (unsigned i = 0; i < RET_STACK_ABOVE; i += 8)
+		memcpy(p + bytes - RET_STACK_ABOVE + i, &cpu->vm->xlate->ret_miss, 8);
+	dbt_returns_changed(cpu);
+	return 0;
+}
+
 int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 {
 	cpu->xlate = calloc(1, sizeof(*cpu->xlate));
@@ -146,6 +166,10 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 		return error_set(err, -ENOMEM, "no memory for a vCPU's translator state");
 	if (check_create(cpu, err))
 		return -ENOMEM;
+	int rc = returns_create(cpu, err);
+
+	if (rc)
+		return rc;
 	cpu->self = cpu;
 	cpu->page_mask = ~0xfffULL;
 	cpu->jc_mask = (uint64_t)(DBT_JC_SIZE - 1) << 1;
@@ -161,6 +185,8 @@ void xlate_cpu_destroy(struct dbt_cpu *cpu)
 {
 	if (cpu->xlate)
 		check_destroy(cpu);
+	if (cpu->xlate && cpu->xlate->ret_stack)
+		munmap(cpu->xlate->ret_stack, RET_STACK_GUARD + RET_STACK_BYTES);
 	free(cpu->xlate);
 	cpu->xlate = NULL;
 }
@@ -234,6 +260,19 @@ static void drop_link(struct xlate_link *l)
 	l->to = NULL;
 }
 
+/* jmp rel32 to @stub over the code at @at (executable address, 8-byte aligned), at once for all CPUs. */
+static void patch_jump(struct xlate_vm *x, uint8_t *at, const uint8_t *stub)
+{
+	uint8_t *w = at - (x->cc.rx - x->cc.rw);
+	uint64_t v;
+
+	memcpy(&v, w, 8);
+	uint32_t rel = (uint32_t)(stub - (at + 5));
+
+	v = (v & ~0xffffffffffULL) | 0xe9 | (uint64_t)rel << 8;
+	__atomic_store_n((uint64_t *)(void *)w, v, __ATOMIC_RELEASE);
+}
+
 /* With vm->lock.  The page's list is the caller's business. */
 static void block_kill(struct dbt_vm *vm, struct xlate_block *b)
 {
@@ -250,15 +289,9 @@ static void block_kill(struct dbt_vm *vm, struct xlate_block *b)
 	b->is_dead = true;
 	x->invalidations++;
 
-	/* jmp rel32 to the lookup exit over the far entry (8-byte aligned): s.rip is exact there. */
-	uint8_t *w = b->far_entry - (x->cc.rx - x->cc.rw);
-	uint64_t v;
-
-	memcpy(&v, w, 8);
-	uint32_t rel = (uint32_t)(x->exit_lookup - (b->far_entry + 5));
-
-	v = (v & ~0xffffffffffULL) | 0xe9 | (uint64_t)rel << 8;
-	__atomic_store_n((uint64_t *)(void *)w, v, __ATOMIC_RELEASE);
+	patch_jump(x, b->far_entry, x->exit_lookup); /* s.rip is exact there */
+	for (unsigned i = 0; i < b->nlandings; i++)
+		patch_jump(x, b->far_entry + b->landings[i], x->ret_dead);
 }
 
 void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len)
@@ -327,6 +360,7 @@ void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, bool is_all)
 		memset(cpu->xlate->jc_pages, 0, sizeof(cpu->xlate->jc_pages));
 		return;
 	}
+	dbt_returns_changed(cpu);
 	uint64_t page = va & ~0xfffULL;
 	unsigned bit = jc_page_bit(va);
 
@@ -507,6 +541,8 @@ static struct xlate_block *block_by_pc(struct xlate_vm *x, const uint8_t *pc)
 	return pc < b->far_entry + b->code_len ? b : NULL;
 }
 
+enum { TRAP_PF = 14 };
+
 bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 {
 	static const uint8_t greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
@@ -518,6 +554,13 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 
 	if (!x || pc < x->cc.rx || pc >= x->cc.rx + x->cc.size)
 		return false;
+	/* The returns are full: forget them.  Pairs of words are pushed, so that a call has both or none. */
+	if (g[REG_TRAPNO] == TRAP_PF &&
+	    (uint64_t)g[REG_CR2] - (uint64_t)(uintptr_t)cpu->xlate->ret_stack < RET_STACK_GUARD) {
+		cpu->xlate->ret_overflows++;
+		g[REG_RSP] = (greg_t)cpu->ret_base;
+		return true;
+	}
 	struct xlate_block *b = block_by_pc(x, pc);
 
 	if (!b)

@@ -9,14 +9,15 @@
  *   far entry   gs:s.rip holds the block's RIP: sets pc_base, polls, falls into the near entry
  *   near entry  pc_base is right already (chained from a block of the same page)
  *
- * A block follows not-taken branches and ends at an unconditional transfer, at an instruction that is
- * interpreted, at the end of its page or at its size limit.
+ * A block follows not-taken branches, goes on after calls, and ends at another unconditional transfer, at an
+ * instruction that is interpreted, at the end of its page or at its size limit.
  *
  * Invariants
  *  1. The code cache is append-only between flushes; a flush stops the world, so code is never freed
  *     under a running vCPU.  Code memory has two mappings, one writable, one executable.
  *  2. A live block's page has RAM_PAGE_CODE, and no vCPU holds a write mapping of it.
- *  3. A dead block's far entry is patched to leave to the dispatcher; no live block jumps to it.
+ *  3. A dead block's far entry is patched to leave to the dispatcher, and the landings of its calls to look the
+ *     return address up; no live block jumps to it.
  *  4. Every exit leaves s.rip exact and all registers in s.
  *  5. Blocks, links and the hash table change under vm->lock only; lookups are lock-free.
  */
@@ -54,14 +55,14 @@ struct xlate_insn_map {
 };
 
 #define XLATE_MAX_INSNS	   64
-#define XLATE_MAX_BRANCHES 19 /* conditional ones that a block goes on after */
+#define XLATE_MAX_BRANCHES 19 /* conditional ones and calls that a block goes on after */
 #define XLATE_MAX_LINKS	   80 /* branches, the end, checks of groups */
 
 struct xlate_block {
 	uint64_t phys; /* RAM offset of the first byte */
 	uint32_t key;  /* mode key */
 	uint16_t guest_len;
-	uint16_t ninsns, nlinks;
+	uint16_t ninsns, nlinks, nlandings;
 	bool is_dead;
 	bool has_tsc;	/* reads the TSC: two runs differ */
 	bool is_interp; /* starts with an instruction that is interpreted: no code worth entering */
@@ -72,15 +73,17 @@ struct xlate_block {
 	struct xlate_link *in; /* links that jump here */
 	struct xlate_link *links;
 	struct xlate_insn_map *map;
+	uint32_t *landings; /* where calls of the block come back to, from far_entry; 8-byte aligned code */
 };
 
 /* Per-vCPU counters. */
 struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* why the interpreter was entered from translated code */
-	uint64_t fill_true, fill_false, table_fills;
+	uint64_t fill_true, fill_false, table_fills, ret_overflows;
 	struct check *check;   /* lockstep checker, NULL when off (check.h) */
 	uint64_t jc_pages[64]; /* hashed set of pages with entries in the branch table */
+	uint8_t *ret_stack;    /* guard page, then the returns */
 };
 
 struct code_cache {
@@ -103,6 +106,7 @@ struct xlate_vm {
 	struct arena_chunk *chunks;
 	/* Stubs: executable addresses. */
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
+	uint8_t *ret_miss, *ret_again, *ret_dead; /* see stubs.c, "returns" */
 	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_poll, *miss, *miss_group, *fault_exit;
 	bool has_bmi2;
 	uint64_t flushes, invalidations, smc_hits, verify_failures;
