@@ -131,14 +131,16 @@ static void test_uart(void)
 static void test_pit2(void)
 {
 	outb(0x61, (inb(0x61) & ~2) | 1); /* gate on, speaker off */
-	outb(0x43, 0xb0);
-	outb(0x42, 0x00);
-	outb(0x42, 0xc0); /* 49152 / 1.19 MHz = 41 ms */
-	bool was_low = !(inb(0x61) & 0x20);
+	bool was_low = false;
 	unsigned us = 0;
-	while (!(inb(0x61) & 0x20) && us < 1000000) {
-		delay_us(20);
-		us += 20;
+	/* A CPU that is kept waiting by its host may come too late to see the output low: once more then. */
+	for (unsigned i = 0; i < 20 && !(was_low && us > 1000); i++) {
+		outb(0x43, 0xb0);
+		outb(0x42, 0x00);
+		outb(0x42, 0xc0); /* 49152 / 1.19 MHz = 41 ms */
+		was_low = !(inb(0x61) & 0x20);
+		for (us = 0; !(inb(0x61) & 0x20) && us < 1000000; us += 20)
+			delay_us(20);
 	}
 	check(was_low && us > 1000 && us < 1000000, "PIT channel 2: output at port 61H");
 	outb(0x61, inb(0x61) & ~1);
