@@ -3,13 +3,14 @@
 BUILD ?= build
 PREFIX ?= /usr/local
 
-.PHONY: help run build image test install format check-format check-layers clean
+.PHONY: help run build image test bench install format check-format check-layers clean
 
 help:
 	@echo 'make run            install what is missing, build, make the Debian image, boot it here'
 	@echo 'make build          leave the program at $(BUILD)/viv'
 	@echo 'make image          make the default guest image, if it is not there yet'
 	@echo 'make test           install what is missing and run every test'
+	@echo 'make bench          the same programs natively, in viv and in QEMU (BENCH="--quick": less of it)'
 	@echo 'make install        into $(PREFIX) (PREFIX=...; DESTDIR=... is respected)'
 	@echo 'make format         put the C sources into the form of .clang-format'
 	@echo 'make check-format   say which files are not in that form'
@@ -31,6 +32,11 @@ image:
 test:
 	@tools/deps.sh test
 	@tools/run-tests
+
+bench: build
+	@tools/deps.sh bench
+	@tools/build-image.sh --name bench --add bench/packages
+	@bench/bench.py --viv $(BUILD)/viv --out $(BUILD)/bench $(BENCH)
 
 install: build
 	@meson configure $(BUILD) --prefix=$(PREFIX)

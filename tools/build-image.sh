@@ -1,12 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# build-image.sh [--name NAME] [--force] - make the default guest image from Debian's own packages.
+# build-image.sh [--name NAME] [--add FILE] [--force] - make the default guest image from Debian's own packages.
 #
 # Leaves NAME/{vmlinuz,initrd,disk.raw,image.json} in the image store, $VIVARIUM_HOME/images or else
 # $XDG_DATA_HOME/vivarium/images.  Needs no root, no mount and no loop device: mmdebstrap works in a
 # user namespace, mke2fs fills the file system from a directory, fakeroot keeps track of the owners.  What is
 # inside is described by tools/image/: packages, overlay (files), configure (services), init (of the initrd).
 # Built aside and moved into place at the end; done at once when the same inputs were built before.
+# --add FILE: the packages named in FILE are in it as well, and its disk is 3 GiB.
 #
 # Environment: VIV_IMAGE_MIRROR  a Debian mirror, instead of those this host's apt uses
 set -euo pipefail
@@ -25,13 +26,14 @@ fail()
 	exit 1
 }
 
-name=debian force=
+name=debian force= add=
 while [ $# -gt 0 ]; do
 	case $1 in
 	--name) [ $# -ge 2 ] || { echo "image: --name needs a name" >&2; exit 2; }; name=$2; shift ;;
+	--add) [ $# -ge 2 ] || { echo "image: --add needs a file" >&2; exit 2; }; add=$2; shift ;;
 	--force) force=1 ;;
-	-h | --help) sed -n '3,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
-	*) echo "image: unknown argument '$1'; there are --name NAME and --force" >&2; exit 2 ;;
+	-h | --help) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+	*) echo "image: unknown argument '$1'; there are --name NAME, --add FILE and --force" >&2; exit 2 ;;
 	esac
 	shift
 done
@@ -48,7 +50,9 @@ fi
 out=$store/$name
 
 # ---- what goes in ----
-mapfile -t packages < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$parts/packages")
+[ -z "$add" ] || [ -r "$add" ] || fail "there is no $add, which should name more packages"
+[ -z "$add" ] || disk_size=3G
+mapfile -t packages < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$parts/packages" ${add:+"$add"})
 
 # The host's own Debian mirrors for this suite, as its apt knows them.
 mirrors()
@@ -85,6 +89,7 @@ inputs=$({
 	cat "$0"
 	(cd "$parts" && find . -type f -printf '%m %p\n' | LC_ALL=C sort && find . -type f -print0 |
 		LC_ALL=C sort -z | xargs -0 cat)
+	[ -z "$add" ] || cat "$add"
 	echo "$sources" "${aptopts[@]}"
 } | sha256sum | cut -d' ' -f1)
 

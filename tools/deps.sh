@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# deps.sh GROUP... - install through apt what is missing for a group: build, image, test, format.
+# deps.sh GROUP... - install through apt what is missing for a group: build, image, test, format, bench.
 # Nothing is downloaded, and no password asked for, when nothing is missing.
 set -eu
 
@@ -13,6 +13,7 @@ image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 [ "$(id -u)" = 0 ] || image="$image uidmap fakeroot"
 test="$build $image clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
 format="clang-format"
+bench="$build $image python3 qemu-system-x86"
 
 fail()
 {
@@ -20,7 +21,7 @@ fail()
 	exit 1
 }
 
-[ $# -gt 0 ] || fail "name a group: build, image, test or format"
+[ $# -gt 0 ] || fail "name a group: build, image, test, format or bench"
 want=
 for group; do
 	case $group in
@@ -28,7 +29,8 @@ for group; do
 	image) want="$want $image" ;;
 	test) want="$want $test" ;;
 	format) want="$want $format" ;;
-	*) fail "no group '$group'; there are build, image, test and format" ;;
+	bench) want="$want $bench" ;;
+	*) fail "no group '$group'; there are build, image, test, format and bench" ;;
 	esac
 done
 
@@ -48,7 +50,7 @@ done
 # The image comes from the mirrors that apt knows; it knows none before its first update.
 need_lists=
 case " $* " in
-*" image "* | *" test "*)
+*" image "* | *" test "* | *" bench "*)
 	[ -n "$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null)" ] || need_lists=1
 	;;
 esac

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is run: one row a workload.
+
+run      shell script that is timed; its standard output goes to /work/run.out
+prepare  before each run, not timed
+check    after each run, not timed: what it prints must be the same on every machine.  Without it, the hash of
+         /work/run.out.
+limit    seconds after which it is given up
+
+Scripts run in /work, a tmpfs that is emptied before each run; /bench holds this benchmark's own files and inputs.  Group "compute"
+hardly needs the kernel, "system" hardly anything else, "io" goes through a device.  What takes well under a tenth of a second
+natively says more about starting a program than about running it.
+"""
+import dataclasses
+
+COMPUTE, SYSTEM, IO = "compute", "system", "io"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    name: str
+    group: str
+    title: str
+    run: str
+    prepare: str = ""
+    check: str = "sha256sum < /work/run.out"
+    needs: str = ""  # a program that the image must have
+    limit: int = 180
+
+
+def micro(name, group, title, test, count, arguments="", **more):
+    return Workload(name, group, title, f"exec /bench/micro {test} {count} {arguments}".rstrip(), **more)
+
+
+WORKLOADS = [
+    # ---- programs that compute ----
+    Workload("sysbench-cpu", COMPUTE, "sysbench cpu, 1500 events",
+             "exec sysbench cpu --cpu-max-prime=10000 --time=0 --events=1500 run",
+             check="grep 'total number of events' /work/run.out", needs="sysbench"),
+    micro("core", COMPUTE, "lists, matrices, states, CRC", "core", 100),
+    Workload("openssl-sha256", COMPUTE, "openssl sha256 of 192 MiB",
+             "exec openssl dgst -sha256 text text text text text text text text text text text text",
+             prepare="cp /bench/text /work/text", needs="openssl"),
+    Workload("openssl-aes", COMPUTE, "openssl aes-128-cbc of 64 MiB",
+             "cat text text text text | openssl enc -aes-128-cbc -K 0 -iv 0 2>/dev/null | tail -c 64",
+             prepare="cp /bench/text /work/text", needs="openssl"),
+    Workload("openssl-prime", COMPUTE, "openssl: is 2^2203 - 1 prime? 3 times", "exec openssl prime -hex $(cat /bench/prime)",
+             needs="openssl"),
+    micro("nbody", COMPUTE, "n-body, 1M steps", "nbody", 100),
+    micro("linpack", COMPUTE, "LINPACK, 80 times n = 200", "linpack", 80),
+    Workload("gzip", COMPUTE, "gzip -6 of 16 MiB", "exec gzip -6 -c -n text",
+             prepare="cp /bench/text /work/text", needs="gzip"),
+    Workload("xz", COMPUTE, "xz -3 of 4 MiB", "exec xz -3 -c -T1 text",
+             prepare="head -c 4194304 /bench/text > /work/text", needs="xz"),
+    Workload("zstd", COMPUTE, "zstd -9 of 16 MiB", "exec zstd -q -9 --single-thread -c text",
+             prepare="cp /bench/text /work/text", needs="zstd"),
+    Workload("gcc", COMPUTE, "gcc -O2 of one C file", "exec gcc -O2 -w -c -o unit.o unit.i",
+             prepare="cp /bench/unit.i /work/unit.i; cat \"$(gcc -print-prog-name=cc1)\" > /dev/null", check="sha256sum < /work/unit.o", needs="gcc"),
+    Workload("python", COMPUTE, "python3: objects, dicts, strings", "exec python3 -S /bench/load.py", needs="python3"),
+    Workload("perl", COMPUTE, "perl: regular expressions, hashes", "exec perl /bench/load.pl text",
+             prepare="cp /bench/text /work/text", needs="perl"),
+    Workload("node", COMPUTE, "node: a just-in-time compiler", "exec node /bench/load.js",
+             prepare="cat /usr/lib/x86_64-linux-gnu/libnode* > /dev/null || true", needs="node"),
+    Workload("sqlite", COMPUTE, "sqlite3: 50k rows in, joined, out", "exec sqlite3 t.db < /bench/load.sql",
+             needs="sqlite3"),
+    Workload("memory", COMPUTE, "sysbench memory, 4 GiB written",
+             "exec sysbench memory --memory-block-size=1M --memory-total-size=4G --time=0 run",
+             check="grep 'Total operations' /work/run.out | cut -d'(' -f1", needs="sysbench"),
+
+    # ---- pieces of programs ----
+    micro("alu", COMPUTE, "one chain of arithmetic", "alu", 100),
+    micro("calls", COMPUTE, "calls and returns: fib(27), 100 times", "calls", 100),
+    micro("dispatch", COMPUTE, "indirect jumps, 50M", "dispatch", 50),
+    micro("sort", COMPUTE, "qsort of 100k numbers, 20 times", "sort", 20),
+    micro("random", COMPUTE, "20M updates all over 16 MiB", "random", 20),
+    micro("chase", COMPUTE, "20M steps along a chain", "chase", 20),
+    micro("copy", COMPUTE, "memcpy of 1 MiB, 4000 times", "copy", 40),
+    micro("text", COMPUTE, "printf and strtol, 500k", "text", 50),
+
+    # ---- what a kernel does ----
+    micro("exec", SYSTEM, "fork + exec, 300 times", "exec", 300),
+    micro("fork", SYSTEM, "fork, 500 times", "fork", 500),
+    Workload("dash", SYSTEM, "500 times /bin/true from dash",
+             "i=0; while [ $i -lt 500 ]; do /bin/true; i=$((i + 1)); done; echo $i"),
+    Workload("script", SYSTEM, "a shell script with pipes and subshells", "exec sh /bench/load.sh"),
+    Workload("dd", SYSTEM, "dd bs=1 count=500k", "exec dd if=/dev/zero bs=1 count=500000 status=none"),
+    micro("getppid", SYSTEM, "getppid, 1M", "getppid", 100),
+    micro("pipe", SYSTEM, "20k round trips over pipes", "pipe", 20),
+    micro("signal", SYSTEM, "signals, 200k", "signal", 200),
+    micro("fault", SYSTEM, "page faults, 40k", "fault", 20),
+    Workload("files", SYSTEM, "tar of /usr/share and its unpacking",
+             "tar -C /usr/share -cf - zoneinfo perl5 perl python3 2>/dev/null | tar -xf - ; find . -type f | wc -l",
+             prepare="tar -C /usr/share -cf - zoneinfo perl5 perl python3 2>/dev/null | cat > /dev/null",
+             check="cat /work/run.out", needs="tar"),
+    Workload("redis", SYSTEM, "redis: 20k requests, SET, GET and LPUSH",
+             "exec redis-benchmark -s /work/redis.sock -n 20000 -c 8 -r 1000 -t set,get,lpush --csv",
+             prepare="redis-server --port 0 --unixsocket /work/redis.sock --daemonize yes --save '' --logfile /work/log\n"
+                     "until redis-cli -s /work/redis.sock ping; do sleep 0.1; done",
+             check="redis-cli -s /work/redis.sock llen mylist; redis-cli -s /work/redis.sock shutdown nosave",
+             needs="redis-server"),
+
+    # ---- devices ----
+    micro("disk-read", IO, "4 KiB reads at random, 5000", "diskread", 50, "/run/scratch"),
+    micro("disk-write", IO, "4 KiB writes at random, 5000", "diskwrite", 50, "/run/scratch"),
+    micro("net-send", IO, "TCP to the host, 128 MiB", "send", 128, "$BENCH_HOST $BENCH_PORT"),
+    micro("net-receive", IO, "TCP from the host, 128 MiB", "receive", 128, "$BENCH_HOST $BENCH_PORT"),
+]
+
+# Those that stand for the rows by which the translator has been judged from the beginning.
+FIRST_16 = ["sysbench-cpu", "core", "openssl-sha256", "openssl-aes", "nbody", "linpack", "gzip", "gcc", "python", "memory",
+            "exec", "dash", "dd", "getppid", "pipe", "fault"]
+# A first impression, in a few minutes: a few programs of each kind.
+QUICK = ["openssl-sha256", "nbody", "gzip", "gcc", "python", "sqlite", "dispatch", "random", "exec", "dash", "getppid", "pipe",
+         "fault", "disk-read", "net-send"]
