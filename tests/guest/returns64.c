@@ -308,6 +308,59 @@ static void user_returns(void *arg)
 	user_return(v);
 }
 
+__attribute__((naked, noinline)) static void store_there(void)
+{
+	__asm__("movl $1, (%rdi)\n\t"
+		"ret");
+}
+
+__attribute__((naked)) static void jump_there(void *arg)
+{
+	__asm__("int $0x81\n\t"
+		"mov 8(%rdi), %rax\n\t"
+		"mov (%rdi), %rdi\n\t"
+		"jmp *%rax");
+}
+
+static volatile uint32_t word_of_ring0;
+
+static void warm_up(struct frame *f)
+{
+	for (unsigned i = 0; i < 3; i++)
+		__asm__ volatile("call *%0"
+				 :
+				 : "r"(store_there), "D"(&word_of_ring0)
+				 : "memory", "cc");
+	word_of_ring0 = 0;
+}
+
+/* Ring 3 jumps to addresses which are those of ring 0's code but for bits above the 48th. */
+static void test_aliases(void)
+{
+	extern uint8_t entries[];
+	static struct {
+		volatile uint32_t *at;
+		uint64_t to;
+	} user __attribute__((aligned(16)));
+	bool is_right = true;
+
+	set_handler(0x81, warm_up);
+	set_gate(0x81, entries + 16 * 0x81, KCODE, 0xee, 0);
+	for (unsigned bits = 0; bits < 16; bits++) {
+		for (int sign = -1; sign <= 1; sign += 2) {
+			uint64_t d = (bits & 1 ? 4 : 0) + (bits & 2 ? 0x3000 : 0) +
+				     (bits & 4 ? 1 : 0) + (bits & 8 ? 0x400 : 0);
+
+			user.at = &word_of_ring0;
+			user.to = (uint64_t)store_there + ((uint64_t)sign * d << 49);
+			struct fault f = call_user(jump_there, (uint8_t *)&user + USER_BASE, NULL);
+
+			is_right &= f.vector == (d ? GP : PF) && !word_of_ring0;
+		}
+	}
+	check(is_right, "ring 0's code under other addresses");
+}
+
 static void test_rings(void)
 {
 	bool is_right = true;
@@ -329,5 +382,6 @@ void guest_main(void)
 	test_meanwhile();
 	test_faults();
 	test_rings();
+	test_aliases();
 	done();
 }

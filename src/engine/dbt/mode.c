@@ -28,12 +28,10 @@ static uint64_t mix(uint64_t x)
 }
 
 /*
- * Key of inline branch entries: RIP + key tells entries apart.  Two modes are 2^49 apart, more
- * than two canonical RIPs can be, so code of one mode never answers for another.  Within a mode,
- * generations (and, outside flat 64-bit code, code segments) differ by an offset that a guest
- * cannot guess (as_gen starts random).
+ * Key of inline branch entries: RIP + key tells entries apart.  Keys of modes, of generations and, outside flat 64-bit
+ * code, of code segments differ by what a guest cannot guess (as_gen starts random): where it jumps to is any 64-bit
+ * value, so a known difference would lead it to code that was translated for another mode.
  */
-_Static_assert(DBT_MODE_TSD < 1 << 15, "all mode bits fit above bit 49");
 static uint64_t branch_key(struct dbt_cpu *cpu)
 {
 	const struct x86_seg *cs = &cpu->s.seg[SEG_CS];
@@ -44,7 +42,7 @@ static uint64_t branch_key(struct dbt_cpu *cpu)
 	x = cpu->as_gen;
 	if (cpu->code_bits != 64)
 		x += mix(cs->base << 32 | cs->limit);
-	return ((uint64_t)cpu->mode_key << 49) + (mix(x) & ((1ULL << 48) - 1));
+	return mix(mix(x) + cpu->mode_key);
 }
 
 void dbt_mode_changed(struct dbt_cpu *cpu)
