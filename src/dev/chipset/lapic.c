@@ -6,7 +6,9 @@
  *  1. After any change of irr, isr, tpr, lvt[LINT0], base or LINT0's level, lapic_update() runs
  *     before control goes back to the caller: INTR given to the machine = lapic_has_intr().
  *  2. A bit in irr or isr is 16..255.
- *  3. tmr tells the trigger mode of the vector's last acceptance.
+ *  3. While pv_eoi_pending the vector in service may have ended without notice: INTR is then given as if it
+ *     had, and lapic_ack() finds out.
+ *  4. tmr tells the trigger mode of the vector's last acceptance.
  */
 #include <errno.h>
 #include <string.h>
@@ -58,19 +60,20 @@ static bool has_extint(const struct lapic *l)
 	return !(lvt & LVT_MASKED) && LVT_MODE(lvt) == APIC_EXTINT;
 }
 
-static int deliverable(const struct lapic *l)
+/* The vector to deliver while the processor's priority is @ppr, or -1. */
+static int deliverable(const struct lapic *l, uint32_t ppr)
 {
 	int v;
 
 	if (!lapic_is_enabled(l))
 		return -1;
 	v = highest(l->irr);
-	return v >= 0 && (v & 0xf0) > (lapic_ppr(l) & 0xf0) ? v : -1;
+	return v >= 0 && (uint32_t)(v & 0xf0) > (ppr & 0xf0) ? v : -1;
 }
 
 bool lapic_has_intr(const struct lapic *l)
 {
-	return has_extint(l) || deliverable(l) >= 0;
+	return has_extint(l) || deliverable(l, l->pv_eoi_pending ? l->tpr : lapic_ppr(l)) >= 0;
 }
 
 void lapic_update(struct lapic *l)
@@ -88,13 +91,15 @@ int lapic_ack(struct lapic *l)
 {
 	int v;
 
+	lapic_pv_sync(l);
 	if (has_extint(l))
 		/* the PIC's output follows through lapic_set_lint0 */
 		return l->bus->cfg.up.extint_ack(l->bus->cfg.up.ctx);
-	v = deliverable(l);
+	v = deliverable(l, lapic_ppr(l));
 	if (v >= 0) {
 		set_bit(l->irr, (unsigned)v, false);
 		set_bit(l->isr, (unsigned)v, true);
+		lapic_pv_offer(l, (unsigned)v);
 	}
 	lapic_update(l);
 	return v;
@@ -215,6 +220,8 @@ void lapic_reset_regs(struct lapic *l)
 	lapic_timer_stop(l);
 	l->timer_initial = 0;
 	l->timer_divide = 0;
+	l->pv_eoi = 0;
+	l->pv_eoi_pending = false;
 }
 
 void lapic_init_signal(struct lapic *l)
@@ -287,6 +294,7 @@ static const struct field fields[] = {
 	F_HOST(struct lapic, intr_level),
 	F_HOST(struct lapic, intr_known),
 	F_HOST(struct lapic, pad_host_),
+	F_HOST(struct lapic, pv_eoi), /* the CPU's state has it */
 	F_U64(struct lapic, base),
 	F_U32(struct lapic, id),
 	F_U32(struct lapic, ldr),
@@ -305,6 +313,7 @@ static const struct field fields[] = {
 	F_U32(struct lapic, timer_divide),
 	F_BOOL(struct lapic, is_lint0_high),
 	F_BOOL(struct lapic, timer_runs),
+	FIELD_(FIELD_BOOL, struct lapic, pv_eoi_pending, 2),
 	F_HOST(struct lapic, pad_),
 	F_I64(struct lapic, timer_end_ns),
 	F_U64(struct lapic, tsc_deadline),
@@ -313,7 +322,7 @@ static const struct field fields[] = {
 // clang-format on
 static const struct state_desc desc = {
 	.name = "lapic",
-	.version = 1,
+	.version = 2,
 	.size = sizeof(struct lapic),
 	.fields = fields,
 	.check = check,

@@ -87,6 +87,7 @@ struct lapic {
 	bool intr_level; /* last level given to set_intr */
 	bool intr_known;
 	uint8_t pad_host_[6];
+	uint64_t pv_eoi; /* the CPU's MSR_KVM_PV_EOI_EN */
 
 	/* state */
 	uint64_t base; /* IA32_APIC_BASE */
@@ -105,7 +106,8 @@ struct lapic {
 	uint32_t timer_divide;	/* TDCR */
 	bool is_lint0_high;	/* LINT0 input level */
 	bool timer_runs;	/* one-shot or periodic countdown active: ends at timer_end_ns */
-	uint8_t pad_[6];
+	bool pv_eoi_pending; /* the guest may end the interrupt in service in its memory (lapic_pv.c) */
+	uint8_t pad_[5];
 	int64_t timer_end_ns;  /* machine time */
 	uint64_t tsc_deadline; /* 0: not armed */
 };
@@ -117,6 +119,7 @@ extern const struct device_class lapic_class;
 int lapic_create(struct lapic **out, const struct dev_env *env, struct lapic_bus *bus, unsigned cpu,
 		 struct error *err);
 
+/* Register accesses and lapic_ack(): on the vCPU's own thread, while its guest does not execute. */
 /** lapic_mmio() - serve a physical access if it hits the xAPIC page of this vCPU; else false. */
 bool lapic_mmio(struct lapic *l, uint64_t gpa, unsigned size, bool is_write, uint64_t *data);
 
@@ -141,6 +144,12 @@ bool lapic_has_intr(const struct lapic *l);
 int lapic_pv_send_ipi(struct lapic *l, const uint64_t bitmap[2], unsigned width, uint32_t min,
 		      uint32_t icr);
 
+/** lapic_set_pv_eoi() - MSR_KVM_PV_EOI_EN (Linux Documentation/virt/kvm/x86/msr.rst) is written.
+ * On the vCPU's thread.  Returns 0, or -EPERM: reserved bit. */
+int lapic_set_pv_eoi(struct lapic *l, uint64_t value);
+/** lapic_load_pv_eoi() - the register's value after CPU state was loaded. */
+void lapic_load_pv_eoi(struct lapic *l, uint64_t value);
+
 /** lapic_inject_nmi() - the NMI button: pulse LINT1. */
 void lapic_inject_nmi(struct lapic *l);
 
@@ -149,7 +158,7 @@ void lapic_init_signal(struct lapic *l);
 
 /* Exchange with engines that own the LAPIC: SDM table 10-1 layout, as KVM_GET/SET_LAPIC.  In x2APIC mode (judged
  * by IA32_APIC_BASE, which goes by lapic_set_base) the ID register holds the 32-bit id. */
-void lapic_get_regs(const struct lapic *l, uint8_t regs[1024]);
+void lapic_get_regs(struct lapic *l, uint8_t regs[1024]); /* the vCPU is held */
 /** lapic_set_regs() - also restarts the timer from TMCCT. */
 void lapic_set_regs(struct lapic *l, const uint8_t regs[1024]);
 /** lapic_set_base() - load IA32_APIC_BASE without transition rules (restore). */

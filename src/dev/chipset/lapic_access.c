@@ -214,6 +214,7 @@ bool lapic_mmio(struct lapic *l, uint64_t gpa, unsigned size, bool is_write, uin
 
 	if (!lapic_is_enabled(l) || lapic_is_x2apic(l) || (gpa ^ l->base) & ~0xfffull)
 		return false;
+	lapic_pv_sync(l);
 	if (is_write) {
 		/* SDM 10.4.1: aligned 32-bit accesses only; the rest is undefined */
 		if (byte || size < 4)
@@ -360,19 +361,23 @@ int lapic_msr_read(struct lapic *l, uint32_t msr, uint64_t *out)
 	}
 	if (msr < MSR_X2APIC || msr > MSR_X2APIC + 0xff || !lapic_is_x2apic(l))
 		return -EPERM;
+	lapic_pv_sync(l);
 	return x2apic_read(l, (msr - MSR_X2APIC) << 4, out);
 }
 
 int lapic_msr_write(struct lapic *l, uint32_t msr, uint64_t value)
 {
-	if (msr == MSR_APIC_BASE)
+	if (msr == MSR_APIC_BASE) {
+		lapic_pv_sync(l);
 		return write_base(l, value);
+	}
 	if (msr == MSR_TSC_DEADLINE && l->bus->cfg.has_tsc_deadline) {
 		lapic_timer_write_deadline(l, value);
 		return 0;
 	}
 	if (msr < MSR_X2APIC || msr > MSR_X2APIC + 0xff || !lapic_is_x2apic(l))
 		return -EPERM;
+	lapic_pv_sync(l);
 	return x2apic_write(l, (msr - MSR_X2APIC) << 4, value);
 }
 
@@ -409,10 +414,11 @@ static uint32_t get(const uint8_t regs[1024], unsigned reg)
 
 #define REG_DEADLINE 0x3f8
 
-void lapic_get_regs(const struct lapic *l, uint8_t regs[1024])
+void lapic_get_regs(struct lapic *l, uint8_t regs[1024])
 {
 	uint32_t v;
 
+	lapic_pv_sync(l); /* the other engine knows nothing of an offer */
 	memset(regs, 0, 1024);
 	for (unsigned reg = 0; reg < 1024; reg += 16)
 		if (reg_read(l, reg, &v))
@@ -440,6 +446,7 @@ void lapic_set_regs(struct lapic *l, const uint8_t regs[1024])
 	l->irr[0] &= ~0xffffu;
 	l->esr = get(regs, REG_ESR);
 	l->esr_pending = 0;
+	l->pv_eoi_pending = false;
 	l->icr = get(regs, REG_ICR) & ICR_WRITABLE;
 	l->icr_high = is_x2 ? 0 : get(regs, REG_ICR_HIGH) & 0xff000000;
 	if (is_x2)

@@ -76,6 +76,12 @@ void lapic_reset_regs(struct lapic *l);
 void lapic_set_lint0(struct lapic *l, bool level);
 void lapic_eoi(struct lapic *l);
 
+/* lapic_pv.c */
+/* On the vCPU's thread: what the guest did to the bit in its memory counts from now on as done. */
+void lapic_pv_sync(struct lapic *l);
+/* Vector @v just went into service: let the guest end it in memory if nothing waits for that. */
+void lapic_pv_offer(struct lapic *l, unsigned v);
+
 /* lapic_timer.c */
 void lapic_timer_fired(void *lapic);
 void lapic_timer_stop(struct lapic *l);

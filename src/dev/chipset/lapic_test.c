@@ -689,6 +689,164 @@ static void test_pv_ipi(void **state)
 	assert_int_equal(up.nmi[3], 1);
 }
 
+/* ---- end of interrupt in memory ---- */
+
+#define PV_EOI_GPA 0x1234
+
+static uint8_t pv_flag(void)
+{
+	uint8_t v;
+
+	assert_int_equal(ram_read(t.env.ram, PV_EOI_GPA, &v, 1), 0);
+	return v;
+}
+
+/* What a guest does: test and clear; true: no EOI write is needed. */
+static bool pv_guest_eoi(void)
+{
+	uint8_t v = pv_flag(), cleared = v & 0xfe;
+
+	assert_int_equal(ram_write(t.env.ram, PV_EOI_GPA, &cleared, 1), 0);
+	return v & 1;
+}
+
+static void pv_setup(void)
+{
+	uint8_t other_bits = 0x50;
+
+	enable_all();
+	assert_int_equal(ram_write(t.env.ram, PV_EOI_GPA, &other_bits, 1), 0);
+	assert_int_equal(lapic_set_pv_eoi(apic[0], PV_EOI_GPA | 2 | 1), -EPERM);
+	assert_int_equal(lapic_set_pv_eoi(apic[0], PV_EOI_GPA | 1), 0);
+}
+
+static void self_ipi(uint8_t vector)
+{
+	icr(1, 0, vector); /* from CPU 1: CPU 0 makes no access */
+}
+
+static void test_pv_eoi(void **state)
+{
+	pv_setup();
+	self_ipi(0x41);
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	assert_int_equal(pv_flag(), 0x51);
+	assert_true(pv_guest_eoi());
+	assert_int_equal(rd(0, 0x120), 0); /* ISR: an access finds that it ended */
+	/* and so does the next interrupt, of lower priority */
+	self_ipi(0x91);
+	assert_int_equal(lapic_ack(apic[0]), 0x91);
+	assert_true(pv_guest_eoi());
+	assert_false(up.intr[0]);
+	self_ipi(0x31);
+	assert_true(up.intr[0]);
+	assert_int_equal(lapic_ack(apic[0]), 0x31);
+	assert_true(pv_guest_eoi());
+	/* the write works as ever, and takes the offer back */
+	self_ipi(0x41);
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	wr(0, 0xb0, 0);
+	assert_int_equal(pv_flag(), 0x50);
+	assert_int_equal(rd(0, 0x120), 0);
+	assert_int_equal(up.eois, 0);
+}
+
+/* A request before the end: INTR asks; the offer is taken back, or was taken. */
+static void test_pv_eoi_waiting(void **state)
+{
+	pv_setup();
+	self_ipi(0x91);
+	assert_int_equal(lapic_ack(apic[0]), 0x91);
+	self_ipi(0x31);
+	assert_true(up.intr[0]);
+	assert_int_equal(lapic_ack(apic[0]), -1); /* 91H is in service */
+	assert_false(up.intr[0]);
+	assert_false(pv_guest_eoi());
+	wr(0, 0xb0, 0);
+	assert_true(up.intr[0]);
+	assert_int_equal(lapic_ack(apic[0]), 0x31);
+
+	/* the other way round: ended before the vCPU comes */
+	assert_true(pv_guest_eoi());
+	self_ipi(0x91);
+	assert_int_equal(lapic_ack(apic[0]), 0x91);
+	self_ipi(0x31);
+	assert_true(pv_guest_eoi());
+	assert_int_equal(lapic_ack(apic[0]), 0x31);
+
+	/* the task priority holds it back */
+	assert_true(pv_guest_eoi());
+	wr(0, 0x80, 0x40);
+	self_ipi(0x91);
+	assert_int_equal(lapic_ack(apic[0]), 0x91);
+	self_ipi(0x31);
+	assert_false(up.intr[0]);
+
+	/* nested: no offer for either, each is ended by a write */
+	wr(0, 0x80, 0);
+	wr(0, 0xb0, 0);
+	assert_int_equal(lapic_ack(apic[0]), 0x31);
+	assert_int_equal(pv_flag() & 1, 1);
+	self_ipi(0x51);
+	assert_int_equal(lapic_ack(apic[0]), 0x51);
+	assert_false(pv_guest_eoi());
+	wr(0, 0xb0, 0);
+	assert_int_equal(rd(0, 0x110), 1u << 17);
+	wr(0, 0xb0, 0);
+	assert_int_equal(rd(0, 0x110), 0);
+}
+
+/* No offer: level-triggered, another request waits, not enabled, not RAM, after INIT. */
+static void test_pv_eoi_refused(void **state)
+{
+	pv_setup();
+	lapic_bus_msi(bus, 0xfee00000, 0xc041);
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	assert_false(pv_guest_eoi());
+	wr(0, 0xb0, 0);
+	assert_int_equal(up.eois, 1);
+	self_ipi(0x41);
+	self_ipi(0x91);
+	assert_int_equal(lapic_ack(apic[0]), 0x91);
+	assert_false(pv_guest_eoi());
+	wr(0, 0xb0, 0);
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	assert_int_equal(lapic_set_pv_eoi(apic[0], 0), 0);
+	assert_false(pv_guest_eoi());
+	wr(0, 0xb0, 0);
+	assert_int_equal(lapic_set_pv_eoi(apic[0], 0xfffffffff001), 0);
+	self_ipi(0x41);
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	assert_false(apic[0]->pv_eoi_pending);
+	wr(0, 0xb0, 0);
+	assert_int_equal(lapic_set_pv_eoi(apic[0], PV_EOI_GPA | 1), 0);
+	lapic_init_signal(apic[0]);
+	enable(0);
+	self_ipi(0x41);
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	assert_false(pv_guest_eoi());
+}
+
+/* An offer moves with the state; to an engine that has its own LAPIC it does not go. */
+static void test_pv_eoi_moves(void **state)
+{
+	uint8_t regs[1024];
+
+	pv_setup();
+	self_ipi(0x41);
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	test_move_state(&apic[0]->dev, &apic[2]->dev);
+	lapic_load_pv_eoi(apic[2], PV_EOI_GPA | 1);
+	assert_true(pv_guest_eoi());
+	assert_int_equal(rd(2, 0x120), 0);
+
+	self_ipi(0x41); /* CPU 0 still believes in its offer, which was taken */
+	assert_int_equal(lapic_ack(apic[0]), 0x41);
+	lapic_get_regs(apic[0], regs);
+	assert_false(pv_guest_eoi());
+	assert_int_equal(rd(0, 0x120), 2);
+}
+
 static void test_odd_accesses(void **state)
 {
 	uint64_t v = 0xdead;
@@ -773,7 +931,8 @@ int main(void)
 		T(test_errors), T(test_msi_and_level_eoi), T(test_extint), T(test_timer_one_shot),
 		T(test_timer_periodic), T(test_timer_mode_changes), T(test_tsc_deadline),
 		T(test_apic_base), T(test_x2apic_registers), T(test_x2apic_destinations),
-		T(test_pv_ipi), T(test_odd_accesses), T(test_exchange), T(test_state_moves),
+		T(test_pv_ipi), T(test_pv_eoi), T(test_pv_eoi_waiting), T(test_pv_eoi_refused),
+		T(test_pv_eoi_moves), T(test_odd_accesses), T(test_exchange), T(test_state_moves),
 	};
 	/* clang-format on */
 
