@@ -30,9 +30,11 @@ struct cpuid_regs {
 
 /*
  * What KVM's leaf 40000001H shows (Documentation/virt/kvm/x86/cpuid.rst): no delay at I/O ports, the clock at its
- * present registers, IPIs by hypercall, yield by hypercall, a clock stable over all CPUs.
+ * present registers, steal time, end of interrupt in memory, HLT ended by hypercall (for spinlocks), TLB flushes left to a
+ * CPU that does not run, IPIs by hypercall, yield by hypercall, a clock stable over all CPUs.
  */
-#define CPUID_KVM_FEATURES (1u << 1 | 1u << 3 | 1u << 11 | 1u << 13 | 1u << 24)
+#define CPUID_KVM_FEATURES                                                                         \
+	(1u << 1 | 1u << 3 | 1u << 5 | 1u << 6 | 1u << 7 | 1u << 9 | 1u << 11 | 1u << 13 | 1u << 24)
 
 struct cpu_model {
 	const char *name;	     /* "host", "x86-64-v2", "x86-64-v3" */

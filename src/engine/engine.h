@@ -8,7 +8,7 @@
  *
  * Rules
  *  1. vcpu_run, get_state, set_state of one vCPU are called by one thread at a time, its own.
- *  2. vcpu_kick, set_intr, raise_nmi, invalidate may be called by any thread at any time.
+ *  2. vcpu_kick, set_intr, raise_nmi, unhalt, flush_tlb may be called by any thread at any time.
  *  3. Callbacks (struct vcpu_up) are called on the vCPU's thread without any engine lock held; the
  *     callee may take the machine's lock.  They never call back into vcpu_run.
  *  4. A guest can make an engine return any result below, never an abort, never an endless stay:
@@ -29,7 +29,8 @@ enum exit_kind {
 	EXIT_PIO,  /* port access; string I/O comes one element at a time */
 	EXIT_MMIO, /* physical access outside RAM */
 	EXIT_CR8,  /* read or write of the task priority (CR8) */
-	EXIT_MSR,  /* an MSR the machine owns: x2APIC 800H..8FFH, IA32_APIC_BASE, TSC_DEADLINE */
+	EXIT_MSR, /* an MSR the machine owns: x2APIC 800H..8FFH, IA32_APIC_BASE, TSC_DEADLINE; writes of
+		    * KVM's paravirtual ones, whose values are in x86_state */
 	EXIT_HYPERCALL, /* VMCALL / VMMCALL in ring 0: addr is the number, data the result */
 	EXIT_EOI, /* only where owns_lapic: EOI of vector addr, seen before as a level MSI (IOAPIC) */
 };
@@ -55,7 +56,10 @@ struct vcpu_up {
 	 * Only called by engines that do not own the LAPIC, when set_intr said there is one.
 	 */
 	int (*intr_ack)(void *ctx);
-	/* The guest spins (PAUSE): let other threads have the host's core.  May be NULL. */
+	/*
+	 * The guest spins (PAUSE): let other threads have the host's core.  Between two instructions;
+	 * flush_tlb may have been called when it returns.  May be NULL.
+	 */
 	void (*yield)(void *ctx);
 	void *ctx;
 };
@@ -130,6 +134,11 @@ struct engine_ops {
 	 * keeps waiting itself. */
 	void (*set_intr)(struct engine_vcpu *v, bool level);
 	void (*raise_nmi)(struct engine_vcpu *v);
+	/* The present HLT, or else the next one, ends at once, even with interrupts off (KVM_HC_KICK_CPU).
+	 * NULL where owns_lapic. */
+	void (*unhalt)(struct engine_vcpu *v);
+	/* Forget all translations of linear addresses before the next instruction.  NULL where owns_lapic. */
+	void (*flush_tlb)(struct engine_vcpu *v);
 
 	uint64_t (*read_tsc)(struct engine_vcpu *v); /* any thread */
 	uint32_t (*tsc_khz)(struct engine_vm *vm);

@@ -83,6 +83,9 @@ void x86_state_init(struct x86_state *s, bool is_bsp)
 	reset_core(s, is_bsp);
 	s->gpr[R_RDX] = 0x600;
 	s->cr0 = X86_CR0_ET | cache_bits;
+	/* As KVM does: who starts this CPU next has other use for that memory. */
+	s->kvm_system_time = s->kvm_steal_time = s->kvm_async_pf = s->kvm_pv_eoi = 0;
+	s->unhalt_pending = false;
 }
 
 void x86_state_sipi(struct x86_state *s, uint8_t vector)
@@ -181,6 +184,7 @@ static const struct field state_fields[] = {
 	F_U32(S, exception_error),
 	F_U8(S, is_external_pending),
 	F_U8(S, external_vector),
+	FIELD_(FIELD_BOOL, S, unhalt_pending, 2),
 	F_HOST(S, pad_),
 	F_U64(S, exception_payload),
 	F_HOST(S, pad_xsave_),
@@ -245,7 +249,7 @@ static int check_state(const void *obj, struct error *err)
 
 const struct state_desc x86_state_desc = {
 	.name = "x86-cpu",
-	.version = 1,
+	.version = 2,
 	.size = sizeof(struct x86_state),
 	.fields = state_fields,
 	.check = check_state,

@@ -84,7 +84,8 @@ struct x86_state {
 	uint32_t exception_error;
 	uint8_t is_external_pending; /* an acknowledged external interrupt not delivered yet */
 	uint8_t external_vector;
-	uint8_t pad_[2];
+	bool unhalt_pending; /* KVM_HC_KICK_CPU: the next HLT ends at once */
+	uint8_t pad_[1];
 	uint64_t exception_payload; /* CR2 for #PF, DR6 for #DB */
 	uint8_t pad_xsave_[56];
 

@@ -34,6 +34,7 @@
 #include "net/port.h"
 #include "vm/acpi.h"
 #include "vm/boot.h"
+#include "vm/kvm_pv.h"
 #include "vm/machine.h"
 
 #define EXIT_KINDS 6
@@ -51,12 +52,16 @@ struct vcpu {
 	bool is_inside;	     /* in vcpu_run */
 	bool is_halted;
 	bool wake;
+	int64_t wake_ns; /* steal_now_ns() when an event found it halted; 0: none did */
 	bool is_waiting_sipi;
 	bool init_pending, sipi_pending;
 	uint8_t sipi_vector;
 	void (*call)(struct vcpu *v, void *arg); /* to be run by this vCPU's thread */
 	void *call_arg;
 	uint64_t exits[EXIT_KINDS], halts;
+
+	/* its own thread's */
+	struct steal_clock steal;
 };
 
 /* A file that is read again at each reset. */

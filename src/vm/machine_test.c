@@ -24,7 +24,8 @@ struct engine_vcpu {
 	struct vcpu_up up;
 	struct x86_state s;
 	int64_t tsc_offset;
-	atomic_bool is_kicked, intr, nmi;
+	atomic_bool is_kicked, intr, nmi, unhalt;
+	atomic_uint flushes;
 	atomic_bool is_inside;
 	atomic_uint runs;
 };
@@ -111,6 +112,16 @@ static void fake_raise_nmi(struct engine_vcpu *v)
 	v->nmi = true;
 }
 
+static void fake_unhalt(struct engine_vcpu *v)
+{
+	v->unhalt = true;
+}
+
+static void fake_flush_tlb(struct engine_vcpu *v)
+{
+	v->flushes++;
+}
+
 static uint64_t fake_read_tsc(struct engine_vcpu *v)
 {
 	return __builtin_ia32_rdtsc() + (uint64_t)v->tsc_offset;
@@ -144,6 +155,8 @@ static const struct engine_ops engine_fake = {
 	.set_state = fake_set_state,
 	.set_intr = fake_set_intr,
 	.raise_nmi = fake_raise_nmi,
+	.unhalt = fake_unhalt,
+	.flush_tlb = fake_flush_tlb,
 	.read_tsc = fake_read_tsc,
 	.tsc_khz = fake_tsc_khz,
 	.get_tsc_offset = fake_get_tsc_offset,
@@ -454,6 +467,64 @@ static enum run_result halting_guest(struct engine_vcpu *v, struct error *err)
 	return RUN_HALTED;
 }
 
+/*
+ * CPU 0 has its steal time at STEAL and halts with interrupts off, until CPU 1 ends that by hypercall; then the
+ * yield hypercall.  CPU 1 is kept waiting for a SIPI: the test is its guest.
+ */
+#define STEAL 0x5000
+
+static atomic_uint kicks_seen;
+
+static int64_t hypercall(struct engine_vcpu *v, uint64_t nr, uint64_t a0, uint64_t a1)
+{
+	struct vcpu_exit x = { .kind = EXIT_HYPERCALL, .size = 8, .addr = nr, .arg = { a0, a1 } };
+
+	assert_int_equal(v->up.on_exit(v->up.ctx, &x), 0);
+	return (int64_t)x.data;
+}
+
+static int wrmsr(struct engine_vcpu *v, uint64_t msr, uint64_t value)
+{
+	struct vcpu_exit x = { .kind = EXIT_MSR, .is_write = true, .size = 8, .addr = msr, .data = value };
+
+	return v->up.on_exit(v->up.ctx, &x);
+}
+
+static enum run_result kicked_guest(struct engine_vcpu *v, struct error *err)
+{
+	if (v->index)
+		return spin(v, err);
+	if (atomic_exchange(&v->is_kicked, false))
+		return RUN_KICKED;
+	if (v->runs == 1) {
+		assert_int_equal(wrmsr(v, 0x4b564d03, STEAL | 3), -EPERM);
+		assert_int_equal(wrmsr(v, 0x4b564d03, STEAL | 1), 0);
+		assert_int_equal(wrmsr(v, 0x4b564d04, STEAL | 3), -EPERM);
+		assert_int_equal(wrmsr(v, 0x4b564d04, 0), 0);
+		assert_int_equal(hypercall(v, 11, 1, 0), 0);
+		assert_int_equal(hypercall(v, 5, 0, CPUS), 0); /* nobody */
+	}
+	if (atomic_exchange(&v->unhalt, false))
+		kicks_seen++;
+	return RUN_HALTED;
+}
+
+static void test_kick_cpu(void **state)
+{
+	struct world w;
+
+	(void)state;
+	kicks_seen = 0;
+	power_on(&w, kicked_guest, false);
+	for (unsigned i = 1; i <= 50; i++) {
+		assert_int_equal(hypercall(cpus[1], 5, 0, 0), 0);
+		while (kicks_seen < i)
+			nap();
+	}
+	locked(&w, do_quit);
+	expect_end(&w, END_STOPPED, 0);
+}
+
 static void test_halt(void **state)
 {
 	struct world w;
@@ -651,11 +722,11 @@ static void test_refusals(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_ends),	 cmocka_unit_test(test_pause),
-		cmocka_unit_test(test_reset),	 cmocka_unit_test(test_failed_reset),
-		cmocka_unit_test(test_halt),	 cmocka_unit_test(test_sipi),
-		cmocka_unit_test(test_exits),	 cmocka_unit_test(test_stop_times_out),
-		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_ends),	       cmocka_unit_test(test_pause),
+		cmocka_unit_test(test_reset),	       cmocka_unit_test(test_failed_reset),
+		cmocka_unit_test(test_halt),	       cmocka_unit_test(test_kick_cpu),
+		cmocka_unit_test(test_sipi),	       cmocka_unit_test(test_exits),
+		cmocka_unit_test(test_stop_times_out), cmocka_unit_test(test_refusals),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,6 +12,7 @@
 /* KVM's hypercalls (Linux Documentation/virt/kvm/x86/hypercalls.rst). */
 #define KVM_ENOSYS	      1000
 #define KVM_HC_VAPIC_POLL_IRQ 1
+#define KVM_HC_KICK_CPU	      5
 #define KVM_HC_SEND_IPI	      10
 #define KVM_HC_SCHED_YIELD    11
 
@@ -22,10 +23,23 @@ static bool is_lapic_msr(uint64_t msr)
 	return msr == 0x1b || msr == 0x6e0 || (msr >= 0x800 && msr <= 0x8ff);
 }
 
+static int steal_set(struct vcpu *v, uint64_t value)
+{
+	int r = steal_msr_write(&v->steal, value);
+
+	if (r == 0)
+		steal_start(&v->steal, &v->m->ram, 0);
+	return r;
+}
+
 static int exit_msr(struct vcpu *v, struct vcpu_exit *x)
 {
 	if (kvmclock_is_msr(x->addr) && x->is_write)
 		return kvmclock_msr_write(v, x->addr, x->data);
+	if (x->addr == KVM_MSR_STEAL_TIME && x->is_write)
+		return steal_set(v, x->data);
+	if (x->addr == KVM_MSR_PV_EOI && x->is_write && v->lapic)
+		return lapic_set_pv_eoi(v->lapic, x->data);
 	if (!v->lapic || !is_lapic_msr(x->addr))
 		return -EPERM;
 	if (x->is_write)
@@ -56,12 +70,26 @@ static void exit_bus(struct vcpu *v, struct vcpu_exit *x)
 		x->data = bus_read(bus, space, x->addr, x->size);
 }
 
+/* @id: APIC ids are indices of CPUs. */
+static int64_t kick_cpu(struct machine *m, uint64_t id)
+{
+	if (!m->ops->unhalt)
+		return -KVM_ENOSYS;
+	if (id < m->ncpus) {
+		m->ops->unhalt(m->cpus[id].ev);
+		vcpu_wake(&m->cpus[id]);
+	}
+	return 0;
+}
+
 static int64_t hypercall(struct vcpu *v, const struct vcpu_exit *x)
 {
 	switch (x->addr) {
 	case KVM_HC_VAPIC_POLL_IRQ:
 	case KVM_HC_SCHED_YIELD: /* done by on_exit_, without the lock */
 		return 0;
+	case KVM_HC_KICK_CPU:
+		return kick_cpu(v->m, x->arg[1]);
 	case KVM_HC_SEND_IPI:
 		if (!v->lapic)
 			return -KVM_ENOSYS;
@@ -94,9 +122,20 @@ static int on_exit_locked(struct vcpu *v, struct vcpu_exit *x)
 	return -EPERM;
 }
 
+/*
+ * The thread may be off its core for as long as the host's other threads like: the guest is told.  No lock:
+ * steal and the guest's structure are this thread's.
+ */
 static void yield(void *ctx)
 {
+	struct vcpu *v = ctx;
+	struct machine *m = v->m;
+
+	preempted_set(&v->steal, &m->ram);
 	sched_yield();
+	if (preempted_clear(&v->steal, &m->ram))
+		m->ops->flush_tlb(v->ev);
+	steal_update(&v->steal, &m->ram);
 }
 
 static int on_exit_(void *ctx, struct vcpu_exit *x)
@@ -120,6 +159,7 @@ static int intr_ack(void *ctx)
 	int vector = v->lapic ? lapic_ack(v->lapic) : pic_inta(v->m->pic);
 
 	pthread_mutex_unlock(&v->m->lock);
+	steal_update(&v->steal, &v->m->ram); /* before a timer tick looks */
 	return vector;
 }
 
@@ -134,6 +174,8 @@ void vcpu_kick(struct vcpu *v)
 
 void vcpu_wake(struct vcpu *v)
 {
+	if (v->is_halted && !v->wake)
+		v->wake_ns = steal_now_ns();
 	v->wake = true;
 	pthread_cond_signal(&v->cond);
 }
@@ -165,6 +207,9 @@ int vcpu_load(struct vcpu *v, const struct x86_state *s, int64_t tsc_offset, str
 	if (r < 0)
 		return r;
 	ops->set_tsc_offset(v->ev, tsc_offset);
+	v->steal = (struct steal_clock){ .msr = v->lapic ? s->kvm_steal_time : 0 };
+	if (v->lapic)
+		lapic_load_pv_eoi(v->lapic, s->kvm_pv_eoi);
 	v->is_waiting_sipi = !ops->owns_lapic && s->mp_state == MP_WAIT_SIPI;
 	v->is_halted = false;
 	v->init_pending = v->sipi_pending = false;
@@ -236,8 +281,10 @@ static bool step(struct vcpu *v)
 		pthread_cond_broadcast(&m->idle);
 		return true;
 	}
-	if (m->is_held)
+	if (m->is_held) {
+		v->wake_ns = 0; /* a pause is not stolen time */
 		return false;
+	}
 	if (v->init_pending) {
 		v->init_pending = false;
 		if (apply_init(v, &err) < 0)
@@ -254,12 +301,19 @@ static bool step(struct vcpu *v)
 	if (v->is_halted && !v->wake)
 		return false;
 
+	int64_t late_ns = v->wake_ns ? steal_now_ns() - v->wake_ns : 0;
+
 	v->wake = false;
+	v->wake_ns = 0;
 	v->is_halted = false;
 	v->is_inside = true;
 	pthread_mutex_unlock(&m->lock);
+	steal_start(&v->steal, &m->ram, late_ns);
+	if (preempted_clear(&v->steal, &m->ram))
+		m->ops->flush_tlb(v->ev);
 	enum run_result r = m->ops->vcpu_run(v->ev, &err);
 
+	steal_stop(&v->steal, &m->ram);
 	pthread_mutex_lock(&m->lock);
 	v->is_inside = false;
 	handle_result(v, r, &err);

@@ -235,8 +235,8 @@ static void do_msrs(void)
 		uint32_t msr = bases[any() & 7] + (any() & 0xff);
 
 		catch (msr_read, (void *)(uintptr_t)msr);
-		if (msr == 0xc0000080 || msr == 0x1b || (msr & ~3u) == 0x4b564d00 || (msr >> 8) == 8)
-			continue; /* ends this guest rightly: no long mode, no LAPIC, clocks in its memory */
+		if (msr == 0xc0000080 || msr == 0x1b || (msr & ~7u) == 0x4b564d00 || (msr >> 8) == 8)
+			continue; /* ends this guest rightly: no long mode, no LAPIC, things written to its memory */
 		catch (msr_write, (void *)(uintptr_t)msr);
 	}
 }

@@ -28,6 +28,7 @@ GUESTS = [
     ("interrupts64", 1, []),
     ("smp64", 2, []),
     ("smp64", 4, []),
+    ("kvmpv64", 2, []),
     ("smc64", 1, []),
     ("returns64", 1, []),
     ("returns32", 1, []),

@@ -218,6 +218,16 @@ static void dbt_raise_nmi(struct engine_vcpu *v)
 	ask(cpu, DBT_REQ_NMI);
 }
 
+static void dbt_unhalt(struct engine_vcpu *v)
+{
+	ask(cpu_of(v), DBT_REQ_UNHALT);
+}
+
+static void dbt_flush_tlb(struct engine_vcpu *v)
+{
+	ask(cpu_of(v), DBT_REQ_TLB_FLUSH);
+}
+
 /* ---- state -------------------------------------------------------------------------------- */
 
 static void dbt_get_state(struct engine_vcpu *v, struct x86_state *out)
@@ -228,6 +238,7 @@ static void dbt_get_state(struct engine_vcpu *v, struct x86_state *out)
 	*out = cpu->s;
 	out->tsc = dbt_rdtsc(cpu);
 	out->nmi_pending = atomic_load(&cpu->nmi_count);
+	out->unhalt_pending = !!(atomic_load(&cpu->requests) & DBT_REQ_UNHALT);
 }
 
 static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, struct error *err)
@@ -244,6 +255,11 @@ static int dbt_set_state(struct engine_vcpu *v, const struct x86_state *in, stru
 	else
 		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, memory_order_seq_cst);
 	cpu->s.nmi_pending = 0;
+	if (in->unhalt_pending)
+		ask(cpu, DBT_REQ_UNHALT);
+	else
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_UNHALT, memory_order_seq_cst);
+	cpu->s.unhalt_pending = false;
 	cpu->is_shutdown = false;
 	cpu->dr6_pending = 0;
 	if (cr_uses_pdptes(cpu))
@@ -425,6 +441,8 @@ const struct engine_ops engine_dbt = {
 	.set_state = dbt_set_state,
 	.set_intr = dbt_set_intr,
 	.raise_nmi = dbt_raise_nmi,
+	.unhalt = dbt_unhalt,
+	.flush_tlb = dbt_flush_tlb,
 	.read_tsc = dbt_read_tsc,
 	.tsc_khz = dbt_tsc_khz,
 	.get_tsc_offset = dbt_get_tsc_offset,

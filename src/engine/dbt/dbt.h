@@ -107,6 +107,7 @@ enum {
 	DBT_REQ_NMI = 4,	/* an NMI waits */
 	DBT_REQ_EXCLUSIVE = 8,	/* another vCPU wants the world stopped */
 	DBT_REQ_TLB_FLUSH = 16, /* flush everything (RAM layout or dirty tracking changed) */
+	DBT_REQ_UNHALT = 32,	/* end the present HLT, else the next one */
 };
 
 /* A locked operand that crosses a host cache line would lock the host's bus, for all that run there; hosts that

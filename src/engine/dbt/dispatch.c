@@ -181,6 +181,10 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 		*result = RUN_HALTED;
 		return false;
 	}
+	if ((req & DBT_REQ_UNHALT) && cpu->s.mp_state == MP_HALTED) {
+		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_UNHALT, memory_order_seq_cst);
+		cpu->s.mp_state = MP_RUNNABLE;
+	}
 	if ((req & DBT_REQ_NMI) && !cpu->s.nmi_blocked && !cpu->s.interrupt_shadow) {
 		atomic_fetch_and_explicit(&cpu->requests, ~(uint64_t)DBT_REQ_NMI, memory_order_seq_cst);
 		uint8_t n = atomic_load(&cpu->nmi_count);

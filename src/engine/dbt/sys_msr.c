@@ -146,7 +146,7 @@ static const struct msr_fixed fixed[] = {
 	// clang-format on
 };
 
-/* KVM's clock registers (Documentation/virt/kvm/x86/msr.rst): those that CPUID shows, no others. */
+/* KVM's registers (Documentation/virt/kvm/x86/msr.rst): those that CPUID shows, no others. */
 static uint64_t *kvm_msr(struct dbt_cpu *cpu, uint32_t index)
 {
 	if (!cpu->vm->model.has_kvm_pv)
@@ -156,6 +156,10 @@ static uint64_t *kvm_msr(struct dbt_cpu *cpu, uint32_t index)
 		return &cpu->s.kvm_wall_clock;
 	case 0x4b564d01:
 		return &cpu->s.kvm_system_time;
+	case 0x4b564d03:
+		return &cpu->s.kvm_steal_time;
+	case 0x4b564d04:
+		return &cpu->s.kvm_pv_eoi;
 	default:
 		return NULL;
 	}
@@ -422,8 +426,9 @@ static bool msr_write(struct dbt_cpu *cpu, uint32_t index, uint64_t val)
 			.kind = EXIT_MSR, .is_write = true, .size = 8, .addr = index, .data = val
 		};
 
+		if (dbt_exit(cpu, &x)) /* the machine checks the value and uses the guest's structure */
+			return false;
 		*kvm = val;
-		dbt_exit(cpu, &x); /* the machine fills the guest's structure */
 	}
 	return kvm;
 }

@@ -52,7 +52,7 @@ static int on_exit_(void *ctx, struct vcpu_exit *x)
 {
 	last_exit = *x;
 	nexits++;
-	if (x->kind == EXIT_MSR && x->addr == 0x8ff)
+	if (x->kind == EXIT_MSR && (x->addr == 0x8ff || (x->addr == 0x4b564d03 && x->data & 0x3e)))
 		return -EPERM;
 	if (!x->is_write)
 		x->data = 0x1122334455667788;
@@ -1244,6 +1244,86 @@ static void test_interrupt_flag(void **state)
 	assert_int_equal(cpu->s.nmi_blocked, 1);
 }
 
+/* ---- what KVM gives beyond a CPU ---- */
+
+static void test_kvm_msrs(void **state)
+{
+	protected32(0);
+	cpu->s.gpr[R_RCX] = 0x4b564d03;
+	cpu->s.gpr[R_RAX] = 0x1041;
+	cpu->s.gpr[R_RDX] = 0;
+	assert_int_equal(INSN("\x0f\x30"), -1); /* wrmsr */
+	assert_int_equal(last_exit.addr, 0x4b564d03);
+	assert_int_equal(last_exit.data, 0x1041);
+	assert_int_equal(cpu->s.kvm_steal_time, 0x1041);
+	/* what the machine refuses faults and changes nothing */
+	cpu->s.gpr[R_RAX] = 0x2043;
+	assert_int_equal(INSN("\x0f\x30"), EXC_GP);
+	assert_int_equal(cpu->s.kvm_steal_time, 0x1041);
+	assert_int_equal(INSN("\x0f\x32"), -1); /* rdmsr */
+	assert_int_equal(cpu->s.gpr[R_RAX], 0x1041);
+	cpu->s.gpr[R_RCX] = 0x4b564d04;
+	assert_int_equal(INSN("\x0f\x30"), -1);
+	assert_int_equal(cpu->s.kvm_pv_eoi, 0x1041);
+	cpu->s.gpr[R_RCX] = 0x4b564d02; /* no asynchronous page faults */
+	assert_int_equal(INSN("\x0f\x30"), EXC_GP);
+	x86_state_init(&cpu->s, true);
+	assert_int_equal(cpu->s.kvm_steal_time | cpu->s.kvm_pv_eoi, 0);
+}
+
+/* Two HLTs, interrupts off. */
+static enum run_result run_halt(void)
+{
+	poke(CODE, 4, 0x9090f4fa); /* cli; hlt; nop; nop */
+	poke(CODE + 4, 2, 0xf4);   /* hlt */
+	cpu->s.rip = CODE;
+	cpu->s.mp_state = MP_RUNNABLE;
+	return engine_dbt.vcpu_run(vcpu, NULL);
+}
+
+static void test_unhalt(void **state)
+{
+	struct x86_state *s = aligned_alloc(64, sizeof(*s));
+
+	assert_non_null(s);
+	protected32(0);
+	/* during the HLT */
+	assert_int_equal(run_halt(), RUN_HALTED);
+	assert_int_equal(cpu->s.rip, CODE + 2);
+	assert_int_equal(engine_dbt.vcpu_run(vcpu, NULL), RUN_HALTED); /* a wakeup for nothing */
+	assert_int_equal(cpu->s.rip, CODE + 2);
+	engine_dbt.unhalt(vcpu);
+	assert_int_equal(engine_dbt.vcpu_run(vcpu, NULL), RUN_HALTED);
+	assert_int_equal(cpu->s.rip, CODE + 5); /* the second one: the first had used it up */
+	/* before the HLT: the first one is passed */
+	engine_dbt.unhalt(vcpu);
+	assert_int_equal(run_halt(), RUN_HALTED);
+	assert_int_equal(cpu->s.rip, CODE + 5);
+	/* it is state */
+	engine_dbt.unhalt(vcpu);
+	engine_dbt.get_state(vcpu, s);
+	assert_true(s->unhalt_pending);
+	assert_int_equal(engine_dbt.set_state(vcpu, s, NULL), 0);
+	assert_int_equal(run_halt(), RUN_HALTED);
+	assert_int_equal(cpu->s.rip, CODE + 5);
+	engine_dbt.unhalt(vcpu);
+	s->unhalt_pending = false;
+	assert_int_equal(engine_dbt.set_state(vcpu, s, NULL), 0);
+	assert_int_equal(run_halt(), RUN_HALTED);
+	assert_int_equal(cpu->s.rip, CODE + 2);
+	free(s);
+}
+
+static void test_flush_request(void **state)
+{
+	protected32(0);
+	uint64_t before = cpu->tlb_flushes;
+
+	engine_dbt.flush_tlb(vcpu);
+	assert_int_equal(run_halt(), RUN_HALTED);
+	assert_int_equal(cpu->tlb_flushes, before + 1);
+}
+
 /* A row of PAUSEs gives the core away sooner or later, a single one does not. */
 static void test_pause(void **state)
 {
@@ -1375,6 +1455,9 @@ int main(void)
 		cmocka_unit_test(test_io_breakpoint),
 		cmocka_unit_test(test_string_io),
 		cmocka_unit_test(test_interrupt_flag),
+		cmocka_unit_test(test_kvm_msrs),
+		cmocka_unit_test(test_unhalt),
+		cmocka_unit_test(test_flush_request),
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_mode_key),
 		cmocka_unit_test(test_descriptor_info),
