@@ -33,7 +33,7 @@ struct check {
 	struct check_page page[CHECK_MAX_PAGES];
 	struct x86_state start, translated;
 	uint64_t counter;
-	char text[512];
+	char text[512], difference[560];
 };
 
 int check_create(struct dbt_cpu *cpu, struct error *err)
@@ -148,6 +148,11 @@ static void report(struct dbt_cpu *cpu, struct check *k, const struct xlate_bloc
 			(unsigned long long)k->translated.gpr[i], (unsigned long long)cpu->s.gpr[i]);
 }
 
+const char *check_difference(const struct dbt_cpu *cpu)
+{
+	return cpu->xlate->check->difference;
+}
+
 bool check_run(struct dbt_cpu *cpu, struct xlate_block *b, unsigned *exit)
 {
 	struct check *k = cpu->xlate->check;
@@ -169,8 +174,13 @@ bool check_run(struct dbt_cpu *cpu, struct xlate_block *b, unsigned *exit)
 	k->is_on = false;
 	dbt_fpu_to_mem(cpu);
 	memcpy(&k->translated, &cpu->s, sizeof(k->translated));
-	if (*exit == XEXIT_POLL || k->is_overflow ||
-	    (k->translated.rip == k->start.rip && *exit == XEXIT_INTERP))
+	/* Left before the first instruction: to the interpreter, or to a block with other checks. */
+	bool is_early = k->translated.rip == k->start.rip &&
+			(*exit == XEXIT_INTERP ||
+			 (*exit == XEXIT_LINK &&
+			  ((const struct xlate_link *)(uintptr_t)cpu->exit_info)->key_extra));
+
+	if (*exit == XEXIT_POLL || k->is_overflow || is_early)
 		return true;
 
 	for (unsigned n = 0; n < k->npages; n++) {
@@ -191,6 +201,8 @@ bool check_run(struct dbt_cpu *cpu, struct xlate_block *b, unsigned *exit)
 	if (!k->text[0])
 		snprintf(k->text, sizeof(k->text), "interpreter went elsewhere: %llx",
 			 (unsigned long long)cpu->s.rip);
+	snprintf(k->difference, sizeof(k->difference), "%s, in the block at %llx", k->text,
+		 (unsigned long long)k->start.rip);
 	report(cpu, k, b);
 	return false;
 }

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <cpuid.h>
 
+#include "engine/dbt/check.h"
 #include "engine/dbt/interp.h"
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/thunk.h"
@@ -184,7 +185,8 @@ static enum run_result dbt_vcpu_run(struct engine_vcpu *v, struct error *err)
 	enum run_result r = dbt_run(cpu);
 
 	if (r == RUN_FAILED)
-		error_set(err, -EFAULT, "translated and interpreted code differ: the lockstep checker's report is above");
+		error_set(err, -EFAULT, "translated and interpreted code differ: %s",
+			  check_difference(cpu));
 	return r;
 }
 
