@@ -78,6 +78,12 @@ static void emit_leave(struct emit *e, unsigned reason)
 	emit_u8(e, 0xc3);
 }
 
+/* Somebody waits for this vCPU: the interpreter makes the access, so that no row of misses can hold it here. */
+static bool is_wanted(const struct dbt_cpu *cpu)
+{
+	return atomic_load_explicit(&cpu->poll, memory_order_relaxed);
+}
+
 /*
  * The miss: called from a block's cold part with the linear address in rcx and
  *   exit_info = page_off | size << 16 | is_write << 28.
@@ -93,7 +99,7 @@ static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
 	if (mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 28 & 1, cpu->tlb_mode)) {
 		cpu->xlate->fill_true++;
 		check_note_fill(cpu, va);
-		return 1;
+		return !is_wanted(cpu);
 	}
 	cpu->xlate->fill_false++;
 	return 0;
@@ -124,6 +130,8 @@ static uint64_t miss_group(struct dbt_cpu *cpu, uint64_t va)
 		va = (uint32_t)va;
 	bool is_writable = va + t->wneg[(va & cpu->tlb_mask) >> GUEST_PAGE_SHIFT] < GUEST_PAGE_SIZE;
 
+	if (is_wanted(cpu))
+		return GROUP_LEAVE;
 	return !(info >> 28 & 1) || is_writable ? GROUP_RETRY : GROUP_EACH;
 }
 
