@@ -23,7 +23,7 @@
 #define CONSOLE_TAIL	2000
 
 struct args {
-	const char *name, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net;
+	const char *name, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net, *without;
 	uint64_t cpus, mem, check;
 	struct opt_list disks, forwards;
 	bool rm, detach, no_reboot, strict, interp_only, with_input;
@@ -57,6 +57,8 @@ static const struct opt run_opts[] = {
 	OPT_UINT(struct args, check, "check", "N",
 		 "tests: compare every N-th block with the interpreter", 0, UINT32_MAX),
 	OPT_FLAG(struct args, interp_only, "interp-only", "tests: interpret everything"),
+	OPT_STRING(struct args, without, "without", "LIST",
+		   "measuring: techniques of the dbt engine to switch off"),
 	OPT_END,
 };
 
@@ -215,6 +217,9 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 	c->no_reboot = a->no_reboot;
 	c->is_strict = a->strict;
 	c->use_interp_only = a->interp_only;
+	r = a->without ? engine_parse_techniques(a->without, &c->without, err) : 0;
+	if (r < 0)
+		return r;
 	c->is_throwaway = a->rm || !a->name;
 	c->has_agent = rest->command != NULL;
 	if (im) {

@@ -36,6 +36,7 @@ static const struct row rows[] = {
 	B("strict",          is_strict),
 	B("interp_only",     use_interp_only),
 	N("check",           check_every, 0, UINT32_MAX),
+	N("without",         without, 0, (1u << ENGINE_NTECHNIQUES) - 1),
 	B("throwaway",       is_throwaway),
 	B("agent",           has_agent),
 	B("virtio_console",  uses_virtio_console),
@@ -340,6 +341,7 @@ void vmconfig_machine(const struct vmconfig *c, struct machine_config *out)
 		.is_strict = c->is_strict,
 		.use_interp_only = c->use_interp_only,
 		.check_every = (unsigned)c->check_every,
+		.without = (uint32_t)c->without,
 	};
 	for (unsigned i = 0; i < c->ndisks; i++)
 		out->disks[i] =

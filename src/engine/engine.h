@@ -73,6 +73,21 @@ enum run_result {
 	RUN_FAILED, /* the engine cannot go on; error set.  The machine stops with that sentence */
 };
 
+/* Techniques of the dbt engine that can be switched off, to measure what each brings. */
+#define ENGINE_TECHNIQUES(X)                                                                       \
+	X(DEAD_FLAGS, "dead-flags")	/* flags that nothing reads are not kept */                \
+	X(COALESCING, "coalescing")	/* one check for several accesses of a block */            \
+	X(RETURNS, "returns")		/* calls and returns are the host's */                     \
+	X(CHAINING, "chaining")		/* direct jumps between blocks of a page */                \
+	X(BRANCH_TABLE, "branch-table") /* an inline table for other targets */
+#define ENGINE_TECHNIQUE_BIT(name, text)  ENGINE_BIT_##name,
+#define ENGINE_TECHNIQUE_MASK(name, text) ENGINE_##name = 1 << ENGINE_BIT_##name,
+enum { ENGINE_TECHNIQUES(ENGINE_TECHNIQUE_BIT) ENGINE_NTECHNIQUES };
+enum { ENGINE_TECHNIQUES(ENGINE_TECHNIQUE_MASK) };
+
+/** engine_parse_techniques() - "coalescing,returns" to a mask; 0 or -EINVAL, which names those there are. */
+int engine_parse_techniques(const char *text, uint64_t *mask, struct error *err);
+
 struct engine_config {
 	struct guest_ram *ram;	       /* borrowed, complete before creation */
 	const struct cpu_model *model; /* borrowed */
@@ -80,6 +95,7 @@ struct engine_config {
 	bool is_strict;	      /* dbt: exact dead flags, verifier on every block (tests) */
 	unsigned check_every; /* dbt: lockstep check of every n-th block; 0: off */
 	bool use_interp_only; /* dbt: no translation (tests) */
+	uint32_t without;     /* dbt: ENGINE_* techniques that are off (tests) */
 };
 
 /* Figures of a probe; strings are static or inside the struct. */

@@ -80,3 +80,37 @@ const struct engine_ops *engine_pick(const char *want, char reason[256], struct 
 {
 	return engine_pick_from(engines, want, reason, err);
 }
+
+static const char *const technique_names[] = {
+#define NAME(name, text) text,
+	ENGINE_TECHNIQUES(NAME)
+#undef NAME
+};
+
+int engine_parse_techniques(const char *text, uint64_t *mask, struct error *err)
+{
+	char all[256] = "";
+	size_t used = 0;
+
+	*mask = 0;
+	for (const char *p = text;;) {
+		size_t n = strcspn(p, ",");
+		unsigned i = 0;
+
+		while (i < ENGINE_NTECHNIQUES &&
+		       (strlen(technique_names[i]) != n || memcmp(technique_names[i], p, n) != 0))
+			i++;
+		if (i < ENGINE_NTECHNIQUES) {
+			*mask |= 1ULL << i;
+			if (!p[n])
+				return 0;
+			p += n + 1;
+			continue;
+		}
+		for (i = 0; i < ENGINE_NTECHNIQUES; i++)
+			used += (size_t)snprintf(all + used, sizeof(all) - used, "%s%s",
+						 i ? ", " : "", technique_names[i]);
+		return error_set(err, -EINVAL, "there is no technique \"%.*s\"; there are %s",
+				 (int)n, p, all);
+	}
+}

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -90,12 +91,30 @@ static void test_long_reasons(void **state)
 	assert_null(engine_pick_from(list, "auto", reason, &err));
 }
 
+static void test_techniques(void **state)
+{
+	struct error err = { "" };
+	uint64_t mask;
+
+	assert_int_equal(engine_parse_techniques("returns", &mask, &err), 0);
+	assert_int_equal(mask, ENGINE_RETURNS);
+	assert_int_equal(engine_parse_techniques("coalescing,dead-flags", &mask, &err), 0);
+	assert_int_equal(mask, ENGINE_COALESCING | ENGINE_DEAD_FLAGS);
+	static const char *const bad[] = { "", "return", "returns,", "returns,,chaining",
+					   "returns chaining" };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++)
+		assert_int_equal(engine_parse_techniques(bad[i], &mask, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "branch-table"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_auto),
 		cmocka_unit_test(test_named),
 		cmocka_unit_test(test_long_reasons),
+		cmocka_unit_test(test_techniques),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

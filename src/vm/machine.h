@@ -75,6 +75,7 @@ struct machine_config {
 	bool is_strict;		  /* engine_config.is_strict */
 	bool use_interp_only;	  /* engine_config.use_interp_only */
 	unsigned check_every;	  /* engine_config.check_every */
+	uint32_t without;	  /* engine_config.without */
 };
 
 enum machine_state { MACHINE_CREATED, MACHINE_RUNNING, MACHINE_PAUSED, MACHINE_ENDED };

@@ -292,7 +292,7 @@ void coalesce_plan(struct ctx *c)
 	for (unsigned i = 0; i < c->n; i++)
 		for (unsigned k = 0; k < ACC_MAX; k++)
 			c->acc[i][k].group = -1;
-	if (!c->x->has_bmi2 || c->key & DBT_MODE_EACH)
+	if (!c->x->has_bmi2 || c->key & DBT_MODE_EACH || c->cpu->vm->cfg.without & ENGINE_COALESCING)
 		return;
 	for (unsigned i = 0; i < c->n; i++) {
 		accesses(&p, i);

@@ -58,7 +58,7 @@ static bool may_keep_flags(const struct insn *in);
 bool tr_flags_live_before(const struct ctx *c)
 {
 	const struct insn *in = &c->in[c->cur];
-	unsigned killed = may_keep_flags(in) || c->cpu->vm->cfg.is_strict ? 0 : in->desc->flags_written;
+	unsigned killed = may_keep_flags(in) || !c->x->has_dead_flags ? 0 : in->desc->flags_written;
 
 	return ((c->live_after[c->cur] & ~killed) | in->desc->flags_read) & FL_ARITH;
 }
@@ -595,11 +595,11 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 	if (off >= 0 && off <= c->off[c->cur])
 		emit_poll(c, true);
 	tr_call_push(c);
-	if (c->x->has_bmi2 && off == c->off[c->cur + 1]) { /* only asks for its own address */
+	if (c->x->has_returns && off == c->off[c->cur + 1]) { /* only asks for its own address */
 		c->held = -1;
 		return DONE_NEXT;
 	}
-	if (c->x->has_bmi2)
+	if (c->x->has_returns)
 		return tr_call_go(c, in, off);
 	emit_goto(c, off, -(int32_t)c->sp_size);
 	return DONE_END;
@@ -630,7 +630,7 @@ static enum done tr_call_ind(struct ctx *c, const struct insn *in)
 		return DONE_INTERP;
 	emit_store_gs(&c->e, CPU_OFF(tmp[2]), H_RCX, 8);
 	tr_call_push(c);
-	if (c->x->has_bmi2)
+	if (c->x->has_returns)
 		return tr_call_go(c, in, 0);
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[2]), 8);
 	tr_emit_indirect(c, -(int32_t)c->sp_size);
@@ -653,7 +653,7 @@ static enum done tr_ret(struct ctx *c, const struct insn *in)
 	if (in->opsize == 2)
 		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, 0, size, false, true);
-	if (!c->x->has_bmi2) {
+	if (!c->x->has_returns) {
 		tr_emit_load_r14(c, H_RCX, size);
 		tr_emit_sp_add(c, popped);
 		tr_emit_indirect(c, popped);
@@ -971,7 +971,7 @@ static bool ends_flow(const struct ctx *c, const struct insn *in)
 	switch (in->desc->id) {
 	case I_CALL_REL:
 	case I_CALL_IND:
-		return !c->x->has_bmi2;
+		return !c->x->has_returns;
 	case I_JMP_REL:
 	case I_JMP_IND:
 	case I_RET:
@@ -1044,7 +1044,7 @@ static void find_live(struct ctx *c)
 		const struct insn_desc *d = c->in[i].desc;
 
 		c->live_after[i] = live;
-		if ((d->attr & INSN_BRANCH) || d->kind == INSN_SYSTEM || c->cpu->vm->cfg.is_strict)
+		if ((d->attr & INSN_BRANCH) || d->kind == INSN_SYSTEM || !c->x->has_dead_flags)
 			live = FL_ARITH;
 		else if (may_keep_flags(&c->in[i]))
 			live |= d->flags_read;

@@ -103,6 +103,8 @@ int xlate_vm_create(struct dbt_vm *vm, struct error *err)
 	vm->xlate = x;
 	__builtin_cpu_init();
 	x->has_bmi2 = __builtin_cpu_supports("bmi2");
+	x->has_returns = x->has_bmi2 && !(vm->cfg.without & ENGINE_RETURNS);
+	x->has_dead_flags = !vm->cfg.is_strict && !(vm->cfg.without & ENGINE_DEAD_FLAGS);
 	x->by_page = calloc(vm->ram->size_bytes >> GUEST_PAGE_SHIFT, sizeof(*x->by_page));
 	x->order = calloc(CODE_CACHE_BYTES / CODE_BLOCK_MIN, sizeof(*x->order));
 	if (!x->by_page || !x->order) {
@@ -205,6 +207,8 @@ void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 {
 	unsigned i = jc_index(rip), bit = jc_page_bit(rip);
 
+	if (cpu->vm->cfg.without & ENGINE_BRANCH_TABLE)
+		return;
 	cpu->xlate->jc_pages[bit / 64] |= 1ULL << bit % 64;
 
 	cpu->jc_code[i] = b->far_entry;
@@ -228,6 +232,8 @@ void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_bl
 	struct dbt_vm *vm = cpu->vm;
 	struct xlate_vm *x = vm->xlate;
 
+	if (vm->cfg.without & ENGINE_CHAINING)
+		return;
 	pthread_mutex_lock(&vm->lock);
 	if (!l->to && !l->from->is_dead && !b->is_dead && !b->is_interp &&
 	    ((l->from->key & ~(uint32_t)DBT_MODE_EACH) | l->key_extra) == b->key &&

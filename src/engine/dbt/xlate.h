@@ -109,6 +109,8 @@ struct xlate_vm {
 	uint8_t *ret_miss, *ret_again, *ret_dead; /* see stubs.c, "returns" */
 	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_poll, *miss, *miss_group, *fault_exit;
 	bool has_bmi2;
+	bool has_returns;    /* calls and returns are the host's */
+	bool has_dead_flags; /* flags that the program does not read need not be kept */
 	uint64_t flushes, invalidations, smc_hits, verify_failures;
 	uint64_t generation; /* of flushes */
 };
