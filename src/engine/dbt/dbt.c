@@ -411,6 +411,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "return_overflows", x->ret_overflows },
 		{ "tlb_fills", x->fill_true },
 		{ "tlb_refused", x->fill_false },
+		{ "tlb_walks", cpu->tlb_walks },
 		{ "tlb_flushes", cpu->tlb_flushes },
 		{ "tlb_size", 1ULL << cpu->tlb_bits },
 		{ "code_bytes", cpu->vm->xlate->cc.used },
