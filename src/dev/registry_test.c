@@ -21,6 +21,7 @@
 #include "dev/chipset/ioapic.h"
 #include "dev/chipset/lapic.h"
 #include "dev/chipset/pic.h"
+#include "dev/chipset/piix.h"
 #include "dev/debug/debugports.h"
 #include "dev/debug/testdev.h"
 #include "dev/pci/pci_host.h"
@@ -237,6 +238,17 @@ static struct device *make_pci_host(struct rig *r)
 {
 	make_bus(r);
 	return r->helpers[--r->nhelpers];
+}
+
+static struct device *make_piix(struct rig *r)
+{
+	struct acpi_pm *pm;
+	struct piix *p;
+
+	assert_int_equal(acpi_pm_create(&pm, &r->t.env, test_line(&r->t, 9), NULL), 0);
+	help(r, &pm->dev);
+	assert_int_equal(piix_create(&p, make_bus(r), pm, NULL), 0);
+	return &p->dev;
 }
 
 static struct device *make_debugports(struct rig *r)

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "dev/chipset/piix.h"
 #include "dev/virtio/virtio_balloon.h"
 #include "dev/virtio/virtio_blk.h"
 #include "dev/virtio/virtio_console.h"
@@ -222,6 +223,7 @@ static int create_platform(struct machine *m, struct error *err)
 static int create_pci(struct machine *m, struct error *err)
 {
 	struct irq_line intx[PCI_INTX_LINES];
+	struct piix *piix;
 	int r;
 
 	_Static_assert(PCI_INTX_LINES == GSI_PCI_COUNT, "one GSI a line");
@@ -231,6 +233,10 @@ static int create_pci(struct machine *m, struct error *err)
 	if (r < 0)
 		return r;
 	add_device(m, &m->pci->dev);
+	r = piix_create(&piix, pci_host_bus(m->pci), m->acpi_pm, err);
+	if (r < 0)
+		return r;
+	add_device(m, &piix->dev);
 	return 0;
 }
 

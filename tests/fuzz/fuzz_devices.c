@@ -16,6 +16,7 @@
 #include "dev/chipset/ioapic.h"
 #include "dev/chipset/lapic.h"
 #include "dev/chipset/pic.h"
+#include "dev/chipset/piix.h"
 #include "dev/debug/debugports.h"
 #include "dev/debug/testdev.h"
 #include "dev/pci/pci_host.h"
@@ -27,7 +28,7 @@
 
 #define OPS_MAX	 400
 #define CPUS	 2
-#define NDEVICES 14
+#define NDEVICES 15
 
 /* clang-format off */
 enum op {
@@ -198,6 +199,7 @@ static void build(void)
 	static const struct pci_id id = { 0x1234, 0x5678, 0, 0, 0xff0000, 0 };
 	struct irq_line intx[PCI_INTX_LINES];
 	struct dev_env *env = &m.t.env;
+	struct piix *piix;
 
 	log_set_level(LOG_ERROR);
 	test_env_init(&m.t);
@@ -207,7 +209,9 @@ static void build(void)
 		intx[i] = gsi_line(m.gsi, GSI_PCI_BASE + i);
 	must(!pci_host_create(&m.host, env, intx, NULL));
 	add(&m.host->dev);
-	must(!pci_dev_init(&m.card, pci_host_bus(m.host), 1, &id, NULL));
+	must(!piix_create(&piix, pci_host_bus(m.host), m.acpi_pm, NULL));
+	add(&piix->dev);
+	must(!pci_dev_init(&m.card, pci_host_bus(m.host), 2, &id, NULL));
 	must(!pci_add_bar(&m.card, 0, PCI_BAR_IO, 32, &card_ops, NULL));
 	must(!pci_add_bar(&m.card, 4, PCI_BAR_MEM64, 8192, &card_ops, NULL));
 	must(!pci_msix_init(&m.card, 5, 1));
@@ -416,7 +420,7 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 		LAPIC_WRITE, 0, 0x31, 3, 0, 0, 0, 1, LAPIC_WRITE, 0, 0x30, 3, 0x61, 0x40, 0, 0, ACK, 1,
 		LAPIC_WRITE, 1, 0x0b, 3, 0, 0, 0, 0,
 		/* MSI-X: command register, enable, entry 0 */
-		OUT, 16, 0, 2, 4, 8, 0, 0x80, OUT, 17, 0, 1, 7, 0, OUT, 16, 0, 2, 0x40, 8, 0, 0x80,
+		OUT, 16, 0, 2, 4, 0x10, 0, 0x80, OUT, 17, 0, 1, 7, 0, OUT, 16, 0, 2, 0x40, 0x10, 0, 0x80,
 		OUT, 17, 2, 1, 0, 0x80, MMIO_WRITE, 5, 0, 3, 0, 0, 0xe0, 0xfe, MMIO_WRITE, 5, 8, 3, 0x71, 0, 0, 0,
 		MMIO_WRITE, 5, 12, 3, 0, 0, 0, 0, MSIX, 0, ACK, 0, MSIX, 8,
 		/* keyboard, mouse */

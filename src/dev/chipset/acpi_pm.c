@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define NS_PER_S 1000000000
+#define PM_BYTES 12
 
 /* PM1 status and enable */
 #define PM1_TMR	     0x0001
@@ -77,7 +78,7 @@ static void write_control(struct acpi_pm *p, uint16_t v)
 	p->pm1_cnt = (v & CNT_KEPT) | CNT_SCI_EN;
 	if (!(v & CNT_SLP_EN))
 		return;
-	if (CNT_SLP_TYP(v) == ACPI_S5_SLP_TYP)
+	if (CNT_SLP_TYP(v) == ACPI_S5_SLP_TYP || CNT_SLP_TYP(v) == PIIX4_SOFT_OFF)
 		p->env.request_poweroff(p->env.ctx);
 	else
 		log_guest("acpi", "sleep type %u is not one of this machine", CNT_SLP_TYP(v));
@@ -189,6 +190,20 @@ static const struct bus_ops gpe_ops = { gpe_read, gpe_write };
 
 /* ---- from the machine ---- */
 
+void acpi_pm_set_window(struct acpi_pm *p, uint16_t base)
+{
+	int rc;
+
+	bus_remove(p->env.bus, p->window);
+	p->window = NULL;
+	if (!base)
+		return;
+	/* the guest chooses the address: whatever else is there stays reachable */
+	rc = bus_add(p->env.bus, BUS_PIO, base, PM_BYTES, -1, &pm_ops, p, &p->window);
+	if (rc)
+		log_guest("acpi", "no registers at port %#x: %s", base, strerror(-rc));
+}
+
 void acpi_pm_power_button(struct acpi_pm *p)
 {
 	p->pm1_sts |= PM1_PWRBTN;
@@ -221,6 +236,7 @@ static const struct field fields[] = {
 	F_HOST(struct acpi_pm, env),
 	F_HOST(struct acpi_pm, sci),
 	F_HOST(struct acpi_pm, ranges),
+	F_HOST(struct acpi_pm, window),
 	F_HOST(struct acpi_pm, timer),
 	F_U16(struct acpi_pm, pm1_sts),
 	F_U16(struct acpi_pm, pm1_en),
@@ -265,6 +281,7 @@ static void destroy(struct device *d)
 	struct acpi_pm *p = container_of(d, struct acpi_pm, dev);
 
 	vtimer_destroy(p->timer);
+	bus_remove(p->env.bus, p->window);
 	bus_remove(p->env.bus, p->ranges[0]);
 	bus_remove(p->env.bus, p->ranges[1]);
 	free(p);
@@ -292,7 +309,7 @@ int acpi_pm_create(struct acpi_pm **out, const struct dev_env *env, struct irq_l
 	if (!p->timer)
 		rc = -ENOMEM;
 	if (!rc)
-		rc = bus_add(env->bus, BUS_PIO, ACPI_PM_BASE, 12, 0, &pm_ops, p, &p->ranges[0]);
+		rc = bus_add(env->bus, BUS_PIO, ACPI_PM_BASE, PM_BYTES, 0, &pm_ops, p, &p->ranges[0]);
 	if (!rc)
 		rc = bus_add(env->bus, BUS_PIO, ACPI_GPE0, 4, 0, &gpe_ops, p, &p->ranges[1]);
 	if (rc) {

@@ -88,6 +88,8 @@ static void test_sleep(void **state)
 	wr(ACPI_PM1A_CNT, 2, ACPI_S5_SLP_TYP << 10 | 0x2000);
 	assert_int_equal(t.poweroffs, 1);
 	assert_int_equal(rd(ACPI_PM1A_CNT, 2) & 0x2000, 0);
+	wr(ACPI_PM1A_CNT, 2, PIIX4_SOFT_OFF << 10 | 0x2000);
+	assert_int_equal(t.poweroffs, 2);
 }
 
 static void test_gpe(void **state)

@@ -8,7 +8,7 @@
 
 unsigned gsi_pic_input(unsigned n)
 {
-	return n < GSI_PCI_BASE ? n : 10 + (n & 1);
+	return n < GSI_PCI_BASE ? n : 10 + ((n - 1) >> 1 & 1);
 }
 
 static unsigned ioapic_pin(unsigned n)

@@ -139,11 +139,11 @@ static void test_routing(void **state)
 	assert_int_equal(t.msi.data, 0x4044);
 	assert_int_equal(pic->chip[0].lines, 0x11);
 	/* PCI lines share the PIC inputs 10 and 11 */
-	gsi_set(gsi, 16, true);
+	gsi_set(gsi, 17, true);
 	gsi_set(gsi, 10, true);
 	gsi_set(gsi, 18, true);
 	assert_int_equal(pic->chip[1].lines, 4);
-	gsi_set(gsi, 16, false);
+	gsi_set(gsi, 17, false);
 	gsi_set(gsi, 10, false);
 	assert_int_equal(pic->chip[1].lines, 4);
 	gsi_set(gsi, 18, false);

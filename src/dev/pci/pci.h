@@ -20,6 +20,7 @@
 #include "dev/device.h"
 
 #define PCI_SLOTS	 32
+#define PCI_FUNCTIONS	 8
 #define PCI_BARS	 6
 #define PCI_CONFIG_BYTES 256
 #define PCI_MSIX_MAX	 64
@@ -72,7 +73,7 @@ struct pci_dev {
 	uint8_t vmask[PCI_CONFIG_BYTES];   /* bits that the device itself changes (status) */
 	uint8_t built[PCI_CONFIG_BYTES];   /* image at power-on */
 	uint64_t nmsix;
-	uint64_t slot;
+	uint64_t slot, function;
 	uint64_t cap_next; /* first free byte for capabilities */
 	uint64_t msix_cap; /* offset in config space; 0: none */
 	/*
@@ -103,6 +104,12 @@ extern const struct state_desc pci_dev_state;
  */
 int pci_dev_init(struct pci_dev *d, struct pci_bus *bus, int slot, const struct pci_id *id,
 		 struct error *err);
+/**
+ * pci_dev_init_function() - the same for a device of several functions.
+ * @function: 0..7; function 0 comes first and is told apart by its header type
+ */
+int pci_dev_init_function(struct pci_dev *d, struct pci_bus *bus, int slot, unsigned function,
+			  const struct pci_id *id, struct error *err);
 /** pci_dev_destroy() - unmaps and leaves the slot.  Zeroed or half-built is fine. */
 void pci_dev_destroy(struct pci_dev *d);
 
@@ -160,10 +167,13 @@ void pci_config_write(struct pci_dev *d, unsigned offset, unsigned size, uint32_
 /* ---- the bus ---- */
 struct pci_bus *pci_bus_create(const struct dev_env *env, const struct irq_line intx[PCI_INTX_LINES]);
 void pci_bus_destroy(struct pci_bus *b); /* after its devices; NULL is fine */
-/** pci_bus_dev() - the device in @slot, or NULL. */
+/** pci_bus_dev() - function 0 of the device in @slot, or NULL. */
 struct pci_dev *pci_bus_dev(struct pci_bus *b, unsigned slot);
+struct pci_dev *pci_bus_function(struct pci_bus *b, unsigned slot, unsigned function);
 /** pci_intx_index() - which of the PCI_INTX_LINES the pin (0: INTA#) of @slot drives: for _PRT. */
 unsigned pci_intx_index(unsigned slot, unsigned pin);
+/** pci_pic_input() - the input of the PIC pair that INTA# of @slot reaches. */
+unsigned pci_pic_input(unsigned slot);
 /**
  * pci_bus_assign() - what firmware does: give every BAR an address in the windows above and switch decoding
  * on.  For machines that boot a kernel directly.  Returns 0 or -ENOSPC.

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "dev/chipset/gsi.h"
+
 struct pci_bus *pci_bus_create(const struct dev_env *env, const struct irq_line intx[PCI_INTX_LINES])
 {
 	struct pci_bus *b = calloc(1, sizeof(*b));
@@ -20,9 +22,15 @@ void pci_bus_destroy(struct pci_bus *b)
 	free(b);
 }
 
+struct pci_dev *pci_bus_function(struct pci_bus *b, unsigned slot, unsigned function)
+{
+	return slot < PCI_SLOTS && function < PCI_FUNCTIONS ? b->devs[slot * PCI_FUNCTIONS + function]
+							    : NULL;
+}
+
 struct pci_dev *pci_bus_dev(struct pci_bus *b, unsigned slot)
 {
-	return slot < PCI_SLOTS ? b->slots[slot] : NULL;
+	return pci_bus_function(b, slot, 0);
 }
 
 unsigned pci_intx_index(unsigned slot, unsigned pin)
@@ -30,13 +38,25 @@ unsigned pci_intx_index(unsigned slot, unsigned pin)
 	return (slot + pin) % PCI_INTX_LINES;
 }
 
-void pci_bus_drive_intx(struct pci_bus *b, unsigned slot, bool level)
+unsigned pci_pic_input(unsigned slot)
 {
-	unsigned i = pci_intx_index(slot, 0);
-	uint32_t bit = 1u << slot;
+	return gsi_pic_input(GSI_PCI_BASE + pci_intx_index(slot, 0));
+}
 
-	b->intx_levels[i] = level ? b->intx_levels[i] | bit : b->intx_levels[i] & ~bit;
-	irq_set(&b->intx[i], b->intx_levels[i] != 0);
+void pci_bus_drive_intx(struct pci_dev *d, bool level)
+{
+	struct pci_bus *b = d->bus;
+	unsigned line = pci_intx_index((unsigned)d->slot, 0);
+	uint8_t bit = (uint8_t)(1u << d->function), any = 0;
+
+	if (level)
+		b->intx_levels[d->slot] |= bit;
+	else
+		b->intx_levels[d->slot] &= (uint8_t)~bit;
+	for (unsigned slot = 0; slot < PCI_SLOTS; slot++)
+		if (pci_intx_index(slot, 0) == line)
+			any |= b->intx_levels[slot];
+	irq_set(&b->intx[line], any);
 }
 
 /* ---- BAR mapping ---- */
@@ -94,15 +114,15 @@ static void unmap(struct pci_bar *bar)
 void pci_bus_remap(struct pci_bus *b)
 {
 	/* All that leave first, so that BARs may swap places. */
-	for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
-		struct pci_dev *d = b->slots[slot];
+	for (unsigned n = 0; n < b->devs_end; n++) {
+		struct pci_dev *d = b->devs[n];
 
 		for (unsigned i = 0; d && i < PCI_BARS; i++)
 			if (d->bar[i].range && d->bar[i].mapped_at != wanted_address(d, i))
 				unmap(&d->bar[i]);
 	}
-	for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
-		struct pci_dev *d = b->slots[slot];
+	for (unsigned n = 0; n < b->devs_end; n++) {
+		struct pci_dev *d = b->devs[n];
 
 		for (unsigned i = 0; d && i < PCI_BARS; i++) {
 			uint64_t addr = wanted_address(d, i);
@@ -140,8 +160,8 @@ int pci_bus_assign(struct pci_bus *b, struct error *err)
 
 	/* Large ones first: no holes. */
 	for (unsigned shift = 40; shift >= 2; shift--) {
-		for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
-			struct pci_dev *d = b->slots[slot];
+		for (unsigned n = 0; n < b->devs_end; n++) {
+			struct pci_dev *d = b->devs[n];
 
 			for (unsigned i = 0; d && i < PCI_BARS; i++) {
 				bool is_io = d->bar[i].flags & PCI_BAR_IO;
@@ -154,12 +174,12 @@ int pci_bus_assign(struct pci_bus *b, struct error *err)
 				if (rc)
 					return error_set(err, rc,
 							 "no room in PCI address space for slot %u",
-							 slot);
+							 n / PCI_FUNCTIONS);
 			}
 		}
 	}
-	for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
-		struct pci_dev *d = b->slots[slot];
+	for (unsigned n = 0; n < b->devs_end; n++) {
+		struct pci_dev *d = b->devs[n];
 
 		if (d)
 			pci_config_write(d, PCI_REG_COMMAND, 2,

@@ -8,21 +8,25 @@
 struct pci_bus {
 	struct dev_env env;
 	struct irq_line intx[PCI_INTX_LINES];
-	uint32_t intx_levels[PCI_INTX_LINES]; /* wired or: a bit a slot */
-	struct pci_dev *slots[PCI_SLOTS];
+	uint8_t intx_levels[PCI_SLOTS]; /* INTA# of each slot: wired or, a bit a function */
+	struct pci_dev *devs[PCI_SLOTS * PCI_FUNCTIONS];
+	unsigned devs_end; /* there are none from here on */
 };
 
 /** pci_bus_remap() - make the machine's bus agree with all command registers and BARs. */
 void pci_bus_remap(struct pci_bus *b);
-void pci_bus_drive_intx(struct pci_bus *b, unsigned slot, bool level);
+void pci_bus_drive_intx(struct pci_dev *d, bool level);
 
 /* config space registers */
 #define PCI_REG_COMMAND	 0x04
 #define PCI_REG_STATUS	 0x06
+#define PCI_REG_HEADER	 0x0e
 #define PCI_REG_BAR0	 0x10
 #define PCI_REG_CAP_PTR	 0x34
 #define PCI_REG_IRQ_LINE 0x3c
 #define PCI_REG_IRQ_PIN	 0x3d
+
+#define PCI_HEADER_MULTI 0x80
 
 #define PCI_CMD_IO	 0x0001
 #define PCI_CMD_MEM	 0x0002

@@ -36,21 +36,30 @@ static void build_writable(struct pci_dev *d, unsigned offset, unsigned size, ui
 
 /* ---- building ---- */
 
-int pci_dev_init(struct pci_dev *d, struct pci_bus *bus, int slot, const struct pci_id *id,
-		 struct error *err)
+int pci_dev_init_function(struct pci_dev *d, struct pci_bus *bus, int slot, unsigned function,
+			  const struct pci_id *id, struct error *err)
 {
 	if (slot < 0) {
-		for (slot = 1; slot < PCI_SLOTS && bus->slots[slot]; slot++)
+		for (slot = 1; slot < PCI_SLOTS && pci_bus_dev(bus, (unsigned)slot); slot++)
 			;
 		if (slot == PCI_SLOTS)
 			return error_set(err, -ENOSPC, "all PCI slots are taken");
 	}
-	if (slot >= PCI_SLOTS || bus->slots[slot])
+	assert(function < PCI_FUNCTIONS);
+	if (slot >= PCI_SLOTS || pci_bus_function(bus, (unsigned)slot, function))
 		return error_set(err, -EEXIST, "PCI slot %d is taken", slot);
 	d->bus = bus;
 	d->slot = (unsigned)slot;
+	d->function = function;
 	d->cap_next = 0x40;
-	bus->slots[slot] = d;
+	bus->devs[(unsigned)slot * PCI_FUNCTIONS + function] = d;
+	bus->devs_end = MAX(bus->devs_end, (unsigned)slot * PCI_FUNCTIONS + function + 1);
+	if (function) { /* 6.2.1: who looks for more functions reads function 0 */
+		struct pci_dev *first = pci_bus_dev(bus, (unsigned)slot);
+
+		assert(first);
+		build(first, PCI_REG_HEADER, 1, PCI_HEADER_MULTI);
+	}
 
 	build(d, 0x00, 2, id->vendor);
 	build(d, 0x02, 2, id->device);
@@ -62,10 +71,16 @@ int pci_dev_init(struct pci_dev *d, struct pci_bus *bus, int slot, const struct 
 	build_writable(d, 0x0c, 2, 0xffff); /* cache line size, latency timer */
 	build(d, 0x2c, 2, id->subvendor);
 	build(d, 0x2e, 2, id->subdevice);
-	build(d, PCI_REG_IRQ_LINE, 1, 10 + (pci_intx_index((unsigned)slot, 0) & 1));
+	build(d, PCI_REG_IRQ_LINE, 1, pci_pic_input((unsigned)slot));
 	build_writable(d, PCI_REG_IRQ_LINE, 1, 0xff);
 	build(d, PCI_REG_IRQ_PIN, 1, 1);
 	return 0;
+}
+
+int pci_dev_init(struct pci_dev *d, struct pci_bus *bus, int slot, const struct pci_id *id,
+		 struct error *err)
+{
+	return pci_dev_init_function(d, bus, slot, 0, id, err);
 }
 
 void pci_dev_destroy(struct pci_dev *d)
@@ -74,8 +89,8 @@ void pci_dev_destroy(struct pci_dev *d)
 		return;
 	for (unsigned i = 0; i < PCI_BARS; i++)
 		bus_remove(d->bus->env.bus, d->bar[i].range);
-	pci_bus_drive_intx(d->bus, (unsigned)d->slot, false);
-	d->bus->slots[d->slot] = NULL;
+	pci_bus_drive_intx(d, false);
+	d->bus->devs[d->slot * PCI_FUNCTIONS + d->function] = NULL;
 	d->bus = NULL;
 }
 
@@ -155,7 +170,7 @@ void pci_update_intx(struct pci_dev *d)
 		d->config[PCI_REG_STATUS] |= PCI_STATUS_INTX;
 	else
 		d->config[PCI_REG_STATUS] &= (uint8_t)~PCI_STATUS_INTX;
-	pci_bus_drive_intx(d->bus, (unsigned)d->slot, d->intx_level && !is_off && !pci_msix_enabled(d));
+	pci_bus_drive_intx(d, d->intx_level && !is_off && !pci_msix_enabled(d));
 }
 
 void pci_set_intx(struct pci_dev *d, bool level)
@@ -250,6 +265,7 @@ static const struct field fields[] = {
 	F_HOST(struct pci_dev, built),
 	F_HOST(struct pci_dev, nmsix),
 	F_HOST(struct pci_dev, slot),
+	F_HOST(struct pci_dev, function),
 	F_HOST(struct pci_dev, cap_next),
 	F_HOST(struct pci_dev, msix_cap),
 	F_HOST(struct pci_dev, config_before_read),

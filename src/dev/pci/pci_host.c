@@ -18,9 +18,9 @@ static struct pci_dev *selected(struct pci_host *h)
 	unsigned bus = h->address >> 16 & 0xff, slot = h->address >> 11 & 31,
 		 function = h->address >> 8 & 7;
 
-	if (!(h->address & 0x80000000) || bus || function)
+	if (!(h->address & 0x80000000) || bus)
 		return NULL;
-	return pci_bus_dev(h->bus, slot);
+	return pci_bus_function(h->bus, slot, function);
 }
 
 static uint64_t port_read(void *dev, uint64_t offset, unsigned size)
