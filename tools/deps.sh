@@ -11,7 +11,9 @@ build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev 
 # starts machines that are given no kernel.
 image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 [ "$(id -u)" = 0 ] || image="$image uidmap fakeroot"
-test="$build $image clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
+# Firmware and boot loaders that the end-to-end tests start.
+boot="ovmf grub-common grub-pc-bin grub-efi-amd64-bin mtools memtest86+ u-boot-qemu"
+test="$build $image $boot clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
 format="clang-format"
 bench="$build $image python3 qemu-system-x86"
 
