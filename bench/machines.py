@@ -28,7 +28,8 @@ class Broken(Exception):
 class Result:
     status: int
     guest_s: float  # by the machine's clock
-    host_s: float  # by this host's clock, from the agent's two messages
+    host_min_s: float  # by this host's clock, from the agent's first message, however late it was read
+    host_max_s: float  # from the request
     text: str  # what the script printed, or its errors
 
 
@@ -48,6 +49,7 @@ class Machine:
 
     def run(self, phase, workload, limit):
         """One phase; raises Broken when there is no answer."""
+        asked = time.monotonic()
         self.process.stdin.write(f"{phase} {workload} {limit}\n".encode())
         self.process.stdin.flush()
         # The agent's own limit is by its clock: this one is for machines whose clock stands still.
@@ -55,11 +57,11 @@ class Machine:
         self._message({b"start"}, end)
         begin = time.monotonic()
         fields = self._message({b"end"}, end).split()
-        host_s = time.monotonic() - begin
+        now = time.monotonic()
         if len(fields) != 4 or fields[0].decode() != workload:
             raise Broken(f"{self.name}: the agent's answer is garbled: {fields}")
         text = bytes.fromhex(fields[3].decode().replace("-", "")).decode(errors="replace").strip()
-        return Result(int(fields[1]), int(fields[2]) / 1e9, host_s, text)
+        return Result(int(fields[1]), int(fields[2]) / 1e9, now - begin, now - asked, text)
 
     def close(self, at_once=False):
         if self.process.poll() is None and not at_once:

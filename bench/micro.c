@@ -522,7 +522,7 @@ static uint64_t test_signal(long n)
 /* ---- disk and network ---- */
 
 #define SECTOR 4096
-/* 4 KiB at random places of the file or disk args[0], past the page cache. */
+/* 4 KiB at random places of the file or disk args[0], past the page cache; writes go to its second half. */
 static uint64_t disk(long n, bool is_write)
 {
 	int fd = open(args[0], (is_write ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
@@ -535,7 +535,8 @@ static uint64_t disk(long n, bool is_write)
 	memset(buf, 0x5a, SECTOR);
 	for (long i = 0; i < n * 100; i++) {
 		s = s * 6364136223846793005ULL + 1;
-		off_t at = (off_t)((s >> 33) % (uint64_t)(size / SECTOR)) * SECTOR;
+		off_t at = (off_t)((s >> 33) % (uint64_t)(size / SECTOR / 2)) * SECTOR +
+			   (is_write ? size / 2 : 0);
 
 		if (is_write)
 			all(pwrite(fd, buf, SECTOR, at), SECTOR, "pwrite");

@@ -61,13 +61,15 @@ def test_chart_has_a_bar_for_each_ratio(record):
 
 def test_clocks_that_disagree_and_results_that_change_are_noted():
     r = row("a", "compute", [], [], [], host_times={"viv": []})
-    bench.Run.note(r, "viv", machines.Result(0, 1.0, 1.01, ""), "x")
+    bench.Run.note(r, "viv", machines.Result(0, 1.0, 0.2, 1.01, ""), "x")
     assert not r["notes"]
-    bench.Run.note(r, "viv", machines.Result(0, 1.0, 2.0, ""), "x")
+    bench.Run.note(r, "viv", machines.Result(0, 1.0, 2.0, 2.1, ""), "x")
     assert len(r["notes"]) == 1 and r["is_equal"]
-    bench.Run.note(r, "viv", machines.Result(0, 1.0, 1.0, ""), "y")
+    bench.Run.note(r, "viv", machines.Result(0, 1.0, 0.1, 0.2, ""), "x")
+    assert len(r["notes"]) == 2 and r["is_equal"]
+    bench.Run.note(r, "viv", machines.Result(0, 1.0, 1.0, 1.0, ""), "y")
     assert not r["is_equal"]
-    bench.Run.note(r, "viv", machines.Result(0, 1.0, 1.0, ""), "x")
+    bench.Run.note(r, "viv", machines.Result(0, 1.0, 1.0, 1.0, ""), "x")
     assert not r["is_equal"], "once different is different"
 
 
