@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/counters.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
@@ -143,11 +144,20 @@ int cli_list(int argc, char **argv)
 
 /* ---- info ---- */
 
+struct info_args {
+	bool json, engine;
+};
+static const struct opt info_opts[] = {
+	OPT_FLAG(struct info_args, engine, "engine", "show what its engine has counted since it started"),
+	OPT_FLAG(struct info_args, json, "json", "print JSON"),
+	OPT_END,
+};
 static const struct opts_cmd info_cmd = {
 	.name = "viv info",
 	.usage = "NAME",
 	.summary = "show everything about a machine",
-	.opts = json_opts,
+	.details = "docs/design/counters.md tells what each counter means.",
+	.opts = info_opts,
 	.min_args = 1,
 	.max_args = 1,
 };
@@ -162,39 +172,70 @@ static void print_value(const char *key, json_t *v)
 	printf("%-16s %s\n", key, text ? text : "?");
 }
 
-static void print_counters(json_t *counters)
+/* 0 or -ESHUTDOWN: what does not run counts nothing. */
+static int engine_json(json_t *info, const char *name, json_t **out, struct error *err)
 {
-	size_t i;
-	json_t *cpu, *v;
-	const char *key;
+	json_t *counters = json_object_get(info, "counters"),
+	       *devices = json_object_get(info, "devices");
 
-	json_array_foreach(counters, i, cpu) json_object_foreach(cpu, key, v)
-		printf("cpu%-3zu %-24s %" JSON_INTEGER_FORMAT "\n", i, key, json_integer_value(v));
+	if (!json_is_array(counters) || !json_is_object(devices))
+		return error_set(err, -ESHUTDOWN,
+				 "machine \"%s\" is not running, so there are no counters", name);
+	*out = json_pack("{s:O, s:O, s:O}", "engine", json_object_get(info, "engine"), "counters",
+			 counters, "devices", devices);
+	return *out ? 0 : error_set(err, -ENOMEM, "no memory for the counters");
+}
+
+static int print_engine(json_t *info, const char *name, bool is_json)
+{
+	struct error err;
+	json_t *engine;
+
+	if (engine_json(info, name, &engine, &err) < 0)
+		return cli_fail(&err);
+	if (is_json)
+		return cli_print_json(engine);
+	counters_print(engine, stdout);
+	json_decref(engine);
+	return EXIT_FINE;
+}
+
+static void print_info(json_t *info)
+{
+	const char *key;
+	json_t *v;
+
+	json_object_foreach(info, key, v)
+	{
+		if (strcmp(key, "counters") != 0 && strcmp(key, "devices") != 0)
+			print_value(key, v);
+	}
 }
 
 int cli_info(int argc, char **argv)
 {
-	struct json_args a = { false };
+	struct info_args a = { false, false };
 	struct opts_rest rest;
 	struct error err;
 	int status;
 
 	if (!cli_parse(&info_cmd, argc, argv, &a, &rest, &status))
 		return status;
-	json_t *obj = paths_check_name("a machine", rest.args[0], &err) == 0
-			      ? machine_json(rest.args[0], "info", &err)
-			      : NULL;
+	json_t *info = paths_check_name("a machine", rest.args[0], &err) == 0
+			       ? machine_json(rest.args[0], "info", &err)
+			       : NULL;
 
+	if (!info) {
+		status = cli_fail(&err);
+	} else if (a.engine) {
+		status = print_engine(info, rest.args[0], a.json);
+	} else if (a.json) {
+		status = cli_print_json(json_incref(info));
+	} else {
+		print_info(info);
+		status = EXIT_FINE;
+	}
+	json_decref(info);
 	opts_free(&info_cmd, &a, &rest);
-	if (!obj)
-		return cli_fail(&err);
-	if (a.json)
-		return cli_print_json(obj);
-	const char *key;
-	json_t *v;
-
-	json_object_foreach(obj, key, v) if (strcmp(key, "counters") != 0) print_value(key, v);
-	print_counters(json_object_get(obj, "counters"));
-	json_decref(obj);
-	return EXIT_FINE;
+	return status;
 }

@@ -48,10 +48,20 @@ static void add_counter(void *arg, unsigned vcpu, const char *name, uint64_t val
 	put(one, name, json_integer((json_int_t)value));
 }
 
+static void add_device(void *arg, unsigned vcpu, const char *name, uint64_t value)
+{
+	json_t *devices = arg;
+
+	put(devices, name,
+	    json_integer(json_integer_value(json_object_get(devices, name)) + (json_int_t)value));
+}
+
 static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
 {
 	json_t *counters = json_array();
 	struct machine_counter_sink sink = { add_counter, counters };
+	json_t *devices = json_object();
+	struct machine_counter_sink device_sink = { add_device, devices };
 	struct ctl *c = conn->ctl;
 	struct machine_info info;
 
@@ -63,6 +73,8 @@ static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	put(reply, "resets", json_integer((json_int_t)info.resets));
 	machine_counters(c->cfg.machine, &sink);
 	put(reply, "counters", counters);
+	machine_device_counters(c->cfg.machine, &device_sink);
+	put(reply, "devices", devices);
 	return 0;
 }
 

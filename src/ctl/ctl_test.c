@@ -65,6 +65,12 @@ WRAP(void, machine_counters, struct machine *m, const struct machine_counter_sin
 	sink->fn(sink->arg, 0, "halts", 5);
 	sink->fn(sink->arg, 1, "halts", 6);
 }
+WRAP(void, machine_device_counters, struct machine *m, const struct machine_counter_sink *sink)
+{
+	sink->fn(sink->arg, 0, "uart0", 3);
+	sink->fn(sink->arg, 0, "pit", 1);
+	sink->fn(sink->arg, 0, "uart0", 4); /* another range of it */
+}
 
 struct world {
 	struct machine m;
@@ -196,6 +202,7 @@ static void test_requests(void **state)
 	expect(w, fd, "{\"cmd\":\"pause\"}\n", false, "paused already");
 	expect(w, fd, "{\"cmd\":\"status\"}\n", true, "\"state\":\"paused\"");
 	expect(w, fd, "{\"cmd\":\"info\"}\n", true, "\"counters\":[{\"halts\":5},{\"halts\":6}]");
+	expect(w, fd, "{\"cmd\":\"info\"}\n", true, "\"devices\":{\"uart0\":7,\"pit\":1}");
 	expect(w, fd, "{\"cmd\":\"stop\",\"timeout_ms\":1500}\n", true, "ok");
 	assert_int_equal(w->m.stop_timeout_ns, 1500000000);
 	expect(w, fd, "{\"cmd\":\"quit\"}\n", true, "ok");

@@ -25,11 +25,12 @@ struct bus_range {
 	int priority;
 	const struct bus_ops *ops;
 	void *dev;
+	uint64_t accesses; /* counter */
 };
 
 struct segment {
 	uint64_t first, last; /* inclusive */
-	const struct bus_range *range;
+	struct bus_range *range;
 };
 
 struct bus_map {
@@ -76,11 +77,11 @@ static int compare_u64(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static const struct bus_range *winner_at(const struct bus_map *m, uint64_t addr)
+static struct bus_range *winner_at(const struct bus_map *m, uint64_t addr)
 {
-	const struct bus_range *best = NULL;
+	struct bus_range *best = NULL;
 
-	for (const struct bus_range *r = m->ranges; r; r = r->next)
+	for (struct bus_range *r = m->ranges; r; r = r->next)
 		if (addr >= r->first && addr <= r->last && (!best || r->priority > best->priority))
 			best = r;
 	return best;
@@ -102,7 +103,7 @@ static void rebuild(struct bus_map *m)
 	m->last_hit = 0;
 	for (size_t i = 0; i < n; i++) {
 		uint64_t first = m->cuts[i], last = i + 1 < n ? m->cuts[i + 1] - 1 : UINT64_MAX;
-		const struct bus_range *r;
+		struct bus_range *r;
 		struct segment *prev = m->nmap ? &m->map[m->nmap - 1] : NULL;
 
 		if (i + 1 < n && m->cuts[i + 1] == first)
@@ -235,8 +236,10 @@ uint64_t bus_read(struct bus *b, enum bus_space space, uint64_t addr, unsigned s
 	assert(size >= 1 && size <= 8);
 	addr = wrap(space, addr);
 	s = find(m, addr);
-	if (s && s->last - addr >= size - 1)
+	if (s && s->last - addr >= size - 1) {
+		s->range->accesses++;
 		return s->range->ops->read(s->range->dev, addr - s->range->first, size) & ones(size);
+	}
 	if (size == 1) {
 		log_guest("bus", "read of %s %#llx: nothing there", space_name(space),
 			  (unsigned long long)addr);
@@ -257,6 +260,7 @@ void bus_write(struct bus *b, enum bus_space space, uint64_t addr, unsigned size
 	addr = wrap(space, addr);
 	s = find(m, addr);
 	if (s && s->last - addr >= size - 1) {
+		s->range->accesses++;
 		s->range->ops->write(s->range->dev, addr - s->range->first, size, value & ones(size));
 		return;
 	}
@@ -267,4 +271,14 @@ void bus_write(struct bus *b, enum bus_space space, uint64_t addr, unsigned size
 	}
 	for (unsigned i = 0; i < size; i++)
 		bus_write(b, space, addr + i, 1, value >> i * 8 & 0xff);
+}
+
+void bus_counters(const struct bus *b,
+		  void (*fn)(void *arg, enum bus_space space, uint64_t base, const void *dev,
+			     uint64_t accesses),
+		  void *arg)
+{
+	for (unsigned space = 0; space < 2; space++)
+		for (const struct bus_range *r = b->spaces[space].ranges; r; r = r->next)
+			fn(arg, r->space, r->first, r->dev, r->accesses);
 }

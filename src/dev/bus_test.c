@@ -49,6 +49,30 @@ static void test_empty(void **state)
 	bus_destroy(b);
 }
 
+struct counted {
+	const void *dev;
+	uint64_t sum;
+};
+
+static void count(void *arg, enum bus_space space, uint64_t base, const void *dev, uint64_t accesses)
+{
+	struct counted *c = arg;
+
+	assert_int_equal(space, BUS_PIO);
+	if (dev == c->dev)
+		c->sum += accesses;
+}
+
+/* What the bus counted for @p is what @p saw. */
+static void check_counters(struct bus *b, const struct probe *p)
+{
+	struct counted c = { p, 0 };
+
+	bus_counters(b, count, &c);
+	assert_int_equal(c.sum, p->accesses);
+	assert_true(c.sum > 0);
+}
+
 static void test_dispatch_and_edges(void **state)
 {
 	struct bus *b = bus_create();
@@ -70,6 +94,8 @@ static void test_dispatch_and_edges(void **state)
 	/* ports wrap at 64 K */
 	assert_int_equal(bus_add(b, BUS_PIO, 0xffff, 1, 0, &probe_ops, &p, NULL), 0);
 	assert_int_equal(bus_read(b, BUS_PIO, 0xffff, 2), 0xffbb);
+	check_counters(b, &p);
+	check_counters(b, &q);
 	bus_destroy(b);
 }
 

@@ -93,6 +93,11 @@ void bus_remove(struct bus *b, struct bus_range *r); /* NULL is fine */
 /* Nothing there: reads give all ones, writes vanish; both are log_guest lines. */
 uint64_t bus_read(struct bus *b, enum bus_space space, uint64_t addr, unsigned size);
 void bus_write(struct bus *b, enum bus_space space, uint64_t addr, unsigned size, uint64_t value);
+/** bus_counters() - one call of @fn a range: how often it was accessed since it was added. */
+void bus_counters(const struct bus *b,
+		  void (*fn)(void *arg, enum bus_space space, uint64_t base, const void *dev,
+			     uint64_t accesses),
+		  void *arg);
 
 /* Everything a device constructor may want of the machine. */
 struct dev_env {

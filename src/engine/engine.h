@@ -79,8 +79,7 @@ enum run_result {
 	X(COALESCING, "coalescing")	/* one check for several accesses of a block */            \
 	X(RETURNS, "returns")		/* calls and returns are the host's */                     \
 	X(CHAINING, "chaining")		/* direct jumps between blocks of a page */                \
-	X(BRANCH_TABLE, "branch-table") /* an inline table for other targets */                    \
-	X(SECOND_TLB, "second-tlb")	/* what walks found, for all address spaces */
+	X(BRANCH_TABLE, "branch-table") /* an inline table for other targets */
 #define ENGINE_TECHNIQUE_BIT(name, text)  ENGINE_BIT_##name,
 #define ENGINE_TECHNIQUE_MASK(name, text) ENGINE_##name = 1 << ENGINE_BIT_##name,
 enum { ENGINE_TECHNIQUES(ENGINE_TECHNIQUE_BIT) ENGINE_NTECHNIQUES };
@@ -175,9 +174,15 @@ struct engine_ops {
 
 	int (*set_debug)(struct engine_vcpu *v, const struct engine_debug *dbg);
 
-	/* Engine counters as name/value lines for `viv info`; NULL-terminated by count. */
+	/*
+	 * Counters for `viv info --engine`: fills at most @max names (static strings) and values, returns how
+	 * many.  Names that end in _size or _bytes are levels, all others only grow; what all vCPUs share is
+	 * told by the first one only.  Lock held; the vCPUs may run, so values are a moment's, no more.
+	 */
 	unsigned (*counters)(struct engine_vcpu *v, const char **names, uint64_t *values, unsigned max);
 };
+
+#define ENGINE_COUNTERS_MAX 1024 /* no engine has more */
 
 extern const struct engine_ops engine_dbt;
 extern const struct engine_ops engine_kvm;

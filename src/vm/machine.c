@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <x86intrin.h>
 
 #include "vm/machine_int.h"
@@ -553,20 +554,62 @@ void machine_info(struct machine *m, struct machine_info *out)
 	};
 }
 
+/* Processor time that the host gave to the vCPU's thread; 0 when it is not there. */
+static uint64_t thread_cpu_ns(const struct vcpu *v)
+{
+	struct timespec ts;
+	clockid_t clock;
+
+	if (!v->has_thread || pthread_getcpuclockid(v->thread, &clock) || clock_gettime(clock, &ts) < 0)
+		return 0;
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+struct device_counter {
+	struct machine *m;
+	const struct machine_counter_sink *sink;
+};
+
+static void count_range(void *arg, enum bus_space space, uint64_t base, const void *dev, uint64_t accesses)
+{
+	const struct device_counter *c = arg;
+	const struct device *d = c->m->devices;
+	char name[40];
+
+	if (!accesses)
+		return;
+	while (d && d != dev) /* a device's header is its first member */
+		d = d->next;
+	snprintf(name, sizeof(name), space == BUS_PIO ? "port-%llx" : "memory-%llx",
+		 (unsigned long long)base);
+	c->sink->fn(c->sink->arg, 0, d ? d->id : name, accesses);
+}
+
+void machine_device_counters(struct machine *m, const struct machine_counter_sink *sink)
+{
+	struct device_counter c = { m, sink };
+
+	bus_counters(m->bus, count_range, &c);
+}
+
 void machine_counters(struct machine *m, const struct machine_counter_sink *sink)
 {
 	static const char *const kinds[EXIT_KINDS] = { "exits_pio", "exits_mmio",      "exits_cr8",
 						       "exits_msr", "exits_hypercall", "exits_eoi" };
-	const char *names[64];
-	uint64_t values[64];
+	const char *names[ENGINE_COUNTERS_MAX];
+	uint64_t values[ENGINE_COUNTERS_MAX];
 
 	for (unsigned i = 0; i < m->ncpus; i++) {
 		struct vcpu *v = &m->cpus[i];
 
 		for (unsigned k = 0; k < EXIT_KINDS; k++)
 			sink->fn(sink->arg, i, kinds[k], v->exits[k]);
+		sink->fn(sink->arg, i, "exits_to_lapic", v->lapic_accesses);
 		sink->fn(sink->arg, i, "halts", v->halts);
-		unsigned n = m->ops->counters ? m->ops->counters(v->ev, names, values, 64) : 0;
+		sink->fn(sink->arg, i, "cpu_time_ns", thread_cpu_ns(v));
+		unsigned n = m->ops->counters
+				     ? m->ops->counters(v->ev, names, values, ENGINE_COUNTERS_MAX)
+				     : 0;
 
 		for (unsigned k = 0; k < n; k++)
 			sink->fn(sink->arg, i, names[k], values[k]);

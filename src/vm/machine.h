@@ -156,6 +156,9 @@ struct machine_counter_sink {
 	void *arg;
 };
 void machine_counters(struct machine *m, const struct machine_counter_sink *sink);
+/** machine_device_counters() - one call of @fn a device (more if it has several ranges: they add up) that was accessed over
+ * the bus; @vcpu is 0.  What is no device of the machine's list is named by its address. */
+void machine_device_counters(struct machine *m, const struct machine_counter_sink *sink);
 
 /** machine_inject_nmi() - to vCPU @index. */
 int machine_inject_nmi(struct machine *m, unsigned index, struct error *err);

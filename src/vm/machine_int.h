@@ -58,7 +58,7 @@ struct vcpu {
 	uint8_t sipi_vector;
 	void (*call)(struct vcpu *v, void *arg); /* to be run by this vCPU's thread */
 	void *call_arg;
-	uint64_t exits[EXIT_KINDS], halts;
+	uint64_t exits[EXIT_KINDS], halts, lapic_accesses;
 
 	/* its own thread's */
 	struct steal_clock steal;

@@ -612,6 +612,10 @@ static enum run_result msr_guest(struct engine_vcpu *v, struct error *err)
 	x = (struct vcpu_exit){ .kind = EXIT_PIO, .size = 1, .addr = 0x1234 };
 	assert_int_equal(v->up.on_exit(v->up.ctx, &x), 0);
 	assert_int_equal(x.data, 0xff); /* nobody there */
+	for (unsigned i = 0; i < 2; i++) {
+		x = (struct vcpu_exit){ .kind = EXIT_PIO, .size = 1, .addr = 0x3fd };
+		assert_int_equal(v->up.on_exit(v->up.ctx, &x), 0);
+	}
 	assert_int_equal(mmio(v, 0xd0000000, false, 0), 0xffffffff);
 	is_checked = true;
 	return spin(v, err);
@@ -623,9 +627,17 @@ static void sum_counters(void *arg, unsigned vcpu, const char *name, uint64_t va
 		*(uint64_t *)arg = value;
 }
 
+static void uart_accesses(void *arg, unsigned vcpu, const char *name, uint64_t value)
+{
+	assert_int_equal(vcpu, 0);
+	assert_true(value > 0); /* who was not accessed is not told */
+	if (strncmp(name, "uart", 4) == 0)
+		*(uint64_t *)arg += value;
+}
+
 static void test_exits(void **state)
 {
-	uint64_t cr8_exits = 0;
+	uint64_t cr8_exits = 0, uart = 0;
 	struct machine_counter_sink sink = { sum_counters, &cr8_exits };
 	struct world w;
 	char rsdp[9] = "";
@@ -638,6 +650,8 @@ static void test_exits(void **state)
 	pthread_mutex_lock(machine_lock(w.m));
 	machine_counters(w.m, &sink);
 	assert_int_equal(cr8_exits, 3);
+	machine_device_counters(w.m, &(struct machine_counter_sink){ uart_accesses, &uart });
+	assert_int_equal(uart, 2);
 	/* the ACPI tables lie where the search for them looks */
 	assert_int_equal(ram_read(machine_ram(w.m), 0xe0000, rsdp, 8), 0);
 	assert_string_equal(rsdp, "RSD PTR ");

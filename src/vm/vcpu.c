@@ -62,8 +62,11 @@ static void exit_bus(struct vcpu *v, struct vcpu_exit *x)
 	struct bus *bus = v->m->bus;
 	enum bus_space space = x->kind == EXIT_PIO ? BUS_PIO : BUS_MMIO;
 
-	if (space == BUS_MMIO && v->lapic && lapic_mmio(v->lapic, x->addr, x->size, x->is_write, &x->data))
+	if (space == BUS_MMIO && v->lapic &&
+	    lapic_mmio(v->lapic, x->addr, x->size, x->is_write, &x->data)) {
+		v->lapic_accesses++;
 		return;
+	}
 	if (x->is_write)
 		bus_write(bus, space, x->addr, x->size, x->data);
 	else

@@ -193,10 +193,46 @@ def test_disk_in_use(empty_viv, tmp_path, make):
     viv.ok("rm", "-f", "a")
 
 
+def test_counters(empty_viv, make):
+    viv = empty_viv
+    # 1000 bytes to the serial port, then an echo for ever
+    kernel = make(b"\xb9" + (1000).to_bytes(4, "little") + guests.outb(0x3F8, 0x2E) + b"\xe2\xf7" + guests.say("up\n") +
+                  guests.ECHO)
+    viv.ok("run", "--detach", "--name", "a", "--kernel", kernel, "--mem", "16M", "--cpus", "2", "--engine", "dbt")
+
+    def engine():
+        return json.loads(viv.ok("info", "--engine", "--json", "a").stdout)
+
+    viv.wait_until(lambda: engine()["devices"].get("uart0", 0) > 1003, "the guest has written, and waits")
+    info = engine()
+    assert info["engine"] == "dbt" and len(info["counters"]) == 2
+    first, second = info["counters"]
+    assert first["translations"] > 0 and first["cpu_time_ns"] > 0 and first["exits_pio"] > 1003
+    assert first["code_cache_size"] > first["code_bytes"] > 0 and "code_bytes" not in second
+    assert first["interpreted_OUT"] >= 1003
+    text = viv.ok("info", "--engine", "a").stdout
+    for word in ("COUNTER", "cpu1", "per CPU second", "INTERPRETED", "ACCESSES TO DEVICES", "uart0"):
+        assert word in text, text
+    assert "translations" not in viv.ok("info", "a").stdout, "counters are shown on demand"
+
+    since = json.loads(viv.ok("bench", "--json", "--time", "100ms", "a").stdout)
+    assert since["seconds"] >= 0.1 and since["status"] == 0
+    assert since["counters"][0]["interpreted_OUT"] == 0, "all was written before"
+    assert since["counters"][0]["code_cache_size"] == first["code_cache_size"]
+    assert since["devices"]["uart0"] > 0
+    assert "ACCESSES TO DEVICES" in viv.ok("bench", "--time", "1ms", "a").stdout
+    viv.fails("bench", "a", "--", "true", says=["agent"])
+    viv.ok("stop", "--force", "a")
+    viv.fails("info", "--engine", "a", says=["not running"])
+    viv.fails("bench", "a", says=["not running"])
+    viv.ok("rm", "a")
+    nothing_left(viv)
+
+
 def test_bad_usage(empty_viv, make):
     viv = empty_viv
     for args in ([], ["nosuchverb"], ["run", "--nosuch"], ["run", "a", "b"], ["run", "--cpus", "0"],
-                 ["run", "--mem", "lots"], ["run", "a", "--"], ["stop"], ["exec", "a"], ["image", "frob"],
+                 ["run", "--mem", "lots"], ["run", "a", "--"], ["stop"], ["exec", "a"], ["bench"], ["bench", "--time", "long", "a"], ["image", "frob"],
                  ["run", "--detach", "a", "--", "true"], ["run", "--net", "moon"], ["run", "--engine", "qemu"],
                  ["run", "--disk", "f,frob"], ["run", "--name", "../x", "--kernel", make(guests.SLEEP)]):
         done = viv.run(*args)

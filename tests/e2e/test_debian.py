@@ -126,6 +126,9 @@ def test_detached_life(viv):
     ends(child)
     assert viv.ok("exec", "a", "--", "true", limit=120).stdout == "", "the machine lives on without its console"
 
+    since = viv.run("bench", "--json", "a", "--", "sh", "-c", "echo there; exit 4", limit=120)
+    assert since.returncode == 4 and "there" in since.stderr, since.stderr
+    assert json.loads(since.stdout)["status"] == 4 and json.loads(since.stdout)["counters"][0]
     info = json.loads(viv.ok("info", "--json", "a").stdout)
     assert info["name"] == "a" and info["cpus"] == 2
 

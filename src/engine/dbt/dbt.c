@@ -391,13 +391,22 @@ static int dbt_set_debug(struct engine_vcpu *v, const struct engine_debug *dbg)
 	return 0;
 }
 
+/* Slow-path reasons: what the interpreter executed, by instruction. */
+static const char *const interpreted_names[] = {
+#define X(name) "interpreted_" #name,
+#include "engine/dbt/insn_ids.def"
+#undef X
+};
+
 static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t *values, unsigned max)
 {
 	const struct dbt_cpu *cpu = cpu_of(v);
 	const struct xlate_cpu *x = cpu->xlate;
+	const struct xlate_vm *shared = cpu->vm->xlate;
 	const struct {
 		const char *name;
 		uint64_t value;
+		bool is_shared;
 	} rows[] = {
 		{ "instructions_interpreted", cpu->insn_count },
 		{ "translations", x->translations },
@@ -411,20 +420,32 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "return_overflows", x->ret_overflows },
 		{ "tlb_fills", x->fill_true },
 		{ "tlb_refused", x->fill_false },
-		{ "tlb_walks", cpu->tlb_walks },
+		{ "tlb_misses_user", cpu->tlb_misses_by_mode[DBT_TLB_USER] },
+		{ "tlb_misses_kernel", cpu->tlb_misses_by_mode[DBT_TLB_KERNEL] },
+		{ "tlb_misses_kernel_ac", cpu->tlb_misses_by_mode[DBT_TLB_KERNEL_AC] },
 		{ "tlb_flushes", cpu->tlb_flushes },
 		{ "tlb_size", 1ULL << cpu->tlb_bits },
-		{ "code_bytes", cpu->vm->xlate->cc.used },
-		{ "code_flushes", cpu->vm->xlate->flushes },
-		{ "blocks_invalidated", cpu->vm->xlate->invalidations },
-		{ "blocks_refused_by_verifier", cpu->vm->xlate->verify_failures },
-		{ "code_page_writes", cpu->vm->xlate->smc_hits },
+		{ "code_bytes", shared->cc.used, true },
+		{ "code_cache_size", shared->cc.size, true },
+		{ "code_flushes", shared->flushes, true },
+		{ "blocks_since_flush_size", shared->norder, true },
+		{ "blocks_invalidated", shared->invalidations, true },
+		{ "blocks_refused_by_verifier", shared->verify_failures, true },
+		{ "code_page_writes", shared->smc_hits, true },
 	};
 	unsigned n = 0;
 
-	for (; n < ARRAY_SIZE(rows) && n < max; n++) {
-		names[n] = rows[n].name;
-		values[n] = rows[n].value;
+	for (unsigned i = 0; i < ARRAY_SIZE(rows) && n < max; i++) {
+		if (rows[i].is_shared && cpu->index != 0)
+			continue;
+		names[n] = rows[i].name;
+		values[n++] = rows[i].value;
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(interpreted_names) && n < max; i++) {
+		if (!x->interp_by_id[i])
+			continue;
+		names[n] = interpreted_names[i];
+		values[n++] = x->interp_by_id[i];
 	}
 	return n;
 }

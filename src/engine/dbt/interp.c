@@ -16,6 +16,7 @@
 #include "engine/dbt/interp.h"
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/thunk.h"
+#include "engine/dbt/xlate.h"
 
 /* ---- raising ---- */
 
@@ -309,6 +310,8 @@ void insn_check(struct dbt_cpu *cpu, const struct insn *in)
 	const struct x86_state *s = &cpu->s;
 	uint32_t attr = d->attr;
 
+	if (cpu->xlate) /* tests of the interpreter have no translator */
+		cpu->xlate->interp_by_id[d->id]++;
 	if (unlikely(!cpu_has(&cpu->vm->model, d->feature)))
 		dbt_raise(cpu, EXC_UD);
 	if (unlikely((in->vex || attr & INSN_NO_REAL) && (!(s->cr0 & X86_CR0_PE) || s->rflags & X86_FL_VM)))
