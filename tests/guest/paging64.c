@@ -44,6 +44,30 @@ static void user_execute(void *p)
 	user_return(0);
 }
 
+/* Returns what the function at @p returns. */
+static void user_call(void *p)
+{
+	uint32_t v;
+
+	__asm__ volatile("call *%1" : "=&a"(v) : "r"(p) : "memory");
+	user_return(v);
+}
+
+/* At @code: a function that returns @v. */
+static void put_function(uint8_t *code, uint32_t v)
+{
+	code[0] = 0xb8;
+	memcpy(code + 1, &v, 4);
+	code[5] = 0xc3;
+}
+
+static bool user_gets(uint64_t va, uint32_t want)
+{
+	word v = 0;
+
+	return call_user(user_call, (void *)va, &v).vector == -1 && v == want;
+}
+
 static uint64_t flags_of(uint64_t va)
 {
 	return *pte(va, 1) & (PT_A | PT_D);
@@ -279,6 +303,15 @@ static void test_tlb(void)
 		__asm__ volatile("call *%1" : "=&a"(v[i]) : "r"(at) : "memory");
 	}
 	check(v[0] == 1 && v[1] == 2, "code follows the mapping");
+	bool is_right = true;
+	for (unsigned i = 0; i < 8; i++) {
+		uint64_t va = at + 0x25800000; /* far from large pages */
+
+		map(va, (uintptr_t)(i & 1 ? other : page), PT_P | PT_U);
+		for (unsigned k = 0; k < 3; k++)
+			is_right &= user_gets(va, 1 + (i & 1));
+	}
+	check(is_right, "code of users follows the mapping");
 	/* A failed access must not be remembered. */
 	map(at, 0, 0);
 	(void)catch (touch_read, AT);
@@ -365,7 +398,24 @@ static void test_address_spaces(void)
 		is_right &= *p == 11;
 	}
 	check(is_right, "two address spaces by PCID");
+	/* Code at one address of both, for users and the supervisor. */
+	put_function(page, 1);
+	put_function(other, 2);
+	*pte(at, 1) |= PT_U;
+	l1[0] |= PT_U;
+	invlpg(AT);
+	is_right = true;
+	for (unsigned i = 0; i < 20; i++) {
+		uint32_t v, want = i & 1 ? 1 : 2;
+
+		write_cr3((i & 1 ? first : second | 5) | (i < 2 ? 0 : 1ull << 63));
+		__asm__ volatile("call *%1" : "=&a"(v) : "r"(at) : "memory");
+		is_right &= v == want && user_gets(at, want);
+	}
+	check(is_right, "code of two address spaces by PCID");
 	/* Without bit 63 the PCID's entries go. */
+	*(uint64_t *)page = 11;
+	*(uint64_t *)other = 22;
 	write_cr3(second | 5 | 1ull << 63);
 	(void)*p;
 	l1[0] = (uintptr_t)page | 3;
@@ -386,6 +436,28 @@ static void test_address_spaces(void)
 		l1[0] = (uintptr_t)other | 3;
 		__asm__ volatile("invpcid %0, %1" : : "m"(d), "r"(2ul) : "memory");
 		check_eq(*p, 22, "INVPCID of everything");
+		l1[0] = (uintptr_t)page | 3;
+		__asm__ volatile("invpcid %0, %1" : : "m"(d), "r"(3ul) : "memory");
+		check_eq(*p, 11, "INVPCID of all but global");
+		/* From another address space. */
+		static const char *const names[] = {
+			"INVPCID of an address of another context", "INVPCID of another context",
+			"INVPCID of everything, from another context",
+			"INVPCID of all but global, from another context"
+		};
+		put_function(page, 1);
+		put_function(other, 2);
+		for (uint64_t type = 0; type < 4; type++) {
+			l1[0] = (uintptr_t)page | PT_P | PT_U;
+			write_cr3(second | 5);
+			is_right = *(uint8_t *)AT == 0xb8 && user_gets(at, 1) && user_gets(at, 1);
+			write_cr3(first | 1ull << 63);
+			l1[0] = (uintptr_t)other | PT_P | PT_U;
+			__asm__ volatile("invpcid %0, %1" : : "m"(d), "r"(type) : "memory");
+			write_cr3(second | 5 | 1ull << 63);
+			is_right &= user_gets(at, 2) && ((uint8_t *)AT)[1] == 2;
+			check(is_right, names[type]);
+		}
 	} else {
 		skip("INVPCID", "not shown");
 	}

@@ -423,6 +423,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "tlb_misses_user", cpu->tlb_misses_by_mode[DBT_TLB_USER] },
 		{ "tlb_misses_kernel", cpu->tlb_misses_by_mode[DBT_TLB_KERNEL] },
 		{ "tlb_misses_kernel_ac", cpu->tlb_misses_by_mode[DBT_TLB_KERNEL_AC] },
+		{ "tlb_walks", cpu->tlb_walks },
 		{ "tlb_flushes", cpu->tlb_flushes },
 		{ "tlb_size", 1ULL << cpu->tlb_bits },
 		{ "code_bytes", shared->cc.used, true },

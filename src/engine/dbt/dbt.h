@@ -78,10 +78,34 @@ struct dbt_tlb {
 };
 
 /* Code fetch TLB (instruction fetch permission is separate: NX, SMEP). */
-#define DBT_CTLB_SIZE 256u
+#define DBT_CTLB_SIZE 512u
 struct dbt_ctlb_entry {
 	uint64_t page; /* linear page address | 1 = valid for user, | 2 = valid for kernel */
 	uint64_t phys; /* offset in the RAM mapping | DBT_TLB_GLOBAL */
+	uint32_t tag;  /* of the address space */
+};
+
+/* Second level (tlb2.h): results of walks, of all address spaces, in sets of a cache line each. */
+#define DBT_TLB2_SETS 4096u
+#define DBT_TLB2_WAYS 4u
+struct dbt_tlb2_set {
+	uint64_t key[DBT_TLB2_WAYS]; /* page number << 28 | tag; 0: empty */
+	uint64_t val[DBT_TLB2_WAYS];
+};
+
+#define DBT_LARGE_SETS 256u
+#define DBT_LARGE_WAYS 4u
+
+/* The address spaces (PCIDs) that have translations: others have none. */
+#define DBT_SPACES 16u
+struct dbt_spaces {
+	struct {
+		uint32_t tag; /* 0: free */
+		uint16_t pcid;
+	} of[DBT_SPACES];
+	uint32_t tag, global_tag; /* of the current one; of global pages */
+	uint32_t next_tag;	  /* never given out before */
+	uint8_t current, hand;
 };
 
 /* Bookkeeping of mmu.c: what a flush has to touch. */
@@ -90,11 +114,13 @@ struct dbt_mmu {
 		uint32_t n;
 		uint16_t slot[DBT_TLB_MAX];
 	} listed[DBT_TLB_MODES][2];
-	uint32_t nctlb;
-	uint8_t ctlb_slot[DBT_CTLB_SIZE]; /* filled non-global entries of ctlb */
-	uint32_t conflicts;		  /* valid entries pushed out since the TLB last grew */
-	/* Hashed sets of the 2M and 1G spans from which a fragment was entered (INVLPG drops all). */
-	uint64_t large_2m[16], large_1g[16];
+	uint32_t conflicts; /* valid entries pushed out since the TLB last grew */
+	/* Spans of 2M and of 1G from which a fragment was entered, with its tag (INVLPG drops all fragments):
+	 * span number << 28 | tag; 0: none. */
+	uint64_t large[2][DBT_LARGE_SETS][DBT_LARGE_WAYS];
+	struct dbt_spaces spaces;
+	uint8_t tlb2_hand, large_hand;
+	_Alignas(64) struct dbt_tlb2_set tlb2[DBT_TLB2_SETS];
 };
 
 /* ---- inline branch table (jump cache), see xlate.h ---- */
@@ -144,7 +170,7 @@ struct dbt_cpu {
 	uint64_t pc_base; /* RIP minus the offset in its guest-physical page, of the running block */
 	uint64_t tlb_mask;     /* (size - 1) << 12 */
 	uint64_t page_mask;    /* ~0xfff: constant operand of emitted pext */
-	uint64_t jc_key;       /* changes with address space, CPL and mode_key */
+	uint64_t jc_key;       /* of mode_key and, at CPL 3, the address space's tag */
 	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
 	uint64_t host_rsp;     /* stack of the dispatcher while translated code runs */
 	uint64_t ret_base; /* where rsp starts in translated code: the top of the returns (stubs.c) */
@@ -166,15 +192,15 @@ struct dbt_cpu {
 	struct dbt_ctlb_entry ctlb[DBT_CTLB_SIZE];
 	_Atomic uint64_t requests; /* DBT_REQ_* */
 	_Atomic uint8_t nmi_count; /* NMIs that wait: one in service and one after it, or two (SDM vol. 3 6.7.1) */
-	uint32_t mode_key;		  /* DBT_MODE_*, kept by dbt_mode_changed() */
-	uint8_t cpl;			  /* cached, kept by dbt_mode_changed() */
-	uint8_t code_bits;		  /* 16, 32, 64 */
-	uint8_t tlb_mode;		  /* enum dbt_tlb_mode of explicit data accesses now */
-	bool is_fpu_in_regs;		  /* invariant 1 */
-	bool is_shutdown;		  /* triple fault */
-	bool in_exception;		  /* delivering: for double and triple faults */
-	uint8_t tlb_bits;		  /* log2 of the size in use */
-	uint64_t tlb_misses, tlb_flushes; /* counters */
+	uint32_t mode_key;   /* DBT_MODE_*, kept by dbt_mode_changed() */
+	uint8_t cpl;	     /* cached, kept by dbt_mode_changed() */
+	uint8_t code_bits;   /* 16, 32, 64 */
+	uint8_t tlb_mode;    /* enum dbt_tlb_mode of explicit data accesses now */
+	bool is_fpu_in_regs; /* invariant 1 */
+	bool is_shutdown;    /* triple fault */
+	bool in_exception;   /* delivering: for double and triple faults */
+	uint8_t tlb_bits;    /* log2 of the size in use */
+	uint64_t tlb_misses, tlb_walks, tlb_flushes; /* counters */
 	uint64_t tlb_misses_by_mode[DBT_TLB_MODES];
 	int64_t tsc_offset;	 /* guest TSC = host TSC + offset */
 	_Atomic bool is_running; /* executing guest instructions: exclusive sections wait for false */
@@ -196,9 +222,10 @@ struct dbt_cpu {
 	/* System level. */
 	uint64_t pdpte[4]; /* PAE paging: the page-directory pointers, loaded when CR3 is (SDM
 				    * vol. 3 4.4.1); the walker uses these.  cr_load_pdptes() after set_state */
-	uint64_t as_gen;   /* address-space generation, part of jc_key.  dbt_mode_changed() starts
-				    * it somewhere random; whoever wants every inline branch entry
-				    * forgotten adds 1 and calls dbt_mode_changed() */
+	uint64_t as_gen; /* part of jc_key.  dbt_mode_changed() starts it somewhere random; whoever
+				    * wants every inline branch entry forgotten adds 1 and calls dbt_mode_changed() */
+	uint32_t kernel_gen; /* part of jc_key below CPL 3: changes with the address space if has_local_code */
+	bool has_local_code; /* the branch table has code below CPL 3 in pages that are not global */
 	uint64_t ret_gen; /* part of ret_key: another when the mapping of a page changes; nothing a guest could guess */
 	uint32_t exc_ext; /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
 
@@ -272,8 +299,12 @@ void dbt_exclusive_end_foreign(struct dbt_vm *vm);
 /** dbt_code_written() - RAM [@offset, +@len) changed and the page has RAM_PAGE_CODE: drop blocks. */
 void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len);
 
-/** xlate_mapping_changed() - linear-to-physical changed for the page of @va, or all with @is_all. */
-void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, bool is_all);
+/** dbt_space_changed() - another address space, or another tag of it: a new jc_key. */
+void dbt_space_changed(struct dbt_cpu *cpu);
+
+/** xlate_mapping_changed() - linear-to-physical changed for @npages pages from @va on, in any address space; 0: for
+ * all pages. */
+void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, unsigned npages);
 
 /** dbt_returns_changed() - forget all returns that translated code has noted: another ret_key. */
 void dbt_returns_changed(struct dbt_cpu *cpu);

@@ -3,7 +3,8 @@
  * Page walks and the soft TLB.
  *
  * How it works: walk() reads the guest's paging structures as the manual says and gives a struct
- * mmu_page; mmu_translate() enters it into the direct-mapped arrays of the access mode.  An entry is reached
+ * mmu_page, which the second level (tlb2.h) keeps for all address spaces; mmu_translate() enters it into the
+ * direct-mapped arrays of the access mode, for the current address space.  There an entry is reached
  * only by its slot, so each flush is a visit to slots: two lists per mode name the slots filled with
  * non-global and with global entries since they were last flushed.
  *
@@ -13,13 +14,16 @@
  *  2. Slots from the size in use up to DBT_TLB_MAX are invalid.
  *  3. wneg valid implies RAM_PAGE_WMAP set for the page and CODE, TRACK, WATCH clear, the D bit set and
  *     the page writable in the mode: at the time of the fill, and until the vCPU's next safepoint.
- *  4. A span of 2M (1G) from which a 4K fragment was entered is in large_2m (large_1g) until everything
- *     is flushed.  The sets are hashed: a false member costs time only.
+ *  4. A span of 2M (1G) of which a 4K fragment is cached, in whatever form, is in large[0] (large[1]) with the
+ *     fragment's tag.  A span leaves it only together with all its fragments.
+ *  5. The first level holds global pages and the current address space's; an entry of the code TLB counts only
+ *     with the tag of one of these.
  *
- * Not handled: 5-level paging, protection keys (not shown by CPUID).  PCIDs share one space: MOV CR3 always
- * flushes non-global entries, which the architecture allows.
+ * Not handled: 5-level paging, protection keys (not shown by CPUID).
  */
 #include "engine/dbt/mmu.h"
+
+#include "engine/dbt/tlb2.h"
 
 enum {
 	PTE_P = 1 << 0,
@@ -128,32 +132,35 @@ static enum walk_end walk_fault(struct walk *w, uint32_t bits)
 	return WALK_FAULT;
 }
 
-/* SDM vol. 3 4.6. */
-static bool is_allowed(const struct walk *w, unsigned acc)
+/* SDM vol. 3 4.6; @rights: TLB2_U, TLB2_W, TLB2_NX. */
+static bool is_allowed(const struct x86_state *s, unsigned rights, unsigned mode, unsigned acc)
 {
-	const struct x86_state *s = &w->cpu->s;
-
-	if (w->mode == DBT_TLB_USER)
-		return w->is_user && !(acc == ACC_WRITE && !w->is_writable) &&
-		       !(acc == ACC_EXEC && w->is_nx);
+	if (mode == DBT_TLB_USER)
+		return rights & TLB2_U && !(acc == ACC_WRITE && !(rights & TLB2_W)) &&
+		       !(acc == ACC_EXEC && rights & TLB2_NX);
 	if (acc == ACC_EXEC)
-		return !w->is_nx && !(w->is_user && s->cr4 & X86_CR4_SMEP);
-	if (w->is_user && s->cr4 & X86_CR4_SMAP && w->mode != DBT_TLB_KERNEL_AC)
+		return !(rights & TLB2_NX) && !(rights & TLB2_U && s->cr4 & X86_CR4_SMEP);
+	if (rights & TLB2_U && s->cr4 & X86_CR4_SMAP && mode != DBT_TLB_KERNEL_AC)
 		return false;
-	return acc != ACC_WRITE || w->is_writable || !(s->cr0 & X86_CR0_WP);
+	return acc != ACC_WRITE || rights & TLB2_W || !(s->cr0 & X86_CR0_WP);
 }
 
 /* The leaf @e maps @size bytes at @base. */
 static enum walk_end walk_leaf(struct walk *w, struct entry *e, gpa_t base, uint64_t size)
 {
-	if (!is_allowed(w, w->acc))
+	const struct x86_state *s = &w->cpu->s;
+	unsigned rights =
+		(w->is_user ? TLB2_U : 0) | (w->is_writable ? TLB2_W : 0) | (w->is_nx ? TLB2_NX : 0);
+
+	if (!is_allowed(s, rights, w->mode, w->acc))
 		return walk_fault(w, PF_P);
 	if (w->set_ad && !entry_set(w->cpu, e, PTE_A | (w->acc == ACC_WRITE ? PTE_D : 0)))
 		return WALK_AGAIN;
 	w->out->gpa = base + (w->va & (size - 1) & ~PAGE_OFFSET);
 	w->out->size = size;
-	w->out->is_global = e->val & PTE_G && w->cpu->s.cr4 & X86_CR4_PGE;
-	w->out->can_write = is_allowed(w, ACC_WRITE);
+	w->out->is_global = e->val & PTE_G && s->cr4 & X86_CR4_PGE;
+	w->out->rights = (uint8_t)rights;
+	w->out->can_write = is_allowed(s, rights, w->mode, ACC_WRITE);
 	w->out->is_dirty = e->val & PTE_D;
 	return WALK_OK;
 }
@@ -363,6 +370,7 @@ void mmu_init(struct dbt_cpu *cpu)
 		}
 	memset(cpu->ctlb, 0, sizeof(cpu->ctlb));
 	memset(&cpu->mmu, 0, sizeof(cpu->mmu));
+	spaces_reset(cpu, 0);
 	cpu->tlb_bits = DBT_TLB_BITS_MIN;
 	cpu->tlb_mask = (uint64_t)(tlb_size(cpu) - 1) << GUEST_PAGE_SHIFT;
 }
@@ -399,66 +407,172 @@ static void tlb_grow(struct dbt_cpu *cpu)
 
 /* ---- large pages -------------------------------------------------------------------------- */
 
-static bool set_has(const uint64_t *set, uint64_t n)
-{
-	return set[n >> 6 & 15] >> (n & 63) & 1;
-}
+static const unsigned span_shift[2] = { 21, 30 };
 
-static void set_add(uint64_t *set, uint64_t n)
+static void drop_slots(struct dbt_cpu *cpu, uint64_t page)
 {
-	set[n >> 6 & 15] |= 1ULL << (n & 63);
-}
+	uint32_t i = tlb_slot(cpu, page);
 
-static void note_large(struct dbt_cpu *cpu, uint64_t va, uint64_t size)
-{
-	if (size <= 4 * KIB)
-		return;
-	if (size == GIB) {
-		set_add(cpu->mmu.large_1g, va >> 30);
-		return;
+	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++) {
+		struct dbt_tlb *t = &cpu->tlb[mode];
+		if (t->phys[i] & DBT_TLB_VALID && slot_page(t, i) == page)
+			slot_clear(t, i);
 	}
-	set_add(cpu->mmu.large_2m, va >> 21);
-	if (size == 4 * MIB)
-		set_add(cpu->mmu.large_2m, va >> 21 ^ 1);
+	struct dbt_ctlb_entry *c = &cpu->ctlb[page >> GUEST_PAGE_SHIFT & (DBT_CTLB_SIZE - 1)];
+	if ((c->page & ~PAGE_OFFSET) == page)
+		c->page = 0;
 }
 
-/* Every slot whose page agrees with @va above bit @shift. */
-static void drop_span(struct dbt_cpu *cpu, uint64_t va, unsigned shift)
+/* Everything that agrees with @va above bit 30; in the second level only @tag's. */
+static void drop_gib(struct dbt_cpu *cpu, uint64_t va, uint32_t tag)
 {
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++)
 		for (unsigned kind = 0; kind < 2; kind++)
 			for (uint32_t k = 0; k < cpu->mmu.listed[mode][kind].n; k++) {
 				struct dbt_tlb *t = &cpu->tlb[mode];
 				uint32_t i = cpu->mmu.listed[mode][kind].slot[k];
-				if (t->phys[i] & DBT_TLB_VALID && slot_page(t, i) >> shift == va >> shift)
+				if (t->phys[i] & DBT_TLB_VALID && slot_page(t, i) >> 30 == va >> 30)
 					slot_clear(t, i);
 			}
 	for (unsigned i = 0; i < DBT_CTLB_SIZE; i++)
-		if (cpu->ctlb[i].page >> shift == va >> shift)
+		if (cpu->ctlb[i].page >> 30 == va >> 30)
 			cpu->ctlb[i].page = 0;
+	tlb2_drop_gib(cpu, va, tag);
+	xlate_mapping_changed(cpu, 0, 0);
 }
 
-/* Drops what may be cached for @va; true when that was more than its page. */
-static bool drop_page(struct dbt_cpu *cpu, uint64_t va)
+static void drop_span(struct dbt_cpu *cpu, uint64_t va, unsigned kind, uint32_t tag)
 {
-	if (set_has(cpu->mmu.large_1g, va >> 30)) {
-		drop_span(cpu, va, 30);
+	if (kind == 1) {
+		drop_gib(cpu, va, tag);
+		return;
+	}
+	va &= ~(2 * MIB - 1);
+	xlate_mapping_changed(cpu, va, 2 * MIB / GUEST_PAGE_SIZE);
+	for (uint64_t end = va + 2 * MIB; va != end; va += GUEST_PAGE_SIZE) {
+		drop_slots(cpu, va);
+		tlb2_drop(cpu, va, tag);
+	}
+}
+
+static uint64_t span_key(uint64_t va, unsigned kind, uint32_t tag)
+{
+	return tlb2_key(va >> span_shift[kind], tag);
+}
+
+static uint64_t *span_set(struct dbt_cpu *cpu, uint64_t va, unsigned kind, uint32_t tag)
+{
+	return cpu->mmu.large[kind][tlb2_hash(va >> span_shift[kind], tag) % DBT_LARGE_SETS];
+}
+
+/* A fragment of the span is about to be entered.  When there is no room another span's fragments go. */
+static void span_add(struct dbt_cpu *cpu, uint64_t va, unsigned kind, uint32_t tag)
+{
+	uint64_t *set = span_set(cpu, va, kind, tag), key = span_key(va, kind, tag);
+	unsigned way = DBT_LARGE_WAYS;
+
+	for (unsigned i = 0; i < DBT_LARGE_WAYS; i++) {
+		if (set[i] == key)
+			return;
+		if (!set[i])
+			way = i;
+	}
+	if (way == DBT_LARGE_WAYS) {
+		way = cpu->mmu.large_hand++ % DBT_LARGE_WAYS;
+		drop_span(cpu, tlb2_va(cpu, set[way], span_shift[kind]), kind, tlb2_tag(set[way]));
+	}
+	set[way] = key;
+}
+
+static void note_large(struct dbt_cpu *cpu, uint64_t va, const struct mmu_page *p)
+{
+	uint32_t tag = p->is_global ? cpu->mmu.spaces.global_tag : cpu->mmu.spaces.tag;
+
+	if (likely(p->size <= 4 * KIB))
+		return;
+	span_add(cpu, va, p->size == GIB, tag);
+	if (p->size == 4 * MIB)
+		span_add(cpu, va ^ 2 * MIB, 0, tag);
+}
+
+static void drop_spans_of(struct dbt_cpu *cpu, uint64_t va, uint32_t tag)
+{
+	for (unsigned kind = 0; kind < 2; kind++) {
+		uint64_t *set = span_set(cpu, va, kind, tag), key = span_key(va, kind, tag);
+
+		for (unsigned i = 0; i < DBT_LARGE_WAYS; i++)
+			if (unlikely(set[i] == key)) {
+				set[i] = 0;
+				drop_span(cpu, va, kind, tag);
+			}
+	}
+}
+
+/* A 4M page is two spans. */
+static void drop_large(struct dbt_cpu *cpu, uint64_t va, uint32_t tag)
+{
+	drop_spans_of(cpu, va, tag);
+	if (!(cpu->s.cr4 & X86_CR4_PAE))
+		drop_spans_of(cpu, va ^ 2 * MIB, tag);
+}
+
+/* Drops what may be cached for @va globally and for the address space of @tag. */
+static void flush_page(struct dbt_cpu *cpu, uint64_t va, uint32_t tag)
+{
+	uint32_t global = cpu->mmu.spaces.global_tag;
+
+	va &= ~PAGE_OFFSET;
+	drop_large(cpu, va, tag);
+	drop_large(cpu, va, global);
+	drop_slots(cpu, va);
+	tlb2_drop(cpu, va, tag);
+	tlb2_drop(cpu, va, global);
+	xlate_mapping_changed(cpu, va, 1);
+}
+
+/* ---- second level ------------------------------------------------------------------------- */
+
+static const uint64_t page_sizes[4] = { 4 * KIB, 2 * MIB, 4 * MIB, GIB };
+
+static uint64_t tlb2_val(const struct mmu_page *p)
+{
+	unsigned size = 0;
+
+	while (page_sizes[size] != p->size)
+		size++;
+	return p->offset | p->rights | (p->is_dirty ? TLB2_D : 0) | (p->is_global ? TLB2_GLOBAL : 0) |
+	       (p->is_writable ? 0 : TLB2_READONLY) | size << TLB2_SIZE_SHIFT;
+}
+
+/* mmu_walk() by way of the second level; out->gpa is not set where that answered. */
+static bool translate(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc,
+		      struct mmu_page *out, uint32_t *pf_err)
+{
+	bool is_paging = cpu->s.cr0 & X86_CR0_PG;
+	bool has_second = is_paging && !(cpu->vm->cfg.without & ENGINE_SECOND_TLB);
+	uint64_t val;
+
+	if (has_second && tlb2_find(cpu, va, &val) &&
+	    is_allowed(&cpu->s, (unsigned)val, mode, acc) && (acc != ACC_WRITE || val & TLB2_D)) {
+		out->offset = val & ~PAGE_OFFSET;
+		out->size = page_sizes[val >> TLB2_SIZE_SHIFT & 3];
+		out->rights = val & (TLB2_U | TLB2_W | TLB2_NX);
+		out->is_ram = true;
+		out->is_writable = !(val & TLB2_READONLY);
+		out->is_global = val & TLB2_GLOBAL;
+		out->is_dirty = val & TLB2_D;
+		out->can_write = is_allowed(&cpu->s, (unsigned)val, mode, ACC_WRITE);
 		return true;
 	}
-	if (set_has(cpu->mmu.large_2m, va >> 21)) {
-		drop_span(cpu, va, 22);
-		return true;
+	cpu->tlb_walks++;
+	if (!mmu_walk(cpu, va, mode, acc, out, pf_err))
+		return false;
+	if (is_paging && out->is_ram) {
+		note_large(cpu, va, out);
+		if (has_second)
+			tlb2_enter(cpu, va, tlb2_val(out));
 	}
-	uint32_t i = tlb_slot(cpu, va);
-	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++) {
-		struct dbt_tlb *t = &cpu->tlb[mode];
-		if (t->phys[i] & DBT_TLB_VALID && slot_page(t, i) == (va & ~PAGE_OFFSET))
-			slot_clear(t, i);
-	}
-	struct dbt_ctlb_entry *c = &cpu->ctlb[va >> GUEST_PAGE_SHIFT & (DBT_CTLB_SIZE - 1)];
-	if ((c->page & ~PAGE_OFFSET) == (va & ~PAGE_OFFSET))
-		c->page = 0;
-	return false;
+	return true;
 }
 
 /* ---- fill --------------------------------------------------------------------------------- */
@@ -495,15 +609,14 @@ static void tlb_enter(struct dbt_cpu *cpu, uint64_t va, unsigned mode, const str
 	t->xlat[i] = (uint64_t)(uintptr_t)cpu->vm->ram->base + p->offset - (page & 0xf000);
 	t->phys[i] = p->offset | DBT_TLB_VALID | (p->is_global ? DBT_TLB_GLOBAL : 0) |
 		     (t->phys[i] & (DBT_TLB_LISTED | DBT_TLB_LISTED_G));
-	note_large(cpu, va, p->size);
 }
 
 bool mmu_translate(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc,
 		   struct mmu_page *out, uint32_t *pf_err)
 {
 	va = wrap_linear(cpu, va);
-	if (!mmu_walk(cpu, va, mode, acc, out, pf_err)) {
-		xlate_mapping_changed(cpu, va, drop_page(cpu, va));
+	if (!translate(cpu, va, mode, acc, out, pf_err)) {
+		flush_page(cpu, va, cpu->mmu.spaces.tag);
 		return false;
 	}
 	if (out->is_ram)
@@ -529,25 +642,30 @@ bool mmu_fill(struct dbt_cpu *cpu, uint64_t va, unsigned size, bool is_write, un
 
 /* ---- code --------------------------------------------------------------------------------- */
 
+static bool is_code_hit(const struct dbt_cpu *cpu, const struct dbt_ctlb_entry *c, uint64_t va)
+{
+	return (c->page & ~PAGE_OFFSET) == (va & ~PAGE_OFFSET) &&
+	       (c->tag == cpu->mmu.spaces.tag || c->tag == cpu->mmu.spaces.global_tag);
+}
+
 static void ctlb_enter(struct dbt_cpu *cpu, uint64_t va, unsigned bit, const struct mmu_page *p)
 {
-	unsigned i = va >> GUEST_PAGE_SHIFT & (DBT_CTLB_SIZE - 1);
-	struct dbt_ctlb_entry *c = &cpu->ctlb[i];
-	uint64_t page = va & ~PAGE_OFFSET;
+	struct dbt_ctlb_entry *c = &cpu->ctlb[va >> GUEST_PAGE_SHIFT & (DBT_CTLB_SIZE - 1)];
 	uint64_t phys = p->offset | (p->is_global ? DBT_TLB_GLOBAL : 0);
-	uint64_t listed = c->phys & DBT_TLB_LISTED;
 
 	/* The other privilege level's bit survives if it says the same. */
-	uint64_t keep = (c->page & ~PAGE_OFFSET) == page && (c->phys & ~DBT_TLB_LISTED) == phys
-				? c->page & PAGE_OFFSET
-				: 0;
-	c->page = page | keep | bit;
-	if (!p->is_global && !listed) {
-		cpu->mmu.ctlb_slot[cpu->mmu.nctlb++] = (uint8_t)i;
-		listed = DBT_TLB_LISTED;
-	}
-	c->phys = phys | listed;
-	note_large(cpu, va, p->size);
+	uint64_t keep = is_code_hit(cpu, c, va) && c->phys == phys ? c->page & PAGE_OFFSET : 0;
+
+	c->page = (va & ~PAGE_OFFSET) | keep | bit;
+	c->phys = phys;
+	c->tag = p->is_global ? cpu->mmu.spaces.global_tag : cpu->mmu.spaces.tag;
+}
+
+bool mmu_is_code_global(const struct dbt_cpu *cpu, uint64_t va)
+{
+	const struct dbt_ctlb_entry *c = &cpu->ctlb[va >> GUEST_PAGE_SHIFT & (DBT_CTLB_SIZE - 1)];
+
+	return is_code_hit(cpu, c, va) && c->phys & DBT_TLB_GLOBAL;
 }
 
 static bool is_code_address(struct dbt_cpu *cpu, uint64_t *va)
@@ -567,10 +685,10 @@ static const uint8_t *fetch(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, u
 	uint64_t at;
 
 	*is_fault = false;
-	if ((c->page & ~PAGE_OFFSET) == (va & ~PAGE_OFFSET) && c->page & bit) {
+	if (is_code_hit(cpu, c, va) && c->page & bit) {
 		at = c->phys & ~PAGE_OFFSET;
 	} else {
-		if (!mmu_walk(cpu, va, is_user ? DBT_TLB_USER : DBT_TLB_KERNEL, ACC_EXEC, &page, err)) {
+		if (!translate(cpu, va, is_user ? DBT_TLB_USER : DBT_TLB_KERNEL, ACC_EXEC, &page, err)) {
 			*is_fault = true;
 			return NULL;
 		}
@@ -593,7 +711,7 @@ const uint8_t *mmu_fetch(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, uint
 		dbt_raise_err(cpu, EXC_GP, 0);
 	const uint8_t *p = fetch(cpu, va, avail, offset, &is_fault, &err);
 	if (is_fault) {
-		xlate_mapping_changed(cpu, va, drop_page(cpu, va));
+		flush_page(cpu, va, cpu->mmu.spaces.tag);
 		dbt_raise_pf(cpu, va, err);
 	}
 	return p;
@@ -611,6 +729,11 @@ const uint8_t *mmu_fetch_probe(struct dbt_cpu *cpu, uint64_t va, unsigned *avail
 
 /* ---- invalidation ------------------------------------------------------------------------- */
 
+static uint16_t current_pcid(const struct dbt_cpu *cpu)
+{
+	return cpu->s.cr4 & X86_CR4_PCIDE ? cpu->s.cr3 & 0xfff : 0;
+}
+
 void mmu_flush_all(struct dbt_cpu *cpu)
 {
 	cpu->tlb_flushes++;
@@ -618,33 +741,54 @@ void mmu_flush_all(struct dbt_cpu *cpu)
 		flush_list(cpu, mode, false);
 		flush_list(cpu, mode, true);
 	}
-	for (unsigned i = 0; i < DBT_CTLB_SIZE; i++)
-		cpu->ctlb[i] = (struct dbt_ctlb_entry){ 0 };
-	cpu->mmu.nctlb = 0;
-	memset(cpu->mmu.large_2m, 0, sizeof(cpu->mmu.large_2m));
-	memset(cpu->mmu.large_1g, 0, sizeof(cpu->mmu.large_1g));
-	xlate_mapping_changed(cpu, 0, true);
+	memset(cpu->mmu.large, 0, sizeof(cpu->mmu.large));
+	spaces_reset(cpu, current_pcid(cpu));
+	xlate_mapping_changed(cpu, 0, 0);
 }
 
-void mmu_flush_nonglobal(struct dbt_cpu *cpu)
+/* The current tag is another one now. */
+static void space_changed(struct dbt_cpu *cpu)
 {
 	cpu->tlb_flushes++;
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++)
 		flush_list(cpu, mode, false);
-	for (uint32_t k = 0; k < cpu->mmu.nctlb; k++) {
-		struct dbt_ctlb_entry *c = &cpu->ctlb[cpu->mmu.ctlb_slot[k]];
-		c->phys &= ~DBT_TLB_LISTED;
-		if (!(c->phys & DBT_TLB_GLOBAL))
-			c->page = 0;
-	}
-	cpu->mmu.nctlb = 0;
-	xlate_mapping_changed(cpu, 0, true);
+	dbt_space_changed(cpu);
+}
+
+void mmu_switch(struct dbt_cpu *cpu, bool keep)
+{
+	if (spaces_switch(cpu, current_pcid(cpu), keep))
+		space_changed(cpu);
+}
+
+void mmu_flush_nonglobal(struct dbt_cpu *cpu)
+{
+	mmu_switch(cpu, false);
+}
+
+void mmu_flush_space(struct dbt_cpu *cpu, uint16_t pcid)
+{
+	if (spaces_flush(cpu, pcid))
+		space_changed(cpu);
+}
+
+void mmu_flush_spaces(struct dbt_cpu *cpu)
+{
+	spaces_flush_others(cpu);
+	mmu_flush_nonglobal(cpu);
 }
 
 void mmu_flush_page(struct dbt_cpu *cpu, uint64_t va)
 {
-	va = wrap_linear(cpu, va);
-	xlate_mapping_changed(cpu, va, drop_page(cpu, va));
+	flush_page(cpu, wrap_linear(cpu, va), cpu->mmu.spaces.tag);
+}
+
+void mmu_flush_page_of(struct dbt_cpu *cpu, uint16_t pcid, uint64_t va)
+{
+	uint32_t tag = spaces_tag(cpu, pcid);
+
+	if (tag)
+		flush_page(cpu, wrap_linear(cpu, va), tag);
 }
 
 /* The page at @offset, or every page with @is_all. */
@@ -697,6 +841,43 @@ static bool verify_slot(struct dbt_cpu *cpu, unsigned mode, uint32_t i)
 	       flags & RAM_PAGE_WMAP && !(flags & NOTICE_FLAGS);
 }
 
+/* Entries of other address spaces wait for their own turn. */
+static bool is_current_tag(const struct dbt_cpu *cpu, uint32_t tag)
+{
+	return tag == cpu->mmu.spaces.tag || tag == cpu->mmu.spaces.global_tag;
+}
+
+/* Invariant 4. */
+static bool is_span_noted(struct dbt_cpu *cpu, uint64_t va, uint64_t size, uint32_t tag)
+{
+	unsigned kind = size == GIB;
+	const uint64_t *set = span_set(cpu, va, kind, tag);
+
+	for (unsigned i = 0; i < DBT_LARGE_WAYS; i++)
+		if (set[i] == span_key(va, kind, tag))
+			return true;
+	return size == 4 * KIB;
+}
+
+static bool verify_tlb2(struct dbt_cpu *cpu, uint64_t key, uint64_t val)
+{
+	struct mmu_page page;
+	uint32_t err;
+	struct walk w = { .cpu = cpu,
+			  .va = tlb2_va(cpu, key, GUEST_PAGE_SHIFT),
+			  .mode = val & TLB2_U ? DBT_TLB_USER : DBT_TLB_KERNEL_AC,
+			  .acc = ACC_READ,
+			  .out = &page };
+
+	if (!key || !is_current_tag(cpu, tlb2_tag(key)))
+		return true;
+	if (!walk(&w, &err) || !page.is_ram)
+		return false;
+	page.is_dirty &= !!(val & TLB2_D); /* D set meanwhile is found by the next write */
+	return val == tlb2_val(&page) && is_span_noted(cpu, w.va, page.size, tlb2_tag(key)) &&
+	       !(val & TLB2_GLOBAL) == (tlb2_tag(key) == cpu->mmu.spaces.tag);
+}
+
 static bool verify_code(struct dbt_cpu *cpu, const struct dbt_ctlb_entry *c)
 {
 	static const uint8_t modes[] = { DBT_TLB_USER, DBT_TLB_KERNEL };
@@ -709,7 +890,7 @@ static bool verify_code(struct dbt_cpu *cpu, const struct dbt_ctlb_entry *c)
 				  .mode = modes[k],
 				  .acc = ACC_EXEC,
 				  .out = &page };
-		if (!(c->page >> k & 1))
+		if (!(c->page >> k & 1) || !is_current_tag(cpu, c->tag))
 			continue;
 		if (!walk(&w, &err) || !page.is_ram || page.offset != (c->phys & ~PAGE_OFFSET) ||
 		    page.is_global != !!(c->phys & DBT_TLB_GLOBAL))
@@ -735,6 +916,12 @@ bool mmu_verify_tlb(struct dbt_cpu *cpu, uint64_t *bad_va)
 				return false;
 			}
 		}
+	for (unsigned n = 0; n < DBT_TLB2_SETS; n++)
+		for (unsigned i = 0; i < DBT_TLB2_WAYS; i++)
+			if (!verify_tlb2(cpu, cpu->mmu.tlb2[n].key[i], cpu->mmu.tlb2[n].val[i])) {
+				*bad_va = tlb2_va(cpu, cpu->mmu.tlb2[n].key[i], GUEST_PAGE_SHIFT);
+				return false;
+			}
 	for (unsigned i = 0; i < DBT_CTLB_SIZE; i++)
 		if (!verify_code(cpu, &cpu->ctlb[i])) {
 			*bad_va = cpu->ctlb[i].page & ~PAGE_OFFSET;

@@ -34,6 +34,7 @@ struct mmu_page {
 	bool is_global;
 	bool can_write; /* a write in the walk's mode would be allowed */
 	bool is_dirty;	/* D is set */
+	uint8_t rights; /* TLB2_U, _W, _NX of the whole walk (tlb2.h); with paging only */
 	uint64_t size;	/* 4K, 2M, 4M, 1G: of the translation */
 };
 
@@ -45,7 +46,7 @@ struct mmu_page {
 bool mmu_walk(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc, struct mmu_page *out,
 	      uint32_t *pf_err);
 /** mmu_translate() - mmu_walk that enters the page into the TLB; on failure the page's entries are dropped, as a
- * page fault does. */
+ * page fault does.  out->gpa is set only where it is not RAM. */
 bool mmu_translate(struct dbt_cpu *cpu, uint64_t va, unsigned mode, unsigned acc,
 		   struct mmu_page *out, uint32_t *pf_err);
 /** mmu_peek() - as mmu_walk with supervisor rights and no A/D updates (debuggers, introspection). */
@@ -64,10 +65,21 @@ const uint8_t *mmu_fetch(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, uint
 /** mmu_fetch_probe() - the same for the dispatcher: NULL instead of raising. */
 const uint8_t *mmu_fetch_probe(struct dbt_cpu *cpu, uint64_t va, unsigned *avail, uint64_t *offset);
 
-/* Invalidation; each also tells the translator (xlate_mapping_changed). */
-void mmu_flush_all(struct dbt_cpu *cpu);	       /* CR0/CR4 paging bits, INVPCID all, reset */
-void mmu_flush_nonglobal(struct dbt_cpu *cpu);	       /* MOV CR3 */
+/** mmu_is_code_global() - is @va, from where mmu_fetch has just succeeded, in a global page? */
+bool mmu_is_code_global(const struct dbt_cpu *cpu, uint64_t va);
+
+/*
+ * Invalidation (SDM vol. 3 4.10.4); each also tells the translator.  They look at CR3 and CR4.PCIDE as they are
+ * after the change.
+ */
+void mmu_flush_all(struct dbt_cpu *cpu); /* CR0/CR4 paging bits, INVPCID 2, reset */
+/** mmu_switch() - MOV CR3; @keep: with bit 63 set while CR4.PCIDE. */
+void mmu_switch(struct dbt_cpu *cpu, bool keep);
+void mmu_flush_nonglobal(struct dbt_cpu *cpu);	       /* the current PCID's */
 void mmu_flush_page(struct dbt_cpu *cpu, uint64_t va); /* INVLPG, #PF on the page; covers large pages */
+void mmu_flush_page_of(struct dbt_cpu *cpu, uint16_t pcid, uint64_t va); /* INVPCID 0 */
+void mmu_flush_space(struct dbt_cpu *cpu, uint16_t pcid);		 /* INVPCID 1 */
+void mmu_flush_spaces(struct dbt_cpu *cpu);				 /* INVPCID 3 */
 /** mmu_drop_write() - the RAM page at @offset must not be write-mapped any more.  The vCPU is the
  * caller's own or stopped.  Needed only if the page has RAM_PAGE_WMAP (mem/ram.h, invariant 5), which the
  * caller clears once all vCPUs are done. */

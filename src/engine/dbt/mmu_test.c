@@ -366,13 +366,18 @@ static void flushes_and_globals(void **state)
 	assert_true(mmu_fill(cpu, user, 1, true, DBT_TLB_USER));
 	assert_true(mmu_fill(cpu, user, 1, true, DBT_TLB_KERNEL));
 	assert_true(mmu_fill(cpu, kernel, 1, true, DBT_TLB_KERNEL));
-	unsigned n = nmapping_changed;
+	cpu->cpl = 3;
 	mmu_flush_nonglobal(cpu);
-	assert_true(nmapping_changed > n);
+	uint64_t key = cpu->jc_key;
+	mmu_flush_nonglobal(cpu);
+	assert_int_not_equal(cpu->jc_key, key); /* nothing of the branch table is left */
+	cpu->cpl = 0;
 	assert_null(emitted_lookup(user, DBT_TLB_USER, false));
 	assert_null(emitted_lookup(user, DBT_TLB_KERNEL, false));
 	assert_non_null(emitted_lookup(kernel, DBT_TLB_KERNEL, true));
+	unsigned n = nmapping_changed;
 	mmu_flush_page(cpu, kernel + 123); /* INVLPG drops global pages too */
+	assert_true(nmapping_changed > n);
 	assert_null(emitted_lookup(kernel, DBT_TLB_KERNEL, true));
 	assert_true(mmu_fill(cpu, kernel, 1, true, DBT_TLB_KERNEL));
 	mmu_flush_all(cpu);
@@ -592,6 +597,326 @@ static void tlb_stays_coherent(void **state)
 	assert_true(hits > 10000 && cpu->tlb_bits > DBT_TLB_BITS_MIN);
 }
 
+/* ---- address spaces ------------------------------------------------------------------------ */
+
+#define KERNEL_BASE 0xffff888000000000ULL
+
+/* Another table root that shares the upper half of the first. */
+static uint64_t new_space(void)
+{
+	uint64_t root = new_table(), first = cpu->s.cr3 & ~0xfffULL;
+
+	(void)pte_of(KERNEL_BASE, 12);
+	memcpy(entry_at(root + 2048), entry_at(first + 2048), 2048);
+	return root;
+}
+
+static void switch_to(uint64_t root, uint64_t pcid, bool keep)
+{
+	cpu->s.cr3 = root | pcid;
+	mmu_switch(cpu, keep);
+}
+
+/* How many walks a read by @mode takes; fails if what is found is not @gpa. */
+static uint64_t walks_for(uint64_t va, unsigned mode, uint64_t gpa)
+{
+	uint64_t walks = cpu->tlb_walks;
+
+	if (!emitted_lookup(va, mode, false))
+		assert_true(mmu_fill(cpu, va, 1, false, mode));
+	assert_ptr_equal(emitted_lookup(va, mode, false), ram.base + gpa);
+	return cpu->tlb_walks - walks;
+}
+
+static uint64_t user_key(void)
+{
+	cpu->cpl = 3;
+	dbt_mode_changed(cpu);
+	uint64_t key = cpu->jc_key;
+	cpu->cpl = 0;
+	return key;
+}
+
+static void spaces_keep_what_is_theirs(void **state)
+{
+	enum { VA = 0x400000, A = DATA_BASE, B = DATA_BASE + 0x1000, G = DATA_BASE + 0x2000 };
+	const uint64_t global = KERNEL_BASE;
+
+	make_long(16 * MIB, 0);
+	cpu->s.cr4 |= X86_CR4_PCIDE;
+	cpu->s.seg[SEG_SS].attr = 3 << SEG_ATTR_DPL_SHIFT; /* CPL 3 for the key */
+	uint64_t first = cpu->s.cr3, second;
+	*pte_of(VA, 12) = A | 7;
+	*pte_of(global, 12) = G | 0x103;
+	second = new_space();
+	switch_to(second, 5, true);
+	*pte_of(VA, 12) = B | 7;
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, B), 1);
+	assert_int_equal(walks_for(global, DBT_TLB_KERNEL, G), 1);
+	uint64_t key = user_key();
+	switch_to(first, 0, true);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 1);
+	assert_int_equal(walks_for(VA, DBT_TLB_KERNEL, A), 0); /* one walk serves all modes */
+	assert_int_equal(walks_for(global, DBT_TLB_KERNEL, G), 0);
+	assert_int_not_equal(user_key(), key);
+	for (unsigned i = 0; i < 4; i++) {
+		switch_to(second, 5, true);
+		assert_int_equal(user_key(), key);
+		assert_int_equal(walks_for(VA, DBT_TLB_USER, B), 0);
+		switch_to(first, 0, true);
+		assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 0);
+	}
+	/* INVLPG is of the current PCID and of global pages. */
+	mmu_flush_page(cpu, VA);
+	mmu_flush_page(cpu, global);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 1);
+	switch_to(second, 5, true);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, B), 0);
+	assert_int_equal(walks_for(global, DBT_TLB_KERNEL, G), 1);
+	/* MOV CR3 with bit 63 clear is of the new PCID. */
+	switch_to(first, 0, false);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 1);
+	assert_int_equal(walks_for(global, DBT_TLB_KERNEL, G), 0);
+	switch_to(second, 5, true);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, B), 0);
+	switch_to(first, 0, true);
+	/* INVPCID, types 0 to 3, from the other space; what is left of: the other, this one, global. */
+	for (unsigned type = 0; type < 4; type++) {
+		if (type == 0)
+			mmu_flush_page_of(cpu, 5, VA);
+		else if (type == 1)
+			mmu_flush_space(cpu, 5);
+		else if (type == 2)
+			mmu_flush_all(cpu);
+		else
+			mmu_flush_spaces(cpu);
+		assert_int_equal(walks_for(global, DBT_TLB_KERNEL, G), type == 2);
+		assert_int_equal(walks_for(VA, DBT_TLB_USER, A), type >= 2);
+		switch_to(second, 5, true);
+		assert_int_equal(walks_for(VA, DBT_TLB_USER, B), 1);
+		assert_true((user_key() != key) == (type > 0));
+		key = user_key();
+		switch_to(first, 0, true);
+		assert_tlb_true();
+	}
+	mmu_flush_space(cpu, 0); /* the current one */
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 1);
+	mmu_flush_space(cpu, 9); /* has nothing */
+	mmu_flush_page_of(cpu, 9, VA);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 0);
+	/* Without PCIDs there is one space. */
+	cpu->s.cr4 &= ~(uint64_t)X86_CR4_PCIDE;
+	mmu_flush_all(cpu);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 1);
+	switch_to(second, 0, false);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, B), 1);
+	switch_to(first, 0, false);
+	assert_int_equal(walks_for(VA, DBT_TLB_USER, A), 1);
+}
+
+/* Supervisor code: one key for all spaces while it is in global pages only. */
+static void kernel_keys(void **state)
+{
+	make_long(16 * MIB, 0);
+	cpu->s.cr4 |= X86_CR4_PCIDE;
+	uint64_t first = cpu->s.cr3, key = (dbt_mode_changed(cpu), cpu->jc_key);
+	uint64_t second = new_space();
+	switch_to(second, 5, true);
+	assert_int_equal(cpu->jc_key, key);
+	cpu->has_local_code = true; /* as the branch table's filler found */
+	switch_to(first, 0, true);
+	assert_int_not_equal(cpu->jc_key, key);
+	assert_false(cpu->has_local_code);
+	key = cpu->jc_key;
+	switch_to(second, 5, false);
+	assert_int_equal(cpu->jc_key, key);
+}
+
+static void spaces_and_large_pages(void **state)
+{
+	enum { VA = 0x40000000 };
+
+	make_long(256 * MIB, 0);
+	cpu->s.cr4 |= X86_CR4_PCIDE;
+	uint64_t first = cpu->s.cr3, second = new_space();
+	*pte_of(VA, 21) = 0x2000000 | 0xe7;
+	switch_to(second, 5, true);
+	*pte_of(VA, 21) = 0x4000000 | 0xe7;
+	for (uint64_t o = 0; o < 2 * MIB; o += 4096)
+		assert_int_equal(walks_for(VA + o, DBT_TLB_USER, 0x4000000 + o), 1);
+	switch_to(first, 0, true);
+	for (uint64_t o = 0; o < 2 * MIB; o += 4096)
+		assert_int_equal(walks_for(VA + o, DBT_TLB_USER, 0x2000000 + o), 1);
+	mmu_flush_page(cpu, VA + 0x5000);
+	assert_int_equal(count_valid(DBT_TLB_USER), 0);
+	for (uint64_t o = 0; o < 2 * MIB; o += 4096)
+		assert_int_equal(walks_for(VA + o, DBT_TLB_USER, 0x2000000 + o), 1);
+	switch_to(second, 5, true);
+	for (uint64_t o = 0; o < 2 * MIB; o += 4096)
+		assert_int_equal(walks_for(VA + o, DBT_TLB_USER, 0x4000000 + o), 0);
+	switch_to(first, 0, true);
+	mmu_flush_page_of(cpu, 5, VA + 0x123000);
+	switch_to(second, 5, true);
+	for (uint64_t o = 0; o < 2 * MIB; o += 4096)
+		assert_int_equal(walks_for(VA + o, DBT_TLB_USER, 0x4000000 + o), 1);
+	assert_tlb_true();
+	/* More spans than can be noted: whose note goes, his fragments go; INVLPG is still of whole pages. */
+	for (uint64_t i = 1; i < 4000; i++) {
+		*pte_of(VA + i * 2 * MIB, 21) = (i % 100 * 2 * MIB) | 0xe7;
+		for (unsigned k = 0; k < 3; k++)
+			(void)walks_for(VA + i * 2 * MIB + k * 4096, DBT_TLB_USER,
+					i % 100 * 2 * MIB + k * 4096);
+		if (i % 500 == 0)
+			assert_tlb_true();
+	}
+	assert_tlb_true();
+	for (uint64_t i = 0; i < 4000; i++) {
+		*pte_of(VA + i * 2 * MIB, 21) = 0;
+		mmu_flush_page(cpu, VA + i * 2 * MIB + 0x77000);
+		if (i % 500 == 0)
+			assert_tlb_true();
+	}
+	assert_int_equal(count_valid(DBT_TLB_USER), 0);
+	assert_tlb_true();
+}
+
+/* Tags are numbered; when the numbers end, nothing of before may answer. */
+static void tags_end(void **state)
+{
+	enum { VA = 0x400000 };
+
+	make_long(16 * MIB, 0);
+	cpu->s.cr4 |= X86_CR4_PCIDE;
+	uint64_t first = cpu->s.cr3, second = new_space();
+	unsigned avail;
+	uint64_t off;
+	for (unsigned i = 0; i < 2; i++) {
+		*pte_of(VA, 12) = DATA_BASE | 7;
+		assert_int_equal(walks_for(VA, DBT_TLB_KERNEL, DATA_BASE), 1);
+		assert_non_null(mmu_fetch_probe(cpu, VA, &avail, &off));
+		uint64_t gen = cpu->as_gen;
+		cpu->mmu.spaces.next_tag = (1u << 28) - 1 + i;
+		*pte_of(VA, 12) = (DATA_BASE + 0x1000) | 7;
+		for (unsigned k = 0; k < 10; k++) {
+			switch_to(second, 5, false);
+			assert_false(mmu_fill(cpu, VA, 1, false, DBT_TLB_KERNEL));
+			assert_null(mmu_fetch_probe(cpu, VA, &avail, &off));
+			switch_to(first, 0, false);
+			assert_int_equal(walks_for(VA, DBT_TLB_KERNEL, DATA_BASE + 0x1000), 1);
+			assert_non_null(mmu_fetch_probe(cpu, VA, &avail, &off));
+			assert_int_equal(off, DATA_BASE + 0x1000);
+			assert_tlb_true();
+		}
+		assert_true(cpu->mmu.spaces.next_tag < 1000);
+		assert_int_equal(cpu->as_gen, gen + 1);
+		mmu_flush_all(cpu);
+	}
+}
+
+/* Dirty tracking and code pages are asked again whenever a write mapping is made. */
+static void second_level_claims_no_writes(void **state)
+{
+	enum { VA = 0x400000, PAGE = DATA_BASE >> 12 };
+
+	make_long(16 * MIB, 0);
+	cpu->s.cr4 |= X86_CR4_PCIDE;
+	uint64_t first = cpu->s.cr3, second = new_space();
+	*pte_of(VA, 12) = DATA_BASE | 7;
+	assert_true(mmu_fill(cpu, VA, 1, true, DBT_TLB_USER));
+	switch_to(second, 5, true);
+	ram.page_flags[PAGE] = RAM_PAGE_TRACK; /* WMAP cleared: no first level has the page */
+	switch_to(first, 0, true);
+	uint64_t walks = cpu->tlb_walks;
+	assert_false(mmu_fill(cpu, VA, 1, true, DBT_TLB_USER));
+	assert_true(mmu_fill(cpu, VA, 1, false, DBT_TLB_USER));
+	assert_null(emitted_lookup(VA, DBT_TLB_USER, true));
+	ram.page_flags[PAGE] = 0;
+	assert_true(mmu_fill(cpu, VA, 1, true, DBT_TLB_USER));
+	assert_int_equal(ram.page_flags[PAGE], RAM_PAGE_WMAP);
+	assert_int_equal(cpu->tlb_walks, walks);
+	/* D is set by the first write, whatever reads have cached. */
+	*pte_of(VA + 4096, 12) = (DATA_BASE + 4096) | 7;
+	assert_true(mmu_fill(cpu, VA + 4096, 1, false, DBT_TLB_USER));
+	switch_to(second, 5, true);
+	switch_to(first, 0, true);
+	assert_int_equal(*pte_of(VA + 4096, 12) & 0x60, 0x20);
+	assert_true(mmu_fill(cpu, VA + 4096, 1, true, DBT_TLB_USER));
+	assert_int_equal(*pte_of(VA + 4096, 12) & 0x60, 0x60);
+	/* Rights are judged anew by mode and by CR0.WP, CR4.SMAP, CR4.SMEP. */
+	*pte_of(VA + 8192, 12) = (DATA_BASE + 8192) | 0x65; /* read-only, user's, D set */
+	assert_true(mmu_fill(cpu, VA + 8192, 1, false, DBT_TLB_USER));
+	assert_false(mmu_fill(cpu, VA + 8192, 1, true, DBT_TLB_KERNEL));
+	cpu->s.cr0 &= ~(uint64_t)X86_CR0_WP;
+	mmu_flush_all(cpu);
+	assert_true(mmu_fill(cpu, VA + 8192, 1, true, DBT_TLB_KERNEL));
+	assert_false(mmu_fill(cpu, VA + 8192, 1, true, DBT_TLB_USER));
+	cpu->s.cr4 |= X86_CR4_SMAP;
+	mmu_flush_all(cpu);
+	assert_true(mmu_fill(cpu, VA + 8192, 1, false, DBT_TLB_USER));
+	assert_false(mmu_fill(cpu, VA + 8192, 1, false, DBT_TLB_KERNEL));
+	assert_true(mmu_fill(cpu, VA + 8192, 1, false, DBT_TLB_KERNEL_AC));
+	assert_tlb_true();
+}
+
+/* Random use of more PCIDs than have room, each with the invalidations that the architecture asks for. */
+static void spaces_stay_coherent(void **state)
+{
+	enum { PCIDS = 24, ROOTS = 5, PAGES = 96 };
+	static const uint64_t bases[] = { 0x400000, 0x40000000, KERNEL_BASE };
+	uint64_t roots[ROOTS], hits = 0, pcid = 0;
+
+	make_long(32 * MIB, 0);
+	cpu->s.cr4 |= X86_CR4_PCIDE;
+	roots[0] = cpu->s.cr3;
+	for (unsigned i = 1; i < ROOTS; i++)
+		roots[i] = new_space();
+	for (unsigned step = 0; step < 60000; step++) {
+		unsigned region = (unsigned)below(3), avail;
+		uint64_t va = bases[region] + below(PAGES) * (region == 1 && one_in(2) ? 2 * MIB : 4096);
+		uint64_t off, data = DATA_BASE + below(4096) * 4096;
+		unsigned op = (unsigned)below(16);
+
+		if (op == 0) { /* change a mapping of some space, which need not be the current one */
+			uint64_t cr3 = cpu->s.cr3, root = below(ROOTS);
+			bool is_large = region == 1 && one_in(2), was_table;
+			uint64_t *e, v = (rnd() & 0x67) | (one_in(6) ? 0 : 3) | (rnd() & 1ULL << 63);
+
+			cpu->s.cr3 = roots[root];
+			e = pte_of(va, is_large ? 21 : 12);
+			cpu->s.cr3 = cr3;
+			was_table = is_large && *e & 1 && !(*e & 0x80);
+			*e = v | (is_large ? 0x80 | (data & ~0x1fffffULL) : data) |
+			     (region == 2 && one_in(2) ? 0x100 : 0);
+			for (uint64_t p = 0; p < PCIDS; p++)
+				if (region == 2 || p % ROOTS == root) {
+					if (was_table || one_in(8))
+						mmu_flush_space(cpu, (uint16_t)p);
+					else
+						mmu_flush_page_of(cpu, (uint16_t)p, va + below(4096));
+				}
+			mmu_flush_page(cpu, va); /* global entries have no PCID */
+		} else if (op < 4) {
+			pcid = below(PCIDS);
+			switch_to(roots[pcid % ROOTS], pcid, !one_in(8));
+			assert_tlb_true();
+		} else if (op == 4 && one_in(50)) {
+			mmu_flush_spaces(cpu);
+		} else if (op == 4 && one_in(50)) {
+			mmu_flush_all(cpu);
+		} else if (op < 7) {
+			cpu->cpl = one_in(2) ? 3 : 0;
+			(void)mmu_fetch_probe(cpu, va, &avail, &off);
+		} else {
+			hits += mmu_fill(cpu, va, 1, one_in(2), (unsigned)below(3));
+		}
+		if (step % 64 == 0)
+			assert_tlb_true();
+	}
+	print_message("%llu fills, %llu walks\n", (unsigned long long)hits,
+		      (unsigned long long)cpu->tlb_walks);
+	assert_true(hits > 5000 && cpu->tlb_walks > 5000);
+}
+
 static void walk_notes_its_own_writes(void **state)
 {
 	const uint64_t va = 0x400000;
@@ -630,6 +955,12 @@ int main(void)
 		T(tlb_grows),
 		T(fetches),
 		T(tlb_stays_coherent),
+		T(spaces_keep_what_is_theirs),
+		T(kernel_keys),
+		T(spaces_and_large_pages),
+		T(tags_end),
+		T(second_level_claims_no_writes),
+		T(spaces_stay_coherent),
 		T(walk_notes_its_own_writes),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

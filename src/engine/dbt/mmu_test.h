@@ -89,7 +89,7 @@ void dbt_code_written(struct dbt_vm *v, uint64_t offset, uint64_t len)
 }
 
 static unsigned nmapping_changed;
-void xlate_mapping_changed(struct dbt_cpu *c, uint64_t va, bool is_all)
+void xlate_mapping_changed(struct dbt_cpu *c, uint64_t va, unsigned npages)
 {
 	nmapping_changed++;
 }

@@ -28,9 +28,12 @@ static uint64_t mix(uint64_t x)
 }
 
 /*
- * Key of inline branch entries: RIP + key tells entries apart.  Keys of modes, of generations and, outside flat 64-bit
- * code, of code segments differ by what a guest cannot guess (as_gen starts random): where it jumps to is any 64-bit
- * value, so a known difference would lead it to code that was translated for another mode.
+ * Key of inline branch entries: RIP + key tells entries apart.  Keys of modes, of address spaces, of generations and,
+ * outside flat 64-bit code, of code segments differ by what a guest cannot guess (as_gen starts random): where it jumps
+ * to is any 64-bit value, so a known difference would lead it to code that was translated for another mode.
+ *
+ * At CPL 3 the key is the address space's: back in it, its entries are good again.  Below, code is mostly in
+ * global pages and one key serves all; if not (has_local_code), dbt_space_changed() takes another.
  */
 static uint64_t branch_key(struct dbt_cpu *cpu)
 {
@@ -39,10 +42,16 @@ static uint64_t branch_key(struct dbt_cpu *cpu)
 
 	if (!cpu->as_gen)
 		cpu->as_gen = mix(__builtin_ia32_rdtsc() ^ (uintptr_t)cpu);
-	x = cpu->as_gen;
+	x = cpu->as_gen + ((uint64_t)(cpu->cpl == 3 ? cpu->mmu.spaces.tag : cpu->kernel_gen) << 32);
 	if (cpu->code_bits != 64)
 		x += mix(cs->base << 32 | cs->limit);
 	return mix(mix(x) + cpu->mode_key);
+}
+
+static void set_branch_keys(struct dbt_cpu *cpu)
+{
+	cpu->jc_key = branch_key(cpu);
+	cpu->ret_key = cpu->jc_key + cpu->ret_gen;
 }
 
 void dbt_mode_changed(struct dbt_cpu *cpu)
@@ -100,12 +109,19 @@ void dbt_mode_changed(struct dbt_cpu *cpu)
 	key |= (uint32_t)cpu->cpl << DBT_MODE_CPL_SHIFT;
 
 	cpu->mode_key = key;
-	cpu->jc_key = branch_key(cpu);
-	cpu->ret_key = cpu->jc_key + cpu->ret_gen;
+	set_branch_keys(cpu);
 }
 
 void dbt_returns_changed(struct dbt_cpu *cpu)
 {
 	cpu->ret_gen = mix(cpu->ret_gen ^ __builtin_ia32_rdtsc());
 	cpu->ret_key = cpu->jc_key + cpu->ret_gen;
+}
+
+void dbt_space_changed(struct dbt_cpu *cpu)
+{
+	if (cpu->has_local_code && !++cpu->kernel_gen)
+		cpu->as_gen++;
+	cpu->has_local_code = false;
+	set_branch_keys(cpu);
 }

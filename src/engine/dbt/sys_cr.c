@@ -109,15 +109,16 @@ static void set_cr0(struct dbt_cpu *cpu, uint64_t val)
 static void set_cr3(struct dbt_cpu *cpu, uint64_t val)
 {
 	struct x86_state *s = &cpu->s;
+	bool keep = s->cr4 & X86_CR4_PCIDE && val & CR3_NO_FLUSH;
 
-	if (s->cr4 & X86_CR4_PCIDE)
-		val &= ~CR3_NO_FLUSH; /* keeping translations is allowed, not required */
+	if (keep)
+		val &= ~CR3_NO_FLUSH;
 	if (dbt_is_long(cpu) && val & ~(cpu->vm->phys_mask | 0xfff))
 		sys_gp0(cpu);
 	if (cr_uses_pdptes(cpu) && !cr_load_pdptes(cpu, val))
 		sys_gp0(cpu);
 	s->cr3 = val;
-	mmu_flush_nonglobal(cpu);
+	mmu_switch(cpu, keep);
 }
 
 /* ---- CR4 ---- */
@@ -377,13 +378,16 @@ void sys_invpcid(struct dbt_cpu *cpu, const struct insn *in)
 	case 0:
 		if (!va_is_canonical(va))
 			sys_gp0(cpu);
-		mmu_flush_page(cpu, va);
+		mmu_flush_page_of(cpu, (uint16_t)pcid, va);
+		break;
+	case 1:
+		mmu_flush_space(cpu, (uint16_t)pcid);
 		break;
 	case 2:
 		mmu_flush_all(cpu);
 		break;
-	default: /* one context, or all but global: the TLB holds the current one */
-		mmu_flush_nonglobal(cpu);
+	default:
+		mmu_flush_spaces(cpu);
 		break;
 	}
 }

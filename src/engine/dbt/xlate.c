@@ -14,6 +14,7 @@
 #include "engine/dbt/xlate.h"
 
 #define CODE_CACHE_BYTES (128 * MIB)
+#define JC_PER_PAGE	 2048u /* consecutive indices that a page's RIPs have */
 #define ARENA_CHUNK	 (1 * MIB)
 #define RET_STACK_BYTES	 (256 * KIB)
 #define RET_STACK_GUARD	 GUEST_PAGE_SIZE
@@ -137,11 +138,22 @@ void xlate_vm_destroy(struct dbt_vm *vm)
 	vm->xlate = NULL;
 }
 
+/* Entry @i is empty: jc_neg 0 hits no RIP, and where it would, the code leaves. */
+static void jc_drop(struct dbt_cpu *cpu, unsigned i)
+{
+	struct xlate_cpu *x = cpu->xlate;
+
+	if (x->jc_page[i])
+		x->jc_count[x->jc_page[i] - 1]--;
+	x->jc_page[i] = 0;
+	cpu->jc_neg[i] = 0;
+	cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
+}
+
 static void jc_clear(struct dbt_cpu *cpu)
 {
-	/* rip + key + neg == 0 for a hit: an entry whose own index bits contradict it never hits. */
 	for (unsigned i = 0; i < DBT_JC_SIZE; i++)
-		cpu->jc_neg[i] = 0, cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
+		jc_drop(cpu, i);
 }
 
 static int returns_create(struct dbt_cpu *cpu, struct error *err)
@@ -198,19 +210,31 @@ static unsigned jc_index(uint64_t rip)
 	return (rip >> 1) & (DBT_JC_SIZE - 1);
 }
 
-static unsigned jc_page_bit(uint64_t va)
+static unsigned jc_page_hash(uint64_t va)
 {
 	return (unsigned)(((va >> 12) * 0x9e3779b97f4a7c15ULL) >> 52);
 }
 
+static unsigned code_page_hash(uint64_t va)
+{
+	return (unsigned)(((va >> 12) * 0x9e3779b97f4a7c15ULL) >> 48);
+}
+
 void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 {
-	unsigned i = jc_index(rip), bit = jc_page_bit(rip);
+	struct xlate_cpu *x = cpu->xlate;
+	unsigned i = jc_index(rip), hash = jc_page_hash(rip);
 
+	if (cpu->jc_code[i] == b->far_entry && cpu->jc_neg[i] == 0 - (rip + cpu->jc_key))
+		return;
+	if (cpu->cpl < 3 && !mmu_is_code_global(cpu, rip))
+		cpu->has_local_code = true;
 	if (cpu->vm->cfg.without & ENGINE_BRANCH_TABLE)
 		return;
-	cpu->xlate->jc_pages[bit / 64] |= 1ULL << bit % 64;
-
+	if (x->jc_page[i])
+		x->jc_count[x->jc_page[i] - 1]--;
+	x->jc_page[i] = (uint16_t)(hash + 1);
+	x->jc_count[hash]++;
 	cpu->jc_code[i] = b->far_entry;
 	cpu->jc_neg[i] = 0 - (rip + cpu->jc_key);
 }
@@ -354,30 +378,38 @@ void xlate_flush(struct dbt_vm *vm)
 	pthread_mutex_unlock(&vm->lock);
 }
 
-void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, bool is_all)
+/* Branch-table entries of all modes and address spaces.  RIP is linear in code that is translated (xlate_mode_ok). */
+static void drop_page(struct dbt_cpu *cpu, uint64_t page)
 {
-	/*
-	 * Branch table entries map RIPs to physical code.  A change of everything shows in jc_key
-	 * (dbt_mode_changed); one page's entries are few: clear those whose RIP lies in it.
-	 */
-	if (is_all) {
+	const struct xlate_cpu *x = cpu->xlate;
+	unsigned hash = jc_page_hash(page), first = jc_index(page);
+
+	for (unsigned i = first; x->jc_count[hash] && i < first + JC_PER_PAGE; i++)
+		if (x->jc_page[i] == hash + 1)
+			jc_drop(cpu, i);
+}
+
+void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, unsigned npages)
+{
+	struct xlate_cpu *x = cpu->xlate;
+	bool has_code = false;
+
+	if (!npages) {
 		cpu->as_gen++;
+		memset(x->code_pages, 0, sizeof(x->code_pages));
 		dbt_mode_changed(cpu);
-		memset(cpu->xlate->jc_pages, 0, sizeof(cpu->xlate->jc_pages));
 		return;
 	}
-	dbt_returns_changed(cpu);
-	uint64_t page = va & ~0xfffULL;
-	unsigned bit = jc_page_bit(va);
+	for (va &= ~0xfffULL; npages; npages--, va += GUEST_PAGE_SIZE) {
+		unsigned hash = code_page_hash(va);
 
-	if (!(cpu->xlate->jc_pages[bit / 64] & (1ULL << bit % 64)))
-		return;
-	for (unsigned i = 0; i < DBT_JC_SIZE; i++) {
-		uint64_t rip = 0 - cpu->jc_neg[i] - cpu->jc_key;
-
-		if ((rip & ~0xfffULL) == page)
-			cpu->jc_neg[i] = 0, cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
+		if (!(x->code_pages[hash / 64] >> hash % 64 & 1))
+			continue;
+		has_code = true;
+		drop_page(cpu, va);
 	}
+	if (has_code)
+		dbt_returns_changed(cpu);
 }
 
 bool xlate_mode_ok(uint32_t key)
@@ -475,6 +507,9 @@ static bool code_at_rip(struct dbt_cpu *cpu, uint64_t *phys)
 	if (!xlate_mode_ok(cpu->mode_key) || !mmu_fetch_probe(cpu, cpu->s.rip, &avail, &offset))
 		return false;
 	*phys = offset | (cpu->s.rip & 0xfff);
+	unsigned hash = code_page_hash(cpu->s.rip);
+
+	cpu->xlate->code_pages[hash / 64] |= 1ULL << hash % 64;
 	return true;
 }
 

@@ -76,14 +76,20 @@ struct xlate_block {
 	uint32_t *landings; /* where calls of the block come back to, from far_entry; 8-byte aligned code */
 };
 
+#define XLATE_JC_HASHES	 4096u
+#define XLATE_CODE_PAGES 65536u
+
 /* Per-vCPU counters. */
 struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* what the interpreter executed */
 	uint64_t fill_true, fill_false, table_fills, ret_overflows;
-	struct check *check;   /* lockstep checker, NULL when off (check.h) */
-	uint64_t jc_pages[64]; /* hashed set of pages with entries in the branch table */
-	uint8_t *ret_stack;    /* guard page, then the returns */
+	struct check *check; /* lockstep checker, NULL when off (check.h) */
+	/* Pages with entries in the branch table: a hash of the entry's page + 1 (0: no entry), and how many have
+	 * each hash. */
+	uint16_t jc_page[DBT_JC_SIZE], jc_count[XLATE_JC_HASHES];
+	uint64_t code_pages[XLATE_CODE_PAGES / 64]; /* hashed set: pages from which code may have run */
+	uint8_t *ret_stack;			    /* guard page, then the returns */
 };
 
 struct code_cache {
