@@ -199,7 +199,7 @@ class Run:
             return
         for phase, result in done.items():
             if result.status:
-                row["failed"][name] = f"{phase} ended with status {result.status}: {result.text[:120]}"
+                row["failed"][name] = f"{phase} ended with status {result.status}: {' '.join(result.text.split())[:120]}"
                 return
         self.note(row, name, done["run"], done["check"].text)
 
@@ -358,7 +358,8 @@ def measure(args, image, work):
     return {"format": 1, "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "host": host, "versions": versions, "machines": args.names, "viv_engine": args.engine, "rows": rows,
             "means": report.means(rows, workloads.FIRST_16), "starts": starts, "resident_mib": run.resident,
-            "left_out": left_out, "viv_info": run.info}
+            "left_out": left_out,
+            "viv_info": {k: run.info[k] for k in ("engine", "counters", "devices") if k in run.info}}
 
 
 def text_of(record):

@@ -223,7 +223,7 @@ def first_line(*command):
 
 
 def viv_info(machine, viv):
-    """The engine's counters, for the record."""
+    """The engine's counters, for the record, and the process's number."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         done = subprocess.run([viv, "info", "--json", machine.vm_name], capture_output=True, text=True, timeout=20,
                               check=True, env={**os.environ, "VIVARIUM_HOME": str(machine.home)})

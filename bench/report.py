@@ -114,7 +114,7 @@ def failures(record):
 def describe(record):
     host, versions = record["host"], record["versions"]
     counts = {len(t) for r in record["rows"] for t in r["times"].values()}
-    rounds = "-".join(map(str, sorted(counts))) if counts else "0"
+    rounds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts, default=0))
     return (f"{record['date']}; {host['cpu']}, {host['cores']} CPUs, {host['memory_mib']} MiB, Linux {host['kernel']}, "
             f"load {host['load_before']:.2f} before and {host['load_after']:.2f} after; guest: {versions['image']}, 1 vCPU; "
             + "; ".join(f"{k}: {v}" for k, v in versions.items() if k != "image")
