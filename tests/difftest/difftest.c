@@ -204,6 +204,7 @@ static void run_translated(struct dbt_cpu *c)
 {
 	struct xlate_block *b = xlate_find(c, 0);
 
+	c->xlate->is_watched = true;
 	/* What follows the instruction is INT3, which is interpreted: the block ends before it. */
 	if (b && !b->is_interp) {
 		dbt_fpu_to_regs(c);

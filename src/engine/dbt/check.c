@@ -44,6 +44,7 @@ int check_create(struct dbt_cpu *cpu, struct error *err)
 	if (!cpu->xlate->check)
 		return error_set(err, -ENOMEM, "no memory for the lockstep checker");
 	memset(cpu->xlate->check, 0, sizeof(struct check));
+	cpu->xlate->is_watched = true;
 	return 0;
 }
 

@@ -416,6 +416,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "exits_link", x->exits_link },
 		{ "exits_interpreter", x->exits_interp },
 		{ "exits_poll", x->exits_poll },
+		{ "interpreted_in_place", x->steps },
 		{ "pauses_yielded", cpu->pauses_yielded },
 		{ "return_overflows", x->ret_overflows },
 		{ "tlb_fills", x->fill_true },

@@ -154,6 +154,16 @@ static bool intr_open(const struct dbt_cpu *cpu)
 	return (cpu->s.rflags & X86_FL_IF) && !cpu->s.interrupt_shadow;
 }
 
+bool dbt_must_look(const struct dbt_cpu *cpu)
+{
+	uint64_t req = atomic_load_explicit(&cpu->requests, memory_order_relaxed);
+
+	return (req && (req != DBT_REQ_INTR || intr_open(cpu))) ||
+	       atomic_load_explicit(&cpu->poll, memory_order_relaxed) ||
+	       cpu->s.mp_state != MP_RUNNABLE || cpu->is_shutdown || cpu->is_debug_hit ||
+	       wants_interp(cpu);
+}
+
 /* Deliver what waits.  Returns false when vcpu_run has to return, with *@result. */
 static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 {
@@ -220,7 +230,7 @@ static struct xlate_block *next_block(struct dbt_cpu *cpu, uint32_t key_extra)
 {
 	struct xlate_block *b = xlate_find(cpu, key_extra);
 
-	return b && !b->is_interp ? b : NULL;
+	return b && !(b->is_interp && cpu->xlate->is_watched) ? b : NULL;
 }
 
 enum run_result dbt_run(struct dbt_cpu *cpu)

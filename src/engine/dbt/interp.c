@@ -373,12 +373,56 @@ static bool is_host_breakpoint(const struct dbt_cpu *cpu, uint64_t lin)
 
 /* ---- the instruction ---- */
 
-static __attribute__((noinline)) void step(struct dbt_cpu *cpu)
+/* @d: the decode cache's entry of @in, if it has one. */
+static inline __attribute__((always_inline)) void execute(struct dbt_cpu *cpu,
+							  const struct insn *in, struct decoded *d)
 {
 	struct x86_state *s = &cpu->s;
 	bool tf = s->rflags & X86_FL_TF;
-	struct decoded *d;
 	insn_handler handler;
+
+	cpu->next_rip = s->rip + in->len;
+	if (cpu->code_bits != 64)
+		cpu->next_rip = (uint32_t)cpu->next_rip;
+	cpu->is_rf_cleared = true;
+	cpu->no_step_trap = false;
+	insn_check(cpu, in);
+
+	switch (in->desc->kind) {
+	case INSN_NATIVE:
+		if (d)
+			native_exec_cached(cpu, d);
+		else
+			native_exec(cpu, in);
+		break;
+	case INSN_HAND:
+		handler = interp_user_handlers[in->desc->id];
+		if (!handler)
+			dbt_raise(cpu, EXC_UD);
+		handler(cpu, in);
+		break;
+	default:
+		handler = interp_sys_handlers[in->desc->id];
+		if (!handler)
+			dbt_raise(cpu, EXC_UD);
+		handler(cpu, in);
+		break;
+	}
+
+	s->rip = cpu->next_rip;
+	cpu->insn_count++;
+	if (cpu->is_rf_cleared)
+		s->rflags &= ~(uint64_t)X86_FL_RF;
+	if (unlikely(tf) && !cpu->no_step_trap)
+		cpu->dr6_pending |= DR6_BS;
+	if (unlikely(cpu->dr6_pending) && s->interrupt_shadow != 2)
+		raise_db(cpu, cpu->dr6_pending);
+}
+
+static __attribute__((noinline)) void step(struct dbt_cpu *cpu)
+{
+	struct x86_state *s = &cpu->s;
+	struct decoded *d;
 	uint64_t lin = s->rip;
 
 	if (cpu->code_bits != 64)
@@ -398,39 +442,7 @@ static __attribute__((noinline)) void step(struct dbt_cpu *cpu)
 
 	s->interrupt_shadow = 0;
 	d = fetch(cpu, lin);
-	cpu->next_rip = s->rip + d->in.len;
-	if (cpu->code_bits != 64)
-		cpu->next_rip = (uint32_t)cpu->next_rip;
-	cpu->is_rf_cleared = true;
-	cpu->no_step_trap = false;
-	insn_check(cpu, &d->in);
-
-	switch (d->in.desc->kind) {
-	case INSN_NATIVE:
-		native_exec_cached(cpu, d);
-		break;
-	case INSN_HAND:
-		handler = interp_user_handlers[d->in.desc->id];
-		if (!handler)
-			dbt_raise(cpu, EXC_UD);
-		handler(cpu, &d->in);
-		break;
-	default:
-		handler = interp_sys_handlers[d->in.desc->id];
-		if (!handler)
-			dbt_raise(cpu, EXC_UD);
-		handler(cpu, &d->in);
-		break;
-	}
-
-	s->rip = cpu->next_rip;
-	cpu->insn_count++;
-	if (cpu->is_rf_cleared)
-		s->rflags &= ~(uint64_t)X86_FL_RF;
-	if (unlikely(tf) && !cpu->no_step_trap)
-		cpu->dr6_pending |= DR6_BS;
-	if (unlikely(cpu->dr6_pending) && s->interrupt_shadow != 2)
-		raise_db(cpu, cpu->dr6_pending);
+	execute(cpu, &d->in, d);
 }
 
 void interp_one(struct dbt_cpu *cpu)
@@ -443,4 +455,20 @@ void interp_one(struct dbt_cpu *cpu)
 	}
 	if (unlikely(cpu->debug.single_step))
 		cpu->is_debug_hit = true;
+}
+
+/* Apart from the setjmp, so that what is inlined there is kept in no register over it. */
+static __attribute__((noinline)) void call(struct dbt_cpu *cpu, const struct insn *in)
+{
+	execute(cpu, in, NULL);
+}
+
+void interp_decoded(struct dbt_cpu *cpu, const struct insn *in)
+{
+	if (__builtin_setjmp(cpu->raise_jmp)) {
+		cpu->dr6_pending = 0;
+		exc_deliver_raised(cpu);
+	} else {
+		call(cpu, in);
+	}
 }

@@ -21,6 +21,10 @@ extern const insn_handler interp_sys_handlers[I_COUNT];
 /** interp_one() - one instruction.  Afterwards: s is consistent, is_shutdown or mp_state may have changed. */
 void interp_one(struct dbt_cpu *cpu);
 
+/** interp_decoded() - interp_one() where translated code may run (dbt.h, invariant 5): @in is the instruction at
+ * s.rip.  It outlives the call, also where that leaves the exclusion of others (dbt_exit). */
+void interp_decoded(struct dbt_cpu *cpu, const struct insn *in);
+
 /** insn_check() - raise #UD #NM #GP #MF if the instruction may not run in the present mode. */
 void insn_check(struct dbt_cpu *cpu, const struct insn *in);
 

@@ -43,13 +43,16 @@ static void store_guest(struct emit *e)
 		emit_store_gs(e, CPU_GPR_OFF(mapped[i][0]), mapped[i][1], 8);
 }
 
-/* rflags image in s -> host arithmetic flags; clobbers rcx. */
+/* rflags image in s -> host arithmetic flags (popfq would take many times as long); clobbers rax, rcx. */
 static void load_flags(struct emit *e)
 {
 	emit_load_gs(e, H_RCX, CPU_OFF(s.rflags), 4);
-	emit_u8(e, 0x81), emit_u8(e, 0xe1), emit_u32(e, FL_ARITH); /* and ecx, FL_ARITH */
-	emit_push(e, H_RCX);
-	emit_u8(e, 0x9d); /* popfq */
+	emit_bytes(e, (const uint8_t[]){ 0x89, 0xc8 }, 2);	 /* mov eax, ecx */
+	emit_bytes(e, (const uint8_t[]){ 0x88, 0xcc }, 2);	 /* mov ah, cl */
+	emit_bytes(e, (const uint8_t[]){ 0xc1, 0xe9, 11 }, 3);	 /* shr ecx, 11: OF */
+	emit_bytes(e, (const uint8_t[]){ 0x83, 0xe1, 1 }, 3);	 /* and ecx, 1 */
+	emit_bytes(e, (const uint8_t[]){ 0x88, 0xc8 }, 2);	 /* mov al, cl */
+	emit_bytes(e, (const uint8_t[]){ 0x04, 0x7f, 0x9e }, 3); /* add al, 0x7f; sahf */
 }
 
 /* Host arithmetic flags -> s.rflags; clobbers rcx, r15 and flags. */
@@ -66,16 +69,21 @@ static void store_flags(struct emit *e)
 
 static const uint8_t callee_saved[] = { H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15 };
 
-/* Leave to C: the reason goes to eax; all guest state is stored. */
+/* Leave to C with the reason in eax; all guest state is stored already. */
+static void emit_return(struct emit *e)
+{
+	emit_load_gs(e, H_RSP, CPU_OFF(host_rsp), 8);
+	for (int i = (int)ARRAY_SIZE(callee_saved) - 1; i >= 0; i--)
+		emit_pop(e, callee_saved[i]);
+	emit_u8(e, 0xc3);
+}
+
 static void emit_leave(struct emit *e, unsigned reason)
 {
 	store_guest(e);
 	store_flags(e);
 	emit_mov_ri(e, H_RAX, reason);
-	emit_load_gs(e, H_RSP, CPU_OFF(host_rsp), 8);
-	for (int i = (int)ARRAY_SIZE(callee_saved) - 1; i >= 0; i--)
-		emit_pop(e, callee_saved[i]);
-	emit_u8(e, 0xc3);
+	emit_return(e);
 }
 
 /* Somebody waits for this vCPU: the interpreter makes the access, so that no row of misses can hold it here. */
@@ -87,7 +95,7 @@ static bool is_wanted(const struct dbt_cpu *cpu)
 /*
  * The miss: called from a block's cold part with the linear address in rcx and
  *   exit_info = page_off | size << 16 | is_write << 28.
- * Returns (to the retry) when the TLB entry is good now, else leaves to the interpreter.
+ * Returns (to the retry) when the TLB entry is good now, else the instruction is interpreted.
  */
 static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
 {
@@ -108,7 +116,7 @@ static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
 /*
  * The same for a group of accesses (coalesce.c); its span lies in one page.  exit_info has bit 29 set too if the
  * access at hand writes.  Returns 1 when one check covers the group now, 0 when each access has to be checked by
- * itself; else it leaves to the interpreter: the access at hand is not for translated code.
+ * itself; else the instruction is interpreted: the access at hand is not for translated code.
  */
 enum { GROUP_EACH, GROUP_RETRY, GROUP_LEAVE };
 static uint64_t miss_group(struct dbt_cpu *cpu, uint64_t va)
@@ -262,6 +270,17 @@ static void emit_returns(struct xlate_vm *x, struct emit *e)
 	finish(x, e);
 }
 
+/* rax = @fn(cpu, rsi), all guest state being in s; rsp as it was waits in rbx. */
+static void emit_c_call(struct emit *e, uintptr_t fn)
+{
+	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
+	emit_mov_ri(e, H_RAX, (uint64_t)fn);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xe3 }, 3); /* mov rbx, rsp */
+	emit_host_stack(e);
+	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2);	 /* call rax */
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xdc }, 3); /* mov rsp, rbx */
+}
+
 /* rax = @fn(cpu, rcx), and flags that say whether it is 0; all guest state is in s meanwhile. */
 static void emit_miss_call(struct emit *e, uintptr_t fn)
 {
@@ -269,14 +288,61 @@ static void emit_miss_call(struct emit *e, uintptr_t fn)
 	store_guest(e);
 	store_flags(e);
 	emit_load_gs(e, H_RSI, CPU_OFF(tmp[0]), 8);
-	/* cpu pointer: gs base, kept in the struct so that no rdgsbase is needed */
-	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
-	emit_mov_ri(e, H_RAX, (uint64_t)fn);
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xe3 }, 3); /* mov rbx, rsp */
-	emit_host_stack(e);
-	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2);	 /* call rax */
-	emit_bytes(e, (const uint8_t[]){ 0x48, 0x89, 0xdc }, 3); /* mov rsp, rbx */
+	emit_c_call(e, fn);
 	emit_bytes(e, (const uint8_t[]){ 0x48, 0x85, 0xc0 }, 3); /* test rax, rax */
+}
+
+/* Unless the condition @not_cc holds, the instruction is interpreted, and the call's return address dropped. */
+enum { CC_NZ = 5 };
+static void emit_miss_refused(struct xlate_vm *x, struct emit *e, unsigned not_cc)
+{
+	/* jcc over the two that follow: lea rsp, [rsp + 8]; jmp fault_exit */
+	emit_bytes(e, (const uint8_t[]){ (uint8_t)(0x70 | not_cc), 10, 0x48, 0x8d, 0x64, 0x24, 8, 0xe9 },
+		   8);
+	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
+}
+
+/*
+ * The instruction at s.rip is interpreted in place: xlate_step() says where to go on, or why to leave.
+ *
+ * exit_call      its decoded form is at exit_info; guest registers are in the host's
+ * exit_interp    guest registers are in the host's
+ * fault_exit     they are in s: after a host fault (the signal handler has put them there), or a miss
+ */
+static void emit_step(struct xlate_vm *x, struct emit *e)
+{
+	x->exit_call = begin(x, e);
+	store_guest(e);
+	store_flags(e);
+	emit_c_call(e, (uintptr_t)xlate_call);
+	emit_u8(e, 0xe9);
+	emit_u32(e, 0);
+	uint8_t *called = e->p;
+
+	finish(x, e);
+	x->exit_interp = begin(x, e);
+	store_guest(e);
+	store_flags(e);
+	x->fault_exit = e->p + e->exec_delta;
+	emit_c_call(e, (uintptr_t)xlate_step);
+	uint32_t to_end = (uint32_t)(e->p - called);
+
+	if (!e->is_full)
+		memcpy(called - 4, &to_end, 4);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xf8, XEXIT_COUNT, 0x0f, 0x82 }, 6); /* cmp rax; jb */
+	emit_u32(e, 0);
+	uint8_t *leave = e->p;
+	emit_store_gs(e, CPU_OFF(tmp[7]), H_RAX, 8);
+	load_flags(e);
+	load_guest(e);
+	emit_bytes(e, (const uint8_t[]){ 0x65, 0xff, 0x24, 0x25 }, 4); /* jmp gs:[tmp7] */
+	emit_u32(e, (uint32_t)CPU_OFF(tmp[7]));
+	uint32_t rel = (uint32_t)(e->p - leave);
+
+	if (!e->is_full)
+		memcpy(leave - 4, &rel, 4);
+	emit_return(e);
+	finish(x, e);
 }
 
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
@@ -303,27 +369,15 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	x->exit_link = begin(x, e);
 	emit_leave(e, XEXIT_LINK);
 	finish(x, e);
-	x->exit_interp = begin(x, e);
-	emit_leave(e, XEXIT_INTERP);
-	finish(x, e);
+	emit_step(x, e);
 	x->exit_poll = begin(x, e);
 	emit_leave(e, XEXIT_POLL);
-	finish(x, e);
-
-	/* After a host fault: the signal handler has stored the guest state already. */
-	x->fault_exit = begin(x, e);
-	emit_mov_ri(e, H_RAX, XEXIT_INTERP);
-	emit_load_gs(e, H_RSP, CPU_OFF(host_rsp), 8);
-	for (int i = (int)ARRAY_SIZE(callee_saved) - 1; i >= 0; i--)
-		emit_pop(e, callee_saved[i]);
-	emit_u8(e, 0xc3);
 	finish(x, e);
 
 	/* miss, miss_group: called (return address on the stack), va in rcx */
 	x->miss = begin(x, e);
 	emit_miss_call(e, (uintptr_t)miss);
-	emit_bytes(e, (const uint8_t[]){ 0x0f, 0x84 }, 2); /* jz fault_exit */
-	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
+	emit_miss_refused(x, e, CC_NZ);
 	load_flags(e);
 	load_guest(e);
 	emit_u8(e, 0xc3);
@@ -332,8 +386,8 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	/* miss_group: the answer comes back in rcx */
 	x->miss_group = begin(x, e);
 	emit_miss_call(e, (uintptr_t)miss_group);
-	emit_bytes(e, (const uint8_t[]){ 0x83, 0xf8, GROUP_LEAVE, 0x0f, 0x84 }, 5); /* cmp eax; je fault_exit */
-	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
+	emit_bytes(e, (const uint8_t[]){ 0x83, 0xf8, GROUP_LEAVE }, 3); /* cmp eax */
+	emit_miss_refused(x, e, CC_NZ);
 	emit_store_gs(e, CPU_OFF(tmp[0]), H_RAX, 8);
 	load_flags(e);
 	load_guest(e);

@@ -1108,6 +1108,24 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 	emit_link_stub(c, k->link, k->page_off);
 }
 
+/* The instruction is interpreted, from its decoded form. */
+static void emit_decoded(struct ctx *c, const struct cold *k)
+{
+	struct emit *e = &c->e;
+	struct insn *in = xlate_alloc(c->x, sizeof(*in));
+
+	if (!in) {
+		e->is_full = true;
+		return;
+	}
+	*in = *k->in;
+	tr_emit_rip(c, H_RCX, k->page_off);
+	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
+	emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)in);
+	emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
+	tr_emit_jmp_exec(c, c->x->exit_call);
+}
+
 static void emit_cold(struct ctx *c, struct cold *k)
 {
 	struct emit *e = &c->e;
@@ -1149,6 +1167,9 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		emit_lea(e, H_R14, H_R14, H_NONE, 1, c->off[c->cur + 1], 8);
 		tr_emit_jmp_exec(c, c->x->ret_again);
 		break;
+	case COLD_DECODED:
+		emit_decoded(c, k);
+		break;
 	case COLD_INTERP:
 	case COLD_POLL:
 		tr_emit_rip(c, H_RCX, k->page_off);
@@ -1181,7 +1202,8 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 	int mode = tlb_mode_of(b->key);
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	const struct code_verify_env env = {
-		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again },
+		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again,
+			   x->exit_call },
 		.miss = { x->miss, x->miss_group },
 		.code = b->far_entry - (x->cc.rx - x->cc.rw),
 		.exec = b->far_entry,
@@ -1255,7 +1277,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	unsigned nmapped = c->cur;
 
 	if (done == DONE_INTERP) {
-		tr_emit_jmp_cold(c, COLD_INTERP);
+		tr_emit_jmp_cold(c, c->in[c->cur].desc->kind == INSN_NATIVE ? COLD_INTERP : COLD_DECODED);
 	} else if (done == DONE_NEXT) {
 		if (is_stuck) {
 			guest_end = 4096;

@@ -19,7 +19,8 @@ struct cold {
 		COLD_LINK,
 		COLD_FAR,
 		COLD_CALL,
-		COLD_RETURN
+		COLD_RETURN,
+		COLD_DECODED
 	} kind;
 	uint8_t *jump;	/* writable address of the rel32 that comes here (end of the jump) */
 	uint8_t *retry; /* MISS, GROUP: writable address of the start of the check */

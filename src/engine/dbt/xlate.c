@@ -259,7 +259,7 @@ void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_bl
 	if (vm->cfg.without & ENGINE_CHAINING)
 		return;
 	pthread_mutex_lock(&vm->lock);
-	if (!l->to && !l->from->is_dead && !b->is_dead && !b->is_interp &&
+	if (!l->to && !l->from->is_dead && !b->is_dead &&
 	    ((l->from->key & ~(uint32_t)DBT_MODE_EACH) | l->key_extra) == b->key &&
 	    (l->from->phys >> 12) == (b->phys >> 12) && l->page_off == (b->phys & 0xfff)) {
 		l->to = b;
@@ -535,11 +535,61 @@ void *xlate_lookup_fast(struct dbt_cpu *cpu)
 		return NULL;
 	struct xlate_block *b = lookup(cpu->vm->xlate, phys, cpu->mode_key);
 
-	if (!b || b->is_interp)
+	if (!b)
 		return NULL;
 	cpu->xlate->table_fills++;
 	xlate_jc_set(cpu, cpu->s.rip, b);
 	return b->far_entry;
+}
+
+#define STEP_MAX 8
+
+/* After an interpreted instruction: where to go on, or why to leave. */
+static uint64_t go_on(struct dbt_cpu *cpu)
+{
+	for (unsigned n = 0; n < STEP_MAX; n++) {
+		cpu->xlate->steps++;
+		/* After a flush the returns lead nowhere: only a new entry forgets them. */
+		if (likely(!dbt_must_look(cpu) && cpu->xlate->entered == cpu->vm->xlate->generation)) {
+			unsigned i = jc_index(cpu->s.rip);
+			void *code = likely(!(cpu->s.rip + cpu->jc_key + cpu->jc_neg[i]))
+					     ? cpu->jc_code[i]
+					     : xlate_lookup_fast(cpu);
+
+			if (!code)
+				break;
+			dbt_fpu_to_regs(cpu);
+			return (uintptr_t)code;
+		}
+		/* The shadow of STI and MOV SS is one instruction long; nothing comes between. */
+		if (!cpu->s.interrupt_shadow || cpu->dr6_pending || cpu->is_debug_hit)
+			break;
+		interp_one(cpu);
+	}
+	return XEXIT_POLL;
+}
+
+uint64_t xlate_step(struct dbt_cpu *cpu)
+{
+	if (unlikely(cpu->xlate->is_watched))
+		return XEXIT_INTERP;
+	interp_one(cpu);
+	return go_on(cpu);
+}
+
+uint64_t xlate_call(struct dbt_cpu *cpu)
+{
+	struct insn *in = &cpu->xlate->called;
+	const uint64_t *from = (const void *)(uintptr_t)cpu->exit_info;
+	uint64_t *to = (void *)in;
+
+	_Static_assert(!(sizeof(*in) % 8), "copied by words");
+	if (unlikely(cpu->xlate->is_watched))
+		return XEXIT_INTERP;
+	for (unsigned i = 0; i < sizeof(*in) / 8; i++)
+		to[i] = from[i];
+	interp_decoded(cpu, in);
+	return go_on(cpu);
 }
 
 unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
@@ -548,6 +598,7 @@ unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
 	unsigned exit;
 
 	cpu->xlate->entries++;
+	cpu->xlate->entered = cpu->vm->xlate->generation;
 	exit = cpu->vm->xlate->enter(cpu, b->far_entry);
 	if (unlikely(exit == XEXIT_LOOKUP && cpu->code_bits == 64 && !mmu_is_canonical(s->rip)) &&
 	    (int32_t)cpu->exit_info != -1) {

@@ -18,7 +18,8 @@
  *  2. A live block's page has RAM_PAGE_CODE, and no vCPU holds a write mapping of it.
  *  3. A dead block's far entry is patched to leave to the dispatcher, and the landings of its calls to look the
  *     return address up; no live block jumps to it.
- *  4. Every exit leaves s.rip exact and all registers in s.
+ *  4. Every exit leaves s.rip exact and all registers in s, and so does an instruction that is interpreted in
+ *     between (xlate_step).
  *  5. Blocks, links and the hash table change under vm->lock only; lookups are lock-free.
  */
 #ifndef VIV_DBT_XLATE_H
@@ -33,8 +34,9 @@
 enum xlate_exit {
 	XEXIT_LOOKUP, /* continue at s.rip: not in the branch table */
 	XEXIT_LINK,   /* continue at s.rip; exit_info is the struct xlate_link to patch */
-	XEXIT_INTERP, /* the instruction at s.rip is the interpreter's */
-	XEXIT_POLL,   /* poll was set */
+	XEXIT_INTERP, /* the instruction at s.rip is the interpreter's (only if xlate_cpu.is_watched) */
+	XEXIT_POLL, /* poll was set, or the dispatcher has to look around */
+	XEXIT_COUNT,
 };
 
 struct xlate_block;
@@ -64,8 +66,8 @@ struct xlate_block {
 	uint16_t guest_len;
 	uint16_t ninsns, nlinks, nlandings;
 	bool is_dead;
-	bool has_tsc;	/* reads the TSC: two runs differ */
-	bool is_interp; /* starts with an instruction that is interpreted: no code worth entering */
+	bool has_tsc;			 /* reads the TSC: two runs differ */
+	bool is_interp;			 /* starts with an instruction that is interpreted */
 	uint8_t *far_entry, *near_entry; /* executable addresses */
 	uint32_t code_len;		 /* from far_entry */
 	_Atomic(struct xlate_block *) hash_next;
@@ -83,7 +85,11 @@ struct xlate_block {
 struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* what the interpreter executed */
+	uint64_t steps; /* instructions interpreted without leaving */
 	uint64_t fill_true, fill_false, table_fills, ret_overflows;
+	struct insn called; /* the one in execution: a flush may free the block's */
+	uint64_t entered;   /* generation of the code that was entered */
+	bool is_watched; /* interpreted instructions leave translated code: somebody compares blocks */
 	struct check *check; /* lockstep checker, NULL when off (check.h) */
 	/* Pages with entries in the branch table: a hash of the entry's page + 1 (0: no entry), and how many have
 	 * each hash. */
@@ -113,7 +119,8 @@ struct xlate_vm {
 	/* Stubs: executable addresses. */
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
 	uint8_t *ret_miss, *ret_again, *ret_dead; /* see stubs.c, "returns" */
-	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_poll, *miss, *miss_group, *fault_exit;
+	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_call, *exit_poll, *miss, *miss_group,
+		*fault_exit;
 	bool has_bmi2;
 	bool has_returns;    /* calls and returns are the host's */
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
@@ -133,6 +140,15 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra);
 /** xlate_lookup_fast() - the miss of the branch table, called by the stub with only s.rip and the mode exact:
  * far entry of the block for s.rip, now in the table; NULL: leave to the dispatcher. */
 void *xlate_lookup_fast(struct dbt_cpu *cpu);
+/**
+ * xlate_step() - interpret the instruction at s.rip, called by a stub with all state in s.
+ *
+ * Goes on to interpret where that is needed (interrupt shadow), for a few instructions.
+ * Returns the code to go on at, or an enum xlate_exit: to the dispatcher.
+ */
+uint64_t xlate_step(struct dbt_cpu *cpu);
+/** xlate_call() - the same for an instruction that was decoded with the block; exit_info points to it. */
+uint64_t xlate_call(struct dbt_cpu *cpu);
 /** xlate_run() - enter @b; returns an enum xlate_exit; s is complete. */
 unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b);
 /** xlate_link_patch() - make the link of cpu->exit_info jump to @b directly, if it may. */
@@ -158,6 +174,8 @@ void *xlate_alloc(struct xlate_vm *x, size_t bytes);
 /* dispatch.c: a vCPU is "running" between these two; enter waits for an exclusive section to end. */
 void dbt_run_enter(struct dbt_cpu *cpu);
 void dbt_run_leave(struct dbt_cpu *cpu);
+/** dbt_must_look() - is there an event for the dispatcher, or something that only the interpreter may execute? */
+bool dbt_must_look(const struct dbt_cpu *cpu);
 enum run_result dbt_run(struct dbt_cpu *cpu);
 
 /** dbt_probe() - engine_ops.probe: runs a small guest and measures (src/engine/dbt_probe.c). */
