@@ -843,6 +843,42 @@ static enum done tr_rdtsc(struct ctx *c, const struct insn *in)
 	return DONE_NEXT;
 }
 
+static enum done tr_rdtscp(struct ctx *c, const struct insn *in)
+{
+	enum done done = tr_rdtsc(c, in);
+
+	if (done == DONE_NEXT)
+		emit_load_gs(&c->e, H_R9, CPU_OFF(s.tsc_aux), 4);
+	return done;
+}
+
+static enum done tr_swapgs(struct ctx *c, const struct insn *in)
+{
+	int32_t gs = (int32_t)(offsetof(struct dbt_cpu, s.seg) + SEG_GS * sizeof(struct x86_seg) +
+			       offsetof(struct x86_seg, base));
+
+	if (tr_key_cpl(c->key) != 0 || c->bits != 64)
+		return DONE_INTERP;
+	emit_load_gs(&c->e, H_RCX, gs, 8);
+	emit_load_gs(&c->e, H_R15, CPU_OFF(s.kernel_gs_base), 8);
+	emit_store_gs(&c->e, gs, H_R15, 8);
+	emit_store_gs(&c->e, CPU_OFF(s.kernel_gs_base), H_RCX, 8);
+	return DONE_NEXT;
+}
+
+static enum done tr_mov_r_seg(struct ctx *c, const struct insn *in)
+{
+	if (in->has_mem || in->opsize == 2 || (in->reg & 7) >= SEG_COUNT)
+		return DONE_INTERP;
+	emit_load_gs(&c->e, H_RCX,
+		     (int32_t)(offsetof(struct dbt_cpu, s.seg) + (in->reg & 7) * sizeof(struct x86_seg) +
+			       offsetof(struct x86_seg, selector)),
+		     4);
+	OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
+	emit_guest_put(&c->e, in->rm, H_RCX);
+	return DONE_NEXT;
+}
+
 static enum done tr_cmpxchg_wide(struct ctx *c, const struct insn *in)
 {
 	/* CMPXCHG8B/16B: rcx:rbx and rdx:rax are implied; guest rcx is in r9. */
@@ -947,6 +983,12 @@ static enum done tr_insn(struct ctx *c, const struct insn *in)
 		return tr_moffs(c, in);
 	case I_RDTSC:
 		return tr_rdtsc(c, in);
+	case I_RDTSCP:
+		return tr_rdtscp(c, in);
+	case I_SWAPGS:
+		return tr_swapgs(c, in);
+	case I_MOV_R_SEG:
+		return tr_mov_r_seg(c, in);
 	case I_CMPXCHG8B:
 	case I_CMPXCHG16B:
 		return tr_cmpxchg_wide(c, in);
@@ -1320,7 +1362,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	b->is_dead = false;
 	b->has_tsc = false;
 	for (unsigned i = 0; i < nmapped; i++)
-		b->has_tsc |= c->in[i].desc->id == I_RDTSC;
+		b->has_tsc |= c->in[i].desc->id == I_RDTSC || c->in[i].desc->id == I_RDTSCP;
 	b->is_interp = nmapped == 0;
 	b->far_entry = e->start + e->exec_delta;
 	b->near_entry = near_entry + e->exec_delta;
