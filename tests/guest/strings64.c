@@ -128,6 +128,83 @@ static void test_compare(void)
 	check(r.ax == 0xff42 && r.cx == 0 && r.si == A + 0xabd, "REP LODSB");
 }
 
+#define COMPARE(name, insn)                                                                        \
+	static uint64_t name(struct regs *r)                                                       \
+	{                                                                                          \
+		uint64_t flags;                                                                    \
+		__asm__ volatile("cmp %%eax, %%eax\n\t" insn "\n\tpushf\n\tpop %0"                 \
+				 : "=r"(flags), "+c"(r->cx), "+S"(r->si), "+D"(r->di)              \
+				 : "a"(r->ax)                                                      \
+				 : "memory", "cc");                                                \
+		return flags & 0x8d5;                                                              \
+	}
+COMPARE(cmpsb_e, "repe cmpsb")
+COMPARE(cmpsw_ne, "repne cmpsw")
+COMPARE(cmpsl_e, "repe cmpsl")
+COMPARE(cmpsq_e, "repe cmpsq")
+COMPARE(cmpsq_ne, "repne cmpsq")
+COMPARE(scasb_e, "repe scasb")
+COMPARE(scasw_ne, "repne scasw")
+COMPARE(scasl_ne, "repne scasl")
+COMPARE(scasq_e, "repe scasq")
+COMPARE(cmp_q, "cmp %%rcx, %%rax")
+COMPARE(cmp_l, "cmp %%ecx, %%eax")
+
+/* Over several pages that begin in different places, elements over their ends included; flags of the last. */
+static void test_long_compare(void)
+{
+	struct regs r, one;
+	uint64_t flags, n;
+
+	fill((void *)A, 0x5000, 3);
+	memcpy((void *)(B + 5), (void *)(A + 0x7f3), 0x4000);
+	r = (struct regs){ 0x4000, A + 0x7f3, B + 5, 0 };
+	check(cmpsb_e(&r) == 0x44 && !r.cx && r.si == A + 0x47f3 && r.di == B + 0x4005,
+	      "REPE CMPSB over five pages, all equal");
+	r = (struct regs){ 0x4000 / 8, A + 0x7f3, B + 5, 0 };
+	check(cmpsq_e(&r) == 0x44 && !r.cx && r.si == A + 0x47f3,
+	      "REPE CMPSQ over five pages, all equal");
+	*(uint32_t *)(B + 5 + 0x3004) = 0x7fffffff;
+	*(uint32_t *)(A + 0x7f3 + 0x3004) = 0x80000000;
+	r = (struct regs){ 0x1000, A + 0x7f3, B + 5, 0 };
+	flags = cmpsl_e(&r);
+	one = (struct regs){ 0x7fffffff, 0, 0, 0x80000000 };
+	check(r.cx == 0x1000 - 0x3008 / 4 && r.di == B + 5 + 0x3008 && flags == cmp_l(&one),
+	      "REPE CMPSL: flags of the one that differs");
+	r = (struct regs){ 0x800, A + 0x7f3, B + 5, 0 };
+	flags = cmpsq_e(&r);
+	one = (struct regs){ *(uint64_t *)(B + 5 + 0x3000), 0, 0, *(uint64_t *)(A + 0x7f3 + 0x3000) };
+	check(r.cx == 0x800 - 0x3008 / 8 && flags == cmp_q(&one), "REPE CMPSQ, the same");
+	for (unsigned i = 0; i < 0x4000; i++)
+		*(uint8_t *)(B + i) = (uint8_t) ~*(uint8_t *)(A + i);
+	memcpy((void *)(B + 0x3ff0), (void *)(A + 0x3ff0), 8);
+	r = (struct regs){ 0x4000, A, B, 0 };
+	check(cmpsw_ne(&r) == 0x44 && r.si == A + 0x3ff2 && r.di == B + 0x3ff2,
+	      "REPNE CMPSW finds the first that is equal");
+	r = (struct regs){ 0x4000, A, B, 0 };
+	check(cmpsq_ne(&r) == 0x44 && r.si == A + 0x3ff8 && r.cx == 0x4000 - 0x3ff8 / 8,
+	      "REPNE CMPSQ");
+
+	memset((void *)A, 0x5a, 0x5000);
+	*(uint64_t *)(A + 0x4ff3) = 0x1234567812345678;
+	r = (struct regs){ 0x5000, 0, A + 0xff3, 0x5a };
+	check(scasb_e(&r) && r.di == A + 0x4ff4 && r.cx == 0x5000 - 0x4001,
+	      "REPE SCASB over pages");
+	r = (struct regs){ ~0ull, 0, A + 0xff3, 0x5678 };
+	check(scasw_ne(&r) == 0x44 && r.di == A + 0x4ff5,
+	      "REPNE SCASW over pages, words across their ends");
+	r = (struct regs){ ~0ull, 0, A + 0xff3, 0x12345678 };
+	check(scasl_ne(&r) == 0x44 && r.di == A + 0x4ff7, "REPNE SCASL");
+	r = (struct regs){ ~0ull, 0, A + 0xff3, 0x5a5a5a5a5a5a5a5a };
+	flags = scasq_e(&r);
+	n = ~0ull - r.cx;
+	one = (struct regs){ 0x1234567812345678, 0, 0, 0x5a5a5a5a5a5a5a5a };
+	check(n == 0x801 && r.di == A + 0x4ffb && flags == cmp_q(&one),
+	      "REPE SCASQ: count and flags");
+	r = (struct regs){ 0, A, B, 0 };
+	check(cmpsb_e(&r) == 0x44 && r.si == A && r.di == B, "RCX = 0 compares nothing");
+}
+
 static void test_addr32(void)
 {
 	struct regs r = { 0x100000005, A & 0xffffffff, 0, 0 };
@@ -228,6 +305,7 @@ void guest_main(void)
 	map(B - 4096, (uintptr_t)alloc_page(), PT_P | PT_W);
 	test_plain();
 	test_compare();
+	test_long_compare();
 	test_addr32();
 	test_faults();
 	test_ports();

@@ -7,7 +7,7 @@
  * comes back, and an instruction breakpoint does not fire twice.  Registers are brought up to date after each
  * iteration, so a fault leaves them as the manual says.
  *
- * MOVS and STOS forward over plain RAM run page by page as the host's own instruction on the same element
+ * All but LODS run forward over plain RAM page by page as the host's own instruction on the same element
  * size, which makes overlapping operands exact.  Pages that are not in the TLB as direct (devices, pages
  * with translated code, watched ones) take the way of single elements.
  */
@@ -294,6 +294,12 @@ void user_lods(struct dbt_cpu *cpu, const struct insn *in)
 	finish(&o);
 }
 
+/* Arithmetic flags as LAHF and SETO AL leave them in AX. */
+static uint64_t flags_of(uint64_t ax)
+{
+	return (ax >> 8 & (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF)) | (ax & 1 ? FL_OF : 0);
+}
+
 /* Arithmetic flags of a - b, from the host's own CMP. */
 static uint64_t compare(uint64_t a, uint64_t b, unsigned size)
 {
@@ -313,17 +319,135 @@ static uint64_t compare(uint64_t a, uint64_t b, unsigned size)
 		__asm__("cmpq %2, %1; lahf; seto %%al" : "=&a"(ax) : "r"(a), "r"(b) : "cc");
 		break;
 	}
-	return (ax >> 8 & (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF)) | (ax & 1 ? FL_OF : 0);
+	return flags_of(ax);
+}
+
+/* What a run of comparisons found. */
+struct run {
+	uint64_t n;	/* comparisons made; 0: none */
+	uint64_t flags; /* of the last */
+};
+
+#define HOST_SCAS(rep, suffix)                                                                     \
+	__asm__ volatile(rep " scas" suffix "; lahf; seto %%al"                                    \
+			 : "+D"(p), "+c"(left), "+a"(ax)                                           \
+			 :                                                                         \
+			 : "memory", "cc")
+#define HOST_CMPS(rep, suffix)                                                                     \
+	__asm__ volatile(rep " cmps" suffix "; lahf; seto %%al"                                    \
+			 : "+S"(a), "+D"(b), "+c"(left), "=a"(ax)                                  \
+			 :                                                                         \
+			 : "memory", "cc")
+
+static struct run host_scas(const void *p, uint64_t val, uint64_t n, unsigned size, bool is_repne)
+{
+	uint64_t left = n, ax = val;
+
+	switch (size * 2 + is_repne) {
+	case 2:
+		HOST_SCAS("repe", "b");
+		break;
+	case 3:
+		HOST_SCAS("repne", "b");
+		break;
+	case 4:
+		HOST_SCAS("repe", "w");
+		break;
+	case 5:
+		HOST_SCAS("repne", "w");
+		break;
+	case 8:
+		HOST_SCAS("repe", "l");
+		break;
+	case 9:
+		HOST_SCAS("repne", "l");
+		break;
+	case 16:
+		HOST_SCAS("repe", "q");
+		break;
+	default:
+		HOST_SCAS("repne", "q");
+		break;
+	}
+	return (struct run){ n - left, flags_of(ax) };
+}
+
+static struct run host_cmps(const void *a, const void *b, uint64_t n, unsigned size, bool is_repne)
+{
+	uint64_t left = n, ax;
+
+	switch (size * 2 + is_repne) {
+	case 2:
+		HOST_CMPS("repe", "b");
+		break;
+	case 3:
+		HOST_CMPS("repne", "b");
+		break;
+	case 4:
+		HOST_CMPS("repe", "w");
+		break;
+	case 5:
+		HOST_CMPS("repne", "w");
+		break;
+	case 8:
+		HOST_CMPS("repe", "l");
+		break;
+	case 9:
+		HOST_CMPS("repne", "l");
+		break;
+	case 16:
+		HOST_CMPS("repe", "q");
+		break;
+	default:
+		HOST_CMPS("repne", "q");
+		break;
+	}
+	return (struct run){ n - left, flags_of(ax) };
+}
+
+static struct run scas_run(struct string_op *o, bool is_repne)
+{
+	uint64_t lin, n;
+	void *p;
+
+	n = MIN(run_room(o, SEG_ES, offset_of(o, R_RDI), ACC_READ, &lin) / o->size, o->count);
+	p = n < 2 ? NULL : direct(o->cpu, lin, false);
+	if (!p)
+		return (struct run){ 0 };
+	return host_scas(p, o->cpu->s.gpr[R_RAX], n, o->size, is_repne);
+}
+
+static struct run cmps_run(struct string_op *o, bool is_repne)
+{
+	uint64_t a_lin, b_lin, n;
+	void *a, *b;
+
+	/* In the order in which the operands are looked at, element by element. */
+	if (o->cpu->vm->model.is_amd) {
+		n = run_room(o, o->seg, offset_of(o, R_RSI), ACC_READ, &a_lin);
+		n = MIN(n, run_room(o, SEG_ES, offset_of(o, R_RDI), ACC_READ, &b_lin));
+	} else {
+		n = run_room(o, SEG_ES, offset_of(o, R_RDI), ACC_READ, &b_lin);
+		n = MIN(n, run_room(o, o->seg, offset_of(o, R_RSI), ACC_READ, &a_lin));
+	}
+	n = MIN(n / o->size, o->count);
+	a = n < 2 ? NULL : direct(o->cpu, a_lin, false);
+	b = a ? direct(o->cpu, b_lin, false) : NULL;
+	/* Filling one entry may have taken the place of the other. */
+	if (!b || direct(o->cpu, a_lin, false) != a)
+		return (struct run){ 0 };
+	return host_cmps(a, b, n, o->size, is_repne);
 }
 
 /*
- * One comparison is done; returns true while REPE/REPNE goes on.  On Intel's CPUs a fault in a repeated comparison
+ * @n comparisons are done; returns true while REPE/REPNE goes on.  On Intel's CPUs a fault in a repeated comparison
  * leaves the flags as they were before the instruction (SDM vol. 2, REP): they are written at the end.
  */
-static bool done_compare(struct string_op *o, const struct insn *in, uint64_t flags)
+static bool done_compare(struct string_op *o, const struct insn *in, uint64_t n, uint64_t flags,
+			 bool is_slow)
 {
 	struct x86_state *s = &o->cpu->s;
-	bool more = done(o, 1, true);
+	bool more = done(o, n, is_slow);
 
 	if (o->is_rep && !(flags & FL_ZF) != in->repne) {
 		o->count = 0; /* the condition ended it */
@@ -334,38 +458,70 @@ static bool done_compare(struct string_op *o, const struct insn *in, uint64_t fl
 	return more;
 }
 
+static uint64_t cmps_one(struct string_op *o)
+{
+	struct dbt_cpu *cpu = o->cpu;
+	uint64_t a, b;
+
+	/* Which of two faulting operands is reported: the second of them on Intel's CPUs, the first on AMD's. */
+	if (cpu->vm->model.is_amd) {
+		a = mem_read(cpu, o->seg, offset_of(o, R_RSI), o->size);
+		b = mem_read(cpu, SEG_ES, offset_of(o, R_RDI), o->size);
+	} else {
+		b = mem_read(cpu, SEG_ES, offset_of(o, R_RDI), o->size);
+		a = mem_read(cpu, o->seg, offset_of(o, R_RSI), o->size);
+	}
+	return compare(a, b, o->size);
+}
+
+static uint64_t scas_one(struct string_op *o)
+{
+	uint64_t b = mem_read(o->cpu, SEG_ES, offset_of(o, R_RDI), o->size);
+
+	return compare(o->cpu->s.gpr[R_RAX], b, o->size);
+}
+
+/* CMPS and SCAS: as transfer(). */
+static void search(struct string_op *o, const struct insn *in,
+		   struct run (*run)(struct string_op *o, bool is_repne),
+		   uint64_t (*one)(struct string_op *o), bool has_src)
+{
+	uint64_t bytes = 0;
+	unsigned skip = 0;
+	struct run r;
+	bool is_slow;
+
+	do {
+		r.n = 0;
+		if (skip)
+			skip--;
+		else if (may_run(o))
+			r = run(o, in->repne);
+		is_slow = !r.n;
+		if (is_slow) {
+			r = (struct run){ 1, one(o) };
+			skip = skip ? skip : SKIP_ELEMENTS;
+		}
+		if (has_src)
+			advance(o, R_RSI, r.n);
+		advance(o, R_RDI, r.n);
+		bytes += r.n * o->size;
+	} while (done_compare(o, in, r.n, r.flags, is_slow) && bytes < BATCH_BYTES);
+	finish(o);
+}
+
 void user_cmps(struct dbt_cpu *cpu, const struct insn *in)
 {
 	struct string_op o;
-	uint64_t a, b;
 
-	if (!begin(&o, cpu, in))
-		return;
-	do {
-		/* Which of two faulting operands is reported: the second of them on Intel's CPUs, the first on AMD's. */
-		if (cpu->vm->model.is_amd) {
-			a = mem_read(cpu, o.seg, offset_of(&o, R_RSI), o.size);
-			b = mem_read(cpu, SEG_ES, offset_of(&o, R_RDI), o.size);
-		} else {
-			b = mem_read(cpu, SEG_ES, offset_of(&o, R_RDI), o.size);
-			a = mem_read(cpu, o.seg, offset_of(&o, R_RSI), o.size);
-		}
-		advance(&o, R_RSI, 1);
-		advance(&o, R_RDI, 1);
-	} while (done_compare(&o, in, compare(a, b, o.size)));
-	finish(&o);
+	if (begin(&o, cpu, in))
+		search(&o, in, cmps_run, cmps_one, true);
 }
 
 void user_scas(struct dbt_cpu *cpu, const struct insn *in)
 {
 	struct string_op o;
-	uint64_t b;
 
-	if (!begin(&o, cpu, in))
-		return;
-	do {
-		b = mem_read(cpu, SEG_ES, offset_of(&o, R_RDI), o.size);
-		advance(&o, R_RDI, 1);
-	} while (done_compare(&o, in, compare(cpu->s.gpr[R_RAX], b, o.size)));
-	finish(&o);
+	if (begin(&o, cpu, in))
+		search(&o, in, scas_run, scas_one, false);
 }

@@ -185,6 +185,8 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 	if (rc)
 		return rc;
 	cpu->self = cpu;
+	if (cpu->vm->cfg.without & ENGINE_IN_PLACE)
+		cpu->xlate->is_watched = true;
 	cpu->page_mask = ~0xfffULL;
 	cpu->jc_mask = (uint64_t)(DBT_JC_SIZE - 1) << 1;
 	cpu->line_mask = DBT_LINE - 1;

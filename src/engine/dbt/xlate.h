@@ -89,7 +89,7 @@ struct xlate_cpu {
 	uint64_t fill_true, fill_false, table_fills, ret_overflows;
 	struct insn called; /* the one in execution: a flush may free the block's */
 	uint64_t entered;   /* generation of the code that was entered */
-	bool is_watched; /* interpreted instructions leave translated code: somebody compares blocks */
+	bool is_watched; /* interpreted instructions leave: somebody compares blocks, or ENGINE_IN_PLACE is off */
 	struct check *check; /* lockstep checker, NULL when off (check.h) */
 	/* Pages with entries in the branch table: a hash of the entry's page + 1 (0: no entry), and how many have
 	 * each hash. */
