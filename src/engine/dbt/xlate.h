@@ -85,7 +85,7 @@ struct xlate_block {
 struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* what the interpreter executed */
-	uint64_t steps; /* instructions interpreted without leaving */
+	uint64_t steps;			/* instructions interpreted without leaving */
 	uint64_t fill_true, fill_false, table_fills, ret_overflows;
 	struct insn called; /* the one in execution: a flush may free the block's */
 	uint64_t entered;   /* generation of the code that was entered */
