@@ -93,6 +93,8 @@ int engine_parse_techniques(const char *text, uint64_t *mask, struct error *err)
 	size_t used = 0;
 
 	*mask = 0;
+	if (strcmp(text, "none") == 0)
+		return 0;
 	for (const char *p = text;;) {
 		size_t n = strcspn(p, ",");
 		unsigned i = 0;

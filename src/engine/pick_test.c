@@ -100,6 +100,8 @@ static void test_techniques(void **state)
 	assert_int_equal(mask, ENGINE_RETURNS);
 	assert_int_equal(engine_parse_techniques("coalescing,dead-flags", &mask, &err), 0);
 	assert_int_equal(mask, ENGINE_COALESCING | ENGINE_DEAD_FLAGS);
+	assert_int_equal(engine_parse_techniques("none", &mask, &err), 0);
+	assert_int_equal(mask, 0);
 	static const char *const bad[] = { "", "return", "returns,", "returns,,chaining",
 					   "returns chaining" };
 

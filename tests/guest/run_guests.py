@@ -63,6 +63,7 @@ HOSTILE = [
     ("string", None, ""),
 ]
 MODES = {"translate": [], "interp": ["--interp-only"], "strict": ["--strict"], "lockstep": ["--check", "1"],
+         "returns": ["--without", "none"],
          "plain": ["--without", "dead-flags,coalescing,returns,chaining,branch-table,second-tlb,in-place"]}
 TIMEOUT_S = 120  # a guest takes seconds; a hang is a failure, a loaded machine is not
 STOP_S = 20
