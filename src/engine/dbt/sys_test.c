@@ -1382,6 +1382,23 @@ static void test_mode_key(void **state)
 	assert_int_equal(cpu->mode_key & (DBT_MODE_PE | DBT_MODE_VM86), DBT_MODE_VM86);
 }
 
+/* The C library, which a translation needs for memory, uses vector registers. */
+static void test_translation_saves_vectors(void **state)
+{
+	protected32(0);
+	poke(CODE, 2, 0xf490); /* nop; hlt */
+	cpu->s.rip = CODE;
+	dbt_run_enter(cpu);
+	dbt_fpu_to_regs(cpu);
+	struct xlate_block *b = xlate_find(cpu, 0);
+	bool is_in_regs = cpu->is_fpu_in_regs;
+
+	dbt_fpu_to_mem(cpu);
+	dbt_run_leave(cpu);
+	assert_non_null(b);
+	assert_false(is_in_regs);
+}
+
 static void test_descriptor_info(void **state)
 {
 	protected32(3);
@@ -1460,6 +1477,7 @@ int main(void)
 		cmocka_unit_test(test_flush_request),
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_mode_key),
+		cmocka_unit_test(test_translation_saves_vectors),
 		cmocka_unit_test(test_descriptor_info),
 	};
 

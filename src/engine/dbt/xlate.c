@@ -465,6 +465,7 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 	struct dbt_vm *vm = cpu->vm;
 	struct xlate_vm *x = vm->xlate;
 
+	dbt_fpu_to_mem(cpu); /* the C library's malloc() and free() use vector registers */
 	for (;;) {
 		protect_page(cpu, phys);
 		pthread_mutex_lock(&vm->lock);
