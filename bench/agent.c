@@ -3,12 +3,12 @@
  * The benchmark's agent: runs the phases of workloads one after the other and times them with its own
  * machine's clock.  The same program is the first process of the guests and a plain process natively.
  *
- *   in   PHASE NAME LIMIT_S           run /bench/w/NAME/PHASE with /bin/sh in /work
+ *   in   PHASE NAME LIMIT_S           run /bench/w/NAME/PHASE with /bin/sh in /task
  *        bye                          power off (as first process), or end
  *   out  @ready NS                    clock since boot
  *        @start NAME
- *        @end NAME STATUS NS HEX      exit status (128 + signal), time, and the first bytes of /work/PHASE.out, or
- *                                     of /work/PHASE.err when the status is not 0
+ *        @end NAME STATUS NS HEX      exit status (128 + signal), time, and the first bytes of /task/PHASE.out, or
+ *                                     of /task/PHASE.err when the status is not 0
  *
  * Fields never hold a space.  Anything else on the line (a kernel's messages share the serial port) is noise
  * to the reader, who looks for '@'.
@@ -116,8 +116,8 @@ static void run_phase(const char *phase, const char *name, unsigned limit_s)
 	char script[128], out[64], err[64], line[600], hex[2 * OUT_MAX + 2];
 
 	snprintf(script, sizeof(script), "/bench/w/%s/%s", name, phase);
-	snprintf(out, sizeof(out), "/work/%s.out", phase);
-	snprintf(err, sizeof(err), "/work/%s.err", phase);
+	snprintf(out, sizeof(out), "/task/%s.out", phase);
+	snprintf(err, sizeof(err), "/task/%s.err", phase);
 	snprintf(line, sizeof(line), "@start %s\n", name);
 	say(line);
 
@@ -163,8 +163,8 @@ int main(void)
 		cfmakeraw(&tio);
 		tcsetattr(STDIN_FILENO, TCSANOW, &tio);
 	}
-	if (chdir("/work") < 0) {
-		perror("/work");
+	if (chdir("/task") < 0) {
+		perror("/task");
 		return 1;
 	}
 	snprintf(line, sizeof(line), "@ready %lld\n", (long long)now_ns(CLOCK_BOOTTIME));

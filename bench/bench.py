@@ -77,7 +77,7 @@ def make_payload(payload, chosen, compiler):
         folder.mkdir(parents=True)
         # The program is in the page cache before it is timed: how fast disks are is asked elsewhere.
         warm = f'cat "$(command -v {w.needs})" > /dev/null\n' if w.needs else ""
-        (folder / "prepare").write_text(f"set -e\nrm -rf /work/*\n{warm}{w.prepare}\n")
+        (folder / "prepare").write_text(f"set -e\nrm -rf /task/*\n{warm}{w.prepare}\n")
         (folder / "run").write_text(f"{w.run}\n")
         (folder / "check").write_text(f"{w.check}\n")
 

@@ -137,7 +137,7 @@ def unpack_tree(disk, tree):
                    stderr=subprocess.DEVNULL, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"})
     if not (tree / "bin" / "sh").exists():
         raise Broken(f"the disk {disk} could not be unpacked into {tree}")
-    for name in ("bench", "work", "proc", "dev", "run", "tmp"):
+    for name in ("bench", "task", "proc", "dev", "run", "tmp"):
         (tree / name).mkdir(exist_ok=True)
     mark.write_text(stamp)
 
@@ -146,13 +146,13 @@ NATIVE = """
 set -e
 cd "$1"
 mount --bind "$2" bench
-mount -t tmpfs -o size=768M work work
+mount -t tmpfs -o size=768M task task
 mount -t tmpfs run run
 mount -t tmpfs tmp tmp
 mount --rbind /proc proc
 mount --rbind /dev dev
 touch run/scratch && mount --bind "$3" run/scratch
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/work LC_ALL=C BENCH_HOST=127.0.0.1 BENCH_PORT="$4" \\
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/task LC_ALL=C BENCH_HOST=127.0.0.1 BENCH_PORT="$4" \\
 	chroot . /bench/agent
 """
 
@@ -182,7 +182,7 @@ def start_native(parts, log):
 
 
 def append(parts):
-    return (f"console=ttyS0 quiet loglevel=1 root=/dev/vda rw PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/work LC_ALL=C "
+    return (f"console=ttyS0 quiet loglevel=1 root=/dev/vda rw PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/task LC_ALL=C "
             f"BENCH_HOST={GUEST_ADDRESS_OF_HOST} BENCH_PORT={parts.port}")
 
 

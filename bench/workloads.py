@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is run: one row a workload.
 
-run      shell script that is timed; its standard output goes to /work/run.out
+run      shell script that is timed; its standard output goes to /task/run.out
 prepare  before each run, not timed
 check    after each run, not timed: what it prints must be the same on every machine.  Without it, the hash of
-         /work/run.out.
+         /task/run.out.
 limit    seconds after which it is given up
 
-Scripts run in /work, a tmpfs that is emptied before each run; /bench holds this benchmark's own files and inputs.  Group "compute"
+Scripts run in /task, a tmpfs that is emptied before each run; /bench holds this benchmark's own files and inputs.  Group "compute"
 hardly needs the kernel, "system" hardly anything else, "io" goes through a device.  What takes well under a tenth of a second
 natively says more about starting a program than about running it.
 """
@@ -23,7 +23,7 @@ class Workload:
     title: str
     run: str
     prepare: str = ""
-    check: str = "sha256sum < /work/run.out"
+    check: str = "sha256sum < /task/run.out"
     needs: str = ""  # a program that the image must have
     limit: int = 180
 
@@ -36,36 +36,36 @@ WORKLOADS = [
     # ---- programs that compute ----
     Workload("sysbench-cpu", COMPUTE, "sysbench cpu, 1500 events",
              "exec sysbench cpu --cpu-max-prime=10000 --time=0 --events=1500 run",
-             check="grep 'total number of events' /work/run.out", needs="sysbench"),
+             check="grep 'total number of events' /task/run.out", needs="sysbench"),
     micro("core", COMPUTE, "lists, matrices, states, CRC", "core", 100),
     Workload("openssl-sha256", COMPUTE, "openssl sha256 of 192 MiB",
              "exec openssl dgst -sha256 text text text text text text text text text text text text",
-             prepare="cp /bench/text /work/text", needs="openssl"),
+             prepare="cp /bench/text /task/text", needs="openssl"),
     Workload("openssl-aes", COMPUTE, "openssl aes-128-cbc of 64 MiB",
              "cat text text text text | openssl enc -aes-128-cbc -K 0 -iv 0 2>/dev/null | tail -c 64",
-             prepare="cp /bench/text /work/text", needs="openssl"),
+             prepare="cp /bench/text /task/text", needs="openssl"),
     Workload("openssl-prime", COMPUTE, "openssl: is 2^2203 - 1 prime? 3 times", "exec openssl prime -hex $(cat /bench/prime)",
              needs="openssl"),
     micro("nbody", COMPUTE, "n-body, 1M steps", "nbody", 100),
     micro("linpack", COMPUTE, "LINPACK, 80 times n = 200", "linpack", 80),
     Workload("gzip", COMPUTE, "gzip -6 of 16 MiB", "exec gzip -6 -c -n text",
-             prepare="cp /bench/text /work/text", needs="gzip"),
+             prepare="cp /bench/text /task/text", needs="gzip"),
     Workload("xz", COMPUTE, "xz -3 of 4 MiB", "exec xz -3 -c -T1 text",
-             prepare="head -c 4194304 /bench/text > /work/text", needs="xz"),
+             prepare="head -c 4194304 /bench/text > /task/text", needs="xz"),
     Workload("zstd", COMPUTE, "zstd -9 of 16 MiB", "exec zstd -q -9 --single-thread -c text",
-             prepare="cp /bench/text /work/text", needs="zstd"),
+             prepare="cp /bench/text /task/text", needs="zstd"),
     Workload("gcc", COMPUTE, "gcc -O2 of one C file", "exec gcc -O2 -w -c -o unit.o unit.i",
-             prepare="cp /bench/unit.i /work/unit.i; cat \"$(gcc -print-prog-name=cc1)\" > /dev/null", check="sha256sum < /work/unit.o", needs="gcc"),
+             prepare="cp /bench/unit.i /task/unit.i; cat \"$(gcc -print-prog-name=cc1)\" > /dev/null", check="sha256sum < /task/unit.o", needs="gcc"),
     Workload("python", COMPUTE, "python3: objects, dicts, strings", "exec python3 -S /bench/load.py", needs="python3"),
     Workload("perl", COMPUTE, "perl: regular expressions, hashes", "exec perl /bench/load.pl text",
-             prepare="cp /bench/text /work/text", needs="perl"),
+             prepare="cp /bench/text /task/text", needs="perl"),
     Workload("node", COMPUTE, "node: a just-in-time compiler", "exec node /bench/load.js",
              prepare="cat /usr/lib/x86_64-linux-gnu/libnode* > /dev/null || true", needs="node"),
     Workload("sqlite", COMPUTE, "sqlite3: 50k rows in, joined, out", "exec sqlite3 t.db < /bench/load.sql",
              needs="sqlite3"),
     Workload("memory", COMPUTE, "sysbench memory, 4 GiB written",
              "exec sysbench memory --memory-block-size=1M --memory-total-size=4G --time=0 run",
-             check="grep 'Total operations' /work/run.out | cut -d'(' -f1", needs="sysbench"),
+             check="grep 'Total operations' /task/run.out | cut -d'(' -f1", needs="sysbench"),
 
     # ---- pieces of programs ----
     micro("alu", COMPUTE, "one chain of arithmetic", "alu", 100),
@@ -91,12 +91,12 @@ WORKLOADS = [
     Workload("files", SYSTEM, "tar of /usr/share and its unpacking",
              "tar -C /usr/share -cf - zoneinfo perl5 perl python3 2>/dev/null | tar -xf - ; find . -type f | wc -l",
              prepare="tar -C /usr/share -cf - zoneinfo perl5 perl python3 2>/dev/null | cat > /dev/null",
-             check="cat /work/run.out", needs="tar"),
+             check="cat /task/run.out", needs="tar"),
     Workload("redis", SYSTEM, "redis: 20k requests, SET, GET and LPUSH",
-             "exec redis-benchmark -s /work/redis.sock -n 20000 -c 8 -r 1000 -t set,get,lpush --csv",
-             prepare="redis-server --port 0 --unixsocket /work/redis.sock --daemonize yes --save '' --logfile /work/log\n"
-                     "until redis-cli -s /work/redis.sock ping; do sleep 0.1; done",
-             check="redis-cli -s /work/redis.sock llen mylist; redis-cli -s /work/redis.sock shutdown nosave",
+             "exec redis-benchmark -s /task/redis.sock -n 20000 -c 8 -r 1000 -t set,get,lpush --csv",
+             prepare="redis-server --port 0 --unixsocket /task/redis.sock --daemonize yes --save '' --logfile /task/log\n"
+                     "until redis-cli -s /task/redis.sock ping; do sleep 0.1; done",
+             check="redis-cli -s /task/redis.sock llen mylist; redis-cli -s /task/redis.sock shutdown nosave",
              needs="redis-server"),
 
     # ---- devices ----
