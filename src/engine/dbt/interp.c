@@ -203,15 +203,23 @@ enum decode_result interp_decode(const struct dbt_cpu *cpu, struct insn *out, co
 	return r;
 }
 
+/* memcmp() for a few bytes: the host's string instruction takes longer to begin. */
+static bool is_equal(const uint8_t *a, const uint8_t *b, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (a[i] != b[i])
+			return false;
+	return true;
+}
+
+/* Is @d, which fits into the @avail bytes at @p, still what is there? */
 static bool same_bytes(const struct decoded *d, const uint8_t *p, unsigned avail)
 {
 	unsigned len = d->in.len;
 	uint64_t a, b, k[2];
 
-	if (len > avail)
-		return false;
 	if (unlikely(avail < 16))
-		return !memcmp(d->key, p, len);
+		return is_equal(d->key, p, len);
 	__builtin_memcpy(&a, p, 8);
 	__builtin_memcpy(&b, p + 8, 8);
 	__builtin_memcpy(k, d->key, 16);
@@ -240,6 +248,21 @@ static unsigned fetch_more(struct dbt_cpu *cpu, uint64_t lin, uint8_t *buf, unsi
 	return n + avail;
 }
 
+/* Is @d, which has more than the @avail bytes at @p, still what is at @lin?  Raises if its second page can't be fetched. */
+static bool same_over_pages(struct dbt_cpu *cpu, const struct decoded *d, uint64_t lin,
+			    const uint8_t *p, unsigned avail)
+{
+	unsigned rest = d->in.len - avail;
+	uint64_t va = lin + avail, offset;
+
+	if (!is_equal(d->key, p, avail))
+		return false;
+	if (cpu->code_bits != 64)
+		va = (uint32_t)va;
+	p = mmu_fetch(cpu, va, &avail, &offset);
+	return p && is_equal(d->key + d->in.len - rest, p, rest);
+}
+
 static struct decoded *fetch(struct dbt_cpu *cpu, uint64_t lin)
 {
 	const struct x86_seg *cs = &cpu->s.seg[SEG_CS];
@@ -258,8 +281,8 @@ static struct decoded *fetch(struct dbt_cpu *cpu, uint64_t lin)
 		dbt_raise_err(cpu, EXC_GP, 0);
 	}
 	p = mmu_fetch(cpu, lin, &avail, &offset);
-	if (likely(p && d->key[15] == mode &&
-		   same_bytes(d, p, max < INSN_MAX_LEN ? MIN(avail, max) : avail)))
+	if (likely(p && d->key[15] == mode && d->in.len <= max) &&
+	    (likely(d->in.len <= avail) ? same_bytes(d, p, avail) : same_over_pages(cpu, d, lin, p, avail)))
 		return d;
 
 	/* The slot is nobody's until it is whole: the fetch of a second page may raise. */
