@@ -124,7 +124,7 @@ struct dbt_mmu {
 };
 
 /* ---- inline branch table (jump cache), see xlate.h ---- */
-#define DBT_JC_SIZE 4096u
+#define DBT_JC_SIZE 32768u /* a system call of Linux takes some hundred indirect branches */
 
 /* ---- what a vCPU is asked to do at its next safepoint (cpu->requests, atomic) ---- */
 enum {

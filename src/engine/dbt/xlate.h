@@ -103,7 +103,7 @@ struct code_cache {
 	size_t size, used, stubs_end; /* [0, stubs_end): stubs, kept by a flush */
 };
 
-#define XLATE_HASH_BITS 16
+#define XLATE_HASH_BITS 18
 
 struct xlate_vm {
 	struct code_cache cc;
