@@ -145,6 +145,24 @@ static void test_repeated_compare_faults(void **state)
 	}
 }
 
+/* LOOPNE, LOOPE and LOOP with F3 and F2: is the jump taken with ZF set? */
+static void test_loops_with_rep(void **state)
+{
+	static const bool is_taken[2][3][2] = { { { false, false }, { true, true }, { true, true } },
+						{ { true, false }, { true, false }, { true, true } } };
+
+	for (int amd = 0; amd < 2; amd++)
+		for (unsigned n = 0; n < 6; n++) {
+			START(amd, n & 1 ? 0xf2 : 0xf3, (uint8_t)(0xe0 + n / 2), 0x10);
+			s->gpr[R_RCX] = 2;
+			s->rflags |= FL_ZF;
+			assert_int_equal(step(), -1);
+			assert_int_equal(s->gpr[R_RCX], 1);
+			assert_int_equal(s->rip,
+					 CODE_VA + 0x803 + (is_taken[amd][n / 2][n & 1] ? 0x10 : 0));
+		}
+}
+
 static void test_decimal_flags(void **state)
 {
 	dt_guest_set_mode(&guest, 32);
@@ -325,6 +343,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		GUEST_TEST(test_rep_with_short_addresses),
 		GUEST_TEST(test_repeated_compare_faults),
+		GUEST_TEST(test_loops_with_rep),
 		GUEST_TEST(test_decimal_flags),
 		GUEST_TEST(test_bound),
 		GUEST_TEST(test_masked_stores),

@@ -133,6 +133,9 @@ static void user_loop(struct dbt_cpu *cpu, const struct insn *in)
 	bool zf = cpu->s.rflags & FL_ZF;
 	unsigned id = in->desc->id;
 
+	/* AMD's CPUs take the condition from a REP prefix, if there is one, and Intel's from the opcode. */
+	if (id != I_LOOP && (in->rep || in->repne) && cpu->vm->model.is_amd)
+		id = in->rep ? I_LOOPE : I_LOOPNE;
 	if (count && (id == I_LOOP || zf == (id == I_LOOPE)))
 		jump(cpu, in, cpu->next_rip + (uint64_t)in->imm);
 	user_reg_write(cpu, R_RCX, in->addrsize, count);
