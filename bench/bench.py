@@ -28,7 +28,7 @@ import workloads
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
-TEXT_MIB, SCRATCH_MIB = 16, 128
+TEXT_MIB = 16
 UNIT = "src/dev/virtio/virtio_net.c"  # what gcc compiles; mid-sized, needs no library but C's
 START_LIMIT = 180
 
@@ -80,6 +80,8 @@ def make_payload(payload, chosen, compiler):
         (folder / "prepare").write_text(f"set -e\nrm -rf /task/*\n{warm}{w.prepare}\n")
         (folder / "run").write_text(f"{w.run}\n")
         (folder / "check").write_text(f"{w.check}\n")
+        if w.seconds:
+            (folder / "seconds").write_text(f"{w.seconds}\n")
 
 
 def make_disk(target, mib, directory):
@@ -87,10 +89,10 @@ def make_disk(target, mib, directory):
                    check=True, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"})
 
 
-def make_scratch(path):
+def make_scratch(path, mib):
     block = random.Random(2).randbytes(1 << 20)
     with open(path, "wb") as out:
-        for _ in range(SCRATCH_MIB):
+        for _ in range(mib):
             out.write(block)
 
 
@@ -128,6 +130,24 @@ def start_server():
 
     threading.Thread(target=loop, daemon=True).start()
     return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def iperf_server(is_wanted):
+    """The port on which this host's iperf3 serves meanwhile; 0 when it is not wanted."""
+    if not is_wanted:
+        yield 0
+        return
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    # It tells nothing of when it listens; the first guest takes seconds to come.
+    server = subprocess.Popen(["iperf3", "-s", "-B", "127.0.0.1", "-p", str(port)], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        server.kill()
+        server.wait()
 
 
 # ---- measuring ----
@@ -190,7 +210,8 @@ class Run:
             return
         machine = self.up[name]
         try:
-            done = {phase: machine.run(phase, w.name, w.limit) for phase in ("prepare", "run", "check")}
+            phases = ("prepare", "run", "check", "seconds") if w.seconds else ("prepare", "run", "check")
+            done = {phase: machine.run(phase, w.name, w.limit) for phase in phases}
         except (machines.Broken, OSError) as e:
             row["failed"][name] = str(e)
             say(f"{w.name}: {e}")
@@ -201,11 +222,17 @@ class Run:
             if result.status:
                 row["failed"][name] = f"{phase} ended with status {result.status}: {' '.join(result.text.split())[:120]}"
                 return
-        self.note(row, name, done["run"], done["check"].text)
+        try:
+            own = float(done["seconds"].text) if w.seconds else None
+        except ValueError:
+            row["failed"][name] = f"it tells no time: {done['seconds'].text[:120]!r}"
+            return
+        self.note(row, name, done["run"], done["check"].text, own)
 
     @staticmethod
-    def note(row, name, result, text):
-        row["times"][name].append(result.guest_s)
+    def note(row, name, result, text, own_s=None):
+        """@own_s: the time that the program tells, in place of the whole run's, which is compared with the host's clock."""
+        row["times"][name].append(result.guest_s if own_s is None else own_s)
         row["host_times"][name].append(result.host_max_s)
         row["results"].setdefault(name, text)
         row["is_equal"] &= all(t == text for t in row["results"].values())
@@ -289,6 +316,8 @@ def choose(args, tree):
             continue
         if w.needs and not has_program(tree, w.needs):
             left_out.append(f"{w.name}: left out, the image \"{args.image}\" has no {w.needs}")
+        elif w.serves and not shutil.which(w.serves):
+            left_out.append(f"{w.name}: left out, this host has no {w.serves}")
         else:
             chosen.append(w)
     return chosen, left_out
@@ -330,13 +359,19 @@ def measure(args, image, work):
     chosen, left_out = choose(args, tree)
     if not chosen:
         raise SystemExit("bench: nothing to run: " + ("; ".join(left_out) or "no workload has such a name"))
+    with iperf_server(any(w.serves for w in chosen)) as iperf_port:
+        return measure_chosen(args, image, work, chosen, left_out, iperf_port)
+
+
+def measure_chosen(args, image, work, chosen, left_out, iperf_port):
+    tree = args.out / "tree"
     parts = machines.Parts(work=work, image=image, tree=tree, payload=work / "payload", payload_disk=work / "payload.img",
-                           scratch={n: work / f"scratch-{n}.img" for n in args.names}, initrd=work / "initrd", port=start_server(), viv=args.viv,
-                           qemu=args.qemu, cpu=args.qemu_cpu)
+                           scratch={n: work / f"scratch-{n}.img" for n in args.names}, initrd=work / "initrd", port=start_server(),
+                           iperf_port=iperf_port, viv=args.viv, qemu=args.qemu, cpu=args.qemu_cpu)
     make_payload(parts.payload, chosen, args.compiler)
     make_disk(parts.payload_disk, 128, parts.payload)
     for path in parts.scratch.values():
-        make_scratch(path)
+        make_scratch(path, max(w.scratch_mib for w in chosen))
     machines.make_initrd(image["initrd"], HERE / "init", parts.initrd)
     host = host_facts()
     run = Run(args.names, chosen, parts, args.engine)

@@ -153,7 +153,7 @@ mount --rbind /proc proc
 mount --rbind /dev dev
 touch run/scratch && mount --bind "$3" run/scratch
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/task LC_ALL=C BENCH_HOST=127.0.0.1 BENCH_PORT="$4" \\
-	chroot . /bench/agent
+	BENCH_IPERF="$5" chroot . /bench/agent
 """
 
 
@@ -168,6 +168,7 @@ class Parts:
     scratch: dict  # of each machine
     initrd: pathlib.Path
     port: int
+    iperf_port: int
     viv: str
     qemu: str
     cpu: str  # of QEMU
@@ -178,12 +179,12 @@ def start_native(parts, log):
     if os.getuid() != 0:
         command += ["--user", "--map-root-user"]
     return Machine("native", [*command, "sh", "-c", NATIVE, "sh", str(parts.tree), str(parts.payload),
-                              str(parts.scratch["native"]), str(parts.port)], log)
+                              str(parts.scratch["native"]), str(parts.port), str(parts.iperf_port)], log)
 
 
 def append(parts):
     return (f"console=ttyS0 quiet loglevel=1 root=/dev/vda rw PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/task LC_ALL=C "
-            f"BENCH_HOST={GUEST_ADDRESS_OF_HOST} BENCH_PORT={parts.port}")
+            f"BENCH_HOST={GUEST_ADDRESS_OF_HOST} BENCH_PORT={parts.port} BENCH_IPERF={parts.iperf_port}")
 
 
 def start_viv(parts, log, name="bench", engine="dbt"):

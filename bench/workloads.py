@@ -5,6 +5,8 @@ run      shell script that is timed; its standard output goes to /task/run.out
 prepare  before each run, not timed
 check    after each run, not timed: what it prints must be the same on every machine.  Without it, the hash of
          /task/run.out.
+seconds  where starting the program is not meant to count: prints the time that takes run's place, from what run
+         measured by itself.  Programs that run for a fixed time tell how long a fixed amount of work takes at their speed.
 limit    seconds after which it is given up
 
 Scripts run in /task, a tmpfs that is emptied before each run; /bench holds this benchmark's own files and inputs.  Group "compute"
@@ -25,11 +27,41 @@ class Workload:
     prepare: str = ""
     check: str = "sha256sum < /task/run.out"
     needs: str = ""  # a program that the image must have
+    serves: str = ""  # a program that this host must have: iperf3, started as a server
+    seconds: str = ""
+    scratch_mib: int = 128  # the least size of the disk /run/scratch
     limit: int = 180
 
 
 def micro(name, group, title, test, count, arguments="", **more):
     return Workload(name, group, title, f"exec /bench/micro {test} {count} {arguments}".rstrip(), **more)
+
+
+FIO_SECONDS, IPERF_SECONDS = 4, 4
+
+
+def fio(name, title, pattern, block, depth, work_mib):
+    """@work_mib MiB of requests of @block bytes past the guest's page cache, @depth of them at a time."""
+    # terse version 3: KiB and milliseconds of reads are fields 6 and 9, of writes 47 and 50
+    kib, ms = (47, 50) if pattern.endswith("write") else (6, 9)
+    return Workload(
+        name, IO, title,
+        f"exec fio --name={name} --filename=/run/scratch --direct=1 --ioengine=libaio --rw={pattern} --bs={block} "
+        f"--iodepth={depth} --time_based --runtime={FIO_SECONDS} --randrepeat=1 --norandommap --output-format=terse",
+        check="cut -d';' -f5 /task/run.out",  # the number of errors
+        seconds=f"awk -F';' '{{ printf \"%.6f\", {work_mib} * 1024 / ${kib} * ${ms} / 1000 }}' /task/run.out",
+        needs="fio", scratch_mib=1024)
+
+
+def iperf(name, title, arguments=""):
+    """1 GiB of TCP, at the speed at which the receiver got it."""
+    return Workload(
+        name, IO, title,
+        f"exec iperf3 --json -c $BENCH_HOST -p $BENCH_IPERF -t {IPERF_SECONDS} {arguments}".rstrip(),
+        check="grep -c sum_received /task/run.out",
+        seconds="awk '/\"sum_received\"/ { on = 1 } on && /\"bits_per_second\"/ { split($0, f, \"[:,]\"); "
+                "printf \"%.6f\", 8 * 1073741824 / f[2]; exit }' /task/run.out",
+        needs="iperf3", serves="iperf3")
 
 
 WORKLOADS = [
@@ -104,6 +136,14 @@ WORKLOADS = [
     micro("disk-write", IO, "4 KiB writes at random, 5000", "diskwrite", 50, "/run/scratch"),
     micro("net-send", IO, "TCP to the host, 128 MiB", "send", 128, "$BENCH_HOST $BENCH_PORT"),
     micro("net-receive", IO, "TCP from the host, 128 MiB", "receive", 128, "$BENCH_HOST $BENCH_PORT"),
+    fio("fio-randread-1", "fio: 4k random reads, one at a time: 40 MiB", "randread", "4k", 1, 40),
+    fio("fio-randread-16", "fio: 4k random reads, 16 at a time: 40 MiB", "randread", "4k", 16, 40),
+    fio("fio-randwrite-1", "fio: 4k random writes, one at a time: 40 MiB", "randwrite", "4k", 1, 40),
+    fio("fio-randwrite-16", "fio: 4k random writes, 16 at a time: 40 MiB", "randwrite", "4k", 16, 40),
+    fio("fio-read", "fio: 1 MiB reads in order, 4 at a time: 4 GiB", "read", "1M", 4, 4096),
+    fio("fio-write", "fio: 1 MiB writes in order, 4 at a time: 4 GiB", "write", "1M", 4, 4096),
+    iperf("iperf-send", "iperf3 to the host: 1 GiB"),
+    iperf("iperf-receive", "iperf3 from the host: 1 GiB", "-R"),
 ]
 
 # Those that stand for the rows by which the translator has been judged from the beginning.

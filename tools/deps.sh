@@ -15,7 +15,7 @@ image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 boot="ovmf grub-common grub-pc-bin grub-efi-amd64-bin mtools memtest86+ u-boot-qemu"
 test="$build $image $boot clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
 format="clang-format"
-bench="$build $image python3 qemu-system-x86"
+bench="$build $image python3 qemu-system-x86 iperf3"
 
 fail()
 {

@@ -73,6 +73,12 @@ def test_clocks_that_disagree_and_results_that_change_are_noted():
     assert not r["is_equal"], "once different is different"
 
 
+def test_a_program_s_own_time_takes_the_place_of_the_run_s():
+    r = row("a", "compute", [], [], [], host_times={"viv": []})
+    bench.Run.note(r, "viv", machines.Result(0, 4.0, 3.9, 4.1, ""), "x", 0.25)
+    assert r["times"]["viv"] == [0.25] and not r["notes"]
+
+
 def test_workloads_are_named_once_and_the_lists_name_workloads():
     names = [w.name for w in workloads.WORKLOADS]
     assert len(set(names)) == len(names)
@@ -119,7 +125,10 @@ def test_what_fails_is_named_and_the_rest_goes_on(debian, out, monkeypatch):
         workloads.Workload("bad", workloads.COMPUTE, "bad", "echo no luck >&2; exit 3"),
         workloads.Workload("endless", workloads.COMPUTE, "endless", "while :; do :; done", limit=1),
         workloads.Workload("good", workloads.COMPUTE, "good", "echo fine"),
-        workloads.Workload("unchecked", workloads.COMPUTE, "unchecked", "true", check="false")])
+        workloads.Workload("unchecked", workloads.COMPUTE, "unchecked", "true", check="false"),
+        workloads.Workload("own", workloads.COMPUTE, "own", "echo 0.125", seconds="cat /task/run.out"),
+        workloads.Workload("timeless", workloads.COMPUTE, "timeless", "true", seconds="echo soon"),
+        workloads.Workload("unserved", workloads.COMPUTE, "unserved", "true", serves="no-such-program")])
     status, record = run_bench(debian, out, monkeypatch, "--machines", "native")
     failed = {r["name"]: r["failed"].get("native", "") for r in record["rows"]}
     assert status == 1
@@ -127,6 +136,9 @@ def test_what_fails_is_named_and_the_rest_goes_on(debian, out, monkeypatch):
     assert "status 137" in failed["endless"]
     assert not failed["good"]
     assert failed["unchecked"].startswith("check ended with status 1")
+    assert [r["times"]["native"] for r in record["rows"] if r["name"] == "own"] == [[0.125]]
+    assert failed["timeless"] == "it tells no time: 'soon'"
+    assert "unserved: left out, this host has no no-such-program" in record["left_out"]
     assert "no luck" in (out / "bench.md").read_text()
 
 
