@@ -374,6 +374,61 @@ static void test_rings(void)
 	check(is_right, "calls in ring 3 and ring 0 by turns");
 }
 
+/* ---- interrupts ---- */
+
+static void end_of_tree(struct frame *f)
+{
+	lapic_eoi();
+	f->ip = (uint64_t)jump_ip;
+	f->sp = (uint64_t)jump_sp;
+}
+
+/*
+ * 2^60 calls, all of them forward in one page, and after each function of the tree has run a few times, so that no jump
+ * of it is new: only the timer ends that.  Function N returns at once if bit N of rdx is set.
+ */
+static void test_tree(void)
+{
+	set_handler(0x40, end_of_tree);
+	lapic_enable();
+	lapic_write(0x3e0, 3);
+	lapic_write(0x320, 0x40); /* one-shot */
+	lapic_write(0x380, 3000000);
+	__asm__ volatile("lea 9f(%%rip), %%rax\n\t"
+			 "mov %%rax, %0\n\t"
+			 "mov %%rsp, %1\n\t"
+			 "mov $9, %%ecx\n\t"
+			 "sti\n"
+			 "2:\tlea 4f(%%rip), %%rbx\n\t"
+			 "mov $2, %%edx\n"
+			 "3:\tcall *%%rbx\n\t" /* each, calling the next one twice */
+			 "add $18, %%rbx\n\t"
+			 "shl $1, %%rdx\n\t"
+			 "bt $61, %%rdx\n\t"
+			 "jnc 3b\n\t"
+			 "dec %%ecx\n\t"
+			 "jnz 2b\n\t"
+			 "xor %%edx, %%edx\n\t"
+			 "call 4f\n\t"
+			 "jmp 9f\n\t"
+			 ".balign 2048\n\t"
+			 ".set row, 0\n"
+			 "4:\t.rept 60\n\t"
+			 "bt $row, %%rdx\n\t"
+			 "jc .+12\n\t"
+			 "call .+11\n\t"
+			 "call .+6\n\t"
+			 "ret\n\t"
+			 ".set row, row + 1\n\t"
+			 ".endr\n\t"
+			 "ret\n"
+			 "9:\tcli"
+			 : "=m"(jump_ip), "=m"(jump_sp)
+			 :
+			 : "rax", "rbx", "rcx", "rdx", "memory", "cc");
+	check(true, "a tree of calls is interrupted");
+}
+
 void guest_main(void)
 {
 	test_changed();
@@ -383,5 +438,6 @@ void guest_main(void)
 	test_faults();
 	test_rings();
 	test_aliases();
+	test_tree();
 	done();
 }

@@ -592,7 +592,8 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 		return DONE_INTERP;
 	int32_t off = branch_target(c);
 
-	if (off >= 0 && off <= c->off[c->cur])
+	/* A return does not poll (stubs.c), so each call does: here, or at the far entry that it goes to. */
+	if (off >= 0 && off < 4096 && (c->x->has_returns || off <= c->off[c->cur]))
 		emit_poll(c, true);
 	tr_call_push(c);
 	if (c->x->has_returns && off == c->off[c->cur + 1]) { /* only asks for its own address */
