@@ -22,25 +22,50 @@ enum step {
 	ST_PTR,	   /* r14 is a checked pointer */
 };
 
-#define PTR_SLOTS 8
-#define FRAME	  16 /* r15, for a call, or come back from it */
-
-/* What is known at a place in the block. */
-struct known {
-	enum step step;
-	bool is_flag_free;
-	bool can_write, rcx_is_ptr;
-	bool is_index; /* r14 is bounded to a table */
-	unsigned size; /* bytes checked */
-	int depth;     /* words on the host stack: 0, 1, or FRAME */
-	struct {
-		unsigned size; /* 0: no checked pointer */
-		bool can_write;
-	} slot[PTR_SLOTS];
+/* Progress of the check that a locked operand lies in one cache line. */
+enum line {
+	LN_NONE,
+	LN_ADDR,   /* rcx = r14 + line_at */
+	LN_OFFSET, /* rcx = the offset of that in its line */
+	LN_END,	   /* rcx = the offset of the last of line_size bytes, from the same line's start */
+	LN_TEST,   /* rcx = 0 if that lies in the line */
+	LN_ONE,	   /* they lie in one line */
 };
 
-#define MAX_FORWARD 4096
-#define MAX_AGAIN   4096
+/* What r14 is bounded to as an index. */
+enum table { TABLE_NONE, TABLE_TLB, TABLE_BRANCH };
+
+#define PTR_SLOTS    8
+#define FRAME	     16 /* r15, for a call, or come back from it */
+#define NOBODY	     UINT32_MAX
+#define MAX_PER_BYTE 64 /* readings, on average: ways that meet again and again */
+
+struct ptr {
+	uint16_t size, can_write; /* bytes checked from it on; 0: no checked pointer */
+};
+
+/* What is known at a place in the block.  Of 16-bit members only, so that it can be compared as bytes. */
+struct known {
+	uint16_t step; /* enum step */
+	uint16_t is_flag_free;
+	uint16_t table; /* enum table */
+	uint16_t depth; /* words on the host stack: 0, 1, or FRAME */
+	uint16_t line, line_at, line_size;
+	uint16_t r15_below, rcx_below; /* their values are smaller than that; 0: any */
+	struct ptr r14;		       /* of the sequence in progress until step is ST_PTR */
+	struct ptr rcx, slot[PTR_SLOTS];
+};
+_Static_assert(sizeof(struct known) == 29 * sizeof(uint16_t), "no padding");
+
+struct place {
+	bool is_start; /* an instruction was read here */
+	bool is_reached, is_waiting;
+	uint32_t next; /* waiting to be read again */
+	struct known k;
+};
+
+/* The registers that mean something here; a mask of what the instruction writes. */
+enum { W_RCX = 1, W_RSP = 2, W_R14 = 4, W_R15 = 8 };
 
 struct ver {
 	const struct code_verify_env *env;
@@ -48,19 +73,11 @@ struct ver {
 	size_t len, pos;
 	ZydisDecodedInstruction in;
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+	unsigned written;
 	struct known k;
-	bool is_reached; /* the instruction before falls through to this one */
-	unsigned again_left;
-	size_t again; /* read again from here, where less is known than was assumed; SIZE_MAX: no need */
-	struct {      /* jumps to places not read yet */
-		size_t pos;
-		struct known k;
-	} forward[MAX_FORWARD];
-	unsigned nforward;
-	struct { /* by position: what was known where an instruction starts */
-		bool is_start;
-		struct known k;
-	} * seen;
+	struct place *at; /* by position */
+	size_t read_to;	  /* what lies before was read at least once */
+	uint32_t again; /* places to be read again, as less is known there than was assumed; NOBODY: none */
 	const char *why;
 };
 
@@ -112,7 +129,7 @@ static enum step advance(struct ver *v)
 		if (m != ZYDIS_MNEMONIC_MOV || !is_reg(&v->op[0], ZYDIS_REGISTER_R15))
 			break;
 		if (is_gs_indexed(&v->op[1], e->off_rneg) || is_gs_indexed(&v->op[1], e->off_wneg)) {
-			v->k.can_write = v->op[1].mem.disp.value == e->off_wneg;
+			v->k.r14.can_write = v->op[1].mem.disp.value == e->off_wneg;
 			return ST_TAG;
 		}
 		break;
@@ -130,7 +147,7 @@ static enum step advance(struct ver *v)
 		if (is_lea(v, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_RCX) &&
 		    v->op[1].mem.disp.value >= 0 && v->op[1].mem.disp.value < 4096) {
 			v->k.is_flag_free = true;
-			v->k.size = (unsigned)v->op[1].mem.disp.value + 1;
+			v->k.r14.size = (uint16_t)(v->op[1].mem.disp.value + 1);
 			return ST_DIFF;
 		}
 		break;
@@ -141,7 +158,7 @@ static enum step advance(struct ver *v)
 				return ST_OFFSET;
 		} else if (m == ZYDIS_MNEMONIC_CMP && is_reg(&v->op[0], ZYDIS_REGISTER_R15) &&
 			   v->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && v->op[1].imm.value.u < 4096) {
-			v->k.size = 4096 - (unsigned)v->op[1].imm.value.u;
+			v->k.r14.size = (uint16_t)(4096 - v->op[1].imm.value.u);
 			return ST_CMP;
 		}
 		break;
@@ -172,6 +189,37 @@ static enum step advance(struct ver *v)
 		break;
 	}
 	return ST_NONE;
+}
+
+/* Rule 8: one step of the check for a cache line, or LN_NONE. */
+static enum line advance_line(struct ver *v)
+{
+	const struct code_verify_env *e = v->env;
+	bool is_pext = v->in.mnemonic == ZYDIS_MNEMONIC_PEXT &&
+		       is_reg(&v->op[0], ZYDIS_REGISTER_RCX) && is_reg(&v->op[1], ZYDIS_REGISTER_RCX);
+	int64_t disp = v->op[1].mem.disp.value;
+
+	if (is_lea(v, ZYDIS_REGISTER_RCX, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_NONE) &&
+	    v->k.step == ST_PTR && disp >= 0 && disp < 4096) {
+		v->k.line_at = (uint16_t)disp;
+		return LN_ADDR;
+	}
+	switch (v->k.line) {
+	case LN_ADDR:
+		return is_pext && is_gs_abs(&v->op[2], e->off_line_mask) ? LN_OFFSET : LN_NONE;
+	case LN_OFFSET:
+		if (!is_lea(v, ZYDIS_REGISTER_RCX, ZYDIS_REGISTER_RCX, ZYDIS_REGISTER_NONE) ||
+		    disp < 0 || disp >= e->line_bytes)
+			return LN_NONE;
+		v->k.line_size = (uint16_t)(disp + 1);
+		return LN_END;
+	case LN_END:
+		return is_pext && is_gs_abs(&v->op[2], e->off_line_size) ? LN_TEST : LN_NONE;
+	case LN_ONE:
+		return v->written & W_R14 ? LN_NONE : LN_ONE;
+	default:
+		return LN_NONE;
+	}
 }
 
 static bool is_plain_ret(const struct ver *v)
@@ -239,97 +287,67 @@ static bool is_stub(const struct ver *v, const uint8_t *target)
 	return false;
 }
 
-/* Is everything that @a relies on so in @b, too? */
-static bool is_implied(const struct known *a, const struct known *b)
+static void meet_ptr(struct ptr *a, const struct ptr *b)
 {
-	if (a->step != ST_NONE && (a->step != b->step || a->is_flag_free != b->is_flag_free ||
-				   a->can_write > b->can_write || a->size > b->size))
-		return false;
-	if (a->rcx_is_ptr > b->rcx_is_ptr || a->is_index > b->is_index || a->depth != b->depth)
-		return false;
-	for (unsigned i = 0; i < PTR_SLOTS; i++)
-		if (a->slot[i].size > b->slot[i].size ||
-		    (a->slot[i].size && a->slot[i].can_write > b->slot[i].can_write))
-			return false;
-	return true;
+	a->size = MIN(a->size, b->size);
+	a->can_write = MIN(a->can_write, b->can_write);
 }
 
-/* Rule 6: what holds on both ways to a place. */
-static void meet(struct known *a, const struct known *b)
+/* Rule 6: what holds on both ways to a place.  Returns whether that is less than @a was. */
+static bool meet(struct known *a, const struct known *b)
 {
+	const struct known was = *a;
+
 	if (a->step != b->step || a->is_flag_free != b->is_flag_free)
 		a->step = ST_NONE;
-	a->can_write &= b->can_write;
-	a->rcx_is_ptr &= b->rcx_is_ptr;
-	a->is_index &= b->is_index;
-	a->size = MIN(a->size, b->size);
-	for (unsigned i = 0; i < PTR_SLOTS; i++) {
-		a->slot[i].size = MIN(a->slot[i].size, b->slot[i].size);
-		a->slot[i].can_write &= b->slot[i].can_write;
-	}
+	if (a->table != b->table)
+		a->table = TABLE_NONE;
+	if (a->line != b->line || a->line_at != b->line_at || a->line_size != b->line_size)
+		a->line = LN_NONE;
+	if (a->r15_below != b->r15_below)
+		a->r15_below = 0;
+	if (a->rcx_below != b->rcx_below)
+		a->rcx_below = 0;
+	meet_ptr(&a->r14, &b->r14);
+	meet_ptr(&a->rcx, &b->rcx);
+	for (unsigned i = 0; i < PTR_SLOTS; i++)
+		meet_ptr(&a->slot[i], &b->slot[i]);
+	return memcmp(&was, a, sizeof(was));
 }
 
-static bool note_jump(struct ver *v, size_t to)
+/* A way with @k known leads to @to.  Where an instruction was read already with more known, it is read again. */
+static bool go_to(struct ver *v, size_t to, const struct known *k)
 {
-	if (to <= v->pos) {
-		if (!v->seen[to].is_start)
-			return bad(v, "jump into an instruction");
-		if (is_implied(&v->seen[to].k, &v->k))
-			return true;
-		if (v->seen[to].k.depth != v->k.depth)
-			return bad(v, "ways with different host stacks meet");
-		if (v->again == SIZE_MAX || to < v->again)
-			v->again = to;
-		meet(&v->seen[to].k, &v->k);
+	struct place *p = &v->at[to];
+
+	if (to < v->read_to && !p->is_start)
+		return bad(v, "jump into an instruction");
+	if (!p->is_reached) {
+		p->is_reached = true;
+		p->k = *k;
 		return true;
 	}
-	if (v->nforward == MAX_FORWARD)
-		return bad(v, "too many jumps");
-	v->forward[v->nforward].pos = to;
-	v->forward[v->nforward].k = v->k;
-	/* The flag-free guard: taken when the bits above the page offset are zero. */
-	if (v->k.step == ST_TEST)
-		v->forward[v->nforward].k.step =
-			v->in.mnemonic == ZYDIS_MNEMONIC_JRCXZ ? ST_PTR : ST_NONE;
-	v->nforward++;
+	if (p->k.depth != k->depth)
+		return bad(v, "ways with different host stacks meet");
+	if (meet(&p->k, k) && p->is_start && !p->is_waiting) {
+		p->is_waiting = true;
+		p->next = v->again;
+		v->again = (uint32_t)to;
+	}
 	return true;
 }
 
-/* All ways that lead to the instruction at pos. */
-static bool arrive(struct ver *v)
+static bool jump_to(struct ver *v, size_t to)
 {
-	for (unsigned i = 0; i < v->nforward;) {
-		if (v->forward[i].pos > v->pos) {
-			i++;
-			continue;
-		}
-		if (v->forward[i].pos < v->pos)
-			return bad(v, "jump into an instruction");
-		if (!v->is_reached)
-			v->k = v->forward[i].k;
-		else if (v->k.depth != v->forward[i].k.depth)
-			return bad(v, "ways with different host stacks meet");
-		else
-			meet(&v->k, &v->forward[i].k);
-		v->is_reached = true;
-		v->forward[i] = v->forward[--v->nforward];
-	}
-	/* What came here when it was read before. */
-	if (v->seen[v->pos].is_start) {
-		if (v->is_reached && v->k.depth != v->seen[v->pos].k.depth)
-			return bad(v, "ways with different host stacks meet");
-		if (v->is_reached)
-			meet(&v->k, &v->seen[v->pos].k);
-		else
-			v->k = v->seen[v->pos].k;
-		v->is_reached = true;
-	}
-	/* Other blocks come here, and code that no one reaches may rely on nothing. */
-	if (v->pos == v->env->near_entry || !v->is_reached)
-		v->k = (struct known){ 0 };
-	v->seen[v->pos].is_start = true;
-	v->seen[v->pos].k = v->k;
-	return true;
+	struct known k = v->k;
+	bool is_zero = v->in.mnemonic == ZYDIS_MNEMONIC_JRCXZ;
+
+	/* The guards that are taken when something is zero. */
+	if (k.step == ST_TEST)
+		k.step = is_zero ? ST_PTR : ST_NONE;
+	if (k.line != LN_ONE)
+		k.line = is_zero && k.line == LN_TEST ? LN_ONE : LN_NONE;
+	return go_to(v, to, &k);
 }
 
 /* Rule 2, and the indirect form. */
@@ -357,7 +375,7 @@ static bool check_branch(struct ver *v)
 		if (target <= v->exec + v->pos || target >= v->exec + v->len)
 			return bad(v, "call out of the block, or back");
 		v->k = (struct known){ 0 };
-		if (!note_jump(v, (size_t)(target - v->exec)))
+		if (!jump_to(v, (size_t)(target - v->exec)))
 			return false;
 		v->k.depth = FRAME; /* it comes back */
 		return true;
@@ -368,7 +386,7 @@ static bool check_branch(struct ver *v)
 		return true;
 	if (target < v->exec || target >= v->exec + v->len)
 		return bad(v, "jump out of the block");
-	return note_jump(v, (size_t)(target - v->exec));
+	return jump_to(v, (size_t)(target - v->exec));
 }
 
 /* The slot that a gs: operand at @off is, or -1. */
@@ -389,9 +407,73 @@ static bool note_slot_write(struct ver *v, uint64_t off, unsigned bytes)
 	if (slot < 0 || v->in.mnemonic != ZYDIS_MNEMONIC_MOV ||
 	    !is_reg(&v->op[1], ZYDIS_REGISTER_R14) || v->k.step != ST_PTR)
 		return bad(v, "write to a pointer slot that is no checked pointer");
-	v->k.slot[slot].size = v->k.size;
-	v->k.slot[slot].can_write = v->k.can_write;
+	v->k.slot[slot] = v->k.r14;
 	return true;
+}
+
+/* Rule 3, operands in the vCPU's state. */
+static bool check_state(struct ver *v, const ZydisDecodedOperand *o)
+{
+	const struct code_verify_env *e = v->env;
+	const ZydisDecodedOperandMem *m = &o->mem;
+	unsigned bytes = o->size / 8;
+	uint64_t off = (uint64_t)m->disp.value;
+	bool is_write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+
+	if (m->base != ZYDIS_REGISTER_NONE)
+		return bad(v, "state operand with a free register");
+	if (m->index != ZYDIS_REGISTER_NONE) {
+		bool is_tlb = off == e->off_rneg || off == e->off_wneg || off == e->off_xlat;
+		bool is_branch = off == e->off_jc_neg || off == e->off_jc_code;
+
+		if (m->index != ZYDIS_REGISTER_R14 || m->scale != 8 || bytes > 8 ||
+		    !((is_tlb && v->k.table == TABLE_TLB) || (is_branch && v->k.table == TABLE_BRANCH)))
+			return bad(v, "table read with a free index");
+		return is_write ? bad(v, "indexed write to the state") : true;
+	}
+	if (m->disp.value < 0 || off + bytes > e->cpu_bytes)
+		return bad(v, "state operand outside of the vCPU");
+	if (!is_write)
+		return true;
+	for (unsigned i = 0; i < ARRAY_SIZE(e->writable); i++)
+		if (off >= e->writable[i].from && off + bytes <= e->writable[i].to)
+			return note_slot_write(v, off, bytes);
+	return bad(v, "write to state that is not the guest's");
+}
+
+/* Rule 8. */
+static bool check_locked(struct ver *v, const ZydisDecodedOperand *o)
+{
+	int64_t at = o->mem.disp.value;
+	unsigned bytes = o->size / 8;
+
+	if (bytes == 1 || v->in.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
+		return true;
+	return v->k.line == LN_ONE && o->mem.base == ZYDIS_REGISTER_R14 && at >= v->k.line_at &&
+			       at + bytes <= v->k.line_at + v->k.line_size
+		       ? true
+		       : bad(v, "locked operand that may lie in two cache lines");
+}
+
+/* Rule 9: a bit offset in a register moves the address. */
+static bool check_bit_offset(struct ver *v, const ZydisDecodedOperand *o)
+{
+	switch (v->in.mnemonic) {
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
+		break;
+	default:
+		return true;
+	}
+	if (v->op[1].type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return true;
+	return ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, v->op[1].reg.value) ==
+				       ZYDIS_REGISTER_RCX &&
+			       v->k.rcx_below && v->k.rcx_below <= o->size
+		       ? true
+		       : bad(v, "bit offset that may leave the operand");
 }
 
 /* Rule 3. */
@@ -404,34 +486,26 @@ static bool check_memory(struct ver *v, const ZydisDecodedOperand *o)
 		return true;
 	if (m->type != ZYDIS_MEMOP_TYPE_MEM)
 		return m->type == ZYDIS_MEMOP_TYPE_AGEN ? true : bad(v, "vector-indexed memory operand");
-	if (m->segment == ZYDIS_REGISTER_GS) {
-		bool is_plain = m->index == ZYDIS_REGISTER_NONE;
-
-		if (m->base != ZYDIS_REGISTER_NONE ||
-		    (!is_plain && (m->index != ZYDIS_REGISTER_R14 || m->scale != 8)))
-			return bad(v, "state operand with a free register");
-		if (m->disp.value < 0 || (uint64_t)m->disp.value + bytes > v->env->cpu_bytes)
-			return bad(v, "state operand outside of the vCPU");
-		if (!is_plain && !v->k.is_index)
-			return bad(v, "table read with a free index");
-		if (!is_plain && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
-			return bad(v, "indexed write to the state");
-		return is_plain && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
-			       ? note_slot_write(v, (uint64_t)m->disp.value, bytes)
-			       : true;
-	}
+	if (!bytes)
+		return bad(v, "memory operand of unknown size");
+	if (((v->in.attributes & ZYDIS_ATTRIB_HAS_LOCK) || v->in.mnemonic == ZYDIS_MNEMONIC_XCHG) &&
+	    !check_locked(v, o))
+		return false;
+	if (m->segment == ZYDIS_REGISTER_GS)
+		return check_state(v, o);
 	if (m->segment == ZYDIS_REGISTER_FS)
 		return bad(v, "operand in the host's thread-local storage");
-	bool is_r14 = m->base == ZYDIS_REGISTER_R14 && v->k.step == ST_PTR;
-	bool is_rcx = m->base == ZYDIS_REGISTER_RCX && v->k.rcx_is_ptr;
+	const struct ptr *p = m->base == ZYDIS_REGISTER_R14 && v->k.step == ST_PTR ? &v->k.r14
+			      : m->base == ZYDIS_REGISTER_RCX			   ? &v->k.rcx
+										   : NULL;
 
-	if ((!is_r14 && !is_rcx) || m->index != ZYDIS_REGISTER_NONE || m->disp.value < 0)
+	if (!p || !p->size || m->index != ZYDIS_REGISTER_NONE || m->disp.value < 0)
 		return bad(v, "memory operand that was not checked");
-	if ((uint64_t)m->disp.value + bytes > v->k.size)
+	if ((uint64_t)m->disp.value + bytes > p->size)
 		return bad(v, "memory operand larger than its check");
-	if ((o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && !v->k.can_write)
+	if ((o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && !p->can_write)
 		return bad(v, "write after a read check");
-	return true;
+	return check_bit_offset(v, o);
 }
 
 /* Rule 5: the flag sequences push and pop one word. */
@@ -463,9 +537,9 @@ static bool check_stack(struct ver *v)
 		v->k.depth = 0;
 		return true;
 	case ZYDIS_MNEMONIC_LEA: /* drop one word */
-		if (v->op[1].mem.base == ZYDIS_REGISTER_RSP && v->op[1].mem.disp.value == 8 &&
-		    v->k.depth == 1) {
-			v->k.depth--;
+		if (is_lea(v, ZYDIS_REGISTER_RSP, ZYDIS_REGISTER_RSP, ZYDIS_REGISTER_NONE) &&
+		    v->op[1].mem.disp.value == 8 && v->k.depth == 1) {
+			v->k.depth = 0;
 			return true;
 		}
 		break;
@@ -475,22 +549,91 @@ static bool check_stack(struct ver *v)
 	return bad(v, "write to the host stack pointer");
 }
 
-static bool writes_reg(const struct ver *v, ZydisRegister wide)
+static unsigned written_regs(const struct ver *v)
 {
+	unsigned mask = 0;
+
 	for (unsigned i = 0; i < v->in.operand_count; i++) {
 		const ZydisDecodedOperand *o = &v->op[i];
 
-		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER &&
-		    (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
-		    ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value) == wide)
-			return true;
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+		    !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+			continue;
+		switch (ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value)) {
+		case ZYDIS_REGISTER_RCX:
+			mask |= W_RCX;
+			break;
+		case ZYDIS_REGISTER_RSP:
+			mask |= W_RSP;
+			break;
+		case ZYDIS_REGISTER_R14:
+			mask |= W_R14;
+			break;
+		case ZYDIS_REGISTER_R15:
+			mask |= W_R15;
+			break;
+		default:
+			break;
+		}
 	}
-	return false;
+	return mask;
+}
+
+/* The slot that the instruction loads r14 from, or -1. */
+static int loaded_slot(const struct ver *v)
+{
+	const ZydisDecodedOperand *from = &v->op[1];
+
+	if (v->in.mnemonic != ZYDIS_MNEMONIC_MOV || !is_reg(&v->op[0], ZYDIS_REGISTER_R14) ||
+	    from->type != ZYDIS_OPERAND_TYPE_MEMORY || from->mem.disp.value < 0 ||
+	    !is_gs_abs(from, (uint32_t)from->mem.disp.value))
+		return -1;
+	return slot_of(v, (uint64_t)from->mem.disp.value);
+}
+
+/* What is known of the scratch registers after the instruction. */
+static void learn(struct ver *v, enum step next, enum line line)
+{
+	ZydisMnemonic m = v->in.mnemonic;
+	struct known *k = &v->k;
+	bool is_call = m == ZYDIS_MNEMONIC_CALL;
+	int slot = loaded_slot(v);
+
+	if (m == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_RCX) &&
+	    is_reg(&v->op[1], ZYDIS_REGISTER_R14) && k->step == ST_PTR)
+		k->rcx = k->r14;
+	else if (v->written & W_RCX || is_call)
+		k->rcx = (struct ptr){ 0 };
+	if (v->written & W_RCX || is_call)
+		k->rcx_below = m == ZYDIS_MNEMONIC_PEXT && is_reg(&v->op[2], ZYDIS_REGISTER_R15D)
+				       ? k->r15_below
+				       : 0;
+	if (v->written & W_R15 || is_call)
+		k->r15_below = m == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_R15D) &&
+					       v->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE &&
+					       v->op[1].imm.value.u < 64
+				       ? (uint16_t)(v->op[1].imm.value.u + 1)
+				       : 0;
+	if (v->written & W_R14 || is_call)
+		k->table = next == ST_INDEX ? TABLE_TLB
+			   : m == ZYDIS_MNEMONIC_PEXT && is_gs_abs(&v->op[2], v->env->off_jc_mask)
+				   ? TABLE_BRANCH
+				   : TABLE_NONE;
+	k->line = is_call ? LN_NONE : line;
+	if (next != ST_NONE) {
+		k->step = next;
+	} else if (slot >= 0 && k->slot[slot].size) {
+		k->step = ST_PTR;
+		k->r14 = k->slot[slot];
+	} else if (k->step != ST_PTR || v->written & W_R14 || is_call) {
+		k->step = ST_NONE;
+	}
 }
 
 static bool check_one(struct ver *v)
 {
 	enum step next = advance(v);
+	enum line line = advance_line(v);
 
 	if (forbidden(v))
 		return bad(v, "instruction that emitted code may not contain");
@@ -513,63 +656,57 @@ static bool check_one(struct ver *v)
 		    ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_SEGMENT)
 			return bad(v, "write to a segment register");
 	}
-	if (!is_call && !is_ret && writes_reg(v, ZYDIS_REGISTER_RSP) && !check_stack(v))
+	if (!is_call && !is_ret && (v->written & W_RSP) && !check_stack(v))
 		return false;
-	/* What is known of r14 and rcx afterwards. */
-	if (writes_reg(v, ZYDIS_REGISTER_R14))
-		v->k.is_index = next == ST_INDEX || (v->in.mnemonic == ZYDIS_MNEMONIC_PEXT &&
-						     is_gs_abs(&v->op[2], v->env->off_jc_mask));
-	if (v->in.mnemonic == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_RCX) &&
-	    is_reg(&v->op[1], ZYDIS_REGISTER_R14))
-		v->k.rcx_is_ptr = v->k.step == ST_PTR;
-	else if (writes_reg(v, ZYDIS_REGISTER_RCX))
-		v->k.rcx_is_ptr = false;
-	int slot = v->in.mnemonic == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_R14) &&
-				   v->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY &&
-				   v->op[1].mem.disp.value >= 0 &&
-				   is_gs_abs(&v->op[1], (uint32_t)v->op[1].mem.disp.value)
-			   ? slot_of(v, (uint64_t)v->op[1].mem.disp.value)
-			   : -1;
+	learn(v, next, line);
+	if (v->in.mnemonic == ZYDIS_MNEMONIC_JMP || is_ret)
+		return true;
+	if (v->pos + v->in.length == v->len)
+		return bad(v, "end that runs into what follows");
+	return go_to(v, v->pos + v->in.length, &v->k);
+}
 
-	if (next != ST_NONE) {
-		v->k.step = next;
-	} else if (slot >= 0 && v->k.slot[slot].size) {
-		v->k.step = ST_PTR;
-		v->k.size = v->k.slot[slot].size;
-		v->k.can_write = v->k.slot[slot].can_write;
-	} else if (v->k.step != ST_PTR || writes_reg(v, ZYDIS_REGISTER_R14) || is_call) {
-		v->k.step = ST_NONE;
-	}
-	if (is_call)
-		v->k.rcx_is_ptr = v->k.is_index = false;
-	v->is_reached = v->in.mnemonic != ZYDIS_MNEMONIC_JMP && !is_ret;
+/* The next instruction that nobody has read.  Ways that lead into it would make it another one. */
+static bool note_start(struct ver *v)
+{
+	for (size_t i = v->pos + 1; i < v->pos + v->in.length; i++)
+		if (v->at[i].is_reached)
+			return bad(v, "jump into an instruction");
+	/* Code that no one reaches may rely on nothing. */
+	v->at[v->pos].is_start = v->at[v->pos].is_reached = true;
+	v->read_to = v->pos + v->in.length;
 	return true;
 }
 
 static bool verify_all(struct ver *v)
 {
+	size_t left = MAX_PER_BYTE * v->len;
 	ZydisDecoder dec;
 
 	ZydisDecoderInit(&dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-	while (v->pos < v->len) {
+	/* Other blocks come here with nothing known. */
+	v->at[0].is_reached = true;
+	if (v->env->near_entry < v->len)
+		v->at[v->env->near_entry].is_reached = true;
+	while (v->again != NOBODY || v->read_to < v->len) {
+		struct place *p = &v->at[v->again != NOBODY ? v->again : v->read_to];
+
+		v->pos = (size_t)(p - v->at);
+		if (p->is_waiting)
+			v->again = p->next;
+		p->is_waiting = false;
+		v->k = p->k;
 		v->why = "bytes that are no instruction";
-		v->again = SIZE_MAX;
 		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&dec, v->env->code + v->pos,
-							 v->len - v->pos, &v->in, v->op)) ||
-		    !arrive(v) || !check_one(v))
+							 v->len - v->pos, &v->in, v->op)))
 			return false;
-		if (v->again == SIZE_MAX) {
-			v->pos += v->in.length;
-		} else if (v->again_left-- > 0) {
-			v->pos = v->again;
-			v->is_reached = false; /* seen[] has it all */
-		} else {
-			return bad(v, "too many jumps back");
-		}
+		v->written = written_regs(v);
+		if ((!p->is_start && !note_start(v)) || !check_one(v))
+			return false;
+		if (!left--)
+			return bad(v, "ways that meet too often");
 	}
-	if (v->is_reached)
-		return bad(v, "end that runs into what follows");
-	return v->nforward ? bad(v, "jump into an instruction") : true;
+	return true;
 }
 
 bool code_verify(size_t len, const struct code_verify_env *env, char why[160])
@@ -578,19 +715,18 @@ bool code_verify(size_t len, const struct code_verify_env *env, char why[160])
 	bool is_good = false;
 
 	snprintf(why, 160, "no memory to verify it");
-	if (v && (v->seen = calloc(len + 1, sizeof(*v->seen)))) {
+	if (v && (v->at = calloc(len + 1, sizeof(*v->at)))) {
 		v->env = env;
 		v->exec = env->exec;
 		v->len = len;
-		v->is_reached = true;
-		v->again_left = MAX_AGAIN;
+		v->again = NOBODY;
 		is_good = verify_all(v);
 		if (!is_good)
 			snprintf(why, 160, "%s (%s at offset %zu of %zu)", v->why,
 				 ZydisMnemonicGetString(v->in.mnemonic), v->pos, len);
 	}
 	if (v)
-		free(v->seen);
+		free(v->at);
 	free(v);
 	return is_good;
 }

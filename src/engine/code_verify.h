@@ -10,9 +10,10 @@
  *  2. A direct jump stays in the block, or goes to a listed stub; the only calls go to the miss stubs, or
  *     to code of the block that relies on nothing, with r15 pushed just before and popped where it comes back.
  *     A return has nothing else above what a call has left on the host stack.
- *  3. A memory operand is gs:[disp] inside struct dbt_cpu, or gs:[r14 * 8 + disp] with r14 an index that pext
- *     has just bounded to a table there, or [r14 + disp] / [rcx + disp] while that
- *     register holds a checked pointer, within what was checked, and written only after a write check.
+ *  3. A memory operand is gs:[disp] inside struct dbt_cpu, written only where the guest's state and scratch words are,
+ *     or gs:[r14 * 8 + table] for reading, with r14 an index that pext has bounded to that table, or [r14 + disp] /
+ *     [rcx + disp] while that register holds a checked pointer, within what was checked, and written only after a
+ *     write check.
  *  4. A pointer is checked only by the soft-TLB sequence, in its exact order; any other write to the
  *     register ends it.
  *  5. rsp changes only by push and pop of the flag sequences, in balance.
@@ -20,6 +21,11 @@
  *     on than is known at the jump; no jump goes into the middle of an instruction.
  *  7. gs:ptr[] are written with checked pointers only, and what is read back from one that was not written in this
  *     block is none.
+ *  8. A locked operand (LOCK, XCHG) of several bytes is at r14, and the check that it lies in one cache line precedes
+ *     it; but for CMPXCHG16B, which faults where it is not aligned.
+ *  9. A bit offset in a register (BT and its like) is in rcx, and pext has bounded it to the operand.
+ *
+ * A place is read again when a way leads to it on which less is known than on those before, until nothing changes.
  *
  * The isolation promise of the dbt engine rests on this file: it is meant to be read in one sitting.
  */
@@ -35,7 +41,11 @@ struct code_verify_env {
 	size_t near_entry;	    /* offset at which other blocks enter it, besides 0 */
 	uint32_t off_ptr, nptr; /* slots for checked pointers */
 	uint32_t cpu_bytes;	/* size of struct dbt_cpu */
-	uint32_t off_tlb_mask, off_page_mask, off_jc_mask, off_jc_code;
+	uint32_t off_tlb_mask, off_page_mask, off_jc_mask, off_jc_neg, off_jc_code;
+	uint32_t off_line_mask, off_line_size, line_bytes;
+	struct {
+		uint32_t from, to;
+	} writable[2]; /* what blocks may write of the state */
 	/* The soft TLB of the block's mode. */
 	uint32_t off_rneg, off_wneg, off_xlat;
 };

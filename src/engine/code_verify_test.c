@@ -19,7 +19,12 @@ static const struct code_verify_env env = {
 	.off_tlb_mask = 0x100,
 	.off_page_mask = 0x108,
 	.off_jc_mask = 0x110,
+	.off_jc_neg = 0x3000,
 	.off_jc_code = 0x2000,
+	.off_line_mask = 0x118,
+	.off_line_size = 0x120,
+	.line_bytes = 64,
+	.writable = { { 0, 0x100 }, { 0x200, 0x280 } },
 	.off_rneg = 0x4000,
 	.off_wneg = 0x6000,
 	.off_xlat = 0x8000,
@@ -42,6 +47,14 @@ struct snippet {
 		0x00, 0x0f, 0xb7, 0xc9, 0x49, 0x01, 0xce
 #define LEN_LOADS 29
 #define LEN_CHECK 22
+/* lea rcx, [r14]; pext rcx, rcx, gs:[118h]; lea rcx, [rcx + last]; pext rcx, rcx, gs:[120h] */
+#define LINE(last)                                                                                 \
+	0x49, 0x8d, 0x0e, 0x65, 0xc4, 0xe2, 0xf2, 0xf5, 0x0c, 0x25, 0x18, 0x01, 0x00, 0x00, 0x48,  \
+		0x8d, 0x49, last, 0x65, 0xc4, 0xe2, 0xf2, 0xf5, 0x0c, 0x25, 0x20, 0x01, 0x00, 0x00
+#define LEN_LINE 29
+/* jrcxz over a jump over 4 bytes */
+#define IF_ONE_LINE 0xe3, 0x05, 0xe9, 0x04, 0x00, 0x00, 0x00
+#define LEN_IF	    7
 
 static const struct snippet snippets[] = {
 	{ "checked read", true, LEN_LOADS + LEN_CHECK + 3, { TLB_LOADS(0x40), CHECK_8, 0x49, 0x8b, 0x06 } },
@@ -212,6 +225,150 @@ static const struct snippet snippets[] = {
 	{ "jump into an instruction", false, 7, { 0x74, 0x01, 0xb8, 0x0f, 0x05, 0x90, 0x90 } },
 	{ "jump back into an instruction", false, 7, { 0xb8, 0x0f, 0x05, 0x90, 0x90, 0x74, (uint8_t)-6 } },
 	{ "jump past the end", false, 2, { 0x74, 0x20 } },
+	/* lock add [r14], rax */
+	{ "locked after the check for a line",
+	  true,
+	  LEN_LOADS + LEN_CHECK + LEN_LINE + LEN_IF + 4,
+	  { TLB_LOADS(0x60), CHECK_8, LINE(7), IF_ONE_LINE, 0xf0, 0x49, 0x01, 0x06 } },
+	{ "locked without one",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 4,
+	  { TLB_LOADS(0x60), CHECK_8, 0xf0, 0x49, 0x01, 0x06 } },
+	{ "locked after one of 4 bytes",
+	  false,
+	  LEN_LOADS + LEN_CHECK + LEN_LINE + LEN_IF + 4,
+	  { TLB_LOADS(0x60), CHECK_8, LINE(3), IF_ONE_LINE, 0xf0, 0x49, 0x01, 0x06 } },
+	{ "locked where it says that there are two lines", /* jrcxz over it */
+	  false,
+	  LEN_LOADS + LEN_CHECK + LEN_LINE + 2 + 4,
+	  { TLB_LOADS(0x60), CHECK_8, LINE(7), 0xe3, 0x04, 0xf0, 0x49, 0x01, 0x06 } },
+	{ "locked on both ways",
+	  false,
+	  LEN_LOADS + LEN_CHECK + LEN_LINE + 2 + 4,
+	  { TLB_LOADS(0x60), CHECK_8, LINE(7), 0xe3, 0x00, 0xf0, 0x49, 0x01, 0x06 } },
+	{ "locked through a pointer moved since", /* inc r14 */
+	  false,
+	  LEN_LOADS + LEN_CHECK + LEN_LINE + LEN_IF + 7,
+	  { TLB_LOADS(0x60), CHECK_8, LINE(7), IF_ONE_LINE, 0x49, 0xff, 0xc6, 0xf0, 0x49, 0x01, 0x06 } },
+	{ "locked besides what was checked", /* lock add [r14 + 4], eax */
+	  false,
+	  LEN_LOADS + LEN_CHECK + LEN_LINE + LEN_IF + 5,
+	  { TLB_LOADS(0x60), CHECK_8, LINE(3), IF_ONE_LINE, 0xf0, 0x41, 0x01, 0x46, 0x04 } },
+	{ "locked where the line was checked of the offset only", /* lea rcx, [r14]; lea rcx, [rcx + 7]; pext */
+	  false,
+	  LEN_LOADS + LEN_CHECK + 18 + LEN_IF + 4,
+	  { TLB_LOADS(0x60),
+	    CHECK_8,
+	    0x49,
+	    0x8d,
+	    0x0e,
+	    0x48,
+	    0x8d,
+	    0x49,
+	    0x07,
+	    0x65,
+	    0xc4,
+	    0xe2,
+	    0xf2,
+	    0xf5,
+	    0x0c,
+	    0x25,
+	    0x20,
+	    0x01,
+	    0x00,
+	    0x00,
+	    IF_ONE_LINE,
+	    0xf0,
+	    0x49,
+	    0x01,
+	    0x06 } },
+	{ "xchg without a check for a line",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 3,
+	  { TLB_LOADS(0x60), CHECK_8, 0x49, 0x87, 0x06 } },
+	{ "lock cmpxchg8b without one",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 5,
+	  { TLB_LOADS(0x60), CHECK_8, 0xf0, 0x41, 0x0f, 0xc7, 0x0e } },
+	{ "a locked byte", true, LEN_LOADS + LEN_CHECK + 4, { TLB_LOADS(0x60), CHECK_8, 0xf0, 0x41, 0x00, 0x06 } },
+	{ "locked state", false, 10, { 0xf0, 0x65, 0x48, 0x01, 0x04, 0x25, 0x00, 0x00, 0x00, 0x00 } },
+	/* mov rcx, r14; mov [rcx], rax */
+	{ "pointer in rcx",
+	  true,
+	  LEN_LOADS + LEN_CHECK + 6,
+	  { TLB_LOADS(0x60), CHECK_8, 0x4c, 0x89, 0xf1, 0x48, 0x89, 0x01 } },
+	/* the same after a read check, with the loads of a write check in between */
+	{ "pointer in rcx of an earlier read check",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 3 + 20 + 3,
+	  { TLB_LOADS(0x40),
+	    CHECK_8,
+	    0x4c,
+	    0x89,
+	    0xf1,
+	    0x65,
+	    0xc4,
+	    0x62,
+	    0xf2,
+	    0xf5,
+	    0x34,
+	    0x25,
+	    0x00,
+	    0x01,
+	    0x00,
+	    0x00,
+	    0x65,
+	    0x4e,
+	    0x8b,
+	    0x3c,
+	    0xf5,
+	    0x00,
+	    0x60,
+	    0x00,
+	    0x00,
+	    0x48,
+	    0x89,
+	    0x01 } },
+	/* bts [r14], rax; mov r15d, mask; pext ecx, eax, r15d; bts [r14], rcx */
+	{ "bit string with any offset",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 4,
+	  { TLB_LOADS(0x60), CHECK_8, 0x49, 0x0f, 0xab, 0x06 } },
+	{ "bit string with a bounded offset",
+	  true,
+	  LEN_LOADS + LEN_CHECK + 15,
+	  { TLB_LOADS(0x60), CHECK_8, 0x41, 0xbf, 0x3f, 0x00, 0x00, 0x00, 0xc4, 0xc2, 0x7a, 0xf5,
+	    0xcf, 0x49, 0x0f, 0xab, 0x0e } },
+	{ "bit string with an offset bounded to more", /* bts [r14], ecx */
+	  false,
+	  LEN_LOADS + LEN_CHECK + 15,
+	  { TLB_LOADS(0x60), CHECK_8, 0x41, 0xbf, 0x3f, 0x00, 0x00, 0x00, 0xc4, 0xc2, 0x7a, 0xf5,
+	    0xcf, 0x41, 0x0f, 0xab, 0x0e } },
+	{ "bit string with an offset bounded to nothing",
+	  false,
+	  LEN_LOADS + LEN_CHECK + 15,
+	  { TLB_LOADS(0x60), CHECK_8, 0x41, 0xbf, 0x7f, 0x00, 0x00, 0x00, 0xc4, 0xc2, 0x7a, 0xf5,
+	    0xcf, 0x49, 0x0f, 0xab, 0x0e } },
+	{ "bit of a number",
+	  true,
+	  LEN_LOADS + LEN_CHECK + 5,
+	  { TLB_LOADS(0x60), CHECK_8, 0x49, 0x0f, 0xba, 0x2e, 0x3f } },
+	{ "lea rsp, [rsp + 8]", true, 6, { 0x9c, 0x48, 0x8d, 0x64, 0x24, 0x08 } },
+	{ "lea esp, [rsp + 8]", false, 5, { 0x9c, 0x8d, 0x64, 0x24, 0x08 } },
+	{ "lea rsp, [rsp + rax + 8]", false, 6, { 0x9c, 0x48, 0x8d, 0x64, 0x04, 0x08 } },
+	{ "write to the guest's state", true, 9, { 0x65, 0x48, 0x89, 0x04, 0x25, 0xf8, 0x00, 0x00, 0x00 } },
+	{ "write to the TLB's mask", false, 9, { 0x65, 0x48, 0x89, 0x04, 0x25, 0x00, 0x01, 0x00, 0x00 } },
+	{ "write to the TLB", false, 9, { 0x65, 0x48, 0x89, 0x04, 0x25, 0x00, 0x40, 0x00, 0x00 } },
+	/* pext r14, rcx, gs:[110h] or gs:[100h]; jmp gs:[r14 * 8 + 2000h] */
+	{ "jump by the branch table", true, 20, { 0x65, 0xc4, 0x62, 0xf2, 0xf5, 0x34, 0x25,
+						  0x10, 0x01, 0x00, 0x00, 0x65, 0x42, 0xff,
+						  0x24, 0xf5, 0x00, 0x20, 0x00, 0x00 } },
+	{ "jump by an index of the TLB", false, 20, { 0x65, 0xc4, 0x62, 0xf2, 0xf5, 0x34, 0x25,
+						      0x00, 0x01, 0x00, 0x00, 0x65, 0x42, 0xff,
+						      0x24, 0xf5, 0x00, 0x20, 0x00, 0x00 } },
+	{ "read of what is no table", false, 20, { 0x65, 0xc4, 0x62, 0xf2, 0xf5, 0x34, 0x25,
+						   0x00, 0x01, 0x00, 0x00, 0x65, 0x4e, 0x8b,
+						   0x34, 0xf5, 0x00, 0x90, 0x00, 0x00 } },
 	{ "arithmetic", true, 3, { 0x48, 0x01, 0xd0 } },
 	{ "vectors", true, 4, { 0xc5, 0xf8, 0x58, 0xc1 } },
 };
@@ -257,9 +414,93 @@ static void test_end(void **state)
 	assert_true(verify(nop, sizeof(nop), true, why));
 }
 
+static void test_near_entry(void **state)
+{
+	/* mov eax, imm32; mov rax, [r14]; jmp to a stub */
+	static const uint8_t plain[] = { 0xb8, 0x90, 0x90, 0x90, 0x90, 0xe9, 0xf6, 0x0f, 0, 0 };
+	static const uint8_t read[] = { TLB_LOADS(0x40), CHECK_8, 0x49, 0x8b, 0x06 };
+	struct code_verify_env e = env;
+	char why[160];
+
+	e.code = plain;
+	e.near_entry = 5;
+	assert_true(code_verify(sizeof(plain), &e, why));
+	e.near_entry = 2; /* inside of an instruction */
+	assert_false(code_verify(sizeof(plain), &e, why));
+
+	uint8_t code[sizeof(read) + 5];
+	uint32_t rel = 0x1000 - sizeof(code);
+
+	memcpy(code, read, sizeof(read));
+	code[LEN_LOADS + 12] = 9; /* the ja: to the end */
+	code[sizeof(read)] = 0xe9;
+	memcpy(code + sizeof(read) + 1, &rel, 4);
+	e.code = code;
+	e.near_entry = 0;
+	assert_true(code_verify(sizeof(code), &e, why));
+	e.near_entry = LEN_LOADS + LEN_CHECK; /* behind the check */
+	assert_false(code_verify(sizeof(code), &e, why));
+}
+
+/*
+ * A block as the largest are: many checks, each with a miss far behind that comes back to it, and calls between them.
+ * With @is_bad the last miss goes on to the access instead.
+ */
+#define CHECKS 300
+static bool verify_large(bool is_bad, char why[160])
+{
+	static const uint8_t check[] = { TLB_LOADS(0x60), CHECK_8, 0x49, 0x89, 0x06 };
+	/* push r15; call 0; pop r15 */
+	static const uint8_t call[] = { 0x41, 0x57, 0xe8, 0, 0, 0, 0, 0x41, 0x5f };
+	enum { PART = sizeof(check) + sizeof(call), MISS = 5 + 5 };
+	static uint8_t code[CHECKS * (PART + MISS) + 10];
+	struct code_verify_env e = env;
+	size_t miss = CHECKS * PART + 5;
+	uint32_t rel = (uint32_t)(0x1000 - miss);
+
+	code[miss - 5] = 0xe9; /* to a stub */
+	memcpy(code + miss - 4, &rel, 4);
+	for (unsigned i = 0; i < CHECKS; i++) {
+		uint8_t *p = code + i * PART;
+
+		memcpy(p, check, sizeof(check));
+		rel = (uint32_t)(miss - (i * PART + LEN_LOADS + 16));
+		memcpy(p + LEN_LOADS + 12, &rel, 4);
+		memcpy(p + sizeof(check), call, sizeof(call));
+		rel = (uint32_t)(CHECKS * (PART + MISS) + 5 - (i * PART + sizeof(check) + 7));
+		memcpy(p + sizeof(check) + 3, &rel, 4);
+		code[miss] = 0xe8;
+		rel = (uint32_t)(0x2000 - (miss + 5));
+		memcpy(code + miss + 1, &rel, 4);
+		code[miss + 5] = 0xe9;
+		rel = (uint32_t)(i * PART - (miss + MISS));
+		if (is_bad && i == CHECKS - 1)
+			rel += LEN_LOADS + LEN_CHECK;
+		memcpy(code + miss + 6, &rel, 4);
+		miss += MISS;
+	}
+	code[miss] = 0xe9; /* where the calls go */
+	rel = (uint32_t)(0x1000 - (miss + 5));
+	memcpy(code + miss + 1, &rel, 4);
+	e.code = code;
+	return code_verify(miss + 5, &e, why);
+}
+
+static void test_large(void **state)
+{
+	char why[160] = "";
+
+	if (!verify_large(false, why))
+		fail_msg("%s", why);
+	assert_false(verify_large(true, why));
+	assert_non_null(strstr(why, "not checked"));
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_end), cmocka_unit_test(test_snippets) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_end), cmocka_unit_test(test_snippets),
+					    cmocka_unit_test(test_near_entry),
+					    cmocka_unit_test(test_large) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
