@@ -287,6 +287,17 @@ static bool is_stub(const struct ver *v, const uint8_t *target)
 	return false;
 }
 
+static bool is_callable(const struct ver *v, const uint8_t *target)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(v->env->miss); i++)
+		if (v->env->miss[i] == target)
+			return true;
+	for (unsigned i = 0; i < ARRAY_SIZE(v->env->calls); i++)
+		if (v->env->calls[i] && v->env->calls[i] == target)
+			return true;
+	return false;
+}
+
 static void meet_ptr(struct ptr *a, const struct ptr *b)
 {
 	a->size = MIN(a->size, b->size);
@@ -365,13 +376,12 @@ static bool check_branch(struct ver *v)
 		return bad(v, "indirect or far transfer");
 	const uint8_t *target = v->exec + v->pos + v->in.length + o->imm.value.s;
 
-	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL &&
-	    (target == v->env->miss[0] || target == v->env->miss[1]))
+	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL && is_callable(v, target))
 		return v->k.depth == 0 ? true
 				       : bad(v, "call of a stub with something on the host stack");
 	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL) {
 		if (v->k.depth != FRAME)
-			return bad(v, "call that is not to a miss stub and has pushed nothing");
+			return bad(v, "call that is not to a stub and has pushed nothing");
 		if (target <= v->exec + v->pos || target >= v->exec + v->len)
 			return bad(v, "call out of the block, or back");
 		v->k = (struct known){ 0 };

@@ -7,7 +7,7 @@
  *  1. It is none of: system call, software interrupt, privileged or segment-base instruction, port I/O,
  *     far or indirect transfer (but the one branch-table form), string instruction, gather, masked move
  *     through rdi, XSAVE family.
- *  2. A direct jump stays in the block, or goes to a listed stub; the only calls go to the miss stubs, or
+ *  2. A direct jump stays in the block, or goes to a listed stub; the only calls go to listed stubs, or
  *     to code of the block that relies on nothing, with r15 pushed just before and popped where it comes back.
  *     A return has nothing else above what a call has left on the host stack.
  *  3. A memory operand is gs:[disp] inside struct dbt_cpu, written only where the guest's state and scratch words are,
@@ -35,8 +35,9 @@
 #include "base/util.h"
 
 struct code_verify_env {
-	const uint8_t *stubs[6]; /* executable addresses blocks may jump to; NULL: none */
+	const uint8_t *stubs[8]; /* executable addresses blocks may jump to; NULL: none */
 	const uint8_t *miss[2];	 /* those they may call */
+	const uint8_t *calls[24]; /* and these, which check for themselves what they access; NULL: none */
 	const uint8_t *code, *exec; /* the block: its writable view, and the address that it will run at */
 	size_t near_entry;	    /* offset at which other blocks enter it, besides 0 */
 	uint32_t off_ptr, nptr; /* slots for checked pointers */

@@ -81,7 +81,8 @@ enum run_result {
 	X(CHAINING, "chaining")		/* direct jumps between blocks of a page */                \
 	X(BRANCH_TABLE, "branch-table") /* an inline table for other targets */                    \
 	X(SECOND_TLB, "second-tlb")	/* what walks found, for all address spaces */             \
-	X(IN_PLACE, "in-place")		/* interpreting without leaving translated code */
+	X(SYSTEM, "system")	/* system calls by a short way, system and string instructions */  \
+	X(IN_PLACE, "in-place") /* interpreting without leaving translated code */
 #define ENGINE_TECHNIQUE_BIT(name, text)  ENGINE_BIT_##name,
 #define ENGINE_TECHNIQUE_MASK(name, text) ENGINE_##name = 1 << ENGINE_BIT_##name,
 enum { ENGINE_TECHNIQUES(ENGINE_TECHNIQUE_BIT) ENGINE_NTECHNIQUES };

@@ -105,6 +105,116 @@ static void test_plain(void)
 	check(*(uint16_t *)A == 0xbeef && r.di == A - 2, "REP STOSW downwards");
 }
 
+STRING(rep_movsw, "rep movsw")
+STRING(rep_movsd, "rep movsl")
+STRING(rep_stosw, "rep stosw")
+STRING(repne_movsb, "repne movsb")
+
+#define PATTERN 0x8877665544332211
+
+/* What REP MOVS or REP STOS of @n elements leaves, element by element, upwards. */
+static void model(uint8_t *d, const uint8_t *s, uint64_t n, unsigned size)
+{
+	static const uint64_t pattern = PATTERN;
+
+	for (uint64_t i = 0; i < n * size; i += size)
+		for (unsigned k = 0; k < size; k++)
+			d[i + k] = s ? s[i + k] : ((const uint8_t *)&pattern)[k];
+}
+
+/* One instruction on B + @to, and from A + @from, against model() on a copy. */
+static bool is_right(void (*insn)(void *), bool is_movs, unsigned size, uint64_t n, unsigned from,
+		     unsigned to)
+{
+	static uint8_t want[0x3000], source[0x3000];
+	struct regs r = { n, is_movs ? A + from : 7, B + to, PATTERN };
+	bool is_same = true;
+
+	memcpy(want, (void *)B, sizeof(want));
+	memcpy(source, (void *)A, sizeof(source));
+	model(want + to, is_movs ? source + from : NULL, n, size);
+	insn(&r);
+	for (unsigned i = 0; i < sizeof(want); i += 8)
+		is_same &= *(uint64_t *)(B + i) == *(uint64_t *)(want + i);
+	return is_same && r.cx == 0 && r.di == B + to + n * size && r.ax == PATTERN &&
+	       r.si == (is_movs ? A + from + n * size : 7);
+}
+
+/* All element sizes, with counts and places around those where a run ends: the page, a page's bytes, nothing. */
+static void test_short(void)
+{
+	static const struct {
+		void (*insn)(void *);
+		bool is_movs;
+		unsigned size;
+	} kinds[] = { { rep_movsb, true, 1 },  { rep_movsw, true, 2 },	 { rep_movsd, true, 4 },
+		      { rep_movsq, true, 8 },  { repne_movsb, true, 1 }, { rep_stosb, false, 1 },
+		      { rep_stosw, false, 2 }, { rep_stosd, false, 4 },	 { rep_stosq, false, 8 } };
+	static const uint16_t bytes[] = { 0, 8, 16, 64, 248, 4088, 4096, 4104, 6000 };
+	static const uint16_t places[] = { 0, 1, 7, 4032, 4088, 4089, 4095 };
+	unsigned nwrong = 0;
+
+	for (unsigned i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
+		for (unsigned k = 0; k < sizeof(bytes) / sizeof(*bytes); k++)
+			for (unsigned p = 0; p < sizeof(places) / sizeof(*places); p++) {
+				unsigned from =
+					places[(p + i + k) % (sizeof(places) / sizeof(*places))];
+
+				fill((void *)A, 0x3000, k + p);
+				fill((void *)B, 0x3000, k + 2 * p + 1);
+				nwrong += !is_right(kinds[i].insn, kinds[i].is_movs, kinds[i].size,
+						    bytes[k] / kinds[i].size, from, places[p]);
+			}
+	check_eq(nwrong, 0, "REP MOVS and REP STOS: sizes, counts, places");
+
+	uint64_t flags, n = 8, d = B, s = A;
+	for (unsigned i = 0; i < 2; i++)
+		__asm__ volatile("push %4; popf; rep movsb; mov $8, %%ecx; rep stosb; pushf; pop %0"
+				 : "=&r"(flags), "+c"(n), "+D"(d), "+S"(s)
+				 : "r"(i ? 0x8d7ull : 2ull), "a"(0)
+				 : "memory", "cc");
+	check_eq(flags & 0x8d5, 0x8d5, "they keep all flags");
+}
+
+/* A page that strings were just written to becomes read-only; what ring 3 may not touch. */
+static void user_stos(void *arg)
+{
+	struct regs r = { 8, 0, (uintptr_t)arg, 0x11 };
+
+	rep_stosb(&r);
+}
+
+static void test_short_faults(void)
+{
+	struct regs r;
+
+	set_handler(PF, on_fault);
+	for (unsigned i = 0; i < 3; i++) {
+		r = (struct regs){ 16, A, B, 0 };
+		rep_movsb(&r);
+	}
+	*pte(B, 1) &= ~PT_W;
+	invlpg((void *)B);
+	fault_cr2 = 0;
+	r = (struct regs){ 16, A, B + 8, 0 };
+	rep_movsb(&r);
+	check(fault_cr2 == B + 8 && at_fault.cx == 16 && at_fault.si == A && is_copy(B + 8, A, 16),
+	      "REP MOVSB into a page that has become read-only");
+	*pte(A, 1) &= ~PT_P;
+	invlpg((void *)A);
+	fault_cr2 = 0;
+	r = (struct regs){ 2, A + 4, B + 8, 0 };
+	rep_movsd(&r);
+	check(fault_cr2 == A + 4 && at_fault.cx == 2 && at_fault.di == B + 8,
+	      "REP MOVSD from a page that is gone");
+	set_handler(PF, NULL);
+	r = (struct regs){ 8, 0, B, 0x22 };
+	rep_stosb(&r);
+	check_fault(call_user(user_stos, (void *)B, NULL), PF, 7,
+		    "#PF REP STOSB in ring 3 on a page of ring 0");
+	check_eq(*(uint8_t *)B, 0x22, "which is unchanged");
+}
+
 static void test_compare(void)
 {
 	struct regs r = { 0x1000, A, B, 0 };
@@ -304,6 +414,8 @@ void guest_main(void)
 	map(A - 4096, (uintptr_t)alloc_page(), PT_P | PT_W);
 	map(B - 4096, (uintptr_t)alloc_page(), PT_P | PT_W);
 	test_plain();
+	test_short();
+	test_short_faults();
 	test_compare();
 	test_long_compare();
 	test_addr32();

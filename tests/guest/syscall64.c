@@ -95,6 +95,61 @@ static void test_syscall(void)
 	check_eq(rdmsr(FMASK), 0x47700, "FMASK reads back");
 }
 
+/* Often enough for whatever learns from it; then without EFER.SCE again, and with TF in R11. */
+static void user_many(void *arg)
+{
+	uint64_t n = 300, sum = 0;
+
+	(void)arg;
+	__asm__ volatile("1:\tmov $1, %%eax; syscall; lea 1(%1,%%rax), %1; dec %0; jnz 1b"
+			 : "+r"(n), "+r"(sum)
+			 :
+			 : "rax", "rcx", "rdx", "r11", "memory", "cc");
+	user_return(sum);
+}
+
+static void on_trap(struct frame *f)
+{
+	seen.rcx = f->ip;
+	seen.cs = f->cs;
+	f->cs = KCODE;
+	f->ss = KDATA;
+	extern uint8_t trap_back[];
+	f->ip = (uintptr_t)trap_back;
+	f->sp = saved_rsp;
+	f->flags = 2;
+}
+
+static void __attribute__((noinline)) sysret_with_tf(uint64_t ip)
+{
+	__asm__ volatile("push %%rbx; push %%rbp\n\t"
+			 "mov %%rsp, saved_rsp(%%rip)\n\t"
+			 "mov %0, %%rcx; mov $0x102, %%r11d; sysretq\n"
+			 "trap_back:\n\t"
+			 "pop %%rbp; pop %%rbx"
+			 :
+			 : "r"(ip)
+			 : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+			   "r13", "r14", "r15", "memory", "cc");
+}
+
+static void test_many(void)
+{
+	word v = 0;
+
+	seen.count = 0;
+	struct fault f = call_user(user_many, NULL, &v);
+	check(f.vector == -1 && seen.count == 300 && v == 600, "SYSCALL and SYSRET, 300 times");
+	set_handler(DB, on_trap);
+	sysret_with_tf(USER_BASE);
+	set_handler(DB, NULL);
+	check(seen.rcx == USER_BASE && seen.cs == UCODE, "SYSRET with TF in R11 traps at once");
+	wrmsr(EFER, rdmsr(EFER) & ~1ull);
+	check_fault(call_user(user_many, NULL, NULL), UD, 0,
+		    "#UD SYSCALL, when EFER.SCE is cleared again");
+	wrmsr(EFER, rdmsr(EFER) | 1);
+}
+
 /* ---- compatibility mode: 32-bit code below 4 GiB, from ring 3 ---- */
 
 extern const uint8_t compat_code[], compat_end[];
@@ -231,6 +286,94 @@ static void wrfsbase_bad(void *arg)
 	__asm__ volatile("wrfsbase %0" : : "r"(0x800000000000ull));
 }
 
+/* Both accesses lie in one block, at the same offset, before and after the base changes. */
+static void test_new_base(uint64_t *words)
+{
+	uint64_t a, b, c, d;
+
+	for (unsigned i = 0; i < 3; i++) {
+		__asm__ volatile("wrgsbase %4; mov %%gs:8, %0; mov %%gs:16, %1; wrgsbase %5; mov "
+				 "%%gs:8, %2; mov "
+				 "%%gs:16, %3"
+				 : "=&r"(a), "=&r"(b), "=&r"(c), "=&r"(d)
+				 : "r"(words), "r"(words + 1)
+				 : "memory");
+		check(a == 2 && b == 3 && c == 3 && d == 4, "WRGSBASE between accesses through GS");
+	}
+}
+
+/* Registers of all kinds, and the edges of what is canonical. */
+#define BASE_TEST(reg)                                                                             \
+	static uint64_t base_##reg(uint64_t v)                                                     \
+	{                                                                                          \
+		__asm__ volatile("mov %0, %%" #reg "; wrfsbase %%" #reg "; xor %%" #reg            \
+				 ", %%" #reg "; rdfsbase %%" #reg "; mov %%" #reg ", %0"           \
+				 : "+r"(v)                                                         \
+				 :                                                                 \
+				 : #reg, "cc");                                                    \
+		return v;                                                                          \
+	}
+BASE_TEST(rcx)
+BASE_TEST(rdi)
+BASE_TEST(r8)
+BASE_TEST(r11)
+BASE_TEST(r13)
+BASE_TEST(r15)
+
+static void wrfsbase_arg(void *arg)
+{
+	__asm__ volatile("wrfsbase %0" : : "r"(arg));
+}
+
+static void test_base_values(void)
+{
+	static uint64_t (*const by[])(uint64_t) = { base_rcx, base_rdi, base_r8,
+						    base_r11, base_r13, base_r15 };
+	static const uint64_t good[] = { 0,	1,	    0x7fffffffffff, 0xffff800000000000,
+					 ~0ull, 0x80000000, 0xffffffff };
+	static const uint64_t bad[] = { 0x800000000000, 0xffff7fffffffffff, 1ull << 63, 1ull << 48 };
+	unsigned nwrong = 0;
+	uint64_t v;
+
+	for (unsigned i = 0; i < sizeof(by) / sizeof(*by); i++)
+		for (unsigned k = 0; k < sizeof(good) / sizeof(*good); k++)
+			nwrong += by[i](good[k]) != good[k] || rdmsr(FS_BASE) != good[k];
+	check_eq(nwrong, 0, "WRFSBASE and RDFSBASE, all kinds of registers");
+	for (unsigned k = 0; k < sizeof(bad) / sizeof(*bad); k++) {
+		struct fault f = catch (wrfsbase_arg, (void *)bad[k]);
+
+		nwrong += f.vector != GP || rdmsr(FS_BASE) != ~0ull >> 32;
+	}
+	check_eq(nwrong, 0, "#GP WRFSBASE, around what is canonical");
+	__asm__ volatile("wrfsbase %k1; rdfsbase %0" : "=r"(v) : "r"(0xfedcba9876543210ull));
+	check_eq(v, 0x76543210, "WRFSBASE of 32 bits");
+	__asm__ volatile("wrfsbase %1; rdfsbase %k0" : "=r"(v) : "r"(0x7654fedcba98ull));
+	check_eq(v, 0xfedcba98, "RDFSBASE of 32 bits");
+}
+
+/* Selectors to memory: 16 bits, whatever the operand size; control registers to all kinds of registers. */
+static void test_stores(void)
+{
+	static volatile uint64_t words[2];
+	uint64_t a, b;
+
+	words[0] = words[1] = ~0ull;
+	__asm__ volatile("mov %%cs, %0; rex.w mov %%ss, %1"
+			 : "=m"(*(volatile uint16_t *)words), "=m"(*((volatile uint16_t *)words + 3)));
+	check(words[0] == (0x0000ffffffff0000 | KCODE | (uint64_t)KDATA << 48) && words[1] == ~0ull,
+	      "MOV of selectors to memory");
+	__asm__ volatile("mov %%cr3, %%r15; mov %%r15, %0; mov %%cr3, %1"
+			 : "=r"(a), "=r"(b)
+			 :
+			 : "r15");
+	check(a == b && a && !(a & 0xfff), "MOV from CR3");
+	__asm__ volatile("mov %1, %%cr2; mov %%cr2, %%rcx; mov %%rcx, %0"
+			 : "=r"(a)
+			 : "r"(0x123456789abull)
+			 : "rcx");
+	check_eq(a, 0x123456789ab, "MOV from CR2");
+}
+
 static void test_bases(void)
 {
 	uint64_t words[4] = { 1, 2, 3, 4 }, v;
@@ -256,6 +399,8 @@ static void test_bases(void)
 		write_cr4(read_cr4() | 1 << 16);
 		fsgsbase_instructions(words);
 		check_fault(catch (wrfsbase_bad, NULL), GP, 0, "#GP WRFSBASE non-canonical");
+		test_base_values();
+		test_new_base(words);
 	} else {
 		skip("FSGSBASE", "not shown");
 	}
@@ -264,7 +409,9 @@ static void test_bases(void)
 void guest_main(void)
 {
 	test_syscall();
+	test_many();
 	test_compat();
 	test_sysenter();
 	test_bases();
+	test_stores();
 }

@@ -241,9 +241,11 @@ static void effects(struct plan *p, unsigned i)
 		return;
 	}
 	bool is_call = in->desc->id == I_CALL_REL || in->desc->id == I_CALL_IND;
+	bool has_new_base = in->desc->id == I_WRFSBASE || in->desc->id == I_WRGSBASE;
 
-	if (is_call || (in->desc->kind == INSN_SYSTEM && in->desc->id != I_CLI && in->desc->id != I_STI)) {
-		for (unsigned r = 0; r < 17; r++) /* invariant 1 */
+	if (is_call || has_new_base ||
+	    (in->desc->kind == INSN_SYSTEM && in->desc->id != I_CLI && in->desc->id != I_STI)) {
+		for (unsigned r = 0; r < 17; r++) /* invariant 1; the base of FS or GS */
 			p->ver[r]++;
 		return;
 	}

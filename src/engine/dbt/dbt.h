@@ -126,6 +126,8 @@ struct dbt_mmu {
 /* ---- inline branch table (jump cache), see xlate.h ---- */
 #define DBT_JC_SIZE 32768u /* a system call of Linux takes some hundred indirect branches */
 
+#define DBT_KEYS 16u /* keys of it that are remembered */
+
 /* ---- what a vCPU is asked to do at its next safepoint (cpu->requests, atomic) ---- */
 enum {
 	DBT_REQ_KICK = 1,	/* leave vcpu_run */
@@ -158,6 +160,7 @@ enum {
 	DBT_MODE_CPL_SHIFT = 12,   /* bits 13..12: CPL */
 	DBT_MODE_EACH = 1 << 15, /* of blocks only: every access is checked by itself (coalesce.c) */
 	DBT_MODE_TSD = 1 << 14,	 /* CR4.TSD */
+	DBT_MODE_FSGSBASE = 1 << 16, /* CR4.FSGSBASE */
 };
 
 struct dbt_vm;
@@ -226,6 +229,10 @@ struct dbt_cpu {
 				    * wants every inline branch entry forgotten adds 1 and calls dbt_mode_changed() */
 	uint32_t kernel_gen; /* part of jc_key below CPL 3: changes with the address space if has_local_code */
 	bool has_local_code; /* the branch table has code below CPL 3 in pages that are not global */
+	struct dbt_key {
+		uint64_t from, key; /* jc_key of address space, generation and */
+		uint32_t mode_key;  /* mode; no mode is 0 in 64-bit code */
+	} keys[DBT_KEYS];
 	uint64_t ret_gen; /* part of ret_key: another when the mapping of a page changes; nothing a guest could guess */
 	uint32_t exc_ext; /* EXT bit for error codes raised while an event is delivered: 0 or 1 */
 

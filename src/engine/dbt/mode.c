@@ -42,10 +42,21 @@ static uint64_t branch_key(struct dbt_cpu *cpu)
 
 	if (!cpu->as_gen)
 		cpu->as_gen = mix(__builtin_ia32_rdtsc() ^ (uintptr_t)cpu);
-	x = cpu->as_gen + ((uint64_t)(cpu->cpl == 3 ? cpu->mmu.spaces.tag : cpu->kernel_gen) << 32);
-	if (cpu->code_bits != 64)
+	uint32_t space = cpu->cpl == 3 ? cpu->mmu.spaces.tag : cpu->kernel_gen;
+
+	x = cpu->as_gen + ((uint64_t)space << 32);
+	if (cpu->code_bits != 64) {
 		x += mix(cs->base << 32 | cs->limit);
-	return mix(mix(x) + cpu->mode_key);
+		return mix(mix(x) + cpu->mode_key);
+	}
+	/* The way into a kernel and out of it changes between few of them. */
+	struct dbt_key *k = &cpu->keys[(space << 1 | cpu->cpl >> 1) % DBT_KEYS];
+
+	if (unlikely(k->from != x || k->mode_key != cpu->mode_key))
+		*k = (struct dbt_key){ .from = x,
+				       .mode_key = cpu->mode_key,
+				       .key = mix(mix(x) + cpu->mode_key) };
+	return k->key;
 }
 
 static void set_branch_keys(struct dbt_cpu *cpu)
@@ -87,6 +98,8 @@ void dbt_mode_changed(struct dbt_cpu *cpu)
 		key |= DBT_MODE_NO_FPU;
 	if (s->cr4 & X86_CR4_TSD)
 		key |= DBT_MODE_TSD;
+	if (s->cr4 & X86_CR4_FSGSBASE)
+		key |= DBT_MODE_FSGSBASE;
 	if (!(s->cr4 & X86_CR4_OSFXSR) || has_em || has_ts)
 		key |= DBT_MODE_NO_SSE;
 	if (!(s->cr4 & X86_CR4_OSXSAVE) || (s->xcr0 & 6) != 6 || has_ts)

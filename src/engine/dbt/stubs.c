@@ -306,29 +306,37 @@ static void emit_miss_refused(struct xlate_vm *x, struct emit *e, unsigned not_c
  * The instruction at s.rip is interpreted in place: xlate_step() says where to go on, or why to leave.
  *
  * exit_call      its decoded form is at exit_info; guest registers are in the host's
+ * exit_syscall   the same for SYSCALL, exit_sysret for SYSRET, by a shorter way
  * exit_interp    guest registers are in the host's
  * fault_exit     they are in s: after a host fault (the signal handler has put them there), or a miss
  */
 static void emit_step(struct xlate_vm *x, struct emit *e)
 {
-	x->exit_call = begin(x, e);
-	store_guest(e);
-	store_flags(e);
-	emit_c_call(e, (uintptr_t)xlate_call);
-	emit_u8(e, 0xe9);
-	emit_u32(e, 0);
-	uint8_t *called = e->p;
+	static uint64_t (*const fn[])(struct dbt_cpu *) = { xlate_call, xlate_syscall, xlate_sysret };
+	uint8_t **const stub[] = { &x->exit_call, &x->exit_syscall, &x->exit_sysret };
+	uint8_t *called[ARRAY_SIZE(fn)];
 
-	finish(x, e);
+	for (unsigned i = 0; i < ARRAY_SIZE(fn); i++) {
+		*stub[i] = begin(x, e);
+		store_guest(e);
+		store_flags(e);
+		emit_c_call(e, (uintptr_t)fn[i]);
+		emit_u8(e, 0xe9);
+		emit_u32(e, 0);
+		called[i] = e->p;
+		finish(x, e);
+	}
 	x->exit_interp = begin(x, e);
 	store_guest(e);
 	store_flags(e);
 	x->fault_exit = e->p + e->exec_delta;
 	emit_c_call(e, (uintptr_t)xlate_step);
-	uint32_t to_end = (uint32_t)(e->p - called);
+	for (unsigned i = 0; i < ARRAY_SIZE(fn); i++) {
+		uint32_t to_end = (uint32_t)(e->p - called[i]);
 
-	if (!e->is_full)
-		memcpy(called - 4, &to_end, 4);
+		if (!e->is_full)
+			memcpy(called[i] - 4, &to_end, 4);
+	}
 	emit_bytes(e, (const uint8_t[]){ 0x48, 0x83, 0xf8, XEXIT_COUNT, 0x0f, 0x82 }, 6); /* cmp rax; jb */
 	emit_u32(e, 0);
 	uint8_t *leave = e->p;
@@ -394,6 +402,12 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	emit_load_gs(e, H_RCX, CPU_OFF(tmp[0]), 8);
 	emit_u8(e, 0xc3);
 	finish(x, e);
+
+	if (x->has_bmi2) {
+		begin(x, e);
+		xlate_emit_strings(x, e);
+		finish(x, e);
+	}
 
 	if (e->is_full)
 		return error_set(err, -ENOMEM,

@@ -7,6 +7,7 @@
  * attributes into SS (Intel).
  */
 #include "engine/dbt/sys.h"
+#include "engine/dbt/xlate.h"
 
 #define ATTR_CODE64  (SEG_ATTR_G | SEG_ATTR_L | SEG_ATTR_P | SEG_ATTR_S | 11)
 #define ATTR_CODE32  (SEG_ATTR_G | SEG_ATTR_DB | SEG_ATTR_P | SEG_ATTR_S | 11)
@@ -38,6 +39,17 @@ static void check_sysenter(struct dbt_cpu *cpu)
 		dbt_raise(cpu, EXC_UD);
 }
 
+/* SYSCALL in long mode; the segments are the caller's to set. */
+static void syscall_long(struct dbt_cpu *cpu)
+{
+	struct x86_state *s = &cpu->s;
+
+	s->gpr[R_RCX] = cpu->next_rip;
+	s->gpr[R_R11] = s->rflags & ~(uint64_t)X86_FL_RF;
+	cpu->next_rip = cpu->code_bits == 64 ? s->lstar : s->cstar;
+	s->rflags = (s->rflags & ~(s->fmask | X86_FL_RF)) | 2;
+}
+
 void sys_syscall(struct dbt_cpu *cpu, const struct insn *in)
 {
 	struct x86_state *s = &cpu->s;
@@ -45,10 +57,7 @@ void sys_syscall(struct dbt_cpu *cpu, const struct insn *in)
 
 	check_syscall(cpu);
 	if (dbt_is_long(cpu)) {
-		s->gpr[R_RCX] = cpu->next_rip;
-		s->gpr[R_R11] = s->rflags & ~(uint64_t)X86_FL_RF;
-		cpu->next_rip = cpu->code_bits == 64 ? s->lstar : s->cstar;
-		s->rflags = (s->rflags & ~(s->fmask | X86_FL_RF)) | 2;
+		syscall_long(cpu);
 	} else {
 		s->gpr[R_RCX] = (uint32_t)cpu->next_rip;
 		cpu->next_rip = (uint32_t)s->star;
@@ -82,6 +91,49 @@ void sys_sysret(struct dbt_cpu *cpu, const struct insn *in)
 	else
 		cpu->no_step_trap = true;
 	dbt_mode_changed(cpu);
+}
+
+/*
+ * The same from translated code.  There are no traps pending there (dbt.h, invariant 5); whatever the handlers above would
+ * look at beside what is looked at here, the block's mode has settled.
+ */
+static bool is_short(const struct dbt_cpu *cpu)
+{
+	return likely(!cpu->xlate->is_watched && cpu->s.efer & X86_EFER_SCE);
+}
+
+static uint64_t done_shortly(struct dbt_cpu *cpu, unsigned id)
+{
+	cpu->s.rip = cpu->next_rip;
+	cpu->insn_count++;
+	cpu->xlate->interp_by_id[id]++;
+	dbt_mode_changed(cpu);
+	return xlate_go_on(cpu);
+}
+
+uint64_t xlate_syscall(struct dbt_cpu *cpu)
+{
+	uint16_t cs = cpu->s.star >> 32;
+
+	if (!is_short(cpu))
+		return xlate_step(cpu);
+	cpu->next_rip = cpu->s.rip + cpu->exit_info;
+	syscall_long(cpu);
+	set_flat_segments(cpu, cs, cs + 8, true, false);
+	return done_shortly(cpu, I_SYSCALL);
+}
+
+uint64_t xlate_sysret(struct dbt_cpu *cpu)
+{
+	struct x86_state *s = &cpu->s;
+	uint16_t base = s->star >> 48;
+
+	if (!is_short(cpu) || !va_is_canonical(s->gpr[R_RCX]) || s->gpr[R_R11] & X86_FL_TF)
+		return xlate_step(cpu);
+	s->rflags = (s->gpr[R_R11] & SYSRET_FLAGS) | 2;
+	cpu->next_rip = s->gpr[R_RCX];
+	set_flat_segments(cpu, base + 16, base + 8, true, true);
+	return done_shortly(cpu, I_SYSRET);
 }
 
 void sys_sysenter(struct dbt_cpu *cpu, const struct insn *in)

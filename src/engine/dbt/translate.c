@@ -89,7 +89,7 @@ static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
 	}
 }
 
-static int tlb_mode_of(uint32_t key)
+int tr_tlb_mode(uint32_t key)
 {
 	return key & DBT_MODE_USER     ? DBT_TLB_USER
 	       : key & DBT_MODE_AC_TLB ? DBT_TLB_KERNEL_AC
@@ -103,7 +103,7 @@ static int tlb_mode_of(uint32_t key)
 static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, bool live, int kind)
 {
 	struct emit *e = &c->e;
-	int32_t tlb = CPU_OFF(tlb) + tlb_mode_of(c->key) * (int32_t)sizeof(struct dbt_tlb);
+	int32_t tlb = CPU_OFF(tlb) + tr_tlb_mode(c->key) * (int32_t)sizeof(struct dbt_tlb);
 	int32_t neg = tlb + (int32_t)(is_write ? offsetof(struct dbt_tlb, wneg)
 					       : offsetof(struct dbt_tlb, rneg));
 	int32_t xlat = tlb + (int32_t)offsetof(struct dbt_tlb, xlat);
@@ -869,7 +869,9 @@ static enum done tr_swapgs(struct ctx *c, const struct insn *in)
 
 static enum done tr_mov_r_seg(struct ctx *c, const struct insn *in)
 {
-	if (in->has_mem || in->opsize == 2 || (in->reg & 7) >= SEG_COUNT)
+	if (in->has_mem)
+		return tr_mov_mem_seg(c, in);
+	if (in->opsize == 2 || (in->reg & 7) >= SEG_COUNT)
 		return DONE_INTERP;
 	emit_load_gs(&c->e, H_RCX,
 		     (int32_t)(offsetof(struct dbt_cpu, s.seg) + (in->reg & 7) * sizeof(struct x86_seg) +
@@ -990,6 +992,20 @@ static enum done tr_insn(struct ctx *c, const struct insn *in)
 		return tr_swapgs(c, in);
 	case I_MOV_R_SEG:
 		return tr_mov_r_seg(c, in);
+	case I_MOV_R_CR:
+		return tr_mov_r_cr(c, in);
+	case I_RDFSBASE:
+	case I_RDGSBASE:
+	case I_WRFSBASE:
+	case I_WRGSBASE:
+		return tr_fsgsbase(c, in);
+	case I_STOS:
+	case I_MOVS:
+		return tr_string(c, in);
+	case I_SYSCALL:
+		return tr_syscall(c, in);
+	case I_SYSRET:
+		return tr_sysret(c, in);
 	case I_CMPXCHG8B:
 	case I_CMPXCHG16B:
 		return tr_cmpxchg_wide(c, in);
@@ -1242,11 +1258,11 @@ static void emit_entry(struct ctx *c)
 static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
-	int mode = tlb_mode_of(b->key);
+	int mode = tr_tlb_mode(b->key);
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
-	const struct code_verify_env env = {
+	struct code_verify_env env = {
 		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again,
-			   x->exit_call },
+			   x->exit_call, x->exit_syscall, x->exit_sysret },
 		.miss = { x->miss, x->miss_group },
 		.code = b->far_entry - (x->cc.rx - x->cc.rw),
 		.exec = b->far_entry,
@@ -1270,6 +1286,8 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 	};
 	char why[160];
 
+	_Static_assert(sizeof(env.calls) == sizeof(x->string), "all of them may be called");
+	memcpy((void *)env.calls, x->string, sizeof(env.calls));
 	if (!x->has_bmi2) /* the sequence verified is the BMI2 one */
 		return true;
 	dbt_fpu_to_mem(cpu);

@@ -132,9 +132,18 @@ void tr_emit_rip(struct ctx *c, unsigned reg, int32_t off);
 void tr_emit_sp_add(struct ctx *c, int32_t delta);
 void tr_emit_jmp_exec(struct ctx *c, const uint8_t *exec_target);
 unsigned tr_key_cpl(uint32_t key);
+int tr_tlb_mode(uint32_t key);
 void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size);
 void tr_emit_load_r14(struct ctx *c, unsigned reg, unsigned size);
 void tr_emit_indirect(struct ctx *c, int32_t sp_moved);
 void tr_emit_rel_to(struct ctx *c, const uint8_t *exec_target);
+
+/* translate_sys.c */
+enum done tr_mov_mem_seg(struct ctx *c, const struct insn *in);
+enum done tr_mov_r_cr(struct ctx *c, const struct insn *in);
+enum done tr_fsgsbase(struct ctx *c, const struct insn *in);
+enum done tr_string(struct ctx *c, const struct insn *in);
+enum done tr_syscall(struct ctx *c, const struct insn *in);
+enum done tr_sysret(struct ctx *c, const struct insn *in);
 
 #endif

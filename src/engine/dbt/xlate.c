@@ -548,7 +548,7 @@ void *xlate_lookup_fast(struct dbt_cpu *cpu)
 #define STEP_MAX 8
 
 /* After an interpreted instruction: where to go on, or why to leave. */
-static uint64_t go_on(struct dbt_cpu *cpu)
+uint64_t xlate_go_on(struct dbt_cpu *cpu)
 {
 	for (unsigned n = 0; n < STEP_MAX; n++) {
 		cpu->xlate->steps++;
@@ -577,7 +577,7 @@ uint64_t xlate_step(struct dbt_cpu *cpu)
 	if (unlikely(cpu->xlate->is_watched))
 		return XEXIT_INTERP;
 	interp_one(cpu);
-	return go_on(cpu);
+	return xlate_go_on(cpu);
 }
 
 uint64_t xlate_call(struct dbt_cpu *cpu)
@@ -592,7 +592,7 @@ uint64_t xlate_call(struct dbt_cpu *cpu)
 	for (unsigned i = 0; i < sizeof(*in) / 8; i++)
 		to[i] = from[i];
 	interp_decoded(cpu, in);
-	return go_on(cpu);
+	return xlate_go_on(cpu);
 }
 
 unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)

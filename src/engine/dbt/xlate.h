@@ -121,6 +121,8 @@ struct xlate_vm {
 	uint8_t *ret_miss, *ret_again, *ret_dead; /* see stubs.c, "returns" */
 	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_call, *exit_poll, *miss, *miss_group,
 		*fault_exit;
+	uint8_t *exit_syscall, *exit_sysret;
+	uint8_t *string[2][DBT_TLB_MODES][4]; /* STOS, MOVS; log2 of the element's size (translate_sys.c) */
 	bool has_bmi2;
 	bool has_returns;    /* calls and returns are the host's */
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
@@ -149,6 +151,14 @@ void *xlate_lookup_fast(struct dbt_cpu *cpu);
 uint64_t xlate_step(struct dbt_cpu *cpu);
 /** xlate_call() - the same for an instruction that was decoded with the block; exit_info points to it. */
 uint64_t xlate_call(struct dbt_cpu *cpu);
+/** xlate_go_on() - what they do after the instruction. */
+uint64_t xlate_go_on(struct dbt_cpu *cpu);
+/**
+ * xlate_syscall(), xlate_sysret() - xlate_call() of these instructions in 64-bit mode, from and to 64-bit mode; exit_info
+ * is the length of SYSCALL (sys_call.c).
+ */
+uint64_t xlate_syscall(struct dbt_cpu *cpu);
+uint64_t xlate_sysret(struct dbt_cpu *cpu);
 /** xlate_run() - enter @b; returns an enum xlate_exit; s is complete. */
 unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b);
 /** xlate_link_patch() - make the link of cpu->exit_info jump to @b directly, if it may. */
@@ -170,6 +180,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
 void *xlate_alloc(struct xlate_vm *x, size_t bytes);
+/* translate_sys.c: the stubs of string instructions. */
+void xlate_emit_strings(struct xlate_vm *x, struct emit *e);
 
 /* dispatch.c: a vCPU is "running" between these two; enter waits for an exclusive section to end. */
 void dbt_run_enter(struct dbt_cpu *cpu);
