@@ -30,6 +30,7 @@ struct host_calls {
 	int (*ftruncate)(int fd, off_t len);
 	int (*fallocate)(int fd, int mode, off_t offset, off_t len);
 	int (*socket)(int domain, int type, int protocol);
+	int (*connect)(int fd, const struct sockaddr *to, socklen_t len);
 	int (*epoll_create1)(int flags);
 	int (*eventfd)(unsigned int value, int flags);
 	int (*timerfd_create)(int clock, int flags);

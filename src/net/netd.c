@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The network process: one poll loop around libslirp.
+ * The network process: one poll loop around libslirp and tcp_nat.
  *
  * Bounds, as the guest is hostile:
  *  - frames to the guest that the socket does not take wait in a ring of QUEUE_MAX, QUEUE_BYTES together;
  *    when it is full they are dropped, and while it is half full slirp's host sockets are not read, so
  *    that TCP slows down instead;
- *  - at most FILES_MAX descriptors, hence connections, each with buffers of bounded size;
+ *  - at most FILES_MAX descriptors, hence connections, each with buffers of bounded size; those of tcp_nat have a
+ *    bound together, and their frames never wait here: what the socket does not take stays a byte in a ring;
  *  - IPv4 fragments are kept by slirp for half a minute, in a buffer of SLIRP_MTU each: they pass at
  *    FRAGMENTS_PER_S at most.
  *
@@ -35,6 +36,7 @@
 
 #include "base/log.h"
 #include "net/offload.h"
+#include "net/tcp_nat.h"
 
 #define QUEUE_MAX	256
 #define QUEUE_BYTES	(2 * MIB)
@@ -47,6 +49,9 @@
  * 64 KiB, as slirp tells of newly free window in steps of that. */
 #define SLIRP_MSS 21400
 #define SLIRP_MTU (SLIRP_MSS + 40)
+#define NETWORK	  "10.0.2.0"
+#define NETMASK	  "255.255.255.0"
+#define GATEWAY	  "10.0.2.2"
 
 struct out_frame {
 	uint32_t len;
@@ -64,7 +69,8 @@ struct timer {
 struct netd {
 	int fd;
 	Slirp *slirp;
-	struct pollfd *pfds; /* [0] is the machine */
+	struct tcp_nat *tcp; /* NULL: all TCP is slirp's */
+	struct pollfd *pfds; /* [0] is the machine, then tcp's, then slirp's */
 	unsigned npfds, pfds_cap;
 	bool is_gone; /* the machine closed the socket */
 	struct timer timers[TIMERS_MAX];
@@ -155,6 +161,23 @@ static void send_frame(struct netd *n, const struct net_offload *off, const void
 	n->queued_bytes += len;
 }
 
+/* For tcp_nat: at once or not at all. */
+static bool send_tcp(void *ctx, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+{
+	struct netd *n = ctx;
+	struct iovec v[4] = { { (void *)(uintptr_t)off, sizeof(*off) } };
+
+	for (unsigned i = 0; i < niov; i++)
+		v[1 + i] = iov[i];
+	return !n->queued && send_now(n, v, 1 + niov);
+}
+
+static int64_t tcp_now_ms(void *ctx)
+{
+	(void)ctx;
+	return now_ns() / 1000000;
+}
+
 static int emit_plain(void *arg, const uint8_t *frame, size_t len)
 {
 	static const struct net_offload none;
@@ -216,6 +239,8 @@ static void take_frame(struct netd *n, size_t len)
 	if (len < 14)
 		return;
 	if (is_fragment(f, len) && (len > NET_MTU + 18 || !may_pass_fragment(n)))
+		return;
+	if (n->tcp && tcp_nat_input(n->tcp, f, len))
 		return;
 	/* slirp takes long TCP segments over IPv4 as they are; IPv6 only up to its MTU. */
 	if ((n->rx.off.gso_type & ~NET_GSO_ECN) == NET_GSO_TCP6 && n->rx.off.gso_size >= NET_GSO_SIZE_MIN)
@@ -378,10 +403,14 @@ static void serve(struct netd *n)
 	while (!n->is_gone) {
 		uint32_t timeout_ms = 60000;
 		bool congested = is_congested(n);
+		bool wants_room = n->queued || (n->tcp && tcp_nat_wants_room(n->tcp));
+		unsigned ntcp = 0;
 
 		n->pfds[0] =
-			(struct pollfd){ .fd = n->fd, .events = POLLIN | (n->queued ? POLLOUT : 0) };
-		n->npfds = 1;
+			(struct pollfd){ .fd = n->fd, .events = POLLIN | (wants_room ? POLLOUT : 0) };
+		if (n->tcp)
+			ntcp = tcp_nat_fill(n->tcp, n->pfds + 1, TCP_NAT_FLOWS, &timeout_ms);
+		n->npfds = 1 + ntcp;
 		if (!congested)
 			slirp_pollfds_fill(n->slirp, &timeout_ms, add_poll, n);
 		timeout_ms = next_timer_ms(n, timeout_ms);
@@ -390,15 +419,19 @@ static void serve(struct netd *n)
 			log_error("net", "poll: %s", strerror(errno));
 			return;
 		}
-		if (r <= 0)
-			n->pfds[0].revents = 0;
+		for (unsigned i = 0; r <= 0 && i < n->npfds; i++)
+			n->pfds[i].revents = 0;
 		if (n->pfds[0].revents & POLLOUT)
 			flush_queue(n);
 		if (!congested)
 			slirp_pollfds_poll(n->slirp, r < 0, get_revents, n);
 		run_timers(n);
+		if (n->tcp)
+			tcp_nat_polled(n->tcp, n->pfds + 1, ntcp);
 		if (n->pfds[0].revents & (POLLIN | POLLHUP | POLLERR))
 			read_guest(n);
+		if (n->tcp)
+			tcp_nat_flush(n->tcp);
 	}
 }
 
@@ -417,15 +450,30 @@ static void set_up_slirp(struct netd *n, const struct netd_config *cfg)
 		.disable_host_loopback = cfg->no_host_loopback,
 	};
 
-	inet_pton(AF_INET, "10.0.2.0", &c.vnetwork);
-	inet_pton(AF_INET, "255.255.255.0", &c.vnetmask);
-	inet_pton(AF_INET, "10.0.2.2", &c.vhost);
+	inet_pton(AF_INET, NETWORK, &c.vnetwork);
+	inet_pton(AF_INET, NETMASK, &c.vnetmask);
+	inet_pton(AF_INET, GATEWAY, &c.vhost);
 	inet_pton(AF_INET, "10.0.2.15", &c.vdhcp_start);
 	inet_pton(AF_INET, "10.0.2.3", &c.vnameserver);
 	inet_pton(AF_INET6, "fec0::", &c.vprefix_addr6);
 	inet_pton(AF_INET6, "fec0::2", &c.vhost6);
 	inet_pton(AF_INET6, "fec0::3", &c.vnameserver6);
 	n->slirp = slirp_new(&c, &callbacks, n);
+}
+
+static int set_up_tcp(struct netd *n, const struct netd_config *cfg, struct error *err)
+{
+	struct tcp_nat_config c = {
+		.no_host_loopback = cfg->no_host_loopback,
+		.send = send_tcp,
+		.now_ms = tcp_now_ms,
+		.ctx = n,
+	};
+
+	inet_pton(AF_INET, NETWORK, &c.net);
+	inet_pton(AF_INET, NETMASK, &c.mask);
+	inet_pton(AF_INET, GATEWAY, &c.host);
+	return tcp_nat_create(&n->tcp, &c, err);
 }
 
 static void describe(const struct netd_forward *f, char *buf, size_t cap)
@@ -496,6 +544,12 @@ static int set_up(struct netd *n, const struct netd_config *cfg, struct error *e
 	set_up_slirp(n, cfg);
 	if (!n->slirp)
 		return error_set(err, -EIO, "libslirp does not start");
+	/* A restricted guest opens no connections but to slirp's own services. */
+	if (!cfg->is_restricted) {
+		int r = set_up_tcp(n, cfg, err);
+		if (r < 0)
+			return r;
+	}
 	for (unsigned i = 0; i < cfg->nforwards; i++) {
 		int r = add_forward(n, &cfg->forwards[i], err);
 		if (r < 0)
@@ -530,6 +584,7 @@ int netd_main(const struct netd_config *cfg)
 	report(cfg, r < 0 ? err.text : "ok");
 	if (r == 0)
 		serve(n);
+	tcp_nat_destroy(n->tcp);
 	if (n->slirp)
 		slirp_cleanup(n->slirp);
 	close(n->fd);
