@@ -48,8 +48,15 @@ static struct dbt_cpu *cpu;
 static struct vcpu_exit last_exit;
 static unsigned nexits;
 
+static void (*in_exit)(void); /* what happens while the machine serves an exit; once */
+
 static int on_exit_(void *ctx, struct vcpu_exit *x)
 {
+	void (*fn)(void) = in_exit;
+
+	in_exit = NULL;
+	if (fn)
+		fn();
 	last_exit = *x;
 	nexits++;
 	if (x->kind == EXIT_MSR && (x->addr == 0x8ff || (x->addr == 0x4b564d03 && x->data & 0x3e)))
@@ -1399,6 +1406,47 @@ static void test_translation_saves_vectors(void **state)
 	assert_false(is_in_regs);
 }
 
+/* What other vCPUs do while this one is out: the cache is flushed, filled again, and they run the same code. */
+static void flush_and_refill(void)
+{
+	struct code_cache *cc = &cpu->vm->xlate->cc;
+	uint64_t rip = cpu->s.rip;
+
+	assert_int_equal(rip, CODE + 8);
+	xlate_flush(cpu->vm);
+	memset(cc->rw + cc->stubs_end, 0xcc, 64 * KIB); /* INT3 */
+	cc->used += 64 * KIB;
+	cpu->s.rip = CODE + 10;
+	assert_non_null(xlate_find(cpu, 0));
+	cpu->s.rip = rip;
+}
+
+/* The interpreter under a call of translated code: where that was to return to is no more. */
+static void test_flush_under_frames(void **state)
+{
+	static const uint8_t code[] = { 0xe8, 3,    0,	  0, 0, /* call 8 */
+					0xb0, 42,   0xf4,	/* mov al, 42; hlt */
+					0xe6, 0x80, 0xc3 };	/* out 80h, al; ret */
+
+	long64(0);
+	memcpy(ram.base + CODE, code, sizeof(code));
+	cpu->vm->cfg.use_interp_only = false;
+	for (unsigned i = 0; i < 6; i++) { /* the calls after the first few are all in translated code */
+		if (i == 5)
+			in_exit = flush_and_refill;
+		cpu->s.rip = CODE;
+		cpu->s.gpr[R_RAX] = 0;
+		cpu->s.mp_state = MP_RUNNABLE;
+		assert_int_equal(engine_dbt.vcpu_run(vcpu, NULL), RUN_HALTED);
+		assert_int_equal(cpu->s.gpr[R_RAX], 42);
+		assert_int_equal(cpu->s.rip, CODE + 8);
+		assert_int_equal(cpu->s.gpr[R_RSP], STACK0);
+		assert_int_equal(nexits, i + 1);
+	}
+	assert_null(in_exit);
+	cpu->vm->cfg.use_interp_only = true;
+}
+
 static void test_descriptor_info(void **state)
 {
 	protected32(3);
@@ -1478,6 +1526,7 @@ int main(void)
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_mode_key),
 		cmocka_unit_test(test_translation_saves_vectors),
+		cmocka_unit_test(test_flush_under_frames),
 		cmocka_unit_test(test_descriptor_info),
 	};
 
