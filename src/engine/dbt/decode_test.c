@@ -505,6 +505,13 @@ static bool is_undefined_kept(const struct pair *p)
 	case I_DIV:
 	case I_IDIV:
 		return !p->in.desc->flags_written;
+	case I_MUL:
+	case I_IMUL1:
+	case I_IMUL:
+		return p->in.desc->flags_written == (FL_CF | FL_OF);
+	case I_LZCNT:
+	case I_TZCNT:
+		return p->in.desc->flags_written == (FL_CF | FL_ZF);
 	default:
 		return false;
 	}
@@ -576,7 +583,7 @@ static const struct known known[] = {
 	  "OF SF AF PF are cleared (SDM VPTEST, VTESTPS); Zydis 4.0 forgets it" },
 	{ A(FLAGS_WRITTEN_LESS), is_vmcall, "a hypercall keeps the flags; Zydis means VMX' own result" },
 	{ A(FLAGS_WRITTEN_LESS), is_undefined_kept,
-	  "undefined, and Intel's CPUs keep them: nothing before may be taken for dead" },
+	  "undefined, and Intel's or AMD's CPUs keep them: nothing before may be taken for dead" },
 	{ A(FLAGS_READ), is_syscall, "r11 gets the flags; Zydis forgets it" },
 	{ A(GPR_READ) | A(GPR_WRITE), is_rep_xchg_r8,
 	  "F3 41 90 is XCHG r8, rAX on CPUs (seen on Zen 3), not PAUSE" },
