@@ -184,7 +184,9 @@ static enum run_result dbt_vcpu_run(struct engine_vcpu *v, struct error *err)
 		return RUN_FAILED;
 	enum run_result r = dbt_run(cpu);
 
-	if (r == RUN_FAILED)
+	if (r == RUN_FAILED && cpu->vm->xlate->verify_failures)
+		error_set(err, -EFAULT, "the verifier refused a block: %s", cpu->vm->xlate->refused);
+	else if (r == RUN_FAILED)
 		error_set(err, -EFAULT, "translated and interpreted code differ: %s",
 			  check_difference(cpu));
 	return r;

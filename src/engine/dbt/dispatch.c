@@ -264,6 +264,10 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 
 		if (!b) {
 			link = NULL;
+			if (unlikely(cpu->vm->xlate->verify_failures)) { /* a defect of ours: no test may miss it */
+				result = RUN_FAILED;
+				break;
+			}
 			interp_one(cpu);
 			continue;
 		}

@@ -1447,6 +1447,23 @@ static void test_flush_under_frames(void **state)
 	cpu->vm->cfg.use_interp_only = true;
 }
 
+/* What the verifier refuses is not executed, and the machine stops, so that nobody overlooks it. */
+static void test_refused_block(void **state)
+{
+	struct xlate_vm *x = cpu->vm->xlate;
+	struct error err = { "" };
+
+	protected32(0);
+	poke(CODE, 2, 0xf490);
+	x->verify_failures = 1;
+	strcpy(x->refused, "for a test");
+	assert_int_equal(engine_dbt.vcpu_run(vcpu, &err), RUN_FAILED);
+	assert_string_equal(err.text, "the verifier refused a block: for a test");
+	assert_int_equal(cpu->s.rip, CODE);
+	x->verify_failures = 0;
+	assert_int_equal(engine_dbt.vcpu_run(vcpu, NULL), RUN_HALTED);
+}
+
 static void test_descriptor_info(void **state)
 {
 	protected32(3);
@@ -1527,6 +1544,7 @@ int main(void)
 		cmocka_unit_test(test_mode_key),
 		cmocka_unit_test(test_translation_saves_vectors),
 		cmocka_unit_test(test_flush_under_frames),
+		cmocka_unit_test(test_refused_block),
 		cmocka_unit_test(test_descriptor_info),
 	};
 

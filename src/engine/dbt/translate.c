@@ -1284,17 +1284,16 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 		.off_wneg = tlb + (uint32_t)offsetof(struct dbt_tlb, wneg),
 		.off_xlat = tlb + (uint32_t)offsetof(struct dbt_tlb, xlat),
 	};
-	char why[160];
 
 	_Static_assert(sizeof(env.calls) == sizeof(x->string), "all of them may be called");
 	memcpy((void *)env.calls, x->string, sizeof(env.calls));
 	if (!x->has_bmi2) /* the sequence verified is the BMI2 one */
 		return true;
 	dbt_fpu_to_mem(cpu);
-	if (code_verify(b->code_len, &env, why))
+	if (code_verify(b->code_len, &env, x->refused))
 		return true;
 	log_error("dbt", "block at physical %llx refused by the verifier: %s",
-		  (unsigned long long)b->phys, why);
+		  (unsigned long long)b->phys, x->refused);
 	x->verify_failures++;
 	return false;
 }

@@ -126,8 +126,10 @@ struct xlate_vm {
 	bool has_bmi2;
 	bool has_returns;    /* calls and returns are the host's */
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
-	uint64_t flushes, invalidations, smc_hits, verify_failures;
-	uint64_t generation; /* of flushes */
+	uint64_t flushes, invalidations, smc_hits;
+	uint64_t verify_failures; /* blocks that the verifier refused: then vcpu_run fails ... */
+	char refused[160];	  /* ... and says why the last of them was */
+	uint64_t generation;	  /* of flushes */
 };
 
 int xlate_vm_create(struct dbt_vm *vm, struct error *err);
