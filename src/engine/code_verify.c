@@ -69,8 +69,7 @@ enum { W_RCX = 1, W_RSP = 2, W_R14 = 4, W_R15 = 8 };
 
 struct ver {
 	const struct code_verify_env *env;
-	const uint8_t *exec;
-	size_t len, pos;
+	size_t len, pos; /* positions: the first part, then the second one */
 	ZydisDecodedInstruction in;
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
 	unsigned written;
@@ -80,6 +79,20 @@ struct ver {
 	uint32_t again; /* places to be read again, as less is known there than was assumed; NOBODY: none */
 	const char *why;
 };
+
+static const uint8_t *exec_at(const struct ver *v, size_t pos)
+{
+	return pos < v->len ? v->env->exec + pos : v->env->cold_exec + (pos - v->len);
+}
+
+/* The position of an executable address, SIZE_MAX outside of the block. */
+static size_t pos_of(const struct ver *v, const uint8_t *exec)
+{
+	uintptr_t hot = (uintptr_t)exec - (uintptr_t)v->env->exec,
+		  cold = (uintptr_t)exec - (uintptr_t)v->env->cold_exec;
+
+	return hot < v->len ? hot : cold < v->env->cold_len ? v->len + cold : SIZE_MAX;
+}
 
 static bool bad(struct ver *v, const char *why)
 {
@@ -374,7 +387,8 @@ static bool check_branch(struct ver *v)
 			       : bad(v, "indirect transfer that is not the branch table's");
 	if (o->type != ZYDIS_OPERAND_TYPE_IMMEDIATE || !o->imm.is_relative)
 		return bad(v, "indirect or far transfer");
-	const uint8_t *target = v->exec + v->pos + v->in.length + o->imm.value.s;
+	const uint8_t *target = exec_at(v, v->pos) + v->in.length + o->imm.value.s;
+	size_t to = pos_of(v, target);
 
 	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL && is_callable(v, target))
 		return v->k.depth == 0 ? true
@@ -382,10 +396,10 @@ static bool check_branch(struct ver *v)
 	if (v->in.mnemonic == ZYDIS_MNEMONIC_CALL) {
 		if (v->k.depth != FRAME)
 			return bad(v, "call that is not to a stub and has pushed nothing");
-		if (target <= v->exec + v->pos || target >= v->exec + v->len)
+		if (to <= v->pos || to == SIZE_MAX)
 			return bad(v, "call out of the block, or back");
 		v->k = (struct known){ 0 };
-		if (!jump_to(v, (size_t)(target - v->exec)))
+		if (!jump_to(v, to))
 			return false;
 		v->k.depth = FRAME; /* it comes back */
 		return true;
@@ -394,9 +408,7 @@ static bool check_branch(struct ver *v)
 		return bad(v, "transfer with something on the host stack");
 	if (is_stub(v, target))
 		return true;
-	if (target < v->exec || target >= v->exec + v->len)
-		return bad(v, "jump out of the block");
-	return jump_to(v, (size_t)(target - v->exec));
+	return to == SIZE_MAX ? bad(v, "jump out of the block") : jump_to(v, to);
 }
 
 /* The slot that a gs: operand at @off is, or -1. */
@@ -671,9 +683,11 @@ static bool check_one(struct ver *v)
 	learn(v, next, line);
 	if (v->in.mnemonic == ZYDIS_MNEMONIC_JMP || is_ret)
 		return true;
-	if (v->pos + v->in.length == v->len)
+	size_t next_pos = v->pos + v->in.length;
+
+	if (next_pos == v->len || next_pos == v->len + v->env->cold_len)
 		return bad(v, "end that runs into what follows");
-	return go_to(v, v->pos + v->in.length, &v->k);
+	return go_to(v, next_pos, &v->k);
 }
 
 /* The next instruction that nobody has read.  Ways that lead into it would make it another one. */
@@ -690,15 +704,16 @@ static bool note_start(struct ver *v)
 
 static bool verify_all(struct ver *v)
 {
-	size_t left = MAX_PER_BYTE * v->len;
+	const struct code_verify_env *env = v->env;
+	size_t len = v->len + env->cold_len, left = MAX_PER_BYTE * len;
 	ZydisDecoder dec;
 
 	ZydisDecoderInit(&dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
 	/* Other blocks come here with nothing known. */
 	v->at[0].is_reached = true;
-	if (v->env->near_entry < v->len)
-		v->at[v->env->near_entry].is_reached = true;
-	while (v->again != NOBODY || v->read_to < v->len) {
+	if (env->near_entry < v->len)
+		v->at[env->near_entry].is_reached = true;
+	while (v->again != NOBODY || v->read_to < len) {
 		struct place *p = &v->at[v->again != NOBODY ? v->again : v->read_to];
 
 		v->pos = (size_t)(p - v->at);
@@ -707,8 +722,11 @@ static bool verify_all(struct ver *v)
 		p->is_waiting = false;
 		v->k = p->k;
 		v->why = "bytes that are no instruction";
-		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&dec, v->env->code + v->pos,
-							 v->len - v->pos, &v->in, v->op)))
+		const bool is_cold = v->pos >= v->len;
+
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(
+			    &dec, is_cold ? env->cold_code + (v->pos - v->len) : env->code + v->pos,
+			    (is_cold ? len : v->len) - v->pos, &v->in, v->op)))
 			return false;
 		v->written = written_regs(v);
 		if ((!p->is_start && !note_start(v)) || !check_one(v))
@@ -725,9 +743,8 @@ bool code_verify(size_t len, const struct code_verify_env *env, char why[160])
 	bool is_good = false;
 
 	snprintf(why, 160, "no memory to verify it");
-	if (v && (v->at = calloc(len + 1, sizeof(*v->at)))) {
+	if (v && (v->at = calloc(len + env->cold_len + 1, sizeof(*v->at)))) {
 		v->env = env;
-		v->exec = env->exec;
 		v->len = len;
 		v->again = NOBODY;
 		is_good = verify_all(v);

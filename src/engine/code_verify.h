@@ -39,6 +39,8 @@ struct code_verify_env {
 	const uint8_t *miss[2];	 /* those they may call */
 	const uint8_t *calls[24]; /* and these, which check for themselves what they access; NULL: none */
 	const uint8_t *code, *exec; /* the block: its writable view, and the address that it will run at */
+	const uint8_t *cold_code, *cold_exec; /* the same of its second part; it may be anywhere */
+	size_t cold_len;
 	size_t near_entry;	    /* offset at which other blocks enter it, besides 0 */
 	uint32_t off_ptr, nptr; /* slots for checked pointers */
 	uint32_t cpu_bytes;	/* size of struct dbt_cpu */
@@ -53,7 +55,7 @@ struct code_verify_env {
 
 /**
  * code_verify() - check one block before it is linked anywhere.
- * @len: bytes of it
+ * @len: bytes of its first part
  * @why: receives what is wrong and where
  * Returns true when the block is as the rules above demand.
  */

@@ -423,6 +423,38 @@ static void test_end(void **state)
 	assert_true(verify(nop, sizeof(nop), true, why));
 }
 
+/* A block in two parts, the second one far away. */
+static void test_parts(void **state)
+{
+	/* ja to the second part; jmp to a stub */
+	static const uint8_t hot[] = { 0x0f, 0x87, 0xfa, 0xff, 0x1f, 0, 0xe9, 0xf5, 0x0f, 0, 0 };
+	/* nop; jmp to the jump at the end of the first part */
+	uint8_t cold[] = { 0x90, 0xe9, 0, 0, 0, 0 };
+	struct code_verify_env e = env;
+	char why[160];
+	int32_t back = 6 - (0x200000 + 6);
+
+	e.code = hot;
+	e.cold_code = cold;
+	e.cold_exec = env.exec + 0x200000;
+	e.cold_len = sizeof(cold);
+	memcpy(cold + 2, &back, 4);
+	if (!code_verify(sizeof(hot), &e, why))
+		fail_msg("%s", why);
+	assert_false(code_verify(6, &e, why)); /* the first part ends in the ja */
+	e.cold_len = 1;
+	assert_false(code_verify(sizeof(hot), &e, why)); /* the second one in the nop */
+	e.cold_len = sizeof(cold);
+	back++; /* into the jump */
+	memcpy(cold + 2, &back, 4);
+	assert_false(code_verify(sizeof(hot), &e, why));
+	back = -1 - (0x200000 + 6);
+	memcpy(cold + 2, &back, 4);
+	assert_false(code_verify(sizeof(hot), &e, why)); /* before the block */
+	e.cold_exec++;
+	assert_false(code_verify(sizeof(hot), &e, why)); /* the ja leads to what is before the second part */
+}
+
 static void test_near_entry(void **state)
 {
 	/* mov eax, imm32; mov rax, [r14]; jmp to a stub */
@@ -509,7 +541,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(test_end), cmocka_unit_test(test_snippets),
 					    cmocka_unit_test(test_near_entry),
-					    cmocka_unit_test(test_large) };
+					    cmocka_unit_test(test_parts), cmocka_unit_test(test_large) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

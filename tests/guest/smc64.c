@@ -105,6 +105,49 @@ static void test_alias(void)
 	check(is_right, "an instruction across pages, its tail written");
 }
 
+static void present(struct frame *f)
+{
+	*pte(ALIAS + 4096, 1) |= PT_P; /* nothing was there: nothing to flush */
+}
+
+/* An instruction whose second page is another one, or comes later. */
+static void test_second_page(void)
+{
+	uint8_t *at = (uint8_t *)ALIAS + 4094, *second[2] = { alloc_page(), alloc_page() };
+	bool is_right = true;
+
+	map(ALIAS, (uintptr_t)code, PT_P | PT_W);
+	for (uint32_t k = 0; k < 2; k++) {
+		map(ALIAS + 4096, (uintptr_t)second[k], PT_P | PT_W);
+		put_return(at, k << 8 | 1);
+	}
+	for (uint32_t i = 0; i < 200; i++) {
+		map(ALIAS + 4096, (uintptr_t)second[i & 1], PT_P | PT_W);
+		for (unsigned n = 0; n < 3; n++)
+			is_right &= call(at) == ((i & 1) << 8 | 1);
+	}
+	check(is_right, "an instruction across pages, its second page remapped");
+	set_handler(PF, present);
+	is_right = true;
+	for (uint32_t i = 0; i < 50; i++) {
+		map(ALIAS + 4096, (uintptr_t)second[i & 1], PT_W); /* absent */
+		for (unsigned n = 0; n < 3; n++)
+			is_right &= call(at) == ((i & 1) << 8 | 1);
+	}
+	set_handler(PF, NULL);
+	check(is_right, "an instruction across pages, its second page absent at first");
+	/* The same page twice: its head is in the page's last bytes, its tail in the first ones. */
+	map(ALIAS + 4096, (uintptr_t)code, PT_P | PT_W);
+	is_right = true;
+	for (uint32_t i = 0; i < 100; i++) {
+		put_return(at, i);
+		is_right &= call(at) == i;
+		code[0] = (uint8_t)~i; /* second byte of the immediate */
+		is_right &= call(at) == (i | (~i & 0xff) << 8);
+	}
+	check(is_right, "an instruction across pages that are the same one");
+}
+
 /* A page is code, then data, then code of another address space's. */
 static void test_roles(void)
 {
@@ -164,6 +207,7 @@ void guest_main(void)
 	/* the image's own text is mapped writable: supervisor pages are read-write-execute */
 	test_self();
 	test_alias();
+	test_second_page();
 	test_roles();
 	test_jit();
 }

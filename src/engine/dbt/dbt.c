@@ -113,7 +113,7 @@ static int dbt_vm_create(struct engine_vm **out, const struct engine_config *cfg
 static void ask(struct dbt_cpu *cpu, uint64_t req)
 {
 	atomic_fetch_or_explicit(&cpu->requests, req, memory_order_seq_cst);
-	atomic_store_explicit(&cpu->poll, 1, memory_order_seq_cst);
+	dbt_poll_set(cpu);
 }
 
 static int dbt_vm_ram_changed(struct engine_vm *evm, struct error *err)
@@ -429,7 +429,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "tlb_walks", cpu->tlb_walks },
 		{ "tlb_flushes", cpu->tlb_flushes },
 		{ "tlb_size", 1ULL << cpu->tlb_bits },
-		{ "code_bytes", shared->cc.used, true },
+		{ "code_bytes", shared->cc.used + shared->cc.cold_used - shared->cc.cold_start, true },
 		{ "code_cache_size", shared->cc.size, true },
 		{ "code_flushes", shared->flushes, true },
 		{ "blocks_since_flush_size", shared->norder, true },

@@ -171,9 +171,13 @@ struct dbt_cpu {
 
 	/* Hot words of emitted code. */
 	uint64_t pc_base; /* RIP minus the offset in its guest-physical page, of the running block */
-	uint64_t tlb_mask;     /* (size - 1) << 12 */
-	uint64_t page_mask;    /* ~0xfff: constant operand of emitted pext */
-	uint64_t jc_key;       /* of mode_key and, at CPL 3, the address space's tag */
+	uint64_t tlb_mask;  /* (size - 1) << 12 */
+	uint64_t page_mask; /* ~0xfff: constant operand of emitted pext */
+	uint64_t jc_key;    /* of mode_key and, at CPL 3, the address space's tag */
+	/* What emitted code reads as jc_key: that, or jc_poison while poll is set, which finds nothing in the
+	 * branch table, so that every miss is a poll. */
+	_Atomic uint64_t jc_key_now;
+	uint64_t jc_poison;    /* nothing a guest could guess */
 	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
 	uint64_t host_rsp;     /* stack of the dispatcher while translated code runs */
 	uint64_t ret_base; /* where rsp starts in translated code: the top of the returns (stubs.c) */
@@ -315,6 +319,21 @@ void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, unsigned npages);
 
 /** dbt_returns_changed() - forget all returns that translated code has noted: another ret_key. */
 void dbt_returns_changed(struct dbt_cpu *cpu);
+
+/** dbt_poll_set() - any thread: translated code is to be left soon. */
+static inline void dbt_poll_set(struct dbt_cpu *cpu)
+{
+	atomic_store_explicit(&cpu->poll, 1, memory_order_seq_cst);
+	atomic_store_explicit(&cpu->jc_key_now, cpu->jc_poison, memory_order_seq_cst);
+}
+
+/** dbt_poll_refresh() - the vCPU's thread, after it has changed jc_key or cleared poll. */
+static inline void dbt_poll_refresh(struct dbt_cpu *cpu)
+{
+	atomic_store_explicit(&cpu->jc_key_now, cpu->jc_key, memory_order_seq_cst);
+	if (atomic_load_explicit(&cpu->poll, memory_order_seq_cst))
+		atomic_store_explicit(&cpu->jc_key_now, cpu->jc_poison, memory_order_seq_cst);
+}
 
 static inline uint64_t dbt_rdtsc(const struct dbt_cpu *cpu)
 {

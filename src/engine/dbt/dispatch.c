@@ -71,7 +71,7 @@ static void exclusive_begin(struct dbt_vm *vm, struct dbt_cpu *cpu)
 		atomic_store_explicit(&cpu->is_running, true, memory_order_seq_cst);
 	for (unsigned i = 0; i < vm->ncpus; i++)
 		if (vm->cpus[i] && vm->cpus[i] != cpu)
-			atomic_store_explicit(&vm->cpus[i]->poll, 1, memory_order_seq_cst);
+			dbt_poll_set(vm->cpus[i]);
 	while (others_run(vm, cpu))
 		pthread_cond_wait(&vm->excl_stopped, &vm->excl_lock);
 	pthread_mutex_unlock(&vm->excl_lock);
@@ -168,6 +168,7 @@ bool dbt_must_look(const struct dbt_cpu *cpu)
 static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 {
 	atomic_store_explicit(&cpu->poll, 0, memory_order_seq_cst);
+	dbt_poll_refresh(cpu);
 	uint64_t req = atomic_load_explicit(&cpu->requests, memory_order_seq_cst);
 
 	if (unlikely(atomic_load_explicit(&cpu->vm->excl_owner, memory_order_seq_cst))) {

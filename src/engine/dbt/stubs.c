@@ -179,12 +179,15 @@ static void emit_host_stack(struct emit *e)
 }
 
 /*
- * The branch table has no block for s.rip: look among all of them, jump to it, or leave.  Guest registers
+ * The branch table has no block for s.rip: look among all of them, jump to it, or leave (exit_branch: a branch whose
+ * exit_info is in r15d).  Guest registers
  * that C preserves stay where they are; arithmetic flags travel in tmp[2] (lahf; seto al).
  */
-static void emit_lookup(struct xlate_vm *x, struct emit *e)
+static void emit_lookup_stub(struct xlate_vm *x, struct emit *e)
 {
-	x->exit_lookup = begin(x, e);
+	x->exit_branch = begin(x, e);
+	emit_store_gs(e, CPU_OFF(exit_info), H_R15, 4);
+	x->exit_lookup = e->p + e->exec_delta;
 	for (unsigned i = 0; i < ARRAY_SIZE(call_clobbered); i++)
 		emit_store_gs(e, guest_home(call_clobbered[i]), call_clobbered[i], 8);
 	emit_bytes(e, (const uint8_t[]){ 0x9f, 0x0f, 0x90, 0xc0 }, 4); /* lahf; seto al */
@@ -302,12 +305,20 @@ static void emit_miss_refused(struct xlate_vm *x, struct emit *e, unsigned not_c
 	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
 }
 
+/* s.rip from the offset in the page in rcx; in 32-bit code C wraps it. */
+static void emit_rip(struct emit *e)
+{
+	emit_load_gs(e, H_R14, CPU_OFF(pc_base), 8);
+	emit_lea(e, H_RCX, H_RCX, H_R14, 1, 0, 8);
+	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
+}
+
 /*
- * The instruction at s.rip is interpreted in place: xlate_step() says where to go on, or why to leave.
+ * An instruction is interpreted in place: xlate_step() says where to go on, or why to leave.
  *
- * exit_call      its decoded form is at exit_info; guest registers are in the host's
- * exit_syscall   the same for SYSCALL, exit_sysret for SYSRET, by a shorter way
- * exit_interp    guest registers are in the host's
+ * exit_call      its offset in the page is in rcx, its decoded form at r15; guest registers are in the host's
+ * exit_syscall   the same for SYSCALL, exit_sysret for SYSRET, by a shorter way; r15 is the length
+ * exit_interp    its offset in the page is in rcx; guest registers are in the host's
  * fault_exit     they are in s: after a host fault (the signal handler has put them there), or a miss
  */
 static void emit_step(struct xlate_vm *x, struct emit *e)
@@ -318,6 +329,8 @@ static void emit_step(struct xlate_vm *x, struct emit *e)
 
 	for (unsigned i = 0; i < ARRAY_SIZE(fn); i++) {
 		*stub[i] = begin(x, e);
+		emit_store_gs(e, CPU_OFF(exit_info), H_R15, 8);
+		emit_rip(e);
 		store_guest(e);
 		store_flags(e);
 		emit_c_call(e, (uintptr_t)fn[i]);
@@ -327,6 +340,7 @@ static void emit_step(struct xlate_vm *x, struct emit *e)
 		finish(x, e);
 	}
 	x->exit_interp = begin(x, e);
+	emit_rip(e);
 	store_guest(e);
 	store_flags(e);
 	x->fault_exit = e->p + e->exec_delta;
@@ -371,28 +385,43 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	emit_u32(e, (uint32_t)CPU_OFF(tmp[7]));
 	finish(x, e);
 
-	emit_lookup(x, e);
+	emit_lookup_stub(x, e);
 	if (x->has_bmi2)
 		emit_returns(x, e);
 	x->exit_link = begin(x, e);
+	emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
 	emit_leave(e, XEXIT_LINK);
 	finish(x, e);
 	emit_step(x, e);
 	x->exit_poll = begin(x, e);
+	emit_rip(e);
 	emit_leave(e, XEXIT_POLL);
 	finish(x, e);
 
-	/* miss, miss_group: called (return address on the stack), va in rcx */
+	/* miss, miss_group: called (return address on the stack), va in rcx, exit_info in r15d */
 	x->miss = begin(x, e);
+	emit_store_gs(e, CPU_OFF(exit_info), H_R15, 4);
 	emit_miss_call(e, (uintptr_t)miss);
 	emit_miss_refused(x, e, CC_NZ);
 	load_flags(e);
 	load_guest(e);
+	emit_load_gs(e, H_RCX, CPU_OFF(tmp[0]), 8);
 	emit_u8(e, 0xc3);
 	finish(x, e);
 
-	/* miss_group: the answer comes back in rcx */
+	/* miss_group: also size - 1 in r14; the answer comes back in rcx.  A span that crosses a page is no question. */
 	x->miss_group = begin(x, e);
+	emit_store_gs(e, CPU_OFF(exit_info), H_R15, 4);
+	emit_store_gs(e, CPU_OFF(tmp[0]), H_RCX, 8);
+	emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
+	emit_pext_gs(e, H_RCX, H_RCX, CPU_OFF(page_mask), false);
+	emit_pext_gs(e, H_R14, H_R14, CPU_OFF(page_mask), false);
+	emit_bytes(e, (const uint8_t[]){ 0x48, 0xf7, 0xd1 }, 3); /* not rcx */
+	emit_lea(e, H_RCX, H_RCX, H_R14, 1, 1, 8);	/* 0: first and last byte lie in one page */
+	emit_bytes(e, (const uint8_t[]){ 0xe3, 6 }, 2); /* jrcxz over the next two */
+	emit_mov_ri(e, H_RCX, GROUP_EACH);
+	emit_u8(e, 0xc3);
+	emit_load_gs(e, H_RCX, CPU_OFF(tmp[0]), 8);
 	emit_miss_call(e, (uintptr_t)miss_group);
 	emit_bytes(e, (const uint8_t[]){ 0x83, 0xf8, GROUP_LEAVE }, 3); /* cmp eax */
 	emit_miss_refused(x, e, CC_NZ);

@@ -206,6 +206,8 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 	}
 	emit_address(c, ea_kind, disp);
 	if (!g) {
+		if (!live)
+			retry = c->e.p;
 		k = emit_lookup(c, size, is_write, live, COLD_MISS);
 		c->held = -1;
 	} else {
@@ -216,6 +218,7 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 		k->link = &c->links[c->nlinks++];
 	}
 	k->retry = retry;
+	k->has_address = !live;
 	k->size = (uint16_t)(g ? g->dmax - g->dmin : size);
 	k->is_write = g ? g->is_write : is_write;
 	k->ea_kind = (uint8_t)ea_kind;
@@ -306,25 +309,21 @@ void tr_emit_indirect(struct ctx *c, int32_t sp_moved)
 {
 	struct emit *e = &c->e;
 	int32_t info = undo_info(c, sp_moved);
-	uint8_t *miss;
 
 	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
 	if (!c->x->has_bmi2) {
-		emit_store_gs_imm(e, CPU_OFF(exit_info), info, 8);
-		tr_emit_jmp_exec(c, c->x->exit_lookup);
+		emit_mov_ri(e, H_R15, (uint32_t)info);
+		tr_emit_jmp_exec(c, c->x->exit_branch);
 		return;
 	}
 	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(jc_mask), false);
-	emit_load_gs(e, H_R15, CPU_OFF(jc_key), 8);
+	emit_load_gs(e, H_R15, CPU_OFF(jc_key_now), 8);
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(jc_neg));
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
-	OP(0xe3, 0); /* jrcxz hit */
-	miss = e->p;
-	emit_store_gs_imm(e, CPU_OFF(exit_info), info, 8);
-	tr_emit_jmp_exec(c, c->x->exit_lookup);
-	if (!e->is_full)
-		miss[-1] = (uint8_t)(e->p - miss);
+	OP(0xe3, 0x05); /* jrcxz +5: hit */
+	tr_emit_jmp_cold(c, COLD_BRANCH);
+	c->cold[c->ncold - 1].ea_disp = info;
 	/* jmp gs:[r14 * 8 + jc_code] */
 	OP(0x65, 0x42, 0xff, 0x24, 0xf5);
 	emit_u32(e, (uint32_t)CPU_OFF(jc_code));
@@ -367,6 +366,12 @@ static void note_link(struct ctx *c, uint16_t off)
 	k->link->key_extra = 0;
 }
 
+/* Can a jump to page offset @off be patched?  Not to another page, nor to an instruction that goes on there. */
+static bool is_linkable(int32_t off)
+{
+	return off >= 0 && off <= 4096 - INSN_MAX_LEN;
+}
+
 /* A patchable jump to page offset @off of the same page; @cc < 0: unconditional. */
 static void emit_link(struct ctx *c, int cc, uint16_t off)
 {
@@ -384,7 +389,7 @@ static void emit_link(struct ctx *c, int cc, uint16_t off)
 /* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in tr_emit_indirect(). */
 static void emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 {
-	if (off >= 0 && off < 4096) {
+	if (is_linkable(off)) {
 		emit_link(c, -1, (uint16_t)off);
 	} else {
 		tr_emit_rip(c, H_RCX, off);
@@ -569,7 +574,7 @@ static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
 	align_to(c, 5, 8); /* the landing can be patched at once */
 	emit_u8(e, 0xe8);
 	emit_u32(e, 0);
-	if (in->desc->id == I_CALL_REL && off >= 0 && off < 4096)
+	if (in->desc->id == I_CALL_REL && is_linkable(off))
 		note_link(c, (uint16_t)off);
 	else
 		tr_cold_add(c, COLD_CALL)->ea_disp = off;
@@ -685,7 +690,7 @@ static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
 /* A conditional jump to @off; falls through to the next instruction. */
 static void emit_cond(struct ctx *c, int cc, int32_t off)
 {
-	if (off >= 0 && off < 4096) {
+	if (is_linkable(off)) {
 		emit_link(c, cc, (uint16_t)off);
 		return;
 	}
@@ -1042,12 +1047,22 @@ static bool ends_flow(const struct ctx *c, const struct insn *in)
 
 /* Decode from the block's start; returns whether the run stopped for an instruction that cannot be
  * decoded here (page end, #UD): the block then exits to the interpreter at off[n]. */
-static bool decode_run(struct ctx *c)
+static bool decode_run(struct ctx *c, uint64_t phys2)
 {
-	const uint8_t *page = c->cpu->vm->ram->base + (c->phys & ~0xfffULL);
-	unsigned off = c->phys & 0xfff;
+	const uint8_t *ram = c->cpu->vm->ram->base, *page = ram + (c->phys & ~0xfffULL);
+	unsigned off = c->phys & 0xfff, nbranches = 0;
 
-	unsigned nbranches = 0;
+	if (phys2 & 1) {
+		uint8_t bytes[2 * INSN_MAX_LEN];
+		unsigned n = 4096 - off;
+
+		memcpy(bytes, page + off, n);
+		memcpy(bytes + n, ram + (phys2 & ~0xfffULL), INSN_MAX_LEN);
+		c->n = interp_decode(c->cpu, &c->in[0], bytes, n + INSN_MAX_LEN, c->bits) == DECODE_OK;
+		c->off[0] = (uint16_t)off;
+		c->off[1] = (uint16_t)(off + c->in[0].len);
+		return !c->n;
+	}
 
 	c->n = 0;
 	c->off[0] = (uint16_t)off;
@@ -1112,15 +1127,12 @@ static void find_live(struct ctx *c)
 	}
 }
 
-/* Leave through the unpatched link @l, to page offset @off. */
-static void emit_link_stub(struct ctx *c, const struct xlate_link *l, uint16_t off)
+/* Leave through the unpatched link @l. */
+static void emit_link_stub(struct ctx *c, const struct xlate_link *l)
 {
 	struct emit *e = &c->e;
 
-	tr_emit_rip(c, H_RCX, off);
-	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
 	emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)l);
-	emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
 	tr_emit_jmp_exec(c, c->x->exit_link);
 }
 
@@ -1131,31 +1143,19 @@ static void emit_link_stub(struct ctx *c, const struct xlate_link *l, uint16_t o
 static void emit_group_miss(struct ctx *c, struct cold *k)
 {
 	struct emit *e = &c->e;
-	uint8_t *cross, *each;
+	uint8_t *each;
 
-	emit_address(c, k->ea_kind, k->ea_disp);
-	emit_lea(e, H_R15, H_RCX, H_NONE, 1, k->size - 1, 8);
-	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(page_mask), false);
-	tr_emit_pext_gs(c, H_R15, H_R15, CPU_OFF(page_mask), false);
-	OP(0x49, 0xf7, 0xd6);			   /* not r14 */
-	emit_lea(e, H_R14, H_R14, H_R15, 1, 1, 8); /* 0: first and last byte lie in one page */
-	emit_mov_rr(e, H_R15, H_RCX, 8);
-	emit_mov_rr(e, H_RCX, H_R14, 8);
-	OP(0xe3, 0x02); /* jrcxz +2 */
-	OP(0xeb, 0x00); /* jmp short: crosses */
-	cross = e->p;
-	emit_mov_rr(e, H_RCX, H_R15, 8);
-	emit_store_gs_imm(e, CPU_OFF(exit_info),
-			  (int32_t)(k->page_off | (uint32_t)k->size << 16 |
-				    (uint32_t)k->is_write << 28 | (uint32_t)k->is_first_write << 29),
-			  4);
+	if (!k->has_address)
+		emit_address(c, k->ea_kind, k->ea_disp);
+	emit_mov_ri(e, H_R14, k->size - 1u);
+	emit_mov_ri(e, H_R15,
+		    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28 |
+			    (uint32_t)k->is_first_write << 29);
 	emit_u8(e, 0xe8);
 	tr_emit_rel_to(c, c->x->miss_group);
 	OP(0xe3, 0x05); /* jrcxz +5 */
 	emit_u8(e, 0xe9);
 	emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
-	if (!e->is_full)
-		cross[-1] = (uint8_t)(e->p - cross);
 	align_site(c, 1);
 	emit_u8(e, 0xe9);
 	emit_u32(e, 0); /* to the stub that follows */
@@ -1164,7 +1164,7 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 	k->link->stub = 0;
 	k->link->page_off = k->page_off;
 	k->link->key_extra = DBT_MODE_EACH;
-	emit_link_stub(c, k->link, k->page_off);
+	emit_link_stub(c, k->link);
 }
 
 /* The instruction is interpreted, from its decoded form. */
@@ -1178,10 +1178,8 @@ static void emit_decoded(struct ctx *c, const struct cold *k)
 		return;
 	}
 	*in = *k->in;
-	tr_emit_rip(c, H_RCX, k->page_off);
-	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
-	emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)in);
-	emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
+	emit_mov_ri(e, H_RCX, k->page_off);
+	emit_mov_ri(e, H_R15, (uint64_t)(uintptr_t)in);
 	tr_emit_jmp_exec(c, c->x->exit_call);
 }
 
@@ -1198,11 +1196,10 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	c->cur = (unsigned)(k->in - c->in);
 	switch (k->kind) {
 	case COLD_MISS:
-		emit_address(c, k->ea_kind, k->ea_disp);
-		emit_store_gs_imm(e, CPU_OFF(exit_info),
-				  (int32_t)(k->page_off | (uint32_t)k->size << 16 |
-					    (uint32_t)k->is_write << 28),
-				  4);
+		if (!k->has_address)
+			emit_address(c, k->ea_kind, k->ea_disp);
+		emit_mov_ri(e, H_R15,
+			    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28);
 		emit_u8(e, 0xe8);
 		tr_emit_rel_to(c, c->x->miss);
 		emit_u8(e, 0xe9);
@@ -1214,6 +1211,10 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	case COLD_FAR:
 		tr_emit_rip(c, H_RCX, k->ea_disp);
 		tr_emit_indirect(c, 0);
+		break;
+	case COLD_BRANCH:
+		emit_mov_ri(e, H_R15, (uint32_t)k->ea_disp);
+		tr_emit_jmp_exec(c, c->x->exit_branch);
 		break;
 	case COLD_CALL:
 		if (k->in->desc->id == I_CALL_IND)
@@ -1231,13 +1232,12 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		break;
 	case COLD_INTERP:
 	case COLD_POLL:
-		tr_emit_rip(c, H_RCX, k->page_off);
-		emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
+		emit_mov_ri(e, H_RCX, k->page_off);
 		tr_emit_jmp_exec(c, k->kind == COLD_POLL ? c->x->exit_poll : c->x->exit_interp);
 		break;
 	case COLD_LINK:
 		k->link->stub = here - k->jump;
-		emit_link_stub(c, k->link, k->page_off);
+		emit_link_stub(c, k->link);
 		break;
 	}
 }
@@ -1249,23 +1249,23 @@ static void emit_entry(struct ctx *c)
 	emit_load_gs(e, H_RCX, CPU_OFF(s.rip), 8);
 	emit_lea(e, H_R14, H_RCX, H_NONE, 1, -(int32_t)(c->phys & 0xfff), 8);
 	emit_store_gs(e, CPU_OFF(pc_base), H_R14, 8);
-	emit_load_gs(e, H_RCX, CPU_OFF(poll), 8);
-	OP(0xe3, 0x05);
-	tr_emit_jmp_exec(c, c->x->exit_poll); /* s.rip is exact here */
 }
 
 /* The independent reading of the block (code_verify.h).  A block that fails it is never run. */
-static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
+static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struct emit *cold)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
 	int mode = tr_tlb_mode(b->key);
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	struct code_verify_env env = {
-		.stubs = { x->exit_lookup, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again,
+		.stubs = { x->exit_branch, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again,
 			   x->exit_call, x->exit_syscall, x->exit_sysret },
 		.miss = { x->miss, x->miss_group },
 		.code = b->far_entry - (x->cc.rx - x->cc.rw),
 		.exec = b->far_entry,
+		.cold_code = cold->start,
+		.cold_exec = cold->start + cold->exec_delta,
+		.cold_len = (size_t)(cold->p - cold->start),
 		.near_entry = (size_t)(b->near_entry - b->far_entry),
 		.off_ptr = (uint32_t)CPU_OFF(ptr),
 		.nptr = ARRAY_SIZE(cpu->ptr),
@@ -1298,7 +1298,7 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b)
 	return false;
 }
 
-struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t key)
+struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2, uint32_t key)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
 	struct ctx ctx, *c = &ctx;
@@ -1312,13 +1312,13 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	c->sp_size = c->bits / 8;
 	c->phys = phys;
 	c->ncold = c->nlinks = c->nlandings = 0;
-	bool is_stuck = decode_run(c);
+	bool is_stuck = decode_run(c, phys2);
 
 	find_live(c);
 	coalesce_plan(c);
-	x->cc.used = ALIGN_UP(x->cc.used, 16);
+	x->cc.used = ALIGN_UP(x->cc.used, 8);
 	e->p = e->start = x->cc.rw + x->cc.used;
-	e->end = x->cc.rw + x->cc.size;
+	e->end = x->cc.rw + x->cc.cold_start;
 	e->is_full = false;
 	e->exec_delta = x->cc.rx - x->cc.rw;
 
@@ -1345,7 +1345,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	if (done == DONE_INTERP) {
 		tr_emit_jmp_cold(c, c->in[c->cur].desc->kind == INSN_NATIVE ? COLD_INTERP : COLD_DECODED);
 	} else if (done == DONE_NEXT) {
-		if (is_stuck) {
+		if (is_stuck && c->n == 0) {
 			guest_end = 4096;
 			tr_emit_jmp_cold(c, COLD_INTERP);
 		} else {
@@ -1370,6 +1370,10 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 		b->links[i].to = NULL;
 		b->links[i].next_in = NULL;
 	}
+	struct emit hot = *e;
+
+	e->p = e->start = x->cc.rw + x->cc.cold_used;
+	e->end = x->cc.rw + x->cc.size;
 	for (unsigned i = 0; i < c->ncold; i++) {
 		if (c->cold[i].kind == COLD_LINK || c->cold[i].kind == COLD_GROUP)
 			c->cold[i].link = b->links + (c->cold[i].link - c->links);
@@ -1377,8 +1381,13 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	}
 	if (e->is_full)
 		return NULL;
+	struct emit cold = *e;
+
 	b->phys = phys;
 	b->key = key;
+	b->phys2 = phys2;
+	b->guest_len2 = (uint16_t)(!(phys2 & 1) ? 0 : c->n ? c->off[1] - 4096 : INSN_MAX_LEN);
+	guest_end = MIN(guest_end, 4096u);
 	b->guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff));
 	b->ninsns = (uint16_t)nmapped;
 	b->nlinks = (uint16_t)c->nlinks;
@@ -1388,14 +1397,14 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t
 	for (unsigned i = 0; i < nmapped; i++)
 		b->has_tsc |= c->in[i].desc->id == I_RDTSC || c->in[i].desc->id == I_RDTSCP;
 	b->is_interp = nmapped == 0;
-	b->far_entry = e->start + e->exec_delta;
-	b->near_entry = near_entry + e->exec_delta;
-	b->code_len = (uint32_t)(e->p - e->start);
-	b->hash_next = NULL;
-	b->page_next = NULL;
+	b->far_entry = hot.start + hot.exec_delta;
+	b->near_entry = near_entry + hot.exec_delta;
+	b->code_len = (uint32_t)(hot.p - hot.start);
+	b->page_next = b->page2_next = NULL;
 	b->in = NULL;
-	if (cpu->vm->cfg.is_strict && !verify(cpu, b))
+	if (cpu->vm->cfg.is_strict && !verify(cpu, b, &cold))
 		return NULL;
 	x->cc.used += b->code_len;
+	x->cc.cold_used += (size_t)(cold.p - cold.start);
 	return b;
 }

@@ -18,17 +18,19 @@ struct cold {
 		COLD_POLL,
 		COLD_LINK,
 		COLD_FAR,
+		COLD_BRANCH,
 		COLD_CALL,
 		COLD_RETURN,
 		COLD_DECODED
 	} kind;
 	uint8_t *jump;	/* writable address of the rel32 that comes here (end of the jump) */
-	uint8_t *retry; /* MISS, GROUP: writable address of the start of the check */
+	uint8_t *retry; /* MISS, GROUP: writable address of the check */
 	const struct insn *in;
 	uint16_t page_off; /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
 	uint16_t size;	   /* MISS */
 	uint8_t is_write;  /* MISS */
 	uint8_t is_first_write; /* GROUP: the access at hand writes */
+	uint8_t has_address;	/* MISS, GROUP: rcx still holds it */
 	uint8_t ea_kind;	/* MISS: how to compute the address again */
 	int32_t ea_disp;
 	struct xlate_link *link;

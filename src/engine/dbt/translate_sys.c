@@ -100,9 +100,8 @@ static enum done leave_to(struct ctx *c, const uint8_t *stub)
 {
 	struct emit *e = &c->e;
 
-	tr_emit_rip(c, H_RCX, c->off[c->cur]);
-	emit_store_gs(e, CPU_OFF(s.rip), H_RCX, 8);
-	emit_store_gs_imm(e, CPU_OFF(exit_info), c->in[c->cur].len, 8);
+	emit_mov_ri(e, H_RCX, c->off[c->cur]);
+	emit_mov_ri(e, H_R15, c->in[c->cur].len);
 	tr_emit_jmp_exec(c, stub);
 	return DONE_END;
 }

@@ -14,13 +14,15 @@
 #include "engine/dbt/xlate.h"
 
 #define CODE_CACHE_BYTES (128 * MIB)
+#define CODE_HOT_BYTES	 (CODE_CACHE_BYTES / 2)
 #define JC_PER_PAGE	 2048u /* consecutive indices that a page's RIPs have */
+#define CROSS_MAX	 16u /* an instruction that goes on in the next page starts so far before it */
 #define ARENA_CHUNK	 (1 * MIB)
 #define RET_STACK_BYTES	 (256 * KIB)
 #define RET_STACK_GUARD	 GUEST_PAGE_SIZE
 #define RET_STACK_ABOVE	 256 /* ret_again looks so far above the top */
-#define CODE_BLOCK_MIN	 64  /* the entry alone is longer */
-/* Least room a translation may start with. */
+#define CODE_BLOCK_MIN	 24  /* the entry and a jump are longer */
+/* Least room a translation may start with, of each kind. */
 #define CODE_BLOCK_MAX (64 * KIB)
 
 struct arena_chunk {
@@ -28,11 +30,20 @@ struct arena_chunk {
 	uint8_t data[];
 };
 
-static unsigned hash_of(uint64_t phys, uint32_t key)
+/* A key has 17 bits; no host has 2^47 bytes of RAM for a guest. */
+static uint64_t tag_of(uint64_t phys, uint32_t key)
 {
-	uint64_t h = (phys ^ ((uint64_t)key << 40)) * 0x9e3779b97f4a7c15ULL;
+	return phys << 17 | key;
+}
 
-	return (unsigned)(h >> (64 - XLATE_HASH_BITS));
+static unsigned hash_of(uint64_t tag)
+{
+	return (unsigned)(tag * 0x9e3779b97f4a7c15ULL >> (64 - XLATE_HASH_BITS));
+}
+
+static unsigned next_slot(unsigned i)
+{
+	return (i + 1) & (XLATE_HASH_SIZE - 1);
 }
 
 void *xlate_alloc(struct xlate_vm *x, size_t bytes)
@@ -72,6 +83,7 @@ static int cache_map(struct code_cache *cc, struct error *err)
 	if (fd < 0)
 		return error_set(err, -errno, "cannot create the code cache (memfd_create: %m)");
 	cc->size = CODE_CACHE_BYTES;
+	cc->cold_start = cc->cold_used = CODE_HOT_BYTES;
 	if (ftruncate(fd, (off_t)cc->size) < 0) {
 		int rc = error_set(err, -errno, "cannot size the code cache: %m");
 
@@ -107,8 +119,9 @@ int xlate_vm_create(struct dbt_vm *vm, struct error *err)
 	x->has_returns = x->has_bmi2 && !(vm->cfg.without & ENGINE_RETURNS);
 	x->has_dead_flags = !vm->cfg.is_strict && !(vm->cfg.without & ENGINE_DEAD_FLAGS);
 	x->by_page = calloc(vm->ram->size_bytes >> GUEST_PAGE_SHIFT, sizeof(*x->by_page));
-	x->order = calloc(CODE_CACHE_BYTES / CODE_BLOCK_MIN, sizeof(*x->order));
-	if (!x->by_page || !x->order) {
+	x->by_page2 = calloc(vm->ram->size_bytes >> GUEST_PAGE_SHIFT, sizeof(*x->by_page2));
+	x->order = calloc(CODE_HOT_BYTES / CODE_BLOCK_MIN, sizeof(*x->order));
+	if (!x->by_page || !x->by_page2 || !x->order) {
 		xlate_vm_destroy(vm);
 		return error_set(err, -ENOMEM, "no memory for the tables of translated blocks");
 	}
@@ -133,6 +146,7 @@ void xlate_vm_destroy(struct dbt_vm *vm)
 		munmap(x->cc.rx, x->cc.size);
 	arena_free(x);
 	free(x->by_page);
+	free(x->by_page2);
 	free(x->order);
 	free(x);
 	vm->xlate = NULL;
@@ -222,6 +236,11 @@ static unsigned code_page_hash(uint64_t va)
 	return (unsigned)(((va >> 12) * 0x9e3779b97f4a7c15ULL) >> 48);
 }
 
+static uint64_t next_page(uint64_t va)
+{
+	return (va & ~(GUEST_PAGE_SIZE - 1)) + GUEST_PAGE_SIZE;
+}
+
 void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 {
 	struct xlate_cpu *x = cpu->xlate;
@@ -229,7 +248,11 @@ void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 
 	if (cpu->jc_code[i] == b->far_entry && cpu->jc_neg[i] == 0 - (rip + cpu->jc_key))
 		return;
-	if (cpu->cpl < 3 && !mmu_is_code_global(cpu, rip))
+	/* Where nothing is, something may come without notice. */
+	if (b->phys2 == XLATE_NO_PAGE)
+		return;
+	if (cpu->cpl < 3 &&
+	    (!mmu_is_code_global(cpu, rip) || (b->phys2 && !mmu_is_code_global(cpu, next_page(rip)))))
 		cpu->has_local_code = true;
 	if (cpu->vm->cfg.without & ENGINE_BRANCH_TABLE)
 		return;
@@ -261,7 +284,7 @@ void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_bl
 	if (vm->cfg.without & ENGINE_CHAINING)
 		return;
 	pthread_mutex_lock(&vm->lock);
-	if (!l->to && !l->from->is_dead && !b->is_dead &&
+	if (!l->to && !l->from->is_dead && !b->is_dead && !b->phys2 &&
 	    ((l->from->key & ~(uint32_t)DBT_MODE_EACH) | l->key_extra) == b->key &&
 	    (l->from->phys >> 12) == (b->phys >> 12) && l->page_off == (b->phys & 0xfff)) {
 		l->to = b;
@@ -305,15 +328,41 @@ static void patch_jump(struct xlate_vm *x, uint8_t *at, const uint8_t *stub)
 	__atomic_store_n((uint64_t *)(void *)w, v, __ATOMIC_RELEASE);
 }
 
-/* With vm->lock.  The page's list is the caller's business. */
+static struct xlate_block **page2_list(struct xlate_vm *x, const struct xlate_block *b)
+{
+	return b->phys2 & 1 ? &x->by_page2[b->phys2 >> 12] : NULL;
+}
+
+/* A page without blocks may be written freely. */
+static void release_page(struct dbt_vm *vm, uint64_t page)
+{
+	const struct xlate_vm *x = vm->xlate;
+
+	if (!x->by_page[page] && !x->by_page2[page])
+		atomic_fetch_and_explicit(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE,
+					  memory_order_seq_cst);
+}
+
+/* With vm->lock. */
 static void block_kill(struct dbt_vm *vm, struct xlate_block *b)
 {
 	struct xlate_vm *x = vm->xlate;
-	_Atomic(struct xlate_block *) *pp = &x->hash[hash_of(b->phys, b->key)];
+	unsigned slot = hash_of(tag_of(b->phys, b->key));
+	struct xlate_block **pp = &x->by_page[b->phys >> 12], **pp2 = page2_list(x, b);
 
+	while (x->hash[slot].b != b)
+		slot = next_slot(slot);
+	atomic_store_explicit(&x->hash[slot].tag, XLATE_TAG_GONE, memory_order_release);
 	while (*pp != b)
-		pp = &(*pp)->hash_next;
-	*pp = b->hash_next;
+		pp = &(*pp)->page_next;
+	*pp = b->page_next;
+	if (pp2) {
+		while (*pp2 != b)
+			pp2 = &(*pp2)->page2_next;
+		*pp2 = b->page2_next;
+		release_page(vm, b->phys2 >> 12);
+	}
+	release_page(vm, b->phys >> 12);
 	unlink_incoming(b);
 	for (unsigned i = 0; i < b->nlinks; i++)
 		if (b->links[i].to)
@@ -337,21 +386,17 @@ void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len)
 	uint64_t last = (offset + len - 1) >> 12;
 
 	for (uint64_t page = offset >> 12; page <= last; page++) {
-		struct xlate_block **pp = &x->by_page[page];
-
-		while (*pp) {
-			struct xlate_block *b = *pp;
-
-			if (b->phys < offset + len && b->phys + b->guest_len > offset) {
-				*pp = b->page_next;
+		for (struct xlate_block *b = x->by_page[page], *next; b; b = next) {
+			next = b->page_next;
+			if (b->phys < offset + len && b->phys + b->guest_len > offset)
 				block_kill(vm, b);
-			} else {
-				pp = &b->page_next;
-			}
 		}
-		if (!x->by_page[page])
-			atomic_fetch_and_explicit(&vm->ram->page_flags[page],
-						  (uint8_t)~RAM_PAGE_CODE, memory_order_seq_cst);
+		for (struct xlate_block *b = x->by_page2[page], *next; b; b = next) {
+			next = b->page2_next;
+			if (offset < (page << 12) + b->guest_len2)
+				block_kill(vm, b);
+		}
+		release_page(vm, page);
 	}
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -364,14 +409,20 @@ void xlate_flush(struct dbt_vm *vm)
 	for (size_t i = 0; i < x->norder; i++) {
 		uint64_t page = x->order[i]->phys >> 12;
 
+		struct xlate_block **second = page2_list(x, x->order[i]);
+
 		x->by_page[page] = NULL;
-		atomic_fetch_and_explicit(&vm->ram->page_flags[page], (uint8_t)~RAM_PAGE_CODE,
-					  memory_order_seq_cst);
+		release_page(vm, page);
+		if (second) {
+			*second = NULL;
+			release_page(vm, x->order[i]->phys2 >> 12);
+		}
 	}
 	memset((void *)x->hash, 0, sizeof(x->hash));
 	x->norder = 0;
 	arena_free(x);
 	x->cc.used = x->cc.stubs_end;
+	x->cc.cold_used = x->cc.cold_start;
 	x->flushes++;
 	x->generation++;
 	for (unsigned i = 0; i < vm->ncpus; i++)
@@ -389,6 +440,20 @@ static void drop_page(struct dbt_cpu *cpu, uint64_t page)
 	for (unsigned i = first; x->jc_count[hash] && i < first + JC_PER_PAGE; i++)
 		if (x->jc_page[i] == hash + 1)
 			jc_drop(cpu, i);
+	/* Of the page before, instructions that go on in this one. */
+	uint64_t tail = page - CROSS_MAX;
+
+	hash = jc_page_hash(tail);
+	for (uint64_t rip = tail; rip < page; rip += 2)
+		if (x->jc_page[jc_index(rip)] == hash + 1)
+			jc_drop(cpu, jc_index(rip));
+}
+
+static void note_code_page(struct dbt_cpu *cpu, uint64_t va)
+{
+	unsigned hash = code_page_hash(va);
+
+	cpu->xlate->code_pages[hash / 64] |= 1ULL << hash % 64;
 }
 
 void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, unsigned npages)
@@ -425,13 +490,40 @@ bool xlate_mode_ok(uint32_t key)
 	return !(key & DBT_MODE_ALIGN);
 }
 
-static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint32_t key)
+static bool is_near_end(uint64_t phys)
 {
-	struct xlate_block *b = atomic_load_explicit(&x->hash[hash_of(phys, key)], memory_order_acquire);
+	return (phys & 0xfff) > 4096 - CROSS_MAX;
+}
 
-	while (b && (b->phys != phys || b->key != key))
-		b = atomic_load_explicit(&b->hash_next, memory_order_acquire);
-	return b;
+static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint64_t phys2, uint32_t key)
+{
+	uint64_t tag = tag_of(phys, key), found;
+
+	for (unsigned i = hash_of(tag);; i = next_slot(i)) {
+		found = atomic_load_explicit(&x->hash[i].tag, memory_order_acquire);
+		if (!found)
+			return NULL;
+		if (found == tag && (likely(!is_near_end(phys)) || x->hash[i].b->phys2 == phys2))
+			return x->hash[i].b;
+	}
+}
+
+static void insert(struct xlate_vm *x, struct xlate_block *b)
+{
+	uint64_t tag = tag_of(b->phys, b->key);
+	unsigned i = hash_of(tag);
+
+	while (atomic_load_explicit(&x->hash[i].tag, memory_order_relaxed))
+		i = next_slot(i);
+	x->hash[i].b = b;
+	atomic_store_explicit(&x->hash[i].tag, tag, memory_order_release);
+}
+
+static bool is_protected(const struct dbt_vm *vm, uint64_t phys)
+{
+	uint8_t f = atomic_load_explicit(&vm->ram->page_flags[phys >> 12], memory_order_seq_cst);
+
+	return (f & RAM_PAGE_CODE) && !(f & RAM_PAGE_WMAP);
 }
 
 /* No vCPU may keep a write mapping of a page that is about to hold translated code. */
@@ -453,6 +545,28 @@ static void protect_page(struct dbt_cpu *cpu, uint64_t phys)
 		dbt_exclusive_end(cpu);
 }
 
+/* phys2 of a block whose only instruction, at s.rip, goes on in the next page. */
+static uint64_t second_page(struct dbt_cpu *cpu)
+{
+	uint64_t va = next_page(cpu->s.rip), offset;
+	unsigned avail;
+
+	if (!mmu_fetch_probe(cpu, va, &avail, &offset))
+		return XLATE_NO_PAGE;
+	note_code_page(cpu, va);
+	return (offset & ~0xfffULL) | 1;
+}
+
+/* Is the instruction at @phys one that goes on in the next page? */
+static bool is_crossing(struct dbt_cpu *cpu, uint64_t phys)
+{
+	struct insn in;
+	unsigned left = 4096 - (phys & 0xfff);
+
+	return is_near_end(phys) &&
+	       interp_decode(cpu, &in, cpu->vm->ram->base + phys, left, cpu->code_bits) == DECODE_MORE;
+}
+
 static void flush_world(struct dbt_cpu *cpu)
 {
 	dbt_exclusive_begin(cpu);
@@ -468,29 +582,38 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 	dbt_fpu_to_mem(cpu); /* the C library's malloc() and free() use vector registers */
 	for (;;) {
 		protect_page(cpu, phys);
+		uint64_t phys2 = is_crossing(cpu, phys) ? second_page(cpu) : 0;
+
+		if (phys2 & 1)
+			protect_page(cpu, phys2);
 		pthread_mutex_lock(&vm->lock);
 		/* Somebody's write may have cleared the flag again before we got the lock. */
-		uint8_t f = atomic_load_explicit(&vm->ram->page_flags[phys >> 12], memory_order_seq_cst);
-		struct xlate_block *b = lookup(x, phys, key);
+		bool is_safe = is_protected(vm, phys) && (!(phys2 & 1) || is_protected(vm, phys2));
+		struct xlate_block *b = lookup(x, phys, phys2, key);
 
 		if (b) {
 			pthread_mutex_unlock(&vm->lock);
 			return b;
 		}
-		bool is_full = x->cc.size - x->cc.used < CODE_BLOCK_MAX;
+		bool is_full = x->cc.cold_start - x->cc.used < CODE_BLOCK_MAX ||
+			       x->cc.size - x->cc.cold_used < CODE_BLOCK_MAX ||
+			       x->norder >= XLATE_HASH_MAX;
 
-		if ((f & RAM_PAGE_CODE) && !(f & RAM_PAGE_WMAP) && !is_full) {
-			b = xlate_translate(cpu, phys, key);
+		if (is_safe && !is_full) {
+			b = xlate_translate(cpu, phys, phys2, key);
 			if (b) {
 				cpu->xlate->translations++;
 				x->order[x->norder] = b;
 				atomic_store_explicit(&x->norder, x->norder + 1, memory_order_release);
 				b->page_next = x->by_page[phys >> 12];
 				x->by_page[phys >> 12] = b;
-				_Atomic(struct xlate_block *) *head = &x->hash[hash_of(phys, key)];
+				struct xlate_block **second = page2_list(x, b);
 
-				b->hash_next = *head;
-				atomic_store_explicit(head, b, memory_order_release);
+				if (second) {
+					b->page2_next = *second;
+					*second = b;
+				}
+				insert(x, b);
 			}
 			pthread_mutex_unlock(&vm->lock);
 			return b; /* NULL: no memory for it; the interpreter goes on */
@@ -510,10 +633,17 @@ static bool code_at_rip(struct dbt_cpu *cpu, uint64_t *phys)
 	if (!xlate_mode_ok(cpu->mode_key) || !mmu_fetch_probe(cpu, cpu->s.rip, &avail, &offset))
 		return false;
 	*phys = offset | (cpu->s.rip & 0xfff);
-	unsigned hash = code_page_hash(cpu->s.rip);
-
-	cpu->xlate->code_pages[hash / 64] |= 1ULL << hash % 64;
+	note_code_page(cpu, cpu->s.rip);
 	return true;
+}
+
+static struct xlate_block *lookup_at_rip(struct dbt_cpu *cpu, uint64_t phys, uint32_t key)
+{
+	struct xlate_block *b = lookup(cpu->vm->xlate, phys, 0, key);
+
+	if (unlikely(!b && is_near_end(phys)))
+		b = lookup(cpu->vm->xlate, phys, second_page(cpu), key);
+	return b;
 }
 
 struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra)
@@ -523,7 +653,7 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra)
 
 	if (!code_at_rip(cpu, &phys))
 		return NULL;
-	struct xlate_block *b = lookup(cpu->vm->xlate, phys, key);
+	struct xlate_block *b = lookup_at_rip(cpu, phys, key);
 
 	if (!b)
 		b = translate_at(cpu, phys, key);
@@ -534,9 +664,10 @@ void *xlate_lookup_fast(struct dbt_cpu *cpu)
 {
 	uint64_t phys;
 
-	if (unlikely(cpu->xlate->check) || !code_at_rip(cpu, &phys))
+	if (unlikely(cpu->xlate->check) || atomic_load_explicit(&cpu->poll, memory_order_relaxed) ||
+	    !code_at_rip(cpu, &phys))
 		return NULL;
-	struct xlate_block *b = lookup(cpu->vm->xlate, phys, cpu->mode_key);
+	struct xlate_block *b = lookup_at_rip(cpu, phys, cpu->mode_key);
 
 	if (!b)
 		return NULL;
@@ -572,8 +703,16 @@ uint64_t xlate_go_on(struct dbt_cpu *cpu)
 	return XEXIT_POLL;
 }
 
+/* Stubs add the offset in the page to pc_base. */
+static void wrap_rip(struct dbt_cpu *cpu)
+{
+	if (unlikely(cpu->code_bits == 32))
+		cpu->s.rip = (uint32_t)cpu->s.rip;
+}
+
 uint64_t xlate_step(struct dbt_cpu *cpu)
 {
+	wrap_rip(cpu);
 	if (unlikely(cpu->xlate->is_watched))
 		return XEXIT_INTERP;
 	interp_one(cpu);
@@ -587,6 +726,7 @@ uint64_t xlate_call(struct dbt_cpu *cpu)
 	uint64_t *to = (void *)in;
 
 	_Static_assert(!(sizeof(*in) % 8), "copied by words");
+	wrap_rip(cpu);
 	if (unlikely(cpu->xlate->is_watched))
 		return XEXIT_INTERP;
 	for (unsigned i = 0; i < sizeof(*in) / 8; i++)
@@ -603,6 +743,9 @@ unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
 	cpu->xlate->entries++;
 	cpu->xlate->entered = cpu->vm->xlate->generation;
 	exit = cpu->vm->xlate->enter(cpu, b->far_entry);
+	if (exit == XEXIT_LINK)
+		s->rip = cpu->pc_base + ((const struct xlate_link *)(uintptr_t)cpu->exit_info)->page_off;
+	wrap_rip(cpu);
 	if (unlikely(exit == XEXIT_LOOKUP && cpu->code_bits == 64 && !mmu_is_canonical(s->rip)) &&
 	    (int32_t)cpu->exit_info != -1) {
 		/* The branch faults, not its target: back to before it (emit_indirect), the interpreter raises. */

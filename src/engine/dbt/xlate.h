@@ -6,8 +6,11 @@
  * position-independent in guest-virtual addresses: gs:pc_base holds RIP minus the offset in the page, so
  * that RIP of any instruction of the block is pc_base + its offset in the page.
  *
- *   far entry   gs:s.rip holds the block's RIP: sets pc_base, polls, falls into the near entry
+ *   far entry   gs:s.rip holds the block's RIP: sets pc_base, falls into the near entry
  *   near entry  pc_base is right already (chained from a block of the same page)
+ *
+ * Its code is in two places: what is executed normally, close together for the host's caches; and the ways
+ * out, in the cold part of the code cache.  Backward jumps poll, and so do all that go through the branch table.
  *
  * A block follows not-taken branches, goes on after calls, and ends at another unconditional transfer, at an
  * instruction that is interpreted, at the end of its page or at its size limit.
@@ -51,6 +54,8 @@ struct xlate_link {
 	uint32_t key_extra; /* the target's key has these bits besides the mode: DBT_MODE_EACH or 0 */
 };
 
+#define XLATE_NO_PAGE 2ULL
+
 struct xlate_insn_map {
 	uint32_t host_off; /* where the instruction's host code starts, from block->code */
 	uint16_t page_off;
@@ -62,16 +67,18 @@ struct xlate_insn_map {
 
 struct xlate_block {
 	uint64_t phys; /* RAM offset of the first byte */
-	uint32_t key;  /* mode key */
-	uint16_t guest_len;
+	/* A block of one instruction that goes on in another page: the RAM offset of that page, with bit 0 set;
+	 * XLATE_NO_PAGE: it could not be fetched.  Of others 0. */
+	uint64_t phys2;
+	uint32_t key;			/* mode key */
+	uint16_t guest_len, guest_len2; /* bytes in the page of phys, of phys2 */
 	uint16_t ninsns, nlinks, nlandings;
 	bool is_dead;
 	bool has_tsc;			 /* reads the TSC: two runs differ */
 	bool is_interp;			 /* starts with an instruction that is interpreted */
 	uint8_t *far_entry, *near_entry; /* executable addresses */
-	uint32_t code_len;		 /* from far_entry */
-	_Atomic(struct xlate_block *) hash_next;
-	struct xlate_block *page_next;
+	uint32_t code_len;		 /* from far_entry, without the cold part */
+	struct xlate_block *page_next, *page2_next;
 	struct xlate_link *in; /* links that jump here */
 	struct xlate_link *links;
 	struct xlate_insn_map *map;
@@ -99,16 +106,31 @@ struct xlate_cpu {
 };
 
 struct code_cache {
-	uint8_t *rw, *rx;	      /* the two views */
-	size_t size, used, stubs_end; /* [0, stubs_end): stubs, kept by a flush */
+	uint8_t *rw, *rx; /* the two views */
+	size_t size;
+	size_t used, stubs_end; /* [0, stubs_end): stubs, kept by a flush; then blocks, to cold_start */
+	size_t cold_start, cold_used; /* then their cold parts, from cold_start to cold_used */
 };
 
+/*
+ * The table of blocks: open addressing, linear probing.  Until the next flush a slot keeps the block that it was given,
+ * so that a reader without the lock takes both words from one.
+ */
 #define XLATE_HASH_BITS 18
+#define XLATE_HASH_SIZE (1u << XLATE_HASH_BITS)
+#define XLATE_HASH_MAX	(XLATE_HASH_SIZE / 4 * 3)
+
+struct xlate_slot {
+	_Atomic uint64_t tag; /* phys << 17 | key; 0: free; XLATE_TAG_GONE */
+	struct xlate_block *b;
+};
+#define XLATE_TAG_GONE UINT64_MAX
 
 struct xlate_vm {
 	struct code_cache cc;
-	_Atomic(struct xlate_block *) hash[1u << XLATE_HASH_BITS];
-	struct xlate_block **by_page; /* list of blocks by RAM page index */
+	struct xlate_slot hash[XLATE_HASH_SIZE];
+	struct xlate_block **by_page;  /* list of blocks by RAM page index */
+	struct xlate_block **by_page2; /* of those that have it as phys2 */
 	/* Blocks by ascending far_entry; never moves, so that a signal handler may search it. */
 	struct xlate_block **order;
 	_Atomic size_t norder;
@@ -119,8 +141,8 @@ struct xlate_vm {
 	/* Stubs: executable addresses. */
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
 	uint8_t *ret_miss, *ret_again, *ret_dead; /* see stubs.c, "returns" */
-	uint8_t *exit_lookup, *exit_link, *exit_interp, *exit_call, *exit_poll, *miss, *miss_group,
-		*fault_exit;
+	uint8_t *exit_lookup, *exit_branch, *exit_link, *exit_interp, *exit_call, *exit_poll, *miss,
+		*miss_group, *fault_exit;
 	uint8_t *exit_syscall, *exit_sysret;
 	uint8_t *string[2][DBT_TLB_MODES][4]; /* STOS, MOVS; log2 of the element's size (translate_sys.c) */
 	bool has_bmi2;
@@ -177,8 +199,9 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
 bool xlate_mode_ok(uint32_t key);
 
 /* translate.c */
-/** xlate_translate() - build a block; called with vm->lock.  NULL when the cache is full. */
-struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint32_t key);
+/** xlate_translate() - build a block; called with vm->lock.  NULL when the cache is full.
+ * @phys2: as in struct xlate_block */
+struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2, uint32_t key);
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
 void *xlate_alloc(struct xlate_vm *x, size_t bytes);
