@@ -12,7 +12,7 @@
  *    FRAGMENTS_PER_S at most.
  *
  * Each frame costs two processes a wakeup and the guest an interrupt and a walk through its network code, whatever
- * its length.  So slirp believes in a wire of SLIRP_MTU: the guest's TCP sends it frames of 64 KiB
+ * its length.  So slirp, where TCP is still its, believes in a wire of SLIRP_MTU: the guest's TCP sends it frames of 64 KiB
  * (virtio's segmentation offload), and its own long TCP segments go to the guest as they are, with
  * hints (offload.h) to be cut for NET_MTU; everything else is cut to that, the MTU that the guest knows.
  * slirp looks at the segment size that a guest offers only where the host's connect is done at once: a smaller
@@ -69,7 +69,7 @@ struct timer {
 struct netd {
 	int fd;
 	Slirp *slirp;
-	struct tcp_nat *tcp; /* NULL: all TCP is slirp's */
+	struct tcp_nat *tcp;
 	struct pollfd *pfds; /* [0] is the machine, then tcp's, then slirp's */
 	unsigned npfds, pfds_cap;
 	bool is_gone; /* the machine closed the socket */
@@ -238,9 +238,10 @@ static void take_frame(struct netd *n, size_t len)
 
 	if (len < 14)
 		return;
+	tcp_nat_guest_mac(n->tcp, f + 6);
 	if (is_fragment(f, len) && (len > NET_MTU + 18 || !may_pass_fragment(n)))
 		return;
-	if (n->tcp && tcp_nat_input(n->tcp, f, len))
+	if (tcp_nat_input(n->tcp, f, len))
 		return;
 	/* slirp takes long TCP segments over IPv4 as they are; IPv6 only up to its MTU. */
 	if ((n->rx.off.gso_type & ~NET_GSO_ECN) == NET_GSO_TCP6 && n->rx.off.gso_size >= NET_GSO_SIZE_MIN)
@@ -403,13 +404,11 @@ static void serve(struct netd *n)
 	while (!n->is_gone) {
 		uint32_t timeout_ms = 60000;
 		bool congested = is_congested(n);
-		bool wants_room = n->queued || (n->tcp && tcp_nat_wants_room(n->tcp));
-		unsigned ntcp = 0;
+		bool wants_room = n->queued || tcp_nat_wants_room(n->tcp);
 
 		n->pfds[0] =
 			(struct pollfd){ .fd = n->fd, .events = POLLIN | (wants_room ? POLLOUT : 0) };
-		if (n->tcp)
-			ntcp = tcp_nat_fill(n->tcp, n->pfds + 1, TCP_NAT_FLOWS, &timeout_ms);
+		unsigned ntcp = tcp_nat_fill(n->tcp, n->pfds + 1, TCP_NAT_POLLS, &timeout_ms);
 		n->npfds = 1 + ntcp;
 		if (!congested)
 			slirp_pollfds_fill(n->slirp, &timeout_ms, add_poll, n);
@@ -426,12 +425,10 @@ static void serve(struct netd *n)
 		if (!congested)
 			slirp_pollfds_poll(n->slirp, r < 0, get_revents, n);
 		run_timers(n);
-		if (n->tcp)
-			tcp_nat_polled(n->tcp, n->pfds + 1, ntcp);
+		tcp_nat_polled(n->tcp, n->pfds + 1, ntcp);
 		if (n->pfds[0].revents & (POLLIN | POLLHUP | POLLERR))
 			read_guest(n);
-		if (n->tcp)
-			tcp_nat_flush(n->tcp);
+		tcp_nat_flush(n->tcp);
 	}
 }
 
@@ -465,6 +462,8 @@ static int set_up_tcp(struct netd *n, const struct netd_config *cfg, struct erro
 {
 	struct tcp_nat_config c = {
 		.no_host_loopback = cfg->no_host_loopback,
+		.is_restricted = cfg->is_restricted,
+		.gateway_mac = { 0x52, 0x55, 10, 0, 2, 2 }, /* as slirp answers ARP for GATEWAY */
 		.send = send_tcp,
 		.now_ms = tcp_now_ms,
 		.ctx = n,
@@ -491,6 +490,31 @@ static void describe(const struct netd_forward *f, char *buf, size_t cap)
 	}
 }
 
+static socklen_t host_len(const struct netd_forward *f)
+{
+	return f->host.ss_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+}
+
+/* A listening socket, or -1 with errno. */
+static int listen_at(const struct netd_forward *f)
+{
+	int one = 1, fd = socket(f->host.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -1;
+	/* A port whose last connections are still ending can be had again. */
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if ((f->host.ss_family == AF_INET6 &&
+	     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one)) < 0) ||
+	    bind(fd, (const struct sockaddr *)&f->host, host_len(f)) < 0 || listen(fd, SOMAXCONN) < 0) {
+		int e = errno;
+		close(fd);
+		errno = e;
+		return -1;
+	}
+	return fd;
+}
+
 static int add_forward(struct netd *n, const struct netd_forward *f, struct error *err)
 {
 	struct sockaddr_in guest = { .sin_family = AF_INET,
@@ -503,12 +527,15 @@ static int add_forward(struct netd *n, const struct netd_forward *f, struct erro
 	if (!guest.sin_addr.s_addr)
 		inet_pton(AF_INET, "10.0.2.15", &guest.sin_addr);
 	errno = 0;
-	if (slirp_add_hostxfwd(n->slirp, (const struct sockaddr *)&f->host,
-			       is_v6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in),
-			       (const struct sockaddr *)&guest, sizeof(guest),
-			       (f->is_udp ? SLIRP_HOSTFWD_UDP : 0) |
-				       (is_v6 ? SLIRP_HOSTFWD_V6ONLY : 0)) == 0)
+	if (!f->is_udp) {
+		int fd = listen_at(f);
+		if (fd >= 0 && tcp_nat_forward(n->tcp, fd, guest.sin_addr.s_addr, f->guest_port) == 0)
+			return 0;
+	} else if (slirp_add_hostxfwd(n->slirp, (const struct sockaddr *)&f->host, host_len(f),
+				      (const struct sockaddr *)&guest, sizeof(guest),
+				      SLIRP_HOSTFWD_UDP | (is_v6 ? SLIRP_HOSTFWD_V6ONLY : 0)) == 0) {
 		return 0;
+	}
 	int e = errno ? errno : EADDRINUSE;
 	describe(f, where, sizeof(where));
 	return error_set(err, -e, "cannot forward %s port %s to the guest's port %u: %s; %s",
@@ -544,14 +571,11 @@ static int set_up(struct netd *n, const struct netd_config *cfg, struct error *e
 	set_up_slirp(n, cfg);
 	if (!n->slirp)
 		return error_set(err, -EIO, "libslirp does not start");
-	/* A restricted guest opens no connections but to slirp's own services. */
-	if (!cfg->is_restricted) {
-		int r = set_up_tcp(n, cfg, err);
-		if (r < 0)
-			return r;
-	}
+	int r = set_up_tcp(n, cfg, err);
+	if (r < 0)
+		return r;
 	for (unsigned i = 0; i < cfg->nforwards; i++) {
-		int r = add_forward(n, &cfg->forwards[i], err);
+		r = add_forward(n, &cfg->forwards[i], err);
 		if (r < 0)
 			return r;
 	}

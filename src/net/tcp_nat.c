@@ -5,6 +5,7 @@
  *   SYN --> CONNECTING --(host connected)--> SYN sent back: OPENING --(ACK)--> OPEN --> freed
  *            refused: RST or ICMP                                               when both sides said FIN and it is
  *                                                                               acknowledged, on RST, or on no answer
+ *   forwarded: SYN sent: CALLING --(SYN, ACK)--> OPEN
  *
  * Sequence space towards the guest, while OPEN:
  *
@@ -52,10 +53,12 @@
 #define RETRY_MAX_MS 60000
 #define RETRIES	     14 /* about ten minutes in all */
 #define EQUAL_ACKS   3
+#define CALLS	     6	/* of a guest that does not answer: about a minute */
+#define ACCEPTS	     16 /* a listener a round */
 
 _Static_assert(WINDOW >> OUR_WSCALE <= 0xffff, "told in 16 bits");
 
-enum flow_state { CONNECTING, OPENING, OPEN };
+enum flow_state { CONNECTING, OPENING, CALLING, OPEN };
 
 struct ring {
 	uint8_t *data;
@@ -89,8 +92,18 @@ struct flow {
 	unsigned retries;
 };
 
+struct listener {
+	int fd;
+	uint32_t guest_ip;
+	uint16_t guest_port;
+};
+
 struct tcp_nat {
 	struct tcp_nat_config cfg;
+	struct listener listeners[TCP_NAT_LISTENERS];
+	unsigned nlisteners, npolled; /* npolled: listeners at the start of the last poll set */
+	uint8_t guest_mac[6];
+	bool has_guest_mac;
 	struct flow *buckets[BUCKETS];
 	struct flow *flows[TCP_NAT_FLOWS]; /* all, dense */
 	unsigned nflows;
@@ -354,6 +367,14 @@ static void output(struct flow *f)
 	}
 }
 
+/* The first segment of ours. */
+static void send_syn(struct flow *f)
+{
+	memcpy(f->ends.src_mac, f->nat->guest_mac, 6);
+	if (f->nat->has_guest_mac)
+		send_segment(f, TCP_SYN | (f->state == OPENING ? TCP_ACK : 0), f->iss, 0, 0);
+}
+
 static void restart_from_una(struct flow *f)
 {
 	f->nxt = f->una;
@@ -365,13 +386,13 @@ static void restart_from_una(struct flow *f)
 /* Nothing was heard in time.  False: the flow is gone. */
 static bool retry(struct flow *f)
 {
-	if (++f->retries > RETRIES) {
+	if (++f->retries > (f->state == CALLING ? CALLS : RETRIES)) {
 		reset_flow(f);
 		return false;
 	}
 	arm_retry(f);
-	if (f->state == OPENING) {
-		send_segment(f, TCP_SYN | TCP_ACK, f->iss, 0, 0);
+	if (f->state != OPEN) {
+		send_syn(f);
 		return true;
 	}
 	restart_from_una(f);
@@ -477,6 +498,11 @@ static ssize_t accept_bytes(struct flow *f, const uint8_t *p, size_t len)
 
 /* ---- segments ---- */
 
+static unsigned bounded_mss(unsigned told)
+{
+	return MIN(MAX(told ? told : MSS_UNTOLD, MSS_LEAST), (unsigned)MSS);
+}
+
 /* What the segment acknowledges. */
 static void take_ack(struct flow *f, const struct tcp_segment *s)
 {
@@ -517,6 +543,18 @@ static void take_ack(struct flow *f, const struct tcp_segment *s)
 		ring_close(f->nat, &f->ring); /* idle connections hold nothing */
 }
 
+/* The answer to a SYN of ours. */
+static void take_answer(struct flow *f, const struct tcp_segment *s)
+{
+	f->is_scaled = s->wscale >= 0;
+	f->wscale = f->is_scaled ? (unsigned)s->wscale : 0;
+	f->mss = bounded_mss(s->mss);
+	f->peer_iss = s->seq;
+	f->rcv_nxt = f->rcv_edge = s->seq + 1;
+	f->window = s->window; /* RFC 7323, 2.2: never scaled in a SYN */
+	f->owes_ack = true;
+}
+
 /* Payload and FIN.  False: the flow is gone. */
 static bool take_data(struct flow *f, const struct tcp_segment *s)
 {
@@ -548,8 +586,8 @@ static bool take_data(struct flow *f, const struct tcp_segment *s)
 static void segment(struct flow *f, const struct tcp_segment *s)
 {
 	if (s->flags & TCP_RST) {
-		/* RFC 5961, 3.2: only the next number counts; before that is told, only the guest's own SYN */
-		if (s->seq == f->rcv_nxt)
+		/* RFC 5961, 3.2: only the next number counts; before that is told, only what answers our SYN */
+		if (f->state == CALLING ? s->flags & TCP_ACK && s->ack == f->iss + 1 : s->seq == f->rcv_nxt)
 			abort_flow(f);
 		else
 			f->owes_ack = f->state == OPEN;
@@ -557,18 +595,26 @@ static void segment(struct flow *f, const struct tcp_segment *s)
 	}
 	if (!(s->flags & TCP_ACK) || f->state == CONNECTING)
 		return;
-	if (f->state == OPENING) {
+	if (f->state != OPEN) {
 		if (s->ack != f->iss + 1) {
 			send_reset(f->nat, s);
 			return;
 		}
+		if (f->state == CALLING && !(s->flags & TCP_SYN))
+			return;
+		f->window = (uint32_t)s->window << (f->is_scaled ? f->wscale : 0);
+		if (f->state == CALLING)
+			take_answer(f, s);
 		f->state = OPEN;
 		f->una = f->nxt = f->top = f->recover = s->ack;
-		f->window = (uint32_t)s->window << (f->is_scaled ? f->wscale : 0);
 		f->retries = 0;
 		f->retry_ms = 0;
 	} else {
 		take_ack(f, s);
+	}
+	if (s->flags & TCP_SYN) {
+		f->owes_ack = true; /* ... which was lost, if this is the same again */
+		return;
 	}
 	if (!take_data(f, s))
 		return;
@@ -648,22 +694,19 @@ static bool is_ours(const struct tcp_nat *t, const struct tcp_ends *e)
 	return first != 0 && first != 127 && first < 224;
 }
 
-static struct flow *make_flow(struct tcp_nat *t, const struct tcp_segment *s, int fd)
+static struct flow *make_flow(struct tcp_nat *t, const struct tcp_ends *ends, int fd, enum flow_state state)
 {
 	struct flow *f = calloc(1, sizeof(*f));
 
 	if (!f)
 		return NULL;
 	f->nat = t;
-	f->ends = s->ends;
+	f->ends = *ends;
 	f->fd = fd;
 	f->poll_at = -1;
-	f->state = CONNECTING;
-	f->peer_iss = s->seq;
-	f->rcv_nxt = f->rcv_edge = s->seq + 1;
-	f->mss = MIN(MAX(s->mss ? s->mss : MSS_UNTOLD, MSS_LEAST), (unsigned)MSS);
-	f->is_scaled = s->wscale >= 0;
-	f->wscale = f->is_scaled ? (unsigned)s->wscale : 0;
+	f->state = state;
+	f->mss = MSS;
+	f->is_scaled = true;
 	f->iss = f->una = f->nxt = f->top = next_iss(t);
 	struct flow **at = &t->buckets[bucket_of(&f->ends)];
 	f->next = *at;
@@ -679,7 +722,7 @@ static bool open_flow(struct tcp_nat *t, const struct tcp_segment *s)
 				  .sin_port = htons(s->ends.dst_port),
 				  .sin_addr = { s->ends.dst_ip } };
 
-	if (!is_ours(t, &s->ends) || t->nflows == TCP_NAT_FLOWS)
+	if (t->cfg.is_restricted || !is_ours(t, &s->ends) || t->nflows == TCP_NAT_FLOWS)
 		return false;
 	if (s->ends.dst_ip == t->cfg.host)
 		to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -692,14 +735,85 @@ static bool open_flow(struct tcp_nat *t, const struct tcp_segment *s)
 		refuse(t, s, r);
 		return true;
 	}
-	struct flow *f = make_flow(t, s, fd);
+	struct flow *f = make_flow(t, &s->ends, fd, CONNECTING);
 	if (!f) {
 		close(fd);
 		return false;
 	}
+	f->peer_iss = s->seq;
+	f->rcv_nxt = f->rcv_edge = s->seq + 1;
+	f->mss = bounded_mss(s->mss);
+	f->is_scaled = s->wscale >= 0;
+	f->wscale = f->is_scaled ? (unsigned)s->wscale : 0;
+	tcp_nat_guest_mac(t, s->ends.src_mac);
 	if (!r)
 		opened(f);
 	return true;
+}
+
+/* ---- forwarded ports ---- */
+
+void tcp_nat_guest_mac(struct tcp_nat *t, const uint8_t mac[6])
+{
+	if (mac[0] & 1)
+		return; /* nobody's own */
+	memcpy(t->guest_mac, mac, 6);
+	t->has_guest_mac = true;
+}
+
+int tcp_nat_forward(struct tcp_nat *t, int fd, uint32_t guest_ip, uint16_t guest_port)
+{
+	if (t->nlisteners == TCP_NAT_LISTENERS) {
+		close(fd);
+		return -ENOSPC;
+	}
+	t->listeners[t->nlisteners++] = (struct listener){ fd, guest_ip, guest_port };
+	return 0;
+}
+
+/* Who calls, as the guest sees it: this host is the gateway, and so is whoever has no IPv4 address. */
+static void caller(const struct tcp_nat *t, const struct sockaddr_storage *from, struct tcp_ends *ends)
+{
+	const struct sockaddr_in *v4 = (const void *)from;
+	const struct sockaddr_in6 *v6 = (const void *)from;
+	uint32_t ip = from->ss_family == AF_INET ? v4->sin_addr.s_addr : 0;
+
+	ends->dst_port = ntohs(from->ss_family == AF_INET ? v4->sin_port : v6->sin6_port);
+	ends->dst_ip =
+		!ip || ntohl(ip) >> 24 == 127 || (ip & t->cfg.mask) == t->cfg.net ? t->cfg.host : ip;
+}
+
+/* False: nobody waits. */
+static bool accept_from(struct tcp_nat *t, const struct listener *l)
+{
+	struct sockaddr_storage from = { 0 };
+	socklen_t len = sizeof(from);
+	struct tcp_ends ends = { .src_ip = l->guest_ip, .src_port = l->guest_port };
+	int one = 1;
+
+	int fd = accept4(l->fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	if (fd < 0)
+		return false; /* it went away again; or too many files, and it waits */
+	caller(t, &from, &ends);
+	memcpy(ends.dst_mac, t->cfg.gateway_mac, 6);
+	struct flow *f = find_flow(t, &ends) ? NULL : make_flow(t, &ends, fd, CALLING);
+	if (!f) {
+		close(fd);
+		return true;
+	}
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)); /* a wish, as in opened() */
+	f->nxt = f->iss + 1;
+	send_syn(f);
+	arm_retry(f);
+	return true;
+}
+
+static void serve_listeners(struct tcp_nat *t, const struct pollfd *pfds)
+{
+	for (unsigned i = 0; i < t->npolled; i++)
+		for (unsigned k = 0; pfds[i].revents && k < ACCEPTS && t->nflows < TCP_NAT_FLOWS; k++)
+			if (!accept_from(t, &t->listeners[i]))
+				break;
 }
 
 /* A SYN for a connection that there is: sent again, or the guest forgot the old one (it was reset). */
@@ -707,6 +821,8 @@ static bool syn_again(struct flow *f, const struct tcp_segment *s)
 {
 	struct tcp_nat *t = f->nat;
 
+	if (f->state == CALLING)
+		return true; /* both open at once: ours wins, it is sent again */
 	if (s->seq == f->peer_iss && f->state != OPEN) {
 		if (f->state == OPENING)
 			send_segment(f, TCP_SYN | TCP_ACK, f->iss, 0, 0);
@@ -770,6 +886,11 @@ unsigned tcp_nat_fill(struct tcp_nat *t, struct pollfd *pfds, unsigned max, uint
 	int64_t now = t->nflows ? now_ms(t) : 0;
 	unsigned n = 0;
 
+	t->npolled = t->nflows < TCP_NAT_FLOWS ? MIN(t->nlisteners, max) : 0;
+	while (n < t->npolled) {
+		pfds[n] = (struct pollfd){ .fd = t->listeners[n].fd, .events = POLLIN };
+		n++;
+	}
 	for (unsigned i = 0; i < t->nflows; i++) {
 		struct flow *f = t->flows[i];
 		short events = wanted(f);
@@ -811,6 +932,7 @@ void tcp_nat_polled(struct tcp_nat *t, const struct pollfd *pfds, unsigned n)
 		struct flow *f = t->flows[i];
 		serve_flow(f, f->poll_at >= 0 && (unsigned)f->poll_at < n ? pfds[f->poll_at].revents : 0);
 	}
+	serve_listeners(t, pfds);
 }
 
 unsigned tcp_nat_flows(const struct tcp_nat *t)
@@ -841,5 +963,7 @@ void tcp_nat_destroy(struct tcp_nat *t)
 		return;
 	while (t->nflows)
 		free_flow(t->flows[t->nflows - 1]);
+	while (t->nlisteners)
+		close(t->listeners[--t->nlisteners].fd);
 	free(t);
 }

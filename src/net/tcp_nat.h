@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * TCP from the guest to the world: each connection that the guest opens ends here, and goes on over a socket of
- * the host's.  What it does not take, libslirp does: connections to the guest, IPv6, the virtual network's own
- * services, and everything once there are TCP_NAT_FLOWS.
+ * TCP between the guest and the world: each connection that the guest opens, or that comes for a forwarded port, ends here and
+ * goes on over a socket of the host's.  What it does not take, libslirp does: IPv6, the virtual network's own
+ * services, and everything that the guest opens once there are TCP_NAT_FLOWS.
  *
  *   guest --- frames --> tcp_nat_input() --> host's socket       bytes go straight on; what the socket does not take
  *                                                                waits, and the window that the guest sees shrinks
@@ -23,14 +23,18 @@
 #include "net/port.h"
 
 #define TCP_NAT_FLOWS	   512
+#define TCP_NAT_LISTENERS  64
+#define TCP_NAT_POLLS	   (TCP_NAT_FLOWS + TCP_NAT_LISTENERS) /* that tcp_nat_fill() fills at most */
 #define TCP_NAT_POOL_BYTES (32 * MIB)
 
 struct tcp_nat;
 
 struct tcp_nat_config {
-	uint32_t net, mask;    /* of the virtual network, as on the wire */
-	uint32_t host;	       /* the address in it that leads to the host's 127.0.0.1 */
-	bool no_host_loopback; /* ... but does not */
+	uint32_t net, mask;	/* of the virtual network, as on the wire */
+	uint32_t host;		/* the address in it that leads to the host's 127.0.0.1 */
+	bool no_host_loopback;	/* ... but does not */
+	bool is_restricted;	/* the guest opens no connections through this module */
+	uint8_t gateway_mac[6]; /* from where forwarded connections come */
 	/*
 	 * A frame for the guest, headers and payload in up to three vectors.  False: no room, nothing was sent, and nothing more
 	 * will be asked before the next tcp_nat_flush().
@@ -44,6 +48,17 @@ struct tcp_nat_config {
 int tcp_nat_create(struct tcp_nat **out, const struct tcp_nat_config *cfg, struct error *err);
 /** tcp_nat_destroy() - closes every socket without a word to the guest.  NULL is fine. */
 void tcp_nat_destroy(struct tcp_nat *t);
+
+/**
+ * tcp_nat_forward() - connections to @fd go to @guest_port of the guest.
+ * @fd: a listening socket; taken, on failure too
+ * @guest_ip: as on the wire
+ * Returns 0, or -ENOSPC: there are TCP_NAT_LISTENERS.
+ */
+int tcp_nat_forward(struct tcp_nat *t, int fd, uint32_t guest_ip, uint16_t guest_port);
+
+/** tcp_nat_guest_mac() - where frames for the guest go: it was heard from there.  Before that nothing is forwarded. */
+void tcp_nat_guest_mac(struct tcp_nat *t, const uint8_t mac[6]);
 
 /**
  * tcp_nat_input() - a frame from the guest.

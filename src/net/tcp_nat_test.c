@@ -94,9 +94,11 @@ static int64_t clock_ms(void *ctx)
 	return g.now;
 }
 
-static void set_up_with(bool no_host_loopback)
+static void set_up_with(bool no_host_loopback, bool is_restricted)
 {
 	struct tcp_nat_config cfg = { .no_host_loopback = no_host_loopback,
+				      .is_restricted = is_restricted,
+				      .gateway_mac = { 0x52, 0x55, 0x0a, 0, 2, 2 },
 				      .send = take_frame,
 				      .now_ms = clock_ms };
 	struct error err;
@@ -127,7 +129,7 @@ static void set_up_with(bool no_host_loopback)
 static int set_up(void **state)
 {
 	(void)state;
-	set_up_with(false);
+	set_up_with(false, false);
 	return 0;
 }
 
@@ -165,9 +167,9 @@ static bool guest(uint8_t flags, const void *payload, size_t len)
 
 static void poll_round(void)
 {
-	struct pollfd pfds[TCP_NAT_FLOWS];
+	struct pollfd pfds[TCP_NAT_POLLS];
 	uint32_t timeout = 60000;
-	unsigned n = tcp_nat_fill(g.nat, pfds, TCP_NAT_FLOWS, &timeout);
+	unsigned n = tcp_nat_fill(g.nat, pfds, TCP_NAT_POLLS, &timeout);
 
 	assert_true(poll(pfds, n, 0) >= 0);
 	tcp_nat_polled(g.nat, pfds, n);
@@ -308,7 +310,7 @@ static void test_who_is_ours(void **state)
 static void test_no_host_loopback(void **state)
 {
 	tear_down(state);
-	set_up_with(true);
+	set_up_with(true, false);
 	assert_false(guest(TCP_SYN, NULL, 0));
 	inet_pton(AF_INET, "192.0.2.1", &g.ends.dst_ip);
 	assert_true(guest(TCP_SYN, NULL, 0));
@@ -700,6 +702,124 @@ static void test_resets(void **state)
 	assert_int_equal(tcp_nat_flows(g.nat), 1);
 }
 
+/* ---- forwarded ports ---- */
+
+/* A listener on loopback, given to the module; returns its port. */
+static unsigned forward(void)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	socklen_t len = sizeof(a);
+	int fd = host_calls_real.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	assert_int_equal(listen(fd, 5), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &len), 0);
+	assert_int_equal(tcp_nat_forward(g.nat, fd, g.ends.src_ip, 22), 0);
+	return ntohs(a.sin_port);
+}
+
+/* Somebody calls; the guest's frames come from port 22 to whoever it is. */
+static void call(unsigned port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET,
+				 .sin_port = htons(port),
+				 .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	socklen_t len = sizeof(a);
+
+	g.far = host_calls_real.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(host_calls_real.connect(g.far, (struct sockaddr *)&a, sizeof(a)), 0);
+	assert_int_equal(getsockname(g.far, (struct sockaddr *)&a, &len), 0);
+	g.ends.src_port = 22;
+	g.ends.dst_port = ntohs(a.sin_port);
+}
+
+static void test_forward(void **state)
+{
+	(void)state;
+	tear_down(state);
+	set_up_with(true, true);
+	unsigned port = forward();
+	call(port);
+	poll_round();
+	assert_int_equal(g.nframes, 0); /* where is the guest? */
+	assert_int_equal(tcp_nat_flows(g.nat), 1);
+	tcp_nat_guest_mac(g.nat, (const uint8_t *)"\xff\xff\xff\xff\xff\xff");
+	g.now += 1001;
+	poll_round();
+	assert_int_equal(g.nframes, 0);
+	tcp_nat_guest_mac(g.nat, g.ends.src_mac);
+	g.now += 2001;
+	poll_round();
+	struct tcp_segment s = only_frame();
+	assert_int_equal(s.flags, TCP_SYN);
+	assert_int_equal(s.mss, 1460);
+	assert_int_equal(s.wscale, 4);
+	/* Something old from the guest is refused, and does not disturb. */
+	g.seq = 5;
+	g.ack = s.seq + 100;
+	guest(TCP_ACK, NULL, 0);
+	assert_int_equal(only_frame().flags, TCP_RST);
+	g.ack = s.seq + 1;
+	g.seq = 1000;
+	guest(TCP_SYN | TCP_ACK, NULL, 0);
+	tcp_nat_flush(g.nat);
+	assert_int_equal(only_frame().ack, 1001);
+	/* Its answer comes again, as our acknowledgement was lost. */
+	g.seq = 1000;
+	guest(TCP_SYN | TCP_ACK, NULL, 0);
+	tcp_nat_flush(g.nat);
+	assert_int_equal(only_frame().ack, 1001);
+	uint32_t base = g.ack;
+	guest(TCP_ACK, data, 3000);
+	tcp_nat_flush(g.nat);
+	assert_int_equal(only_frame().ack, g.seq);
+	assert_int_equal(recv(g.far, got, 3000, MSG_WAITALL), 3000);
+	assert_memory_equal(got, data, 3000);
+	write_far(0, 5000);
+	poll_round();
+	assert_int_equal(take_data(0, base, true), 5000);
+	/* A restricted guest opens none by itself. */
+	g.ends.src_port = 4000;
+	assert_false(guest(TCP_SYN, NULL, 0));
+}
+
+static void test_forward_to_nobody(void **state)
+{
+	char c;
+
+	(void)state;
+	unsigned port = forward();
+	tcp_nat_guest_mac(g.nat, g.ends.src_mac);
+	call(port);
+	poll_round();
+	struct tcp_segment s = only_frame();
+	/* A wrong refusal is none. */
+	g.seq = 0;
+	g.ack = s.seq + 7;
+	guest(TCP_RST | TCP_ACK, NULL, 0);
+	assert_int_equal(tcp_nat_flows(g.nat), 1);
+	g.ack = s.seq + 1;
+	guest(TCP_RST | TCP_ACK, NULL, 0);
+	assert_int_equal(tcp_nat_flows(g.nat), 0);
+	assert_int_equal(recv(g.far, &c, 1, 0), -1);
+	assert_int_equal(errno, ECONNRESET);
+	close(g.far);
+	/* No answer at all. */
+	g.nframes = 0;
+	call(port);
+	for (unsigned i = 0; i < 10; i++) {
+		poll_round();
+		g.now += 60001;
+	}
+	assert_int_equal(tcp_nat_flows(g.nat), 0);
+	assert_int_equal(g.nframes, 7 + 1); /* asked, again six times, reset */
+	assert_true(recv(g.far, &c, 1, 0) <= 0);
+	/* As many listeners as there may be. */
+	for (unsigned i = 1; i < TCP_NAT_LISTENERS; i++)
+		assert_int_equal(tcp_nat_forward(g.nat, open("/dev/null", O_RDONLY | O_CLOEXEC), 1, 1), 0);
+	assert_int_equal(tcp_nat_forward(g.nat, open("/dev/null", O_RDONLY | O_CLOEXEC), 1, 1), -ENOSPC);
+}
+
 /* A guest that vanished: it ends some time. */
 static void test_silence(void **state)
 {
@@ -797,6 +917,8 @@ int main(void)
 		T(test_silence),
 		T(test_many),
 		T(test_no_memory),
+		T(test_forward),
+		T(test_forward_to_nobody),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -100,7 +100,7 @@ static void step(struct tcp_nat *t, const uint8_t b[8])
 {
 	static uint8_t frame[NET_FRAME_MAX];
 	static char bytes[65536];
-	struct pollfd pfds[TCP_NAT_FLOWS];
+	struct pollfd pfds[TCP_NAT_POLLS];
 	uint32_t timeout = 0;
 	struct net_offload off;
 	struct tcp_segment s = {
@@ -127,7 +127,7 @@ static void step(struct tcp_nat *t, const uint8_t b[8])
 		peer.now += b[7] * 100;
 	size_t head = tcp_build(&s, 1460, frame, &off);
 	tcp_nat_input(t, frame, head + s.len);
-	unsigned n = tcp_nat_fill(t, pfds, TCP_NAT_FLOWS, &timeout);
+	unsigned n = tcp_nat_fill(t, pfds, TCP_NAT_POLLS, &timeout);
 	poll(pfds, n, 0);
 	tcp_nat_polled(t, pfds, n);
 	tcp_nat_flush(t);
