@@ -66,6 +66,13 @@ static uint8_t *image(struct dbt_cpu *cpu)
 	return cpu->s.xsave;
 }
 
+/* The same when all of it is going to be written: what is in the registers is lost. */
+static uint8_t *new_image(struct dbt_cpu *cpu)
+{
+	cpu->is_fpu_in_regs = false;
+	return cpu->s.xsave;
+}
+
 static unsigned vector_regs(const struct dbt_cpu *cpu)
 {
 	return cpu->code_bits == 64 ? 16 : 8;
@@ -309,7 +316,7 @@ void user_fxsave(struct dbt_cpu *cpu, const struct insn *in)
 	ea = aligned_ea(cpu, in, 16);
 	/* Bytes that FXSAVE leaves alone are read first where the area is not plain RAM. */
 	mem_begin(cpu, &op, in->seg, ea, 512, ACC_RW, false);
-	x = image(cpu);
+	x = thunk_fpu_image(cpu);
 	put_x87(in, op.ptr, x);
 	memcpy((uint8_t *)op.ptr + FX_MXCSR, x + FX_MXCSR, 4);
 	put32((uint8_t *)op.ptr + FX_MXCSR_MASK, dbt_host_mxcsr_mask());
@@ -389,7 +396,7 @@ void user_xsave(struct dbt_cpu *cpu, const struct insn *in)
 	ea = xsave_ea(cpu, in, len, ACC_RW);
 	mem_begin(cpu, &op, in->seg, ea + first, len - first, ACC_RW, false);
 	p = (uint8_t *)op.ptr - first;
-	x = image(cpu);
+	x = thunk_fpu_image(cpu);
 	used = in_use(cpu, x);
 	if (is_compact && get32(x + FX_MXCSR) != MXCSR_DEFAULT)
 		used |= XF_SSE & cpu->s.xcr0;
@@ -505,7 +512,7 @@ void user_xrstor(struct dbt_cpu *cpu, const struct insn *in)
 	if (is_compact ? rfbm & bv & XF_SSE : rfbm & (XF_SSE | XF_AVX))
 		check_mxcsr(cpu, &op, get32(p + FX_MXCSR));
 
-	x = image(cpu);
+	x = n == 16 && !(dbt_host_xsave_mask() & ~rfbm) ? new_image(cpu) : image(cpu);
 	if (rfbm & XF_X87) {
 		if (bv & XF_X87)
 			get_x87(in, x, p);
@@ -549,7 +556,7 @@ void user_xgetbv(struct dbt_cpu *cpu, const struct insn *in)
 	if (index == 0)
 		val = cpu->s.xcr0;
 	else if (index == 1 && cpu_has(&cpu->vm->model, CPUF_XGETBV1))
-		val = in_use(cpu, image(cpu));
+		val = in_use(cpu, thunk_fpu_image(cpu));
 	else
 		dbt_raise_err(cpu, EXC_GP, 0);
 	cpu->s.gpr[R_RAX] = (uint32_t)val;

@@ -461,20 +461,15 @@ void thunk_set_fpu_pointers(struct dbt_cpu *cpu, uint64_t fip, uint64_t fdp, uin
 	cpu->thunk->fop = fop & 0x7ff;
 }
 
-void dbt_fpu_to_mem(struct dbt_cpu *cpu)
+/* The registers' state as an image; they keep it. */
+static void save(struct dbt_cpu *cpu, uint32_t mask)
 {
 	struct thunk_cpu *t = cpu->thunk;
 	uint8_t *x = cpu->s.xsave;
-	uint32_t mask = (uint32_t)dbt_host_xsave_mask();
 	uint64_t fip;
 
-	if (!cpu->is_fpu_in_regs)
-		return;
 	memset(x + FX_FIP, 0, 16); /* some CPUs write it only with an exception pending */
 	__asm__ volatile("xsave64 %0" : "+m"(cpu->s.xsave) : "a"(mask), "d"(0));
-	__asm__ volatile("xrstor64 %0" : : "m"(fpu_init), "a"(mask), "d"(0));
-	cpu->is_fpu_in_regs = false;
-
 	memcpy(&fip, x + FX_FIP, 8);
 	if (fip)
 		t->fip = t->fdp = t->fop = 0;
@@ -483,6 +478,24 @@ void dbt_fpu_to_mem(struct dbt_cpu *cpu)
 	memcpy(x + FX_FOP, &t->fop, 2);
 	if (t->fip || t->fdp || t->fop)
 		x[XS_BV] |= 1; /* not initial, as with these in the registers */
+}
+
+void dbt_fpu_to_mem(struct dbt_cpu *cpu)
+{
+	uint32_t mask = (uint32_t)dbt_host_xsave_mask();
+
+	if (!cpu->is_fpu_in_regs)
+		return;
+	save(cpu, mask);
+	__asm__ volatile("xrstor64 %0" : : "m"(fpu_init), "a"(mask), "d"(0));
+	cpu->is_fpu_in_regs = false;
+}
+
+const uint8_t *thunk_fpu_image(struct dbt_cpu *cpu)
+{
+	dbt_fpu_to_regs(cpu);
+	save(cpu, (uint32_t)dbt_host_xsave_mask());
+	return cpu->s.xsave;
 }
 
 void dbt_fpu_to_regs(struct dbt_cpu *cpu)

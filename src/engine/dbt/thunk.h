@@ -68,6 +68,9 @@ void native_exec_cached(struct dbt_cpu *cpu, struct decoded *d);
  * the host's registers (thunk.c, invariant 4). */
 void thunk_set_fpu_pointers(struct dbt_cpu *cpu, uint64_t fip, uint64_t fdp, uint16_t fop);
 
+/** thunk_fpu_image() - the FPU state as an image to read, every component of it; it is in the registers afterwards, too. */
+const uint8_t *thunk_fpu_image(struct dbt_cpu *cpu);
+
 /** dbt_host_mxcsr_mask() - MXCSR bits that exist on this host. */
 uint32_t dbt_host_mxcsr_mask(void);
 
