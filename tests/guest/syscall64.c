@@ -362,6 +362,15 @@ static void test_stores(void)
 			 : "=m"(*(volatile uint16_t *)words), "=m"(*((volatile uint16_t *)words + 3)));
 	check(words[0] == (0x0000ffffffff0000 | KCODE | (uint64_t)KDATA << 48) && words[1] == ~0ull,
 	      "MOV of selectors to memory");
+	a = b = 0x1122334455667788;
+	__asm__ volatile(
+		"mov %%ss, %w0; mov %%ss, %%r15d; mov %%r15, %1; mov $-1, %%r11; mov %%cs, %%r11w; "
+		"mov %%r11, %2"
+		: "+r"(a), "=r"(b), "=m"(words[1])
+		:
+		: "r11", "r15");
+	check(a == (0x1122334455660000 | KDATA) && b == KDATA && words[1] == (0xffffffffffff0000 | KCODE),
+	      "MOV of selectors to registers");
 	__asm__ volatile("mov %%cr3, %%r15; mov %%r15, %0; mov %%cr3, %1"
 			 : "=r"(a), "=r"(b)
 			 :

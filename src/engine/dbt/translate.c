@@ -872,21 +872,6 @@ static enum done tr_swapgs(struct ctx *c, const struct insn *in)
 	return DONE_NEXT;
 }
 
-static enum done tr_mov_r_seg(struct ctx *c, const struct insn *in)
-{
-	if (in->has_mem)
-		return tr_mov_mem_seg(c, in);
-	if (in->opsize == 2 || (in->reg & 7) >= SEG_COUNT)
-		return DONE_INTERP;
-	emit_load_gs(&c->e, H_RCX,
-		     (int32_t)(offsetof(struct dbt_cpu, s.seg) + (in->reg & 7) * sizeof(struct x86_seg) +
-			       offsetof(struct x86_seg, selector)),
-		     4);
-	OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
-	emit_guest_put(&c->e, in->rm, H_RCX);
-	return DONE_NEXT;
-}
-
 static enum done tr_cmpxchg_wide(struct ctx *c, const struct insn *in)
 {
 	/* CMPXCHG8B/16B: rcx:rbx and rdx:rax are implied; guest rcx is in r9. */

@@ -141,7 +141,7 @@ void tr_emit_indirect(struct ctx *c, int32_t sp_moved);
 void tr_emit_rel_to(struct ctx *c, const uint8_t *exec_target);
 
 /* translate_sys.c */
-enum done tr_mov_mem_seg(struct ctx *c, const struct insn *in);
+enum done tr_mov_r_seg(struct ctx *c, const struct insn *in);
 enum done tr_mov_r_cr(struct ctx *c, const struct insn *in);
 enum done tr_fsgsbase(struct ctx *c, const struct insn *in);
 enum done tr_string(struct ctx *c, const struct insn *in);

@@ -25,15 +25,26 @@ static int32_t seg_off(unsigned seg, size_t member)
 	return (int32_t)(offsetof(struct dbt_cpu, s.seg) + seg * sizeof(struct x86_seg) + member);
 }
 
-/* MOV m16, Sreg; the register form is in translate.c. */
-enum done tr_mov_mem_seg(struct ctx *c, const struct insn *in)
+/* MOV r/m, Sreg: 16 bits to memory or a 16-bit register, else zero-extended. */
+enum done tr_mov_r_seg(struct ctx *c, const struct insn *in)
 {
+	int32_t selector = seg_off(in->reg & 7, offsetof(struct x86_seg, selector));
+	struct emit *e = &c->e;
+
 	if (is_off(c) || (in->reg & 7) >= SEG_COUNT ||
-	    (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS)))
+	    (c->bits == 32 && in->has_mem && (in->seg == SEG_FS || in->seg == SEG_GS)))
 		return DONE_INTERP;
-	tr_emit_check(c, EA_INSN, 0, 2, true, tr_flags_live_before(c));
-	emit_load_gs(&c->e, H_RCX, seg_off(in->reg & 7, offsetof(struct x86_seg, selector)), 2);
-	tr_emit_store_r14(c, H_RCX, 2);
+	if (in->has_mem)
+		tr_emit_check(c, EA_INSN, 0, 2, true, tr_flags_live_before(c));
+	emit_load_gs(e, H_RCX, selector, 2);
+	if (in->has_mem)
+		tr_emit_store_r14(c, H_RCX, 2);
+	else if (in->opsize != 2)
+		emit_guest_put(e, in->rm, H_RCX);
+	else if (emit_host_reg[in->rm] == H_NONE)
+		emit_store_gs(e, CPU_GPR_OFF(in->rm), H_RCX, 2);
+	else
+		emit_op_reg(e, 0x66, false, (const uint8_t[]){ 0x89 }, 1, H_RCX, emit_host_reg[in->rm]);
 	return DONE_NEXT;
 }
 
