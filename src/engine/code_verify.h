@@ -41,7 +41,7 @@ struct code_verify_env {
 	const uint8_t *code, *exec; /* the block: its writable view, and the address that it will run at */
 	const uint8_t *cold_code, *cold_exec; /* the same of its second part; it may be anywhere */
 	size_t cold_len;
-	size_t near_entry;	    /* offset at which other blocks enter it, besides 0 */
+	size_t near_entry;	/* offset at which other blocks enter it, besides 0 */
 	uint32_t off_ptr, nptr; /* slots for checked pointers */
 	uint32_t cpu_bytes;	/* size of struct dbt_cpu */
 	uint32_t off_tlb_mask, off_page_mask, off_jc_mask, off_jc_neg, off_jc_code;
