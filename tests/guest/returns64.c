@@ -429,6 +429,24 @@ static void test_tree(void)
 	check(true, "a tree of calls is interrupted");
 }
 
+/* A RET that jumps to itself. */
+static void test_loop(void)
+{
+	lapic_write(0x380, 1000000);
+	__asm__ volatile("lea 9f(%%rip), %%rax\n\t"
+			 "mov %%rax, %0\n\t"
+			 "mov %%rsp, %1\n\t"
+			 "lea 1f(%%rip), %%rax\n\t"
+			 "sti\n"
+			 "1:\tpush %%rax\n\t"
+			 "ret\n"
+			 "9:\tcli"
+			 : "=m"(jump_ip), "=m"(jump_sp)
+			 :
+			 : "rax", "memory", "cc");
+	check(true, "a loop by RET is interrupted");
+}
+
 void guest_main(void)
 {
 	test_changed();
@@ -439,5 +457,6 @@ void guest_main(void)
 	test_rings();
 	test_aliases();
 	test_tree();
+	test_loop();
 	done();
 }

@@ -262,7 +262,7 @@ static void emit_returns(struct xlate_vm *x, struct emit *e)
 	emit_store_gs(e, CPU_OFF(s.rip), H_R14, 8);
 	emit_mov_rr(e, H_RCX, H_R14, 8);
 	emit_pext_gs(e, H_R14, H_RCX, CPU_OFF(jc_mask), false);
-	emit_load_gs(e, H_R15, CPU_OFF(jc_key), 8);
+	emit_load_gs(e, H_R15, CPU_OFF(jc_key_now), 8);
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(jc_neg));
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
