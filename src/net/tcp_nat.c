@@ -48,13 +48,14 @@
 #define MSS_UNTOLD 536u /* RFC 9293, 3.7.1 */
 #define CHUNK_MIN                                                                                  \
 	(32 * KIB) /* the window's end is not worth a shorter frame, if more is under way */
-#define READ_A_ROUND (256 * KIB)
-#define RETRY_MS     1000 /* doubled each time ... */
-#define RETRY_MAX_MS 60000
-#define RETRIES	     14 /* about ten minutes in all */
-#define EQUAL_ACKS   3
-#define CALLS	     6	/* of a guest that does not answer: about a minute */
-#define ACCEPTS	     16 /* a listener a round */
+#define READ_A_ROUND   (256 * KIB)
+#define RETRY_MS       1000 /* doubled each time ... */
+#define RETRY_MAX_MS   60000
+#define RETRIES	       14 /* about ten minutes in all */
+#define EQUAL_ACKS     3
+#define CALLS	       6  /* of a guest that does not answer: about a minute */
+#define ACCEPTS	       16 /* a listener a round */
+#define ACCEPT_REST_MS 100
 
 _Static_assert(WINDOW >> OUR_WSCALE <= 0xffff, "told in 16 bits");
 
@@ -102,6 +103,7 @@ struct tcp_nat {
 	struct tcp_nat_config cfg;
 	struct listener listeners[TCP_NAT_LISTENERS];
 	unsigned nlisteners, npolled; /* npolled: listeners at the start of the last poll set */
+	int64_t accept_after_ms;      /* there was no descriptor left: callers wait */
 	uint8_t guest_mac[6];
 	bool has_guest_mac;
 	struct flow *buckets[BUCKETS];
@@ -792,8 +794,12 @@ static bool accept_from(struct tcp_nat *t, const struct listener *l)
 	int one = 1;
 
 	int fd = accept4(l->fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
-	if (fd < 0)
-		return false; /* it went away again; or too many files, and it waits */
+	if (fd < 0) {
+		/* It went away again, or there are too many files: it stays there, and readable. */
+		if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+			t->accept_after_ms = now_ms(t) + ACCEPT_REST_MS;
+		return false;
+	}
 	caller(t, &from, &ends);
 	memcpy(ends.dst_mac, t->cfg.gateway_mac, 6);
 	struct flow *f = find_flow(t, &ends) ? NULL : make_flow(t, &ends, fd, CALLING);
@@ -883,10 +889,14 @@ static short wanted(const struct flow *f)
 
 unsigned tcp_nat_fill(struct tcp_nat *t, struct pollfd *pfds, unsigned max, uint32_t *timeout_ms)
 {
-	int64_t now = t->nflows ? now_ms(t) : 0;
+	int64_t now = t->nflows || t->nlisteners ? now_ms(t) : 0;
 	unsigned n = 0;
 
 	t->npolled = t->nflows < TCP_NAT_FLOWS ? MIN(t->nlisteners, max) : 0;
+	if (now < t->accept_after_ms) {
+		t->npolled = 0;
+		*timeout_ms = (uint32_t)MIN((int64_t)*timeout_ms, t->accept_after_ms - now);
+	}
 	while (n < t->npolled) {
 		pfds[n] = (struct pollfd){ .fd = t->listeners[n].fd, .events = POLLIN };
 		n++;

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <cmocka.h>
@@ -820,6 +821,33 @@ static void test_forward_to_nobody(void **state)
 	assert_int_equal(tcp_nat_forward(g.nat, open("/dev/null", O_RDONLY | O_CLOEXEC), 1, 1), -ENOSPC);
 }
 
+/* No descriptor for a caller: it waits, and nobody spins. */
+static void test_forward_without_files(void **state)
+{
+	struct rlimit old, none;
+	struct pollfd pfds[TCP_NAT_POLLS];
+	uint32_t timeout = 60000;
+
+	(void)state;
+	unsigned port = forward();
+	tcp_nat_guest_mac(g.nat, g.ends.src_mac);
+	call(port);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	none = (struct rlimit){ .rlim_cur = 0, .rlim_max = old.rlim_max };
+	unsigned n = tcp_nat_fill(g.nat, pfds, TCP_NAT_POLLS, &timeout);
+	assert_int_equal(n, 1);
+	assert_int_equal(poll(pfds, n, 1000), 1);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	tcp_nat_polled(g.nat, pfds, n);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+	assert_int_equal(tcp_nat_flows(g.nat), 0);
+	assert_int_equal(tcp_nat_fill(g.nat, pfds, TCP_NAT_POLLS, &timeout), 0);
+	assert_int_equal(timeout, 100);
+	g.now += 100;
+	poll_round();
+	assert_int_equal(only_frame().flags, TCP_SYN);
+}
+
 /* A guest that vanished: it ends some time. */
 static void test_silence(void **state)
 {
@@ -919,6 +947,7 @@ int main(void)
 		T(test_no_memory),
 		T(test_forward),
 		T(test_forward_to_nobody),
+		T(test_forward_without_files),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
