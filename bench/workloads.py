@@ -51,7 +51,7 @@ def fio(name, title, pattern, block, depth, work_mib):
         f"--iodepth={depth} {half}--time_based --runtime={FIO_SECONDS} --randrepeat=1 --norandommap --output-format=terse",
         check="cut -d';' -f5 /task/run.out",  # the number of errors
         seconds=f"awk -F';' '{{ printf \"%.6f\", {work_mib} * 1024 / ${kib} * ${ms} / 1000 }}' /task/run.out",
-        needs="fio", scratch_mib=1024)
+        needs="fio", scratch_mib=1024, limit=60)
 
 
 def iperf(name, title, arguments=""):
@@ -62,7 +62,7 @@ def iperf(name, title, arguments=""):
         check="grep -c sum_received /task/run.out",
         seconds="awk '/\"sum_received\"/ { on = 1 } on && /\"bits_per_second\"/ { split($0, f, \"[:,]\"); "
                 "printf \"%.6f\", 8 * 1073741824 / f[2]; exit }' /task/run.out",
-        needs="iperf3", serves="iperf3")
+        needs="iperf3", serves="iperf3", limit=60)
 
 
 WORKLOADS = [
