@@ -1055,7 +1055,8 @@ static bool decode_run(struct ctx *c, uint64_t phys2)
 		struct insn *in = &c->in[c->n];
 
 		c->off[c->n] = (uint16_t)off;
-		if (off >= 4096)
+		if (off >= 4096 || (c->n && xlate_has_block(c->x, (c->phys & ~0xfffULL) | off,
+							    c->key & ~(uint32_t)DBT_MODE_EACH)))
 			return false;
 		if (interp_decode(c->cpu, in, page + off, 4096 - off, c->bits) != DECODE_OK)
 			return true;

@@ -14,7 +14,7 @@
 #include "engine/dbt/xlate.h"
 
 #define CODE_CACHE_BYTES (128 * MIB)
-#define CODE_HOT_BYTES	 (CODE_CACHE_BYTES / 2)
+#define CODE_HOT_BYTES	 (CODE_CACHE_BYTES / 4 * 3)
 #define JC_PER_PAGE	 2048u /* consecutive indices that a page's RIPs have */
 #define CROSS_MAX	 16u /* an instruction that goes on in the next page starts so far before it */
 #define ARENA_CHUNK	 (1 * MIB)
@@ -276,23 +276,49 @@ static void link_undo(struct xlate_link *l)
 	l->to = NULL;
 }
 
+static uint32_t link_key(const struct xlate_link *l)
+{
+	return (l->from->key & ~(uint32_t)DBT_MODE_EACH) | l->key_extra;
+}
+
+/* With vm->lock. */
+static void link_to(struct xlate_vm *x, struct xlate_link *l, struct xlate_block *b)
+{
+	l->to = b;
+	l->next_in = b->in;
+	b->in = l;
+	site_write(l, b->near_entry - (l->site + (x->cc.rx - x->cc.rw) + 4));
+}
+
 void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_block *b)
 {
 	struct dbt_vm *vm = cpu->vm;
-	struct xlate_vm *x = vm->xlate;
 
 	if (vm->cfg.without & ENGINE_CHAINING)
 		return;
 	pthread_mutex_lock(&vm->lock);
-	if (!l->to && !l->from->is_dead && !b->is_dead && !b->phys2 &&
-	    ((l->from->key & ~(uint32_t)DBT_MODE_EACH) | l->key_extra) == b->key &&
-	    (l->from->phys >> 12) == (b->phys >> 12) && l->page_off == (b->phys & 0xfff)) {
-		l->to = b;
-		l->next_in = b->in;
-		b->in = l;
-		site_write(l, b->near_entry - (l->site + (x->cc.rx - x->cc.rw) + 4));
-	}
+	if (!l->to && !l->from->is_dead && !b->is_dead && !b->phys2 && link_key(l) == b->key &&
+	    (l->from->phys >> 12) == (b->phys >> 12) && l->page_off == (b->phys & 0xfff))
+		link_to(vm->xlate, l, b);
 	pthread_mutex_unlock(&vm->lock);
+}
+
+static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint64_t phys2, uint32_t key);
+
+/* A new block's links to blocks that are there, itself included.  With vm->lock. */
+static void link_new(struct dbt_cpu *cpu, struct xlate_block *b)
+{
+	struct xlate_vm *x = cpu->vm->xlate;
+
+	if (cpu->vm->cfg.without & ENGINE_CHAINING || cpu->xlate->check)
+		return;
+	for (unsigned i = 0; i < b->nlinks; i++) {
+		struct xlate_link *l = &b->links[i];
+		struct xlate_block *to = lookup(x, (b->phys & ~0xfffULL) | l->page_off, 0, link_key(l));
+
+		if (to)
+			link_to(x, l, to);
+	}
 }
 
 static void unlink_incoming(struct xlate_block *b)
@@ -508,6 +534,11 @@ static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint64_t ph
 	}
 }
 
+bool xlate_has_block(struct xlate_vm *x, uint64_t phys, uint32_t key)
+{
+	return lookup(x, phys, 0, key);
+}
+
 static void insert(struct xlate_vm *x, struct xlate_block *b)
 {
 	uint64_t tag = tag_of(b->phys, b->key);
@@ -614,6 +645,7 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 					*second = b;
 				}
 				insert(x, b);
+				link_new(cpu, b);
 			}
 			pthread_mutex_unlock(&vm->lock);
 			return b; /* NULL: no memory for it; the interpreter goes on */

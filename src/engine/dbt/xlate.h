@@ -202,6 +202,8 @@ bool xlate_mode_ok(uint32_t key);
 /** xlate_translate() - build a block; called with vm->lock.  NULL when the cache is full.
  * @phys2: as in struct xlate_block */
 struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2, uint32_t key);
+/** xlate_has_block() - is there a block that starts at @phys? */
+bool xlate_has_block(struct xlate_vm *x, uint64_t phys, uint32_t key);
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
 void *xlate_alloc(struct xlate_vm *x, size_t bytes);
