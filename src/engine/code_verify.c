@@ -33,7 +33,7 @@ enum line {
 };
 
 /* What r14 is bounded to as an index. */
-enum table { TABLE_NONE, TABLE_TLB, TABLE_BRANCH };
+enum table { TABLE_NONE, TABLE_TLB, TABLE_BRANCH, TABLE_PAGES };
 
 #define PTR_SLOTS    8
 #define FRAME	     16 /* r15, for a call, or come back from it */
@@ -449,7 +449,8 @@ static bool check_state(struct ver *v, const ZydisDecodedOperand *o)
 		bool is_branch = off == e->off_jc_neg || off == e->off_jc_code;
 
 		if (m->index != ZYDIS_REGISTER_R14 || m->scale != 8 || bytes > 8 ||
-		    !((is_tlb && v->k.table == TABLE_TLB) || (is_branch && v->k.table == TABLE_BRANCH)))
+		    !((is_tlb && v->k.table == TABLE_TLB) || (is_branch && v->k.table == TABLE_BRANCH) ||
+		      (off == e->off_ct && v->k.table == TABLE_PAGES)))
 			return bad(v, "table read with a free index");
 		return is_write ? bad(v, "indexed write to the state") : true;
 	}
@@ -640,6 +641,8 @@ static void learn(struct ver *v, enum step next, enum line line)
 		k->table = next == ST_INDEX ? TABLE_TLB
 			   : m == ZYDIS_MNEMONIC_PEXT && is_gs_abs(&v->op[2], v->env->off_jc_mask)
 				   ? TABLE_BRANCH
+			   : m == ZYDIS_MNEMONIC_PEXT && is_gs_abs(&v->op[2], v->env->off_ct_mask)
+				   ? TABLE_PAGES
 				   : TABLE_NONE;
 	k->line = is_call ? LN_NONE : line;
 	if (next != ST_NONE) {

@@ -35,7 +35,7 @@
 #include "base/util.h"
 
 struct code_verify_env {
-	const uint8_t *stubs[8]; /* executable addresses blocks may jump to; NULL: none */
+	const uint8_t *stubs[9]; /* executable addresses blocks may jump to; NULL: none */
 	const uint8_t *miss[2];	 /* those they may call */
 	const uint8_t *calls[24]; /* and these, which check for themselves what they access; NULL: none */
 	const uint8_t *code, *exec; /* the block: its writable view, and the address that it will run at */
@@ -44,7 +44,7 @@ struct code_verify_env {
 	size_t near_entry;	/* offset at which other blocks enter it, besides 0 */
 	uint32_t off_ptr, nptr; /* slots for checked pointers */
 	uint32_t cpu_bytes;	/* size of struct dbt_cpu */
-	uint32_t off_tlb_mask, off_page_mask, off_jc_mask, off_jc_neg, off_jc_code;
+	uint32_t off_tlb_mask, off_page_mask, off_jc_mask, off_jc_neg, off_jc_code, off_ct_mask, off_ct;
 	uint32_t off_line_mask, off_line_size, line_bytes;
 	struct {
 		uint32_t from, to;

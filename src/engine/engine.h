@@ -79,6 +79,7 @@ enum run_result {
 	X(COALESCING, "coalescing")	/* one check for several accesses of a block */            \
 	X(RETURNS, "returns")		/* calls and returns are the host's */                     \
 	X(CHAINING, "chaining")		/* direct jumps between blocks of a page */                \
+	X(FAR_LINKS, "far-links")	/* and to those of other pages */                          \
 	X(BRANCH_TABLE, "branch-table") /* an inline table for other targets */                    \
 	X(SECOND_TLB, "second-tlb")	/* what walks found, for all address spaces */             \
 	X(SYSTEM, "system")	/* system calls by a short way, system and string instructions */  \

@@ -148,6 +148,52 @@ static void test_second_page(void)
 	check(is_right, "an instruction across pages that are the same one");
 }
 
+static void put_jump(uint8_t *at, unsigned opcode_len, const uint8_t *to)
+{
+	uint32_t rel = (uint32_t)(to - (at + opcode_len + 4));
+
+	memcpy(at + opcode_len, &rel, 4);
+}
+
+/* JMP, CALL and Jcc to another page, which is another one each time: by INVLPG, by MOV to CR3, rewritten. */
+static void test_far(void)
+{
+	uint8_t *from = (uint8_t *)ALIAS, *to = (uint8_t *)ALIAS + 4096 + 0x100;
+	uint8_t *second[3] = { alloc_page(), alloc_page(), alloc_page() };
+	bool is_right = true;
+
+	map(ALIAS, (uintptr_t)code, PT_P | PT_W);
+	memcpy(from, "\xe9", 1); /* jmp */
+	put_jump(from, 1, to);
+	memcpy(from + 16, "\xe8\0\0\0\0\xff\xc0\xc3", 8); /* call; inc eax; ret */
+	put_jump(from + 16, 1, to);
+	memcpy(from + 32, "\x39\xc0\x0f\x84", 4); /* cmp eax, eax; jz */
+	put_jump(from + 34, 2, to);
+	for (uint32_t k = 0; k < 3; k++)
+		put_return(second[k] + 0x100, k);
+	for (uint32_t i = 0; i < 300; i++) {
+		uint32_t k = i * 7 % 3;
+
+		if (i & 1) {
+			*pte(ALIAS + 4096, 1) = (uintptr_t)second[k] | PT_P | PT_W;
+			write_cr3(read_cr3());
+		} else {
+			map(ALIAS + 4096, (uintptr_t)second[k], PT_P | PT_W);
+		}
+		for (unsigned n = 0; n < 3; n++)
+			is_right &= call(from) == k && call(from + 16) == k + 1 && call(from + 32) == k;
+	}
+	check(is_right, "direct jumps to a page that is another one each time");
+	is_right = true;
+	for (uint32_t i = 0; i < 100; i++) {
+		put_return(second[0] + 0x100, i);
+		map(ALIAS + 4096, (uintptr_t)second[0], PT_P | PT_W);
+		for (unsigned n = 0; n < 3; n++)
+			is_right &= call(from) == i && call(from + 16) == i + 1 && call(from + 32) == i;
+	}
+	check(is_right, "direct jumps to a page that is rewritten");
+}
+
 /* A page is code, then data, then code of another address space's. */
 static void test_roles(void)
 {
@@ -208,6 +254,7 @@ void guest_main(void)
 	test_self();
 	test_alias();
 	test_second_page();
+	test_far();
 	test_roles();
 	test_jit();
 }

@@ -414,6 +414,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "translations", x->translations },
 		{ "block_entries", x->entries },
 		{ "branch_table_fills", x->table_fills },
+		{ "far_link_fills", x->far_fills },
 		{ "exits_lookup", x->exits_lookup },
 		{ "exits_link", x->exits_link },
 		{ "exits_interpreter", x->exits_interp },

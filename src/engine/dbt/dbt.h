@@ -128,6 +128,9 @@ struct dbt_mmu {
 
 #define DBT_KEYS 16u /* keys of it that are remembered */
 
+/* ---- inline table of code pages (xlate.h, "far links") ---- */
+#define DBT_CT_SIZE 1024u
+
 /* ---- what a vCPU is asked to do at its next safepoint (cpu->requests, atomic) ---- */
 enum {
 	DBT_REQ_KICK = 1,	/* leave vcpu_run */
@@ -191,6 +194,8 @@ struct dbt_cpu {
 	uint64_t line_size;
 	uint64_t not_df; /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
+	uint64_t ct_mask; /* bits of an address that index ct: constant operand */
+	uint64_t ct[DBT_CT_SIZE]; /* xlate_ct_entry(): which code page of guest RAM a linear page is; 0: empty */
 	uint64_t jc_neg[DBT_JC_SIZE]; /* -(rip + key): rip + jc_key + jc_neg[i] == 0 is a hit */
 	void *jc_code[DBT_JC_SIZE];   /* far entry of the block */
 	struct dbt_tlb tlb[DBT_TLB_MODES];

@@ -179,15 +179,11 @@ static void emit_host_stack(struct emit *e)
 }
 
 /*
- * The branch table has no block for s.rip: look among all of them, jump to it, or leave (exit_branch: a branch whose
- * exit_info is in r15d).  Guest registers
- * that C preserves stay where they are; arithmetic flags travel in tmp[2] (lahf; seto al).
+ * Jump to the block that @fn finds, or leave.  Guest registers that C preserves stay where they are; arithmetic flags travel
+ * in tmp[2] (lahf; seto al).
  */
-static void emit_lookup_stub(struct xlate_vm *x, struct emit *e)
+static void emit_find(struct xlate_vm *x, struct emit *e, uintptr_t fn)
 {
-	x->exit_branch = begin(x, e);
-	emit_store_gs(e, CPU_OFF(exit_info), H_R15, 4);
-	x->exit_lookup = e->p + e->exec_delta;
 	for (unsigned i = 0; i < ARRAY_SIZE(call_clobbered); i++)
 		emit_store_gs(e, guest_home(call_clobbered[i]), call_clobbered[i], 8);
 	emit_bytes(e, (const uint8_t[]){ 0x9f, 0x0f, 0x90, 0xc0 }, 4); /* lahf; seto al */
@@ -195,7 +191,7 @@ static void emit_lookup_stub(struct xlate_vm *x, struct emit *e)
 	emit_store_gs(e, CPU_OFF(tmp[1]), H_RSP, 8);
 	emit_host_stack(e);
 	emit_load_gs(e, H_RDI, CPU_OFF(self), 8);
-	emit_mov_ri(e, H_RAX, (uint64_t)(uintptr_t)xlate_lookup_fast);
+	emit_mov_ri(e, H_RAX, (uint64_t)fn);
 	emit_bytes(e, (const uint8_t[]){ 0xff, 0xd0 }, 2); /* call rax */
 	emit_mov_rr(e, H_RCX, H_RAX, 8);
 	emit_load_gs(e, H_RSP, CPU_OFF(tmp[1]), 8);
@@ -206,6 +202,22 @@ static void emit_lookup_stub(struct xlate_vm *x, struct emit *e)
 	emit_bytes(e, (const uint8_t[]){ 0xe3, 0x02, 0xff, 0xe1 }, 4); /* jrcxz +2; jmp rcx */
 	emit_leave(e, XEXIT_LOOKUP);
 	finish(x, e);
+}
+
+/*
+ * exit_lookup   the branch table has no block for s.rip
+ * exit_branch   the same for a branch, whose exit_info is in r15d
+ * exit_far      a far link, in rcx, is not patched, or its page is another
+ */
+static void emit_lookup_stub(struct xlate_vm *x, struct emit *e)
+{
+	x->exit_branch = begin(x, e);
+	emit_store_gs(e, CPU_OFF(exit_info), H_R15, 4);
+	x->exit_lookup = e->p + e->exec_delta;
+	emit_find(x, e, (uintptr_t)xlate_lookup_fast);
+	x->exit_far = begin(x, e);
+	emit_store_gs(e, CPU_OFF(exit_info), H_RCX, 8);
+	emit_find(x, e, (uintptr_t)xlate_far);
 }
 
 /*

@@ -41,6 +41,7 @@ struct cold *tr_cold_add(struct ctx *c, int kind)
 	k->jump = c->e.p;
 	k->in = &c->in[c->cur];
 	k->page_off = c->off[c->cur];
+	k->link = NULL;
 	return k;
 }
 
@@ -216,6 +217,7 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 		g->is_checked = true;
 		hold_group(c, a->group);
 		k->link = &c->links[c->nlinks++];
+		*k->link = (struct xlate_link){ 0 };
 	}
 	k->retry = retry;
 	k->has_address = !live;
@@ -361,9 +363,7 @@ static void note_link(struct ctx *c, uint16_t off)
 		return;
 	}
 	k->link = &c->links[c->nlinks++];
-	k->link->site = c->e.p - 4;
-	k->link->page_off = off;
-	k->link->key_extra = 0;
+	*k->link = (struct xlate_link){ .site = c->e.p - 4, .page_off = off };
 }
 
 /* Can a jump to page offset @off be patched?  Not to another page, nor to an instruction that goes on there. */
@@ -386,11 +386,63 @@ static void emit_link(struct ctx *c, int cc, uint16_t off)
 	note_link(c, off);
 }
 
+/* A link for a direct transfer to RIP = pc_base + @off in another page; NULL: it goes by the branch table. */
+static struct xlate_link *far_link(struct ctx *c, int32_t off, int32_t sp_moved)
+{
+	struct xlate_link *l = &c->links[c->nlinks];
+
+	if (!c->x->has_far_links || c->bits != 64 || !is_linkable(off & 0xfff) ||
+	    off == (off & 0xfff) || c->nlinks == XLATE_MAX_LINKS)
+		return NULL;
+	*l = (struct xlate_link){ .page_off = (uint16_t)(off & 0xfff),
+				  .page_delta = off & ~0xfff,
+				  .info = undo_info(c, sp_moved) };
+	c->nlinks++;
+	return l;
+}
+
+/*
+ * The transfer of far link @l (xlate.h): pc_base becomes the target's page, its entry of ct is compared with
+ * the page of RAM in the LEA.  Unpatched that is none, and the last jump goes to the one before.
+ */
+static void emit_far(struct ctx *c, struct xlate_link *l)
+{
+	struct emit *e = &c->e;
+
+	emit_load_gs(e, H_RCX, CPU_OFF(pc_base), 8);
+	emit_lea(e, H_RCX, H_RCX, H_NONE, 1, l->page_delta, 8);
+	emit_store_gs(e, CPU_OFF(pc_base), H_RCX, 8);
+	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(ct_mask), false);
+	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(ct));
+	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xc9, 0x30); /* rorx rcx, rcx, 48 */
+	align_to(c, 4, 4);
+	emit_lea(e, H_RCX, H_RCX, H_R15, 1, (int32_t)XLATE_NO_RAM_PAGE, 8);
+	l->ram_page = e->p - 4;
+	emit_load_gs(e, H_R15, CPU_OFF(jc_key_now), 8);
+	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
+	OP(0xe3, 0x05); /* jrcxz +5 */
+	tr_emit_jmp_cold(c, COLD_FAR_MISS);
+	c->cold[c->ncold - 1].link = l;
+	uint8_t *other = e->p - 5;
+
+	align_site(c, 1);
+	emit_u8(e, 0xe9);
+	emit_u32(e, (uint32_t)(other - (e->p + 4)));
+	l->site = e->p - 4;
+	l->stub = other - e->p;
+}
+
 /* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in tr_emit_indirect(). */
 static void emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 {
 	if (is_linkable(off)) {
 		emit_link(c, -1, (uint16_t)off);
+		return;
+	}
+	struct xlate_link *l = far_link(c, off, sp_moved);
+
+	if (l) {
+		emit_far(c, l);
 	} else {
 		tr_emit_rip(c, H_RCX, off);
 		tr_emit_indirect(c, sp_moved);
@@ -559,6 +611,15 @@ static void tr_call_push(struct ctx *c)
 	tr_emit_sp_add(c, -(int32_t)size);
 }
 
+/* The host's call just emitted goes to cold code that goes on to @off, or to tmp[2]. */
+static void cold_call(struct ctx *c, int32_t off, bool is_direct)
+{
+	struct cold *k = tr_cold_add(c, COLD_CALL);
+
+	k->ea_disp = off;
+	k->link = is_direct ? far_link(c, off, -(int32_t)c->sp_size) : NULL;
+}
+
 /*
  * The call itself, the return address being in rcx, and where it comes back to (stubs.c, "returns").
  * @off: target's offset in the page, anywhere; for an indirect call it is in tmp[2]
@@ -577,7 +638,7 @@ static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
 	if (in->desc->id == I_CALL_REL && is_linkable(off))
 		note_link(c, (uint16_t)off);
 	else
-		tr_cold_add(c, COLD_CALL)->ea_disp = off;
+		cold_call(c, off, in->desc->id == I_CALL_REL);
 
 	c->landings[c->nlandings++] = (uint32_t)(e->p - e->start);
 	OP(0x4d, 0x8d, 0xb6); /* lea r14, [r14 - next], in the long form */
@@ -697,7 +758,10 @@ static void emit_cond(struct ctx *c, int cc, int32_t off)
 	emit_u8(&c->e, 0x0f);
 	emit_u8(&c->e, (uint8_t)(0x80 | cc));
 	emit_u32(&c->e, 0);
-	tr_cold_add(c, COLD_FAR)->ea_disp = off;
+	struct cold *k = tr_cold_add(c, COLD_FAR);
+
+	k->ea_disp = off;
+	k->link = far_link(c, off, 0);
 }
 
 static enum done tr_jcc(struct ctx *c, const struct insn *in)
@@ -1015,12 +1079,12 @@ static enum done tr_insn(struct ctx *c, const struct insn *in)
 
 /* ---- the block ---------------------------------------------------------------------------- */
 
-static bool ends_flow(const struct ctx *c, const struct insn *in)
+/* After a call that comes back here another block goes on: there may be one, and others will come to it. */
+static bool ends_flow(const struct insn *in)
 {
 	switch (in->desc->id) {
 	case I_CALL_REL:
 	case I_CALL_IND:
-		return !c->x->has_returns;
 	case I_JMP_REL:
 	case I_JMP_IND:
 	case I_RET:
@@ -1063,7 +1127,7 @@ static bool decode_run(struct ctx *c, uint64_t phys2)
 		off += in->len;
 		c->n++;
 		c->off[c->n] = (uint16_t)off;
-		if (ends_flow(c, in))
+		if (ends_flow(in))
 			return false;
 		nbranches += !!(in->desc->attr & INSN_BRANCH);
 		/* Those never go on in translated code. */
@@ -1194,7 +1258,15 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	case COLD_GROUP:
 		emit_group_miss(c, k);
 		break;
+	case COLD_FAR_MISS:
+		emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)k->link);
+		tr_emit_jmp_exec(c, c->x->exit_far);
+		break;
 	case COLD_FAR:
+		if (k->link) {
+			emit_far(c, k->link);
+			break;
+		}
 		tr_emit_rip(c, H_RCX, k->ea_disp);
 		tr_emit_indirect(c, 0);
 		break;
@@ -1203,6 +1275,10 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		tr_emit_jmp_exec(c, c->x->exit_branch);
 		break;
 	case COLD_CALL:
+		if (k->link) {
+			emit_far(c, k->link);
+			break;
+		}
 		if (k->in->desc->id == I_CALL_IND)
 			emit_load_gs(e, H_RCX, CPU_OFF(tmp[2]), 8);
 		else
@@ -1245,7 +1321,7 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struc
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	struct code_verify_env env = {
 		.stubs = { x->exit_branch, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again,
-			   x->exit_call, x->exit_syscall, x->exit_sysret },
+			   x->exit_call, x->exit_syscall, x->exit_sysret, x->exit_far },
 		.miss = { x->miss, x->miss_group },
 		.code = b->far_entry - (x->cc.rx - x->cc.rw),
 		.exec = b->far_entry,
@@ -1259,6 +1335,8 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struc
 		.off_tlb_mask = (uint32_t)CPU_OFF(tlb_mask),
 		.off_page_mask = (uint32_t)CPU_OFF(page_mask),
 		.off_jc_mask = (uint32_t)CPU_OFF(jc_mask),
+		.off_ct_mask = (uint32_t)CPU_OFF(ct_mask),
+		.off_ct = (uint32_t)CPU_OFF(ct),
 		.off_jc_neg = (uint32_t)CPU_OFF(jc_neg),
 		.off_jc_code = (uint32_t)CPU_OFF(jc_code),
 		.off_line_mask = (uint32_t)CPU_OFF(line_mask),
@@ -1360,11 +1438,11 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 
 	e->p = e->start = x->cc.rw + x->cc.cold_used;
 	e->end = x->cc.rw + x->cc.size;
-	for (unsigned i = 0; i < c->ncold; i++) {
-		if (c->cold[i].kind == COLD_LINK || c->cold[i].kind == COLD_GROUP)
+	for (unsigned i = 0; i < c->ncold; i++)
+		if (c->cold[i].link)
 			c->cold[i].link = b->links + (c->cold[i].link - c->links);
+	for (unsigned i = 0; i < c->ncold; i++)
 		emit_cold(c, &c->cold[i]);
-	}
 	if (e->is_full)
 		return NULL;
 	struct emit cold = *e;

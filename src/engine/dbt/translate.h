@@ -18,6 +18,7 @@ struct cold {
 		COLD_POLL,
 		COLD_LINK,
 		COLD_FAR,
+		COLD_FAR_MISS,
 		COLD_BRANCH,
 		COLD_CALL,
 		COLD_RETURN,

@@ -116,6 +116,8 @@ int xlate_vm_create(struct dbt_vm *vm, struct error *err)
 	vm->xlate = x;
 	__builtin_cpu_init();
 	x->has_bmi2 = __builtin_cpu_supports("bmi2");
+	x->has_far_links = x->has_bmi2 && !(vm->cfg.without & (ENGINE_CHAINING | ENGINE_FAR_LINKS)) &&
+			   vm->ram->size_bytes >> GUEST_PAGE_SHIFT < XLATE_RAM_PAGES_MAX;
 	x->has_returns = x->has_bmi2 && !(vm->cfg.without & ENGINE_RETURNS);
 	x->has_dead_flags = !vm->cfg.is_strict && !(vm->cfg.without & ENGINE_DEAD_FLAGS);
 	x->by_page = calloc(vm->ram->size_bytes >> GUEST_PAGE_SHIFT, sizeof(*x->by_page));
@@ -203,6 +205,7 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 		cpu->xlate->is_watched = true;
 	cpu->page_mask = ~0xfffULL;
 	cpu->jc_mask = (uint64_t)(DBT_JC_SIZE - 1) << 1;
+	cpu->ct_mask = (uint64_t)(DBT_CT_SIZE - 1) << GUEST_PAGE_SHIFT;
 	cpu->line_mask = DBT_LINE - 1;
 	cpu->line_size = DBT_LINE;
 	cpu->not_df = ~(uint64_t)X86_FL_DF;
@@ -219,6 +222,11 @@ void xlate_cpu_destroy(struct dbt_cpu *cpu)
 		munmap(cpu->xlate->ret_stack, RET_STACK_GUARD + RET_STACK_BYTES);
 	free(cpu->xlate);
 	cpu->xlate = NULL;
+}
+
+static unsigned ct_index(uint64_t va)
+{
+	return (va >> GUEST_PAGE_SHIFT) & (DBT_CT_SIZE - 1);
 }
 
 static unsigned jc_index(uint64_t rip)
@@ -270,8 +278,15 @@ static void site_write(struct xlate_link *l, intptr_t rel)
 	__atomic_store_n((uint32_t *)(void *)l->site, (uint32_t)rel, __ATOMIC_RELEASE);
 }
 
+static void far_write(struct xlate_link *l, uint64_t page)
+{
+	__atomic_store_n((uint32_t *)(void *)l->ram_page, (uint32_t)page, __ATOMIC_RELEASE);
+}
+
 static void link_undo(struct xlate_link *l)
 {
+	if (l->ram_page)
+		far_write(l, XLATE_NO_RAM_PAGE);
 	site_write(l, l->stub);
 	l->to = NULL;
 }
@@ -288,6 +303,8 @@ static void link_to(struct xlate_vm *x, struct xlate_link *l, struct xlate_block
 	l->next_in = b->in;
 	b->in = l;
 	site_write(l, b->near_entry - (l->site + (x->cc.rx - x->cc.rw) + 4));
+	if (l->ram_page) /* after the jump, which nobody takes before */
+		far_write(l, b->phys >> GUEST_PAGE_SHIFT);
 }
 
 void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_block *b)
@@ -314,6 +331,9 @@ static void link_new(struct dbt_cpu *cpu, struct xlate_block *b)
 		return;
 	for (unsigned i = 0; i < b->nlinks; i++) {
 		struct xlate_link *l = &b->links[i];
+
+		if (l->ram_page)
+			continue;
 		struct xlate_block *to = lookup(x, (b->phys & ~0xfffULL) | l->page_off, 0, link_key(l));
 
 		if (to)
@@ -500,6 +520,7 @@ void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, unsigned npages)
 			continue;
 		has_code = true;
 		drop_page(cpu, va);
+		cpu->ct[ct_index(va)] = 0;
 	}
 	if (has_code)
 		dbt_returns_changed(cpu);
@@ -705,6 +726,36 @@ void *xlate_lookup_fast(struct dbt_cpu *cpu)
 		return NULL;
 	cpu->xlate->table_fills++;
 	xlate_jc_set(cpu, cpu->s.rip, b);
+	return b->far_entry;
+}
+
+void *xlate_far(struct dbt_cpu *cpu)
+{
+	struct dbt_vm *vm = cpu->vm;
+	struct xlate_link *l = (struct xlate_link *)(uintptr_t)cpu->exit_info;
+	struct xlate_block *b = NULL;
+	uint64_t phys, va = cpu->pc_base;
+
+	cpu->s.rip = va + l->page_off;
+	if (likely(!cpu->xlate->check && !atomic_load_explicit(&cpu->poll, memory_order_relaxed)) &&
+	    code_at_rip(cpu, &phys)) {
+		if (cpu->cpl < 3 && !mmu_is_code_global(cpu, va))
+			cpu->has_local_code = true;
+		cpu->ct[ct_index(va)] = xlate_ct_entry(va, phys >> GUEST_PAGE_SHIFT, cpu->jc_key);
+		b = lookup(vm->xlate, phys, 0, cpu->mode_key);
+	}
+	if (!b) { /* to the dispatcher, as from any branch */
+		cpu->pc_base = va - (uint64_t)(int64_t)l->page_delta;
+		cpu->exit_info = (uint32_t)l->info;
+		return NULL;
+	}
+	cpu->xlate->far_fills++;
+	if (!l->to) {
+		pthread_mutex_lock(&vm->lock);
+		if (!l->to && !l->from->is_dead && !b->is_dead)
+			link_to(vm->xlate, l, b);
+		pthread_mutex_unlock(&vm->lock);
+	}
 	return b->far_entry;
 }
 

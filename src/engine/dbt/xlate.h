@@ -12,6 +12,10 @@
  * Its code is in two places: what is executed normally, close together for the host's caches; and the ways
  * out, in the cold part of the code cache.  Backward jumps poll, and so do all that go through the branch table.
  *
+ * Far links: a direct jump to another page of 64-bit code checks that the target's linear page is still the page of RAM
+ * where it was found, in a table of code pages, and jumps to the block itself.  Processes that share the code share
+ * the link; what each has to find out again is pages, not targets.
+ *
  * A block follows not-taken branches, goes on after calls, and ends at another unconditional transfer, at an
  * instruction that is interpreted, at the end of its page or at its size limit.
  *
@@ -44,7 +48,7 @@ enum xlate_exit {
 
 struct xlate_block;
 
-/* A direct jump out of a block: to its own stub, or patched to a block of the same page. */
+/* A direct jump out of a block: to its own stub, or patched to a block of the same page; or far: of another page. */
 struct xlate_link {
 	uint8_t *site;		       /* writable address of the rel32 */
 	intptr_t stub;		       /* rel32 value that leads to the stub */
@@ -52,7 +56,28 @@ struct xlate_link {
 	struct xlate_link *next_in;    /* other links into @to */
 	uint16_t page_off;	       /* target's offset in the page */
 	uint32_t key_extra; /* the target's key has these bits besides the mode: DBT_MODE_EACH or 0 */
+	/* Far links. */
+	uint8_t *ram_page; /* writable address of the number of the page of RAM that is checked for; NULL: not far */
+	int32_t page_delta; /* bytes from the jump's page to the target's */
+	int32_t info;	    /* exit_info of the jump */
 };
+
+/* No page of RAM has this number: a far link that is not patched. */
+#define XLATE_NO_RAM_PAGE 0x7fffffffu
+/* Page numbers below keep the sum of xlate_ct_entry() unambiguous. */
+#define XLATE_RAM_PAGES_MAX ((1u << 28) - (1u << 16))
+
+/**
+ * xlate_ct_entry() - that linear page @va is page of RAM @page, for the branch-table key @key.
+ *
+ * The check is rot(va) + page + key + entry == 0.  Rotated, the address has its page number above bit 27 and nothing but
+ * copies of its highest bit below bit 16, so that two pairs of pages with the same sum are the same; the key is secret.
+ */
+static inline uint64_t xlate_ct_entry(uint64_t va, uint64_t page, uint64_t key)
+{
+	va &= ~0xfffULL;
+	return 0 - ((va << 16 | va >> 48) + page + key);
+}
 
 #define XLATE_NO_PAGE 2ULL
 
@@ -93,7 +118,7 @@ struct xlate_cpu {
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* what the interpreter executed */
 	uint64_t steps;			/* instructions interpreted without leaving */
-	uint64_t fill_true, fill_false, table_fills, ret_overflows;
+	uint64_t fill_true, fill_false, table_fills, far_fills, ret_overflows;
 	struct insn called; /* the one in execution: a flush may free the block's */
 	uint64_t entered;   /* generation of the code that was entered */
 	bool is_watched; /* interpreted instructions leave: somebody compares blocks, or ENGINE_IN_PLACE is off */
@@ -141,11 +166,12 @@ struct xlate_vm {
 	/* Stubs: executable addresses. */
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
 	uint8_t *ret_miss, *ret_again, *ret_dead; /* see stubs.c, "returns" */
-	uint8_t *exit_lookup, *exit_branch, *exit_link, *exit_interp, *exit_call, *exit_poll, *miss,
-		*miss_group, *fault_exit;
+	uint8_t *exit_lookup, *exit_branch, *exit_far, *exit_link, *exit_interp, *exit_call,
+		*exit_poll, *miss, *miss_group, *fault_exit;
 	uint8_t *exit_syscall, *exit_sysret;
 	uint8_t *string[2][DBT_TLB_MODES][4]; /* STOS, MOVS; log2 of the element's size (translate_sys.c) */
 	bool has_bmi2;
+	bool has_far_links;
 	bool has_returns;    /* calls and returns are the host's */
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
 	uint64_t flushes, invalidations, smc_hits;
@@ -166,6 +192,8 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra);
 /** xlate_lookup_fast() - the miss of the branch table, called by the stub with only s.rip and the mode exact:
  * far entry of the block for s.rip, now in the table; NULL: leave to the dispatcher. */
 void *xlate_lookup_fast(struct dbt_cpu *cpu);
+/** xlate_far() - the same for a far link, which exit_info points to; pc_base is the target's already. */
+void *xlate_far(struct dbt_cpu *cpu);
 /**
  * xlate_step() - interpret the instruction at s.rip, called by a stub with all state in s.
  *
