@@ -57,8 +57,8 @@ static const struct opt run_opts[] = {
 	OPT_UINT(struct args, check, "check", "N",
 		 "tests: compare every N-th block with the interpreter", 0, UINT32_MAX),
 	OPT_FLAG(struct args, interp_only, "interp-only", "tests: interpret everything"),
-	OPT_STRING(struct args, without, "without",
-		   "LIST", "measuring: techniques of the dbt engine to switch off, or none (default returns)"),
+	OPT_STRING(struct args, without, "without", "LIST",
+		   "measuring: techniques of the dbt engine to switch off, or none"),
 	OPT_END,
 };
 

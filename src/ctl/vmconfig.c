@@ -64,7 +64,7 @@ int vmconfig_set(char **m, const char *value, struct error *err)
 
 int vmconfig_init(struct vmconfig *c, struct error *err)
 {
-	*c = (struct vmconfig){ .cpus = 1, .mem_bytes = 1 * GIB, .without = ENGINE_WITHOUT_DEFAULT };
+	*c = (struct vmconfig){ .cpus = 1, .mem_bytes = 1 * GIB };
 	int r = vmconfig_set(&c->engine, "auto", err);
 
 	if (r == 0)

@@ -89,9 +89,6 @@ enum run_result {
 enum { ENGINE_TECHNIQUES(ENGINE_TECHNIQUE_BIT) ENGINE_NTECHNIQUES };
 enum { ENGINE_TECHNIQUES(ENGINE_TECHNIQUE_MASK) };
 
-/* Off unless asked for (--without none): it has not yet run for as long as the rest. */
-#define ENGINE_WITHOUT_DEFAULT ENGINE_RETURNS
-
 /** engine_parse_techniques() - "coalescing,returns" to a mask, "none" to 0; 0 or -EINVAL, which names those there are. */
 int engine_parse_techniques(const char *text, uint64_t *mask, struct error *err);
 
