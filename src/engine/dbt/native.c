@@ -106,14 +106,21 @@ void emit_ea_seg(struct emit *e, const struct insn *in, unsigned dst, unsigned t
 			emit_lea(e, dst, dst, index, in->scale, 0, size);
 		}
 	} else if (in->rip_rel) {
+		int64_t sum = disp + page_off_next;
+
 		emit_load_gs(e, dst, CPU_OFF(pc_base), 8);
-		emit_lea(e, dst, dst, H_NONE, 1, (int32_t)page_off_next, 8);
-		emit_lea(e, dst, dst, H_NONE, 1, (int32_t)disp, size);
+		if (sum != (int32_t)sum) {
+			emit_lea(e, dst, dst, H_NONE, 1, (int32_t)page_off_next, 8);
+			sum = disp;
+		}
+		emit_lea(e, dst, dst, H_NONE, 1, (int32_t)sum, size);
 	} else {
 		base = in->base == 0xff ? H_NONE : emit_guest_get(e, in->base, dst);
 		index = in->index == 0xff ? H_NONE : emit_guest_get(e, in->index, tmp);
 		if (base == H_NONE && index == H_NONE)
 			emit_mov_ri(e, dst, size == 8 ? (uint64_t)disp : (uint32_t)disp);
+		else if (index == H_NONE && disp == 0)
+			emit_mov_rr(e, dst, base, size);
 		else
 			emit_lea(e, dst, base, index, in->scale, (int32_t)disp, size);
 	}

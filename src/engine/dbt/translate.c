@@ -7,6 +7,8 @@
  * soft-TLB check, the instruction at the checked pointer.  All checks of an instruction precede every
  * write to guest state, so that the interpreter can execute it again from its start.
  */
+#include <limits.h>
+
 #include "base/log.h"
 #include "engine/code_verify.h"
 #include "engine/dbt/interp.h"
@@ -294,6 +296,25 @@ static void emit_poll(struct ctx *c, bool live)
 	}
 }
 
+/*
+ * The flags that a conditional jump back reads are live at it, which makes its poll slow.  Where they are dead before the
+ * instruction that sets them, the poll is there.
+ */
+static void poll_early(struct ctx *c)
+{
+	unsigned next = c->cur + 1;
+
+	if (next >= c->n || c->in[next].desc->id != I_JCC || tr_flags_live_before(c) ||
+	    (c->cur && c->in[c->cur - 1].desc->id == I_STI)) /* the shadow: nothing comes between */
+		return;
+	int32_t off = (int32_t)(c->off[next + 1] + c->in[next].imm);
+
+	if (off < 0 || off > c->off[next])
+		return;
+	emit_poll(c, false);
+	c->polled = next;
+}
+
 /* exit_info of a branch; see below. */
 static int32_t undo_info(const struct ctx *c, int32_t sp_moved)
 {
@@ -576,7 +597,16 @@ static enum done tr_leave(struct ctx *c, const struct insn *in)
 static enum done tr_lea(struct ctx *c, const struct insn *in)
 {
 	struct insn flat = *in;
+	unsigned host = emit_host_reg[in->reg];
 
+	if (host != H_NONE && in->opsize >= 4 && in->addrsize == 8 && !in->rip_rel &&
+	    (in->base != 0xff || in->index != 0xff)) {
+		unsigned base = in->base == 0xff ? H_NONE : emit_guest_get(&c->e, in->base, H_RCX);
+		unsigned index = in->index == 0xff ? H_NONE : emit_guest_get(&c->e, in->index, H_R15);
+
+		emit_lea(&c->e, host, base, index, in->scale, (int32_t)in->disp, in->opsize);
+		return DONE_NEXT;
+	}
 	flat.seg = SEG_DS;
 	emit_ea(&c->e, &flat, H_RCX, H_R15, c->off[c->cur + 1]);
 	if (in->opsize == 8) {
@@ -770,7 +800,7 @@ static enum done tr_jcc(struct ctx *c, const struct insn *in)
 		return DONE_INTERP;
 	int32_t off = branch_target(c);
 
-	if (off >= 0 && off <= c->off[c->cur])
+	if (off >= 0 && off <= c->off[c->cur] && c->polled != c->cur)
 		emit_poll(c, true);
 	emit_cond(c, in->opcode & 15, off);
 	return DONE_NEXT;
@@ -1376,6 +1406,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	c->sp_size = c->bits / 8;
 	c->phys = phys;
 	c->ncold = c->nlinks = c->nlandings = 0;
+	c->polled = UINT_MAX;
 	bool is_stuck = decode_run(c, phys2);
 
 	find_live(c);
@@ -1395,6 +1426,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		map[c->cur].host_off = (uint32_t)(e->p - e->start);
 		map[c->cur].page_off = c->off[c->cur];
 		e->used_addr = false;
+		poll_early(c);
 		done = tr_insn(c, &c->in[c->cur]);
 		if (e->used_addr)
 			c->held = -1;

@@ -92,6 +92,7 @@ struct ctx {
 	unsigned nlandings;
 	uint32_t landings[XLATE_MAX_BRANCHES + 1]; /* host offsets in the block */
 	unsigned cur;
+	unsigned polled; /* the jump that has been polled for already */
 	/* Coalescing. */
 	unsigned ngroups;
 	struct group group[MAX_GROUPS];
