@@ -22,7 +22,10 @@ enum { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10
 struct emit {
 	uint8_t *p, *start, *end; /* writing past end sets is_full and drops the bytes */
 	bool is_full;
-	bool used_addr;	     /* emit_native() took H_ADDR as a scratch register */
+	bool used_addr; /* emit_native() took H_ADDR as a scratch register */
+	/* After the native instruction that ended here r15 holds a guest register that lives in memory; NULL: none. */
+	const uint8_t *r15_at;
+	uint8_t r15_guest;
 	intptr_t exec_delta; /* executable address - p (W^X by two mappings); 0 for thunks in tests */
 };
 

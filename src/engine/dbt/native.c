@@ -258,6 +258,18 @@ static uint8_t take(struct work *w)
 	return w->pool[w->npool];
 }
 
+/* Does the instruction need the old value of what @f names? */
+static bool is_read(const struct work *w, const struct field *f)
+{
+	for (unsigned i = 0; i < F_COUNT; i++) {
+		const struct field *g = &w->f[i];
+
+		if (g->is_used && g->guest == f->guest && (g->access != OPND_WRITE || g->size < 4))
+			return true;
+	}
+	return false;
+}
+
 /* Gives every field its host register; loads those that go through scratch registers. */
 static void bind_fields(struct work *w)
 {
@@ -296,7 +308,10 @@ static void bind_fields(struct work *w)
 		}
 		f->host = take(w);
 		if (!f->is_high8) {
-			emit_load_gs(e, f->host, CPU_GPR_OFF(f->guest), 8);
+			bool is_there = f->host == H_R15 && e->r15_at == e->p && e->r15_guest == f->guest;
+
+			if (!is_there && is_read(w, f))
+				emit_load_gs(e, f->host, CPU_GPR_OFF(f->guest), 8);
 			continue;
 		}
 		/* movzx ecx, AH..BH.  rcx is free still: taken last, and implicit rcx is loaded later. */
@@ -532,5 +547,10 @@ bool emit_native(struct emit *e, const struct insn *in, int32_t disp)
 		put_legacy(&w, reg, rm);
 	put_imm(&w);
 	write_back(&w);
+	for (unsigned i = 0; i < F_COUNT; i++)
+		if (w.f[i].is_used && w.f[i].is_scratch && !w.f[i].is_high8 && w.f[i].host == H_R15) {
+			e->r15_at = e->p;
+			e->r15_guest = w.f[i].guest;
+		}
 	return true;
 }

@@ -368,9 +368,11 @@ static void align_to(struct ctx *c, unsigned by, unsigned to)
 	emit_bytes(&c->e, nops[pad], pad);
 }
 
+/* The rel32 of a patchable jump lies within eight aligned bytes, which the host fetches at once. */
 static void align_site(struct ctx *c, unsigned opcode_len)
 {
-	align_to(c, opcode_len, 4); /* the rel32 of a patchable jump */
+	if (((uintptr_t)(c->e.p + opcode_len) & 7) > 4)
+		align_to(c, opcode_len, 8);
 }
 
 /* The jump or call just emitted can be patched to go to page offset @off of the same page. */
@@ -436,7 +438,7 @@ static void emit_far(struct ctx *c, struct xlate_link *l)
 	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(ct_mask), false);
 	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(ct));
 	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xc9, 0x30); /* rorx rcx, rcx, 48 */
-	align_to(c, 4, 4);
+	align_site(c, 4);
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, (int32_t)XLATE_NO_RAM_PAGE, 8);
 	l->ram_page = e->p - 4;
 	emit_load_gs(e, H_R15, CPU_OFF(jc_key_now), 8);
@@ -1415,6 +1417,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	e->p = e->start = x->cc.rw + x->cc.used;
 	e->end = x->cc.rw + x->cc.cold_start;
 	e->is_full = false;
+	e->r15_at = NULL;
 	e->exec_delta = x->cc.rx - x->cc.rw;
 
 	emit_entry(c);

@@ -272,15 +272,25 @@ void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 	cpu->jc_neg[i] = 0 - (rip + cpu->jc_key);
 }
 
+/* Four bytes of code within eight aligned ones, at once for all CPUs that may be executing them.  With vm->lock. */
+static void write_code(uint8_t *at, uint32_t v)
+{
+	uint8_t *word = (uint8_t *)((uintptr_t)at & ~(uintptr_t)7);
+	uint64_t bytes;
+
+	memcpy(&bytes, word, 8);
+	memcpy((uint8_t *)&bytes + (at - word), &v, 4);
+	__atomic_store_n((uint64_t *)(void *)word, bytes, __ATOMIC_RELEASE);
+}
+
 static void site_write(struct xlate_link *l, intptr_t rel)
 {
-	/* Sites are 4-byte aligned: the store is atomic to instruction fetch of other CPUs. */
-	__atomic_store_n((uint32_t *)(void *)l->site, (uint32_t)rel, __ATOMIC_RELEASE);
+	write_code(l->site, (uint32_t)rel);
 }
 
 static void far_write(struct xlate_link *l, uint64_t page)
 {
-	__atomic_store_n((uint32_t *)(void *)l->ram_page, (uint32_t)page, __ATOMIC_RELEASE);
+	write_code(l->ram_page, (uint32_t)page);
 }
 
 static void link_undo(struct xlate_link *l)
@@ -550,8 +560,12 @@ static struct xlate_block *lookup(struct xlate_vm *x, uint64_t phys, uint64_t ph
 		found = atomic_load_explicit(&x->hash[i].tag, memory_order_acquire);
 		if (!found)
 			return NULL;
-		if (found == tag && (likely(!is_near_end(phys)) || x->hash[i].b->phys2 == phys2))
-			return x->hash[i].b;
+		if (found != tag)
+			continue;
+		struct xlate_block *b = atomic_load_explicit(&x->hash[i].b, memory_order_acquire);
+
+		if (b->phys == phys && b->key == key && b->phys2 == phys2)
+			return b;
 	}
 }
 
@@ -565,9 +579,10 @@ static void insert(struct xlate_vm *x, struct xlate_block *b)
 	uint64_t tag = tag_of(b->phys, b->key);
 	unsigned i = hash_of(tag);
 
-	while (atomic_load_explicit(&x->hash[i].tag, memory_order_relaxed))
+	for (uint64_t there; (there = atomic_load_explicit(&x->hash[i].tag, memory_order_relaxed)) &&
+			     there != XLATE_TAG_GONE;)
 		i = next_slot(i);
-	x->hash[i].b = b;
+	atomic_store_explicit(&x->hash[i].b, b, memory_order_release);
 	atomic_store_explicit(&x->hash[i].tag, tag, memory_order_release);
 }
 

@@ -138,8 +138,8 @@ struct code_cache {
 };
 
 /*
- * The table of blocks: open addressing, linear probing.  Until the next flush a slot keeps the block that it was given,
- * so that a reader without the lock takes both words from one.
+ * The table of blocks: open addressing, linear probing.  A reader without the lock may take the words of a slot from
+ * two blocks that were there one after the other, so it looks into the block: that stays until the next flush.
  */
 #define XLATE_HASH_BITS 18
 #define XLATE_HASH_SIZE (1u << XLATE_HASH_BITS)
@@ -147,7 +147,7 @@ struct code_cache {
 
 struct xlate_slot {
 	_Atomic uint64_t tag; /* phys << 17 | key; 0: free; XLATE_TAG_GONE */
-	struct xlate_block *b;
+	_Atomic(struct xlate_block *) b;
 };
 #define XLATE_TAG_GONE UINT64_MAX
 
