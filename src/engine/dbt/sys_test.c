@@ -1406,6 +1406,27 @@ static void test_translation_saves_vectors(void **state)
 	assert_false(is_in_regs);
 }
 
+/* The poison of the branch table's key, put there after the vCPU has looked, goes with the next miss. */
+static void test_late_poison(void **state)
+{
+	protected32(0);
+	poke(CODE, 2, 0xf490); /* nop; hlt */
+	cpu->s.rip = CODE;
+	dbt_run_enter(cpu);
+	assert_non_null(xlate_find(cpu, 0));
+	atomic_store(&cpu->poll, 0);
+	atomic_store(&cpu->jc_key_now, cpu->jc_poison);
+	assert_non_null(xlate_lookup_fast(cpu));
+	assert_true(atomic_load(&cpu->jc_key_now) == cpu->jc_key);
+	dbt_poll_set(cpu);
+	assert_null(xlate_lookup_fast(cpu));
+	assert_true(atomic_load(&cpu->jc_key_now) == cpu->jc_poison);
+	atomic_store(&cpu->poll, 0);
+	dbt_poll_refresh(cpu);
+	assert_true(atomic_load(&cpu->jc_key_now) == cpu->jc_key);
+	dbt_run_leave(cpu);
+}
+
 /* What other vCPUs do while this one is out: the cache is flushed, filled again, and they run the same code. */
 static void flush_and_refill(void)
 {
@@ -1543,6 +1564,7 @@ int main(void)
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_mode_key),
 		cmocka_unit_test(test_translation_saves_vectors),
+		cmocka_unit_test(test_late_poison),
 		cmocka_unit_test(test_flush_under_frames),
 		cmocka_unit_test(test_refused_block),
 		cmocka_unit_test(test_descriptor_info),

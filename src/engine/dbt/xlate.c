@@ -728,12 +728,24 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra)
 	return b;
 }
 
+/*
+ * Is a miss of the tables to leave?  Somebody who asked just before the vCPU looked may have put the poison there after it:
+ * then nothing waits, and the key is put back.
+ */
+static bool is_called_out(struct dbt_cpu *cpu)
+{
+	if (unlikely(cpu->xlate->check) || atomic_load_explicit(&cpu->poll, memory_order_relaxed))
+		return true;
+	if (unlikely(atomic_load_explicit(&cpu->jc_key_now, memory_order_relaxed) != cpu->jc_key))
+		dbt_poll_refresh(cpu);
+	return false;
+}
+
 void *xlate_lookup_fast(struct dbt_cpu *cpu)
 {
 	uint64_t phys;
 
-	if (unlikely(cpu->xlate->check) || atomic_load_explicit(&cpu->poll, memory_order_relaxed) ||
-	    !code_at_rip(cpu, &phys))
+	if (is_called_out(cpu) || !code_at_rip(cpu, &phys))
 		return NULL;
 	struct xlate_block *b = lookup_at_rip(cpu, phys, cpu->mode_key);
 
@@ -752,8 +764,7 @@ void *xlate_far(struct dbt_cpu *cpu)
 	uint64_t phys, va = cpu->pc_base;
 
 	cpu->s.rip = va + l->page_off;
-	if (likely(!cpu->xlate->check && !atomic_load_explicit(&cpu->poll, memory_order_relaxed)) &&
-	    code_at_rip(cpu, &phys)) {
+	if (!is_called_out(cpu) && code_at_rip(cpu, &phys)) {
 		if (cpu->cpl < 3 && !mmu_is_code_global(cpu, va))
 			cpu->has_local_code = true;
 		cpu->ct[ct_index(va)] = xlate_ct_entry(va, phys >> GUEST_PAGE_SHIFT, cpu->jc_key);
