@@ -672,7 +672,7 @@ static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
 	else
 		cold_call(c, off, in->desc->id == I_CALL_REL);
 
-	c->landings[c->nlandings++] = (uint32_t)(e->p - e->start);
+	c->landing = (uint32_t)(e->p - e->start);
 	OP(0x4d, 0x8d, 0xb6); /* lea r14, [r14 - next], in the long form */
 	emit_u32(e, (uint32_t)-next);
 	OP(0x41, 0x5f); /* pop r15 */
@@ -690,7 +690,7 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 		return DONE_INTERP;
 	int32_t off = branch_target(c);
 
-	/* A return does not poll (stubs.c), so each call does: here, or at the far entry that it goes to. */
+	/* A return does not poll (stubs.c), so each call does: here, or as it looks for another page's block. */
 	if (off >= 0 && off < 4096 && (c->x->has_returns || off <= c->off[c->cur]))
 		emit_poll(c, true);
 	tr_call_push(c);
@@ -1407,7 +1407,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	c->bits = (key & 3) == DBT_MODE_CODE64 ? 64 : 32;
 	c->sp_size = c->bits / 8;
 	c->phys = phys;
-	c->ncold = c->nlinks = c->nlandings = 0;
+	c->ncold = c->nlinks = 0;
+	c->landing = 0;
 	c->polled = UINT_MAX;
 	bool is_stuck = decode_run(c, phys2);
 
@@ -1453,15 +1454,12 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	}
 
 	struct xlate_block *b = xlate_alloc(x, sizeof(*b) + nmapped * sizeof(map[0]) +
-						       c->nlinks * sizeof(struct xlate_link) +
-						       c->nlandings * sizeof(uint32_t));
+						       c->nlinks * sizeof(struct xlate_link));
 
 	if (!b || e->is_full)
 		return NULL;
 	b->links = (struct xlate_link *)(void *)(b + 1);
 	b->map = (struct xlate_insn_map *)(void *)(b->links + c->nlinks);
-	b->landings = (uint32_t *)(void *)(b->map + nmapped);
-	memcpy(b->landings, c->landings, c->nlandings * sizeof(uint32_t));
 	memcpy(b->links, c->links, c->nlinks * sizeof(struct xlate_link));
 	memcpy(b->map, map, nmapped * sizeof(map[0]));
 	for (unsigned i = 0; i < c->nlinks; i++) {
@@ -1490,7 +1488,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	b->guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff));
 	b->ninsns = (uint16_t)nmapped;
 	b->nlinks = (uint16_t)c->nlinks;
-	b->nlandings = (uint16_t)c->nlandings;
+	b->landing = c->landing;
 	b->is_dead = false;
 	b->has_tsc = false;
 	for (unsigned i = 0; i < nmapped; i++)

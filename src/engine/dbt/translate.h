@@ -89,8 +89,7 @@ struct ctx {
 	struct cold cold[MAX_COLD];
 	struct xlate_link links[XLATE_MAX_LINKS];
 	unsigned nlinks;
-	unsigned nlandings;
-	uint32_t landings[XLATE_MAX_BRANCHES + 1]; /* host offsets in the block */
+	uint32_t landing; /* as in struct xlate_block */
 	unsigned cur;
 	unsigned polled; /* the jump that has been polled for already */
 	/* Coalescing. */

@@ -427,8 +427,8 @@ static void block_kill(struct dbt_vm *vm, struct xlate_block *b)
 	x->invalidations++;
 
 	patch_jump(x, b->far_entry, x->exit_lookup); /* s.rip is exact there */
-	for (unsigned i = 0; i < b->nlandings; i++)
-		patch_jump(x, b->far_entry + b->landings[i], x->ret_dead);
+	if (b->landing)
+		patch_jump(x, b->far_entry + b->landing, x->ret_dead);
 }
 
 void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len)

@@ -16,14 +16,14 @@
  * where it was found, in a table of code pages, and jumps to the block itself.  Processes that share the code share
  * the link; what each has to find out again is pages, not targets.
  *
- * A block follows not-taken branches, goes on after calls, and ends at another unconditional transfer, at an
- * instruction that is interpreted, at the end of its page or at its size limit.
+ * A block follows not-taken branches and ends at a call or another unconditional transfer, at an instruction that is
+ * interpreted, where another block begins, at the end of its page or at its size limit.
  *
  * Invariants
  *  1. The code cache is append-only between flushes; a flush stops the world, so code is never freed
  *     under a running vCPU.  Code memory has two mappings, one writable, one executable.
  *  2. A live block's page has RAM_PAGE_CODE, and no vCPU holds a write mapping of it.
- *  3. A dead block's far entry is patched to leave to the dispatcher, and the landings of its calls to look the
+ *  3. A dead block's far entry is patched to leave to the dispatcher, and the landing of its call to look the
  *     return address up; no live block jumps to it.
  *  4. Every exit leaves s.rip exact and all registers in s, and so does an instruction that is interpreted in
  *     between (xlate_step).
@@ -87,7 +87,7 @@ struct xlate_insn_map {
 };
 
 #define XLATE_MAX_INSNS	   64
-#define XLATE_MAX_BRANCHES 19 /* conditional ones and calls that a block goes on after */
+#define XLATE_MAX_BRANCHES 19 /* conditional ones that a block goes on after */
 #define XLATE_MAX_LINKS	   80 /* branches, the end, checks of groups */
 
 struct xlate_block {
@@ -97,7 +97,7 @@ struct xlate_block {
 	uint64_t phys2;
 	uint32_t key;			/* mode key */
 	uint16_t guest_len, guest_len2; /* bytes in the page of phys, of phys2 */
-	uint16_t ninsns, nlinks, nlandings;
+	uint16_t ninsns, nlinks;
 	bool is_dead;
 	bool has_tsc;			 /* reads the TSC: two runs differ */
 	bool is_interp;			 /* starts with an instruction that is interpreted */
@@ -107,7 +107,7 @@ struct xlate_block {
 	struct xlate_link *in; /* links that jump here */
 	struct xlate_link *links;
 	struct xlate_insn_map *map;
-	uint32_t *landings; /* where calls of the block come back to, from far_entry; 8-byte aligned code */
+	uint32_t landing; /* where its call comes back to, from far_entry; 8-byte aligned code; 0: nowhere */
 };
 
 #define XLATE_JC_HASHES	 4096u
