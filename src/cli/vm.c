@@ -2,6 +2,7 @@
 /* `viv vm`: the process of one machine.  Started by spawn.c, never by people. */
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +21,8 @@
 
 #define CONSOLE_BACKLOG (64 * KIB)
 #define DRAIN_MAX_NS	10000000000LL
+/* Blocks from this size on go back to the host when they are freed: what a kernel was read into, for instance. */
+#define MMAP_FROM (128 * KIB)
 
 struct args {
 	const char *name;
@@ -340,6 +343,8 @@ int cli_vm(int argc, char **argv)
 	if (!p.args.name || paths_check_name("a machine", p.args.name, &err) < 0)
 		return EXIT_USAGE;
 	block_signals();
+	/* Set, it stays: by itself glibc raises it to the largest block that was freed, and keeps such blocks. */
+	(void)mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
 	log_set_level(LOG_INFO);
 	vclock_init(&p.clock);
 	vclock_start(&p.clock);
