@@ -270,6 +270,7 @@ struct dbt_vm {
 	pthread_mutex_t excl_lock;
 	pthread_cond_t excl_stopped, excl_done;
 	_Atomic(void *) excl_owner; /* a struct dbt_cpu, or the struct dbt_vm for a foreign thread */
+	unsigned excl_depth; /* sections that the owner has begun within its own; the owner's */
 	bool is_dirty_logging;
 	struct xlate_vm *xlate;
 	struct thunk_vm *thunk;
@@ -305,7 +306,8 @@ int dbt_exit(struct dbt_cpu *cpu, struct vcpu_exit *x);
 void dbt_pause(struct dbt_cpu *cpu);
 
 /** dbt_exclusive_begin() - wait until every other vCPU is outside of guest execution and keep them
- * there until dbt_exclusive_end().  The caller is a vCPU thread at a safepoint in C code. */
+ * there until dbt_exclusive_end().  The caller is a vCPU thread at a safepoint in C code, or already in a section of
+ * its own: they nest. */
 void dbt_exclusive_begin(struct dbt_cpu *cpu);
 void dbt_exclusive_end(struct dbt_cpu *cpu);
 /* The same for a thread that is no vCPU's (the machine's): its own vCPUs may run meanwhile. */

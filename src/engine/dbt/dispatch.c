@@ -24,7 +24,9 @@ void dbt_run_enter(struct dbt_cpu *cpu)
 
 	for (;;) {
 		atomic_store_explicit(&cpu->is_running, true, memory_order_seq_cst);
-		if (likely(!atomic_load_explicit(&vm->excl_owner, memory_order_seq_cst)))
+		void *owner = atomic_load_explicit(&vm->excl_owner, memory_order_seq_cst);
+
+		if (likely(!owner) || owner == cpu)
 			return;
 		atomic_store_explicit(&cpu->is_running, false, memory_order_seq_cst);
 		pthread_mutex_lock(&vm->excl_lock);
@@ -59,6 +61,10 @@ static bool others_run(const struct dbt_vm *vm, const struct dbt_cpu *me)
 /* @cpu NULL: a thread that is no vCPU (dirty log); the owner is then the vm itself. */
 static void exclusive_begin(struct dbt_vm *vm, struct dbt_cpu *cpu)
 {
+	if (cpu && vm->excl_owner == cpu) { /* the lockstep checker's, around what takes one of its own */
+		vm->excl_depth++;
+		return;
+	}
 	pthread_mutex_lock(&vm->excl_lock);
 	while (vm->excl_owner) { /* somebody else's turn: be stopped meanwhile */
 		if (cpu)
@@ -79,6 +85,10 @@ static void exclusive_begin(struct dbt_vm *vm, struct dbt_cpu *cpu)
 
 static void exclusive_end(struct dbt_vm *vm)
 {
+	if (vm->excl_depth) {
+		vm->excl_depth--;
+		return;
+	}
 	pthread_mutex_lock(&vm->excl_lock);
 	atomic_store_explicit(&vm->excl_owner, NULL, memory_order_seq_cst);
 	pthread_cond_broadcast(&vm->excl_done);
