@@ -44,6 +44,28 @@ struct ptr {
 	uint16_t size, can_write; /* bytes checked from it on; 0: no checked pointer */
 };
 
+/*
+ * Rule 10: @reg * @scale + the pointer in the slot is the first of size checked bytes, but for @moved, and stays so while that
+ * register moves by up to 1 << shift bytes for each round that is left.  A way to a stub may put the register away in the
+ * state, and get it back.
+ */
+struct window {
+	struct ptr p; /* size 0: none */
+	uint16_t reg, scale;
+	uint16_t shift, is_down; /* how far, and which way */
+	int16_t moved;		 /* bytes since the last round was counted */
+	uint16_t home, is_away; /* where the register was stored: 1 + offset, 0: nowhere; and has something else now */
+};
+
+/* Rule 10: what rcx is on the way to a number of rounds. */
+enum rounds {
+	RD_NONE,
+	RD_ROOM,  /* 4096 - the size that r14 is checked for */
+	RD_BYTES, /* how far r14 may move up in its page */
+	RD_DOWN,  /* ... down */
+	RD_COUNT, /* in units of 1 << shift */
+};
+
 /* What is known at a place in the block.  Of 16-bit members only, so that it can be compared as bytes. */
 struct known {
 	uint16_t step; /* enum step */
@@ -54,8 +76,18 @@ struct known {
 	uint16_t r15_below, rcx_below; /* their values are smaller than that; 0: any */
 	struct ptr r14;		       /* of the sequence in progress until step is ST_PTR */
 	struct ptr rcx, slot[PTR_SLOTS];
+	/* Rule 10. */
+	uint16_t r15_is_offset;		 /* r15 is the offset of r14 in its page */
+	uint16_t r15_reg, r15_scale;	 /* r15 = reg * scale; 0: no register */
+	uint16_t rounds, shift, is_down; /* enum rounds, of rcx */
+	uint16_t r14_reg, r14_scale; /* r14 is a checked pointer less reg * scale; 0: no register */
+	uint16_t r14_window;	     /* 1 + the window whose slot r14 was loaded from; 0: none */
+	uint16_t rcx_covers, word_covers; /* windows that rcx, gs:rounds are no more rounds than allowed for */
+	uint16_t is_compared,
+		is_nonzero; /* the instruction before: cmp ecx, gs:rounds; jrcxz that was not taken */
+	struct window window[PTR_SLOTS];
 };
-_Static_assert(sizeof(struct known) == 29 * sizeof(uint16_t), "no padding");
+_Static_assert(sizeof(struct known) == (42 + 9 * PTR_SLOTS) * sizeof(uint16_t), "no padding");
 
 struct place {
 	bool is_start; /* an instruction was read here */
@@ -300,11 +332,18 @@ static bool is_stub(const struct ver *v, const uint8_t *target)
 	return false;
 }
 
-static bool is_callable(const struct ver *v, const uint8_t *target)
+static bool is_miss(const struct ver *v, const uint8_t *target)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(v->env->miss); i++)
 		if (v->env->miss[i] == target)
 			return true;
+	return false;
+}
+
+static bool is_callable(const struct ver *v, const uint8_t *target)
+{
+	if (is_miss(v, target))
+		return true;
 	for (unsigned i = 0; i < ARRAY_SIZE(v->env->calls); i++)
 		if (v->env->calls[i] && v->env->calls[i] == target)
 			return true;
@@ -315,6 +354,27 @@ static void meet_ptr(struct ptr *a, const struct ptr *b)
 {
 	a->size = MIN(a->size, b->size);
 	a->can_write = MIN(a->can_write, b->can_write);
+}
+
+static void meet_rounds(struct known *a, const struct known *b)
+{
+	if (a->r15_is_offset != b->r15_is_offset)
+		a->r15_is_offset = 0;
+	if (a->r15_reg != b->r15_reg || a->r15_scale != b->r15_scale)
+		a->r15_reg = a->r15_scale = 0;
+	if (a->rounds != b->rounds || a->shift != b->shift || a->is_down != b->is_down)
+		a->rounds = a->shift = a->is_down = 0;
+	if (a->r14_reg != b->r14_reg || a->r14_scale != b->r14_scale)
+		a->r14_reg = a->r14_scale = 0;
+	if (a->r14_window != b->r14_window)
+		a->r14_window = 0;
+	a->rcx_covers &= b->rcx_covers;
+	a->word_covers &= b->word_covers;
+	a->is_compared &= b->is_compared;
+	a->is_nonzero &= b->is_nonzero;
+	for (unsigned i = 0; i < PTR_SLOTS; i++)
+		if (memcmp(&a->window[i], &b->window[i], sizeof(a->window[i])) != 0)
+			a->window[i] = (struct window){ 0 };
 }
 
 /* Rule 6: what holds on both ways to a place.  Returns whether that is less than @a was. */
@@ -336,6 +396,7 @@ static bool meet(struct known *a, const struct known *b)
 	meet_ptr(&a->rcx, &b->rcx);
 	for (unsigned i = 0; i < PTR_SLOTS; i++)
 		meet_ptr(&a->slot[i], &b->slot[i]);
+	meet_rounds(a, b);
 	return memcmp(&was, a, sizeof(was));
 }
 
@@ -369,6 +430,7 @@ static bool jump_to(struct ver *v, size_t to)
 	/* The guards that are taken when something is zero. */
 	if (k.step == ST_TEST)
 		k.step = is_zero ? ST_PTR : ST_NONE;
+	k.is_nonzero = k.is_compared = 0;
 	if (k.line != LN_ONE)
 		k.line = is_zero && k.line == LN_TEST ? LN_ONE : LN_NONE;
 	return go_to(v, to, &k);
@@ -419,6 +481,27 @@ static int slot_of(const struct ver *v, uint64_t off)
 	return (int)(off - v->env->off_ptr) / 8;
 }
 
+/* Rule 10: r14, a checked pointer less a register, goes into @slot; rcx are the rounds. */
+static bool note_window(struct ver *v, unsigned slot)
+{
+	struct known *k = &v->k;
+
+	if (k->rounds != RD_COUNT)
+		return bad(v, "window without a number of rounds");
+	k->slot[slot] = (struct ptr){ 0 };
+	k->window[slot] = (struct window){
+		.p = k->r14,
+		.reg = k->r14_reg,
+		.scale = k->r14_scale,
+		.shift = k->shift,
+		.is_down = k->is_down,
+	};
+	/* What was known of this slot's window is so no more; of others rcx says nothing. */
+	k->word_covers &= (uint16_t) ~(1u << slot);
+	k->rcx_covers = (uint16_t)(1u << slot);
+	return true;
+}
+
 /* Rule 7: the slots of checked pointers are written with checked pointers only. */
 static bool note_slot_write(struct ver *v, uint64_t off, unsigned bytes)
 {
@@ -426,10 +509,14 @@ static bool note_slot_write(struct ver *v, uint64_t off, unsigned bytes)
 
 	if (off + bytes <= v->env->off_ptr || off >= v->env->off_ptr + 8 * v->env->nptr)
 		return true;
-	if (slot < 0 || v->in.mnemonic != ZYDIS_MNEMONIC_MOV ||
-	    !is_reg(&v->op[1], ZYDIS_REGISTER_R14) || v->k.step != ST_PTR)
+	if (slot < 0 || v->in.mnemonic != ZYDIS_MNEMONIC_MOV || !is_reg(&v->op[1], ZYDIS_REGISTER_R14))
+		return bad(v, "write to a pointer slot that is no checked pointer");
+	if (v->k.r14_reg)
+		return note_window(v, (unsigned)slot);
+	if (v->k.step != ST_PTR)
 		return bad(v, "write to a pointer slot that is no checked pointer");
 	v->k.slot[slot] = v->k.r14;
+	v->k.window[slot] = (struct window){ 0 };
 	return true;
 }
 
@@ -499,6 +586,24 @@ static bool check_bit_offset(struct ver *v, const ZydisDecodedOperand *o)
 		       : bad(v, "bit offset that may leave the operand");
 }
 
+/* Rule 10: an operand at r14 and a register that moves. */
+static bool check_in_window(struct ver *v, const ZydisDecodedOperand *o)
+{
+	const ZydisDecodedOperandMem *m = &o->mem;
+	const struct window *w = v->k.r14_window ? &v->k.window[v->k.r14_window - 1] : NULL;
+	int64_t bytes = o->size / 8;
+
+	if (!w || !w->p.size || w->is_away || m->index != w->reg || m->scale != w->scale)
+		return bad(v, "memory operand that was not checked");
+	int64_t at = m->disp.value + w->moved;
+
+	if (m->disp.value != (int32_t)m->disp.value || at < 0 || at + bytes > w->p.size)
+		return bad(v, "memory operand larger than its check");
+	if ((o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && !w->p.can_write)
+		return bad(v, "write after a read check");
+	return check_bit_offset(v, o);
+}
+
 /* Rule 3. */
 static bool check_memory(struct ver *v, const ZydisDecodedOperand *o)
 {
@@ -518,6 +623,8 @@ static bool check_memory(struct ver *v, const ZydisDecodedOperand *o)
 		return check_state(v, o);
 	if (m->segment == ZYDIS_REGISTER_FS)
 		return bad(v, "operand in the host's thread-local storage");
+	if (m->base == ZYDIS_REGISTER_R14 && m->index != ZYDIS_REGISTER_NONE)
+		return check_in_window(v, o);
 	const struct ptr *p = m->base == ZYDIS_REGISTER_R14 && v->k.step == ST_PTR ? &v->k.r14
 			      : m->base == ZYDIS_REGISTER_RCX			   ? &v->k.rcx
 										   : NULL;
@@ -614,11 +721,248 @@ static int loaded_slot(const struct ver *v)
 	return slot_of(v, (uint64_t)from->mem.disp.value);
 }
 
+static ZydisRegister whole(ZydisRegister r)
+{
+	return ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r);
+}
+
+/* What the instruction adds to @reg, all of its 64 bits; false: no constant. */
+static bool adds_constant(const struct ver *v, ZydisRegister reg, int64_t *by)
+{
+	const ZydisDecodedOperand *a = &v->op[0], *b = &v->op[1];
+
+	if (!is_reg(a, reg))
+		return false;
+	switch (v->in.mnemonic) {
+	case ZYDIS_MNEMONIC_INC:
+		*by = 1;
+		return true;
+	case ZYDIS_MNEMONIC_DEC:
+		*by = -1;
+		return true;
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_SUB:
+		*by = v->in.mnemonic == ZYDIS_MNEMONIC_ADD ? b->imm.value.s : -b->imm.value.s;
+		return b->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+	case ZYDIS_MNEMONIC_LEA:
+		*by = b->mem.disp.value;
+		return b->mem.base == reg && b->mem.index == ZYDIS_REGISTER_NONE;
+	default:
+		return false;
+	}
+}
+
+#define MOVED_MAX 4096
+
+/* Is gs:[at] a place that a miss leaves as it is? */
+static bool is_kept(const struct code_verify_env *e, int64_t at)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(e->off_kept); i++)
+		if (e->off_kept[i] == at)
+			return at < UINT16_MAX;
+	return false;
+}
+
+/* Rule 10: a register that goes to the state, or comes back from there. */
+static void follow_homes(struct ver *v)
+{
+	const ZydisDecodedOperand *a = &v->op[0], *b = &v->op[1];
+	bool is_mov = v->in.mnemonic == ZYDIS_MNEMONIC_MOV;
+	bool is_store = a->type == ZYDIS_OPERAND_TYPE_MEMORY && a->mem.segment == ZYDIS_REGISTER_GS &&
+			a->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+
+	for (unsigned n = 0; n < PTR_SLOTS; n++) {
+		struct window *w = &v->k.window[n];
+
+		if (!w->p.size)
+			continue;
+		if (is_store) {
+			int64_t at = a->mem.disp.value;
+			bool is_over = w->home && at < w->home - 1 + 8 && at + a->size / 8 > w->home - 1;
+
+			if (is_over && w->is_away)
+				*w = (struct window){ 0 };
+			else if (is_over)
+				w->home = 0;
+			if (is_mov && w->p.size && !w->is_away && is_reg(b, (ZydisRegister)w->reg) &&
+			    is_gs_abs(a, (uint32_t)at) && is_kept(v->env, at))
+				w->home = (uint16_t)(at + 1);
+		} else if (is_mov && w->is_away && is_reg(a, (ZydisRegister)w->reg) &&
+			   is_gs_abs(b, w->home - 1u)) {
+			w->home = w->is_away = 0;
+		}
+	}
+}
+
+/* Rule 10: registers that windows follow. */
+static void follow_registers(struct ver *v)
+{
+	struct known *k = &v->k;
+
+	for (unsigned i = 0; i < v->in.operand_count; i++) {
+		const ZydisDecodedOperand *o = &v->op[i];
+		int64_t by = 0;
+
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+		    !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+			continue;
+		ZydisRegister reg = whole(o->reg.value);
+		bool is_known = adds_constant(v, reg, &by) && by >= -MOVED_MAX && by <= MOVED_MAX;
+
+		if (k->r15_reg == reg)
+			k->r15_reg = k->r15_scale = 0;
+		if (k->r14_reg == reg)
+			k->r14_reg = k->r14_scale = 0;
+		for (unsigned n = 0; n < PTR_SLOTS; n++) {
+			struct window *w = &k->window[n];
+			int64_t moved = w->moved + by * w->scale;
+
+			if (!w->p.size || w->is_away || w->reg != reg)
+				continue;
+			if (w->home && !is_known) {
+				w->is_away = 1;
+				continue;
+			}
+			w->home = 0;
+			if (is_known && moved >= -MOVED_MAX && moved <= MOVED_MAX)
+				w->moved = (int16_t)moved;
+			else
+				*w = (struct window){ 0 };
+		}
+	}
+}
+
+/* Rule 10: a round is over, and rcx one less than it was. */
+static void count_round(struct known *k)
+{
+	for (unsigned n = 0; n < PTR_SLOTS; n++) {
+		struct window *w = &k->window[n];
+		int by = w->is_down ? -w->moved : w->moved;
+
+		if (!w->p.size || !w->moved)
+			continue;
+		if ((k->rcx_covers >> n & 1) && by > 0 && by <= 1 << w->shift)
+			w->moved = 0;
+		else
+			*w = (struct window){ 0 };
+	}
+	k->word_covers = 0;
+}
+
+/* Rule 10: rcx. */
+static void learn_rounds(struct ver *v)
+{
+	struct known *k = &v->k;
+	const uint32_t word = v->env->off_rounds;
+	const ZydisDecodedOperand *a = &v->op[0], *b = &v->op[1];
+	ZydisMnemonic m = v->in.mnemonic;
+	bool was_compared = k->is_compared, was_nonzero = k->is_nonzero;
+	bool has_imm = b->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+	enum rounds next = RD_NONE;
+
+	k->is_compared = m == ZYDIS_MNEMONIC_CMP && is_reg(a, ZYDIS_REGISTER_ECX) && is_gs_abs(b, word);
+	k->is_nonzero = m == ZYDIS_MNEMONIC_JRCXZ;
+	if (m == ZYDIS_MNEMONIC_MOV && is_gs_abs(a, word) && is_reg(b, ZYDIS_REGISTER_RCX))
+		k->word_covers = k->rcx_covers;
+	else if (a->type == ZYDIS_OPERAND_TYPE_MEMORY && a->mem.segment == ZYDIS_REGISTER_GS &&
+		 (a->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && a->mem.disp.value < word + 8 &&
+		 a->mem.disp.value + a->size / 8 > word)
+		k->word_covers = 0;
+	if (!(v->written & W_RCX))
+		return;
+	if (m == ZYDIS_MNEMONIC_CMOVNBE && was_compared && is_reg(a, ZYDIS_REGISTER_ECX) &&
+	    is_gs_abs(b, word)) {
+		k->rcx_covers |= k->word_covers;
+	} else if (is_lea(v, ZYDIS_REGISTER_RCX, ZYDIS_REGISTER_RCX, ZYDIS_REGISTER_NONE) &&
+		   b->mem.disp.value == -1 && was_nonzero) {
+		count_round(k);
+	} else if (m == ZYDIS_MNEMONIC_MOV && is_reg(a, ZYDIS_REGISTER_RCX) && is_gs_abs(b, word)) {
+		k->rcx_covers = k->word_covers;
+	} else {
+		k->rcx_covers = 0;
+		if (m == ZYDIS_MNEMONIC_MOV && is_reg(a, ZYDIS_REGISTER_ECX) && k->step == ST_PTR &&
+		    k->r15_is_offset) {
+			if (has_imm && b->imm.value.u == 4096u - k->r14.size)
+				next = RD_ROOM;
+			else if (is_reg(b, ZYDIS_REGISTER_R15D))
+				next = RD_DOWN;
+		} else if (m == ZYDIS_MNEMONIC_SUB && k->rounds == RD_ROOM && k->r15_is_offset &&
+			   is_reg(a, ZYDIS_REGISTER_ECX) && is_reg(b, ZYDIS_REGISTER_R15D)) {
+			next = RD_BYTES;
+		} else if (m == ZYDIS_MNEMONIC_SHR && is_reg(a, ZYDIS_REGISTER_ECX) && has_imm &&
+			   b->imm.value.u < 12 && (k->rounds == RD_BYTES || k->rounds == RD_DOWN)) {
+			k->shift = (uint16_t)b->imm.value.u;
+			k->is_down = k->rounds == RD_DOWN;
+			next = RD_COUNT;
+		}
+	}
+	k->rounds = next;
+	if (next != RD_COUNT)
+		k->shift = k->is_down = 0;
+}
+
+/* Rule 10: r14 and r15.  @from: what r14 pointed to before */
+static void learn_windows(struct ver *v, const struct known *before)
+{
+	struct known *k = &v->k;
+	const ZydisDecodedOperand *a = &v->op[0], *b = &v->op[1];
+	ZydisMnemonic m = v->in.mnemonic;
+	int slot = loaded_slot(v);
+
+	if (v->written & W_R14) {
+		bool is_less = m == ZYDIS_MNEMONIC_SUB && is_reg(a, ZYDIS_REGISTER_R14) &&
+			       is_reg(b, ZYDIS_REGISTER_R15) && before->step == ST_PTR &&
+			       before->r15_reg;
+
+		k->r14_reg = is_less ? before->r15_reg : 0;
+		k->r14_scale = is_less ? before->r15_scale : 0;
+		k->r14_window = slot >= 0 && k->window[slot].p.size ? (uint16_t)(slot + 1) : 0;
+		/* The sum that completes the check leaves r15 as the guard has it. */
+		k->r15_is_offset = k->step == ST_PTR && before->step == ST_OFFSET;
+		if (!is_less)
+			k->rounds = k->shift = k->is_down = 0;
+	}
+	if (v->written & W_R15) {
+		ZydisRegister reg = ZYDIS_REGISTER_NONE;
+		uint16_t scale = 1;
+
+		if (m == ZYDIS_MNEMONIC_MOV && is_reg(a, ZYDIS_REGISTER_R15) &&
+		    b->type == ZYDIS_OPERAND_TYPE_REGISTER) {
+			reg = b->reg.value;
+		} else if (m == ZYDIS_MNEMONIC_LEA && is_reg(a, ZYDIS_REGISTER_R15) &&
+			   b->mem.base == ZYDIS_REGISTER_NONE && !b->mem.disp.value) {
+			reg = b->mem.index;
+			scale = b->mem.scale;
+		}
+		bool is_guests = ZydisRegisterGetClass(reg) == ZYDIS_REGCLASS_GPR64 &&
+				 reg != ZYDIS_REGISTER_RCX && reg != ZYDIS_REGISTER_RSP &&
+				 reg != ZYDIS_REGISTER_R14 && reg != ZYDIS_REGISTER_R15;
+
+		k->r15_is_offset = 0;
+		k->r15_reg = is_guests ? (uint16_t)reg : 0;
+		k->r15_scale = is_guests ? scale : 0;
+	}
+}
+
+/* A call of a stub: scratch registers are lost, and but for misses the guest's too. */
+static void forget_scratch(struct ver *v)
+{
+	struct known *k = &v->k;
+
+	if (!is_miss(v, exec_at(v, v->pos) + v->in.length + v->op[0].imm.value.s))
+		memset(k->window, 0, sizeof(k->window));
+	k->r15_is_offset = k->r15_reg = k->r15_scale = 0;
+	k->r14_reg = k->r14_scale = k->r14_window = 0;
+	k->rounds = k->shift = k->is_down = 0;
+	k->rcx_covers = 0;
+}
+
 /* What is known of the scratch registers after the instruction. */
 static void learn(struct ver *v, enum step next, enum line line)
 {
 	ZydisMnemonic m = v->in.mnemonic;
 	struct known *k = &v->k;
+	const struct known before = *k;
 	bool is_call = m == ZYDIS_MNEMONIC_CALL;
 	int slot = loaded_slot(v);
 
@@ -653,6 +997,12 @@ static void learn(struct ver *v, enum step next, enum line line)
 	} else if (k->step != ST_PTR || v->written & W_R14 || is_call) {
 		k->step = ST_NONE;
 	}
+	learn_rounds(v);
+	learn_windows(v, &before);
+	follow_registers(v);
+	follow_homes(v);
+	if (is_call)
+		forget_scratch(v);
 }
 
 static bool check_one(struct ver *v)

@@ -24,6 +24,9 @@
  *  8. A locked operand (LOCK, XCHG) of several bytes is at r14, and the check that it lies in one cache line precedes
  *     it; but for CMPXCHG16B, which faults where it is not aligned.
  *  9. A bit offset in a register (BT and its like) is in rcx, and pext has bounded it to the operand.
+ * 10. In a loop, an operand at r14 and a register that moves (translate_loop.c) lies in the page that was checked: the
+ *     register is followed, constant by constant; rcx counts the rounds, each of which may move it by so much, and was
+ *     computed from the room that the check had left in the page, the least of all windows.
  *
  * A place is read again when a way leads to it on which less is known than on those before, until nothing changes.
  *
@@ -43,7 +46,9 @@ struct code_verify_env {
 	size_t cold_len;
 	size_t near_entry;	/* offset at which other blocks enter it, besides 0 */
 	uint32_t off_ptr, nptr; /* slots for checked pointers */
-	uint32_t cpu_bytes;	/* size of struct dbt_cpu */
+	uint32_t off_rounds;	/* rounds of a loop that are left */
+	uint32_t off_kept[4]; /* guest registers that live in the state: misses do not touch them */
+	uint32_t cpu_bytes;   /* size of struct dbt_cpu */
 	uint32_t off_tlb_mask, off_page_mask, off_jc_mask, off_jc_neg, off_jc_code, off_ct_mask, off_ct;
 	uint32_t off_line_mask, off_line_size, line_bytes;
 	struct {

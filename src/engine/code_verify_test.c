@@ -14,6 +14,8 @@ static const struct code_verify_env env = {
 	.calls = { (const uint8_t *)0x10003000 },
 	.exec = (const uint8_t *)0x10000000,
 	.off_ptr = 0x200,
+	.off_rounds = 0x240,
+	.off_kept = { 0x48 },
 	.nptr = 8,
 	.near_entry = SIZE_MAX,
 	.cpu_bytes = 0x10000,
@@ -394,7 +396,7 @@ static const struct snippet snippets[] = {
 /* The snippet with a jump to a stub behind it, where a ja with displacement 0 leads. */
 static bool verify(const uint8_t *bytes, unsigned len, bool has_end, char why[160])
 {
-	uint8_t code[160];
+	uint8_t code[200];
 	struct code_verify_env e = env;
 
 	memcpy(code, bytes, len);
@@ -546,11 +548,116 @@ static void test_large(void **state)
 	assert_non_null(strstr(why, "not checked"));
 }
 
+/* Rule 10: the loop that translate_loop.c makes of mov [rax], rdx; add rax, 8; cmp rax, rdi; jne. */
+#define LOOP_CAP   0x65, 0x48, 0xc7, 0x04, 0x25, 0x40, 0x02, 0, 0, 0, 0x04, 0, 0 /* rounds = 400h */
+#define LOOP_ROOM  0xb9, 0xf8, 0x0f, 0, 0
+#define LOOP_BYTES 0x44, 0x29, 0xf9
+#define LOOP_SHIFT 0xc1, 0xe9, 0x03
+#define LOOP_REG   0x4c, 0x8b, 0xf8
+#define LOOP_LESS  0x4d, 0x29, 0xfe
+#define LOOP_SLOT  0x65, 0x4c, 0x89, 0x34, 0x25, 0x00, 0x02, 0, 0
+#define LOOP_CMP   0x65, 0x3b, 0x0c, 0x25, 0x40, 0x02, 0, 0
+#define LOOP_CMOV  0x65, 0x0f, 0x47, 0x0c, 0x25, 0x40, 0x02, 0, 0
+#define LOOP_WORD  0x65, 0x48, 0x89, 0x0c, 0x25, 0x40, 0x02, 0, 0
+#define LOOP_LOAD  0x65, 0x4c, 0x8b, 0x34, 0x25, 0x00, 0x02, 0, 0
+#define LOOP_STORE 0x49, 0x89, 0x14, 0x06
+#define LOOP_ADD   0x48, 0x83, 0xc0, 0x08
+#define LOOP_IF	   0x48, 0x39, 0xf8
+#define LOOP_OUT   0xe3, 0x06
+#define LOOP_COUNT 0x48, 0x8d, 0x49, 0xff
+#define LOOP_BACK  0x75, 0xe4
+
+static const uint8_t good_loop[] = { LOOP_CAP,	      0x48,	 0x8d,	    0x08,
+				     TLB_LOADS(0x60), CHECK_8,	 LOOP_ROOM, LOOP_BYTES,
+				     LOOP_SHIFT,      LOOP_REG,	 LOOP_LESS, LOOP_SLOT,
+				     LOOP_CMP,	      LOOP_CMOV, LOOP_WORD, LOOP_LOAD,
+				     LOOP_STORE,      LOOP_ADD,	 LOOP_IF,   LOOP_OUT,
+				     LOOP_COUNT,      LOOP_BACK };
+
+static const struct {
+	const char *name;
+	bool is_good;
+	unsigned len;
+	uint8_t from[13], to[13];
+} loop_changes[] = {
+	{ "as it is", true, 3, { LOOP_IF }, { LOOP_IF } },
+	{ "fewer rounds", true, 3, { LOOP_SHIFT }, { 0xc1, 0xe9, 0x04 } },
+	{ "a step of half", true, 4, { LOOP_ADD }, { 0x48, 0x83, 0xc0, 0x04 } },
+	{ "a step of two", false, 4, { LOOP_ADD }, { 0x48, 0x83, 0xc0, 0x10 } },
+	{ "a step back", false, 4, { LOOP_ADD }, { 0x48, 0x83, 0xe8, 0x08 } },
+	{ "a step of 32 bits", false, 4, { LOOP_ADD }, { 0x90, 0x83, 0xc0, 0x08 } },
+	{ "a step that is no constant", false, 4, { LOOP_ADD }, { 0x48, 0x01, 0xd0, 0x90 } },
+	{ "a second step", false, 3, { LOOP_IF }, { 0x48, 0xff, 0xc0 } },
+	{ "another address", false, 3, { LOOP_IF }, { 0x48, 0x89, 0xf8 } },
+	{ "the address exchanged", false, 3, { LOOP_IF }, { 0x48, 0x87, 0xf8 } },
+	{ "too many rounds", false, 3, { LOOP_SHIFT }, { 0xc1, 0xe9, 0x02 } },
+	{ "rounds of a byte", false, 3, { LOOP_SHIFT }, { 0x90, 0x90, 0x90 } },
+	{ "more room than was checked", false, 5, { LOOP_ROOM }, { 0xb9, 0xfc, 0x0f, 0, 0 } },
+	{ "room from the page's start", false, 3, { LOOP_BYTES }, { 0x90, 0x90, 0x90 } },
+	{ "room from another register", false, 3, { LOOP_BYTES }, { 0x90, 0x29, 0xf9 } },
+	{ "downwards", false, 5, { LOOP_ROOM }, { 0x44, 0x89, 0xf9, 0x90, 0x90 } },
+	{ "another register", false, 3, { LOOP_REG }, { 0x4c, 0x8b, 0xff } },
+	{ "no register", false, 3, { LOOP_LESS }, { 0x90, 0x90, 0x90 } },
+	{ "another slot", false, 9, { LOOP_SLOT }, { 0x65, 0x4c, 0x89, 0x34, 0x25, 0x08, 0x02, 0, 0 } },
+	{ "rounds from elsewhere", false, 9, { LOOP_CMOV }, { 0x65, 0x8b, 0x0c, 0x25, 0x40, 0x02, 0, 0, 0x90 } },
+	{ "access by another register", false, 4, { LOOP_STORE }, { 0x49, 0x89, 0x14, 0x3e } },
+	{ "access by twice the register", false, 4, { LOOP_STORE }, { 0x49, 0x89, 0x14, 0x46 } },
+	{ "access by no register", false, 4, { LOOP_STORE }, { 0x49, 0x89, 0x16, 0x90 } },
+	{ "rounds not asked for", false, 2, { LOOP_OUT }, { 0x90, 0x90 } },
+	{ "rounds not counted", false, 4, { LOOP_COUNT }, { 0x48, 0x8d, 0x49, 0x00 } },
+	{ "rounds counted by two less than none", false, 4, { LOOP_COUNT }, { 0x48, 0x8d, 0x49, 0xfe } },
+	{ "rounds of more", false, 4, { LOOP_COUNT }, { 0x48, 0x8d, 0x49, 0x01 } },
+};
+
+static void test_loops(void **state)
+{
+	char why[160] = "";
+
+	for (unsigned i = 0; i < ARRAY_SIZE(loop_changes); i++) {
+		uint8_t code[sizeof(good_loop)];
+		unsigned n = loop_changes[i].len, at = 0;
+
+		memcpy(code, good_loop, sizeof(code));
+		while (memcmp(code + at, loop_changes[i].from, n) != 0) {
+			at++;
+			assert_true(at + n <= sizeof(code));
+		}
+		memcpy(code + at, loop_changes[i].to, n);
+		bool ok = verify(code, sizeof(code), true, why);
+
+		if (ok != loop_changes[i].is_good)
+			fail_msg("%s: %s %s", loop_changes[i].name, ok ? "accepted" : "refused", why);
+	}
+	/* A read check is none for a write. */
+	uint8_t code[sizeof(good_loop)];
+
+	memcpy(code, good_loop, sizeof(code));
+	assert_int_equal(code[33], 0x60);
+	code[33] = 0x40;
+	assert_false(verify(code, sizeof(code), true, why));
+	/* Others may not come in past the gate. */
+	struct code_verify_env e = env;
+	uint8_t all[sizeof(good_loop) + 5];
+	uint32_t rel = 0x1000 - sizeof(all);
+
+	memcpy(all, good_loop, sizeof(good_loop));
+	all[57] = sizeof(good_loop) - 61;
+	all[sizeof(good_loop)] = 0xe9;
+	memcpy(all + sizeof(good_loop) + 1, &rel, 4);
+	e.code = all;
+	if (!code_verify(sizeof(all), &e, why))
+		fail_msg("%s", why);
+	e.near_entry = sizeof(good_loop) - 28;
+	assert_false(code_verify(sizeof(all), &e, why));
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_end), cmocka_unit_test(test_snippets),
-					    cmocka_unit_test(test_near_entry),
-					    cmocka_unit_test(test_parts), cmocka_unit_test(test_large) };
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_end),	   cmocka_unit_test(test_snippets),
+		cmocka_unit_test(test_near_entry), cmocka_unit_test(test_parts),
+		cmocka_unit_test(test_large),	   cmocka_unit_test(test_loops)
+	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

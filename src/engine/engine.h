@@ -77,6 +77,7 @@ enum run_result {
 #define ENGINE_TECHNIQUES(X)                                                                       \
 	X(DEAD_FLAGS, "dead-flags")	/* flags that nothing reads are not kept */                \
 	X(COALESCING, "coalescing")	/* one check for several accesses of a block */            \
+	X(LOOPS, "loops")		/* one check for several rounds of a loop */               \
 	X(RETURNS, "returns")		/* calls and returns are the host's */                     \
 	X(CHAINING, "chaining")		/* direct jumps between blocks of a page */                \
 	X(FAR_LINKS, "far-links")	/* and to those of other pages */                          \

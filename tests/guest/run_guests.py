@@ -33,6 +33,7 @@ GUESTS = [
     ("returns64", 1, []),
     ("returns32", 1, []),
     ("strings64", 1, []),
+    ("loops64", 1, []),
     ("fpu64", 1, []),
     ("debug64", 1, []),
     ("syscall64", 1, []),

@@ -184,10 +184,12 @@ struct dbt_cpu {
 	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
 	uint64_t host_rsp;     /* stack of the dispatcher while translated code runs */
 	uint64_t ret_base; /* where rsp starts in translated code: the top of the returns (stubs.c) */
-	uint64_t ret_key;     /* jc_key + ret_gen: RIP + key tells returns apart */
-	uint64_t ptr[8];      /* checked pointers that a block keeps over other checks */
-	uint64_t tmp[8];      /* scratch of emitted code */
-	uint64_t exit_info;   /* set by emitted exits */
+	uint64_t ret_key;   /* jc_key + ret_gen: RIP + key tells returns apart */
+	uint64_t ptr[8];    /* checked pointers that a block keeps over other checks */
+	uint64_t tmp[8];    /* scratch of emitted code */
+	uint64_t rounds;    /* of a loop, before it has to be looked at again (translate_loop.c) */
+	uint64_t loop_wait; /* rounds before that is tried */
+	uint64_t exit_info; /* set by emitted exits */
 	struct dbt_cpu *self; /* this struct: emitted code has it only as gs base */
 	uint64_t jc_mask;     /* bits of RIP that index the branch table: constant operand */
 	uint64_t line_mask;   /* DBT_LINE - 1, DBT_LINE: constant operands */

@@ -163,16 +163,16 @@ void emit_pext_gs(struct emit *e, unsigned dst, unsigned src, int32_t off, bool 
 
 unsigned emit_guest_get(struct emit *e, unsigned r, unsigned scratch)
 {
-	if (emit_host_reg[r] != H_NONE)
-		return emit_host_reg[r];
+	if (e->host[r] != H_NONE)
+		return e->host[r];
 	emit_load_gs(e, scratch, CPU_GPR_OFF(r), 8);
 	return scratch;
 }
 
 void emit_guest_put(struct emit *e, unsigned r, unsigned src)
 {
-	if (emit_host_reg[r] != H_NONE)
-		emit_mov_rr(e, emit_host_reg[r], src, 8);
+	if (e->host[r] != H_NONE)
+		emit_mov_rr(e, e->host[r], src, 8);
 	else
 		emit_store_gs(e, CPU_GPR_OFF(r), src, 8);
 }

@@ -23,9 +23,13 @@ struct emit {
 	uint8_t *p, *start, *end; /* writing past end sets is_full and drops the bytes */
 	bool is_full;
 	bool used_addr; /* emit_native() took H_ADDR as a scratch register */
+	bool keeps_rcx; /* emit_native() fails where it would need rcx */
+	/* Of emit_native()'s memory operand, which is at [H_ADDR + index * scale + disp]; scale 0: no index. */
+	uint8_t index, scale;
 	/* After the native instruction that ended here r15 holds a guest register that lives in memory; NULL: none. */
 	const uint8_t *r15_at;
 	uint8_t r15_guest;
+	const uint8_t *host; /* the register map: emit_host_reg, or a loop's own (translate_loop.c) */
 	intptr_t exec_delta; /* executable address - p (W^X by two mappings); 0 for thunks in tests */
 };
 
@@ -94,7 +98,8 @@ void emit_guest_put(struct emit *e, unsigned r, unsigned src);
  * The memory operand, if any, is at [H_ADDR + @disp] (checked, permitted).  Uses rcx and r15 freely, r14 too when
  * there is no memory operand.  Loads guest registers kept in memory, stores those it changed; handles
  * implicit rcx (shift counts), AH..BH, 16- and 32-bit code (re-encoded for 64-bit mode), LOCK.
- * Returns false when this form has no native encoding (the caller interprets it); nothing is emitted then.
+ * Returns false when this form has no native encoding (the caller interprets it), or none without rcx (struct emit,
+ * keeps_rcx); what was emitted then is to be dropped.
  */
 bool emit_native(struct emit *e, const struct insn *in, int32_t disp);
 

@@ -516,7 +516,7 @@ static void test_emit_moves(void **state)
 
 static void test_emit_full(void **state)
 {
-	struct emit e = { .p = out, .start = out, .end = out + 3 };
+	struct emit e = { .p = out, .start = out, .end = out + 3, .host = emit_host_reg };
 
 	emit_mov_ri(&e, H_RAX, 1);
 	assert_true(e.is_full);

@@ -164,7 +164,8 @@ struct work {
 	bool rcx_read, rcx_write; /* implicit */
 	bool is_direct8; /* AH..BH are encoded as such, nothing needs REX, memory is at [rcx] */
 	uint8_t pool[3], npool;
-	int32_t disp; /* of the memory operand, from its pointer */
+	bool is_short; /* of scratch registers */
+	int32_t disp;  /* of the memory operand, from its pointer */
 };
 
 static void set_field(struct work *w, unsigned which, const struct opnd *op, unsigned reg)
@@ -240,18 +241,24 @@ static bool can_direct8(const struct work *w)
 
 		if (!f->is_used)
 			continue;
-		if (f->guest == R_RCX || emit_host_reg[f->guest] >= 8)
+		if (f->guest == R_RCX || w->e->host[f->guest] >= 8)
 			return false;
-		if (!f->is_high8 && f->size == 1 && emit_host_reg[f->guest] >= 4)
+		if (!f->is_high8 && f->size == 1 && w->e->host[f->guest] >= 4)
 			return false;
 		any |= f->is_high8;
 	}
+	if (w->in->has_mem && w->e->scale)
+		return false;
 	return any && !w->rcx_read && !w->rcx_write && !w->in->rex_w && w->reg < 8 && w->rm < 8;
 }
 
 static uint8_t take(struct work *w)
 {
-	assert(w->npool > 0);
+	if (!w->npool) {
+		assert(w->e->keeps_rcx);
+		w->is_short = true;
+		return H_R15;
+	}
 	w->npool--;
 	if (w->pool[w->npool] == H_ADDR)
 		w->e->used_addr = true;
@@ -270,11 +277,19 @@ static bool is_read(const struct work *w, const struct field *f)
 	return false;
 }
 
+static bool has_high8(const struct work *w)
+{
+	for (unsigned i = 0; i < F_COUNT; i++)
+		if (w->f[i].is_used && w->f[i].is_high8)
+			return true;
+	return false;
+}
+
 /* Gives every field its host register; loads those that go through scratch registers. */
 static void bind_fields(struct work *w)
 {
 	struct emit *e = w->e;
-	bool rcx_free = !w->rcx_read && !w->rcx_write;
+	bool rcx_free = !w->rcx_read && !w->rcx_write && !e->keeps_rcx;
 
 	/* Taken from the end: r15, rcx, r14. */
 	if (!w->in->has_mem)
@@ -289,12 +304,12 @@ static void bind_fields(struct work *w)
 
 		if (!f->is_used)
 			continue;
-		if (!f->is_high8 && emit_host_reg[f->guest] != H_NONE) {
-			f->host = emit_host_reg[f->guest];
+		if (!f->is_high8 && w->e->host[f->guest] != H_NONE) {
+			f->host = w->e->host[f->guest];
 			continue;
 		}
 		if (w->is_direct8) {
-			f->host = (uint8_t)(emit_host_reg[f->guest] + 4);
+			f->host = (uint8_t)(w->e->host[f->guest] + 4);
 			continue;
 		}
 		f->is_scratch = true;
@@ -316,13 +331,13 @@ static void bind_fields(struct work *w)
 		}
 		/* movzx ecx, AH..BH.  rcx is free still: taken last, and implicit rcx is loaded later. */
 		if (f->guest == R_RCX)
-			emit_mov_rr(e, H_RCX, emit_host_reg[R_RCX], 8);
+			emit_mov_rr(e, H_RCX, e->host[R_RCX], 8);
 		emit_op_reg(e, 0, false, (const uint8_t[]){ 0x0f, 0xb6 }, 2, H_RCX, f->guest + 4u);
 		if (f->host != H_RCX)
 			emit_mov_rr(e, f->host, H_RCX, 4);
 	}
 	if (w->rcx_read || w->rcx_write)
-		emit_mov_rr(e, H_RCX, emit_host_reg[R_RCX], 8);
+		emit_mov_rr(e, H_RCX, e->host[R_RCX], 8);
 	if (w->is_direct8 && w->in->has_mem)
 		emit_mov_rr(e, H_RCX, H_ADDR, 8);
 }
@@ -333,9 +348,9 @@ static void put_high8(struct emit *e, const struct field *f)
 	if (f->guest == R_RCX) {
 		int32_t tmp = CPU_OFF(tmp[7]);
 
-		emit_store_gs(e, tmp, emit_host_reg[R_RCX], 8);
+		emit_store_gs(e, tmp, e->host[R_RCX], 8);
 		emit_store_gs(e, tmp + 1, f->host, 1);
-		emit_load_gs(e, emit_host_reg[R_RCX], tmp, 8);
+		emit_load_gs(e, e->host[R_RCX], tmp, 8);
 		return;
 	}
 	if (f->host != H_RCX)
@@ -349,7 +364,7 @@ static void write_back(struct work *w)
 
 	/* What is in rcx first: put_high8 uses it. */
 	if (w->rcx_write)
-		emit_mov_rr(e, emit_host_reg[R_RCX], H_RCX, 8);
+		emit_mov_rr(e, e->host[R_RCX], H_RCX, 8);
 	for (unsigned pass = 0; pass < 2; pass++)
 		for (unsigned i = 0; i < F_COUNT; i++) {
 			const struct field *f = &w->f[i];
@@ -404,12 +419,24 @@ static void put_modrm(struct work *w, int reg, int rm)
 		       : !w->disp			   ? 0
 		       : w->disp >= -128 && w->disp <= 127 ? 1
 							   : 2;
+	unsigned index = w->e->index, ss = w->e->scale == 8 ? 3 : w->e->scale >> 1;
 
-	emit_u8(w->e, (uint8_t)(mod << 6 | (reg & 7) << 3 | (rm & 7)));
+	if (w->in->has_mem && w->e->scale) {
+		emit_u8(w->e, (uint8_t)(mod << 6 | (reg & 7) << 3 | 4));
+		emit_u8(w->e, (uint8_t)(ss << 6 | (index & 7) << 3 | (rm & 7)));
+	} else {
+		emit_u8(w->e, (uint8_t)(mod << 6 | (reg & 7) << 3 | (rm & 7)));
+	}
 	if (mod == 1)
 		emit_u8(w->e, (uint8_t)w->disp);
 	else if (mod == 2)
 		emit_u32(w->e, (uint32_t)w->disp);
+}
+
+/* REX.X of the memory operand */
+static unsigned index_x(const struct work *w)
+{
+	return w->in->has_mem && w->e->scale && w->e->index & 8 ? REX_X : 0;
 }
 
 static void put_legacy(struct work *w, int reg, int rm)
@@ -436,7 +463,7 @@ static void put_legacy(struct work *w, int reg, int rm)
 		}
 	}
 	if (has_modrm)
-		rex |= (reg & 8 ? REX_R : 0) | (rm & 8 ? REX_B : 0);
+		rex |= (reg & 8 ? REX_R : 0) | (rm & 8 ? REX_B : 0) | index_x(w);
 	for (unsigned i = 0; i < F_COUNT; i++) {
 		const struct field *f = &w->f[i];
 
@@ -482,7 +509,8 @@ static void put_vex(struct work *w, int reg, int rm)
 	bool wide = in->rex_w && (in->mode == 64 || !has_gpr(in));
 
 	emit_u8(e, 0xc4);
-	emit_u8(e, (uint8_t)((reg & 8 ? 0 : 0x80) | 0x40 | (rm & 8 ? 0 : 0x20) | in->map));
+	emit_u8(e, (uint8_t)((reg & 8 ? 0 : 0x80) | (index_x(w) ? 0 : 0x40) | (rm & 8 ? 0 : 0x20) |
+			     in->map));
 	emit_u8(e, (uint8_t)((wide ? 0x80 : 0) | (~vvvv & 15) << 3 | (in->vex_l ? 4 : 0) | pp));
 	emit_u8(e, in->opcode);
 	if (in->has_modrm)
@@ -529,13 +557,19 @@ bool emit_native(struct emit *e, const struct insn *in, int32_t disp)
 	if (in->desc->kind != INSN_NATIVE || in->desc->attr & INSN_VSIB)
 		return false;
 	gather(&w);
+	if (e->keeps_rcx && (w.rcx_read || w.rcx_write || insn_is_bit_string(in)))
+		return false;
 	if (insn_is_bit_string(in)) {
 		put_bit_offset(e, in);
 		w.f[F_REG].host = H_RCX;
 	} else {
 		w.is_direct8 = can_direct8(&w);
+		if (e->keeps_rcx && has_high8(&w) && (!w.is_direct8 || in->has_mem))
+			return false;
 		bind_fields(&w);
 	}
+	if (w.is_short)
+		return false;
 
 	reg = w.f[F_REG].is_used ? w.f[F_REG].host : w.reg;
 	rm = in->has_mem	 ? (w.is_direct8 ? H_RCX : H_ADDR)

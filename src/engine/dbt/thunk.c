@@ -211,7 +211,7 @@ static const void *thunk_find(struct dbt_cpu *cpu, const struct insn *in)
 {
 	struct thunk_cpu *t = cpu->thunk;
 	uint8_t buf[THUNK_MAX_BYTES];
-	struct emit e = { .p = buf, .start = buf, .end = buf + sizeof(buf) };
+	struct emit e = { .p = buf, .start = buf, .end = buf + sizeof(buf), .host = emit_host_reg };
 	struct thunk_ref *ref = NULL;
 	uint32_t len, hash;
 

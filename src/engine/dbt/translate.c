@@ -44,6 +44,7 @@ struct cold *tr_cold_add(struct ctx *c, int kind)
 	k->in = &c->in[c->cur];
 	k->page_off = c->off[c->cur];
 	k->link = NULL;
+	k->is_swapped = c->loop.is_swapped;
 	return k;
 }
 
@@ -99,18 +100,14 @@ int tr_tlb_mode(uint32_t key)
 				       : DBT_TLB_KERNEL;
 }
 
-/*
- * The soft-TLB check of @size bytes at rcx: leaves the host pointer in r14.  Clobbers rcx, r15; flags only where
- * they are dead.  Returns the cold part that a miss goes to.
- */
-static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, bool live, int kind)
+/* Of the soft-TLB check of the address in rcx: r15 = minus the tag, r14 = the page's host address. */
+static void emit_tlb_loads(struct ctx *c, bool is_write, bool live)
 {
 	struct emit *e = &c->e;
 	int32_t tlb = CPU_OFF(tlb) + tr_tlb_mode(c->key) * (int32_t)sizeof(struct dbt_tlb);
 	int32_t neg = tlb + (int32_t)(is_write ? offsetof(struct dbt_tlb, wneg)
 					       : offsetof(struct dbt_tlb, rneg));
 	int32_t xlat = tlb + (int32_t)offsetof(struct dbt_tlb, xlat);
-	struct cold *k;
 
 	if (c->x->has_bmi2) {
 		tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(tlb_mask), false);
@@ -126,15 +123,46 @@ static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, boo
 	}
 	emit_load_gs_idx(&c->e, H_R15, H_R14, neg);
 	emit_load_gs_idx(&c->e, H_R14, H_R14, xlat);
+}
+
+/* r15 = offset in the page; above, without its rel32, where @size bytes from there on do not lie in it. */
+static void emit_tlb_compare(struct ctx *c, unsigned size)
+{
+	OP(0x49, 0x01, 0xcf); /* add r15, rcx */
+	OP(0x49, 0x81, 0xff); /* cmp r15, 4096 - size */
+	emit_u32(&c->e, 4096 - size);
+	OP(0x0f, 0x87); /* ja */
+}
+
+static void emit_tlb_sum(struct ctx *c)
+{
+	OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
+	OP(0x49, 0x01, 0xce); /* add r14, rcx */
+}
+
+void tr_emit_lookup_or(struct ctx *c, unsigned size, bool is_write, const uint8_t *miss)
+{
+	emit_tlb_loads(c, is_write, false);
+	emit_tlb_compare(c, size);
+	emit_u32(&c->e, (uint32_t)(miss - (c->e.p + 4)));
+	emit_tlb_sum(c);
+}
+
+/*
+ * The soft-TLB check of @size bytes at rcx: leaves the host pointer in r14.  Clobbers rcx, r15; flags only where
+ * they are dead.  Returns the cold part that a miss goes to.
+ */
+static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, bool live, int kind)
+{
+	struct emit *e = &c->e;
+	struct cold *k;
+
+	emit_tlb_loads(c, is_write, live);
 	if (!live) {
-		OP(0x49, 0x01, 0xcf); /* add r15, rcx */
-		OP(0x49, 0x81, 0xff); /* cmp r15, 4096 - size */
-		emit_u32(e, 4096 - size);
-		OP(0x0f, 0x87); /* ja miss */
+		emit_tlb_compare(c, size);
 		emit_u32(e, 0);
 		k = tr_cold_add(c, kind);
-		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
-		OP(0x49, 0x01, 0xce); /* add r14, rcx */
+		emit_tlb_sum(c);
 		return k;
 	}
 	emit_lea(e, H_R15, H_R15, H_RCX, 1, (int32_t)size - 1, 8);
@@ -172,7 +200,7 @@ static void hold_group(struct ctx *c, int g)
 		emit_store_gs(&c->e, CPU_OFF(ptr) + 8 * gr->slot, H_R14, 8);
 }
 
-static void free_slots(struct ctx *c)
+void tr_free_slots(struct ctx *c)
 {
 	for (unsigned g = 0; g < c->ngroups; g++)
 		if (c->group[g].slot != SLOT_NONE && c->group[g].last <= c->cur) {
@@ -201,7 +229,7 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 		c->held = a->group;
 		return;
 	}
-	if (c->nlinks >= XLATE_MAX_LINKS - XLATE_MAX_BRANCHES - 1)
+	if (c->nlinks >= XLATE_MAX_LINKS - 2 * XLATE_MAX_BRANCHES - 4)
 		g = NULL;
 	if (g) { /* of the whole span, from its lowest byte */
 		c->ptr_disp = (int32_t)(a->disp - g->dmin);
@@ -280,7 +308,7 @@ void tr_emit_rip(struct ctx *c, unsigned reg, int32_t off)
 }
 
 /* Poll at the current instruction, before it does anything. */
-static void emit_poll(struct ctx *c, bool live)
+void tr_emit_poll(struct ctx *c, bool live)
 {
 	if (live) {
 		emit_load_gs(&c->e, H_RCX, CPU_OFF(poll), 8);
@@ -309,9 +337,9 @@ static void poll_early(struct ctx *c)
 		return;
 	int32_t off = (int32_t)(c->off[next + 1] + c->in[next].imm);
 
-	if (off < 0 || off > c->off[next])
+	if (off < 0 || off > c->off[next] || c->loop.is_on)
 		return;
-	emit_poll(c, false);
+	tr_emit_poll(c, false);
 	c->polled = next;
 }
 
@@ -396,8 +424,16 @@ static bool is_linkable(int32_t off)
 }
 
 /* A patchable jump to page offset @off of the same page; @cc < 0: unconditional. */
-static void emit_link(struct ctx *c, int cc, uint16_t off)
+void tr_emit_link(struct ctx *c, int cc, uint16_t off)
 {
+	if (cc >= 0 && c->loop.is_swapped) {
+		emit_u8(&c->e, 0x0f);
+		emit_u8(&c->e, (uint8_t)(0x80 | cc));
+		emit_u32(&c->e, 0);
+		note_link(c, off);
+		c->cold[c->ncold - 1].kind = COLD_SIDE;
+		return;
+	}
 	align_site(c, cc < 0 ? 1 : 2);
 	if (cc < 0) {
 		emit_u8(&c->e, 0xe9);
@@ -456,10 +492,10 @@ static void emit_far(struct ctx *c, struct xlate_link *l)
 }
 
 /* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in tr_emit_indirect(). */
-static void emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
+void tr_emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 {
 	if (is_linkable(off)) {
-		emit_link(c, -1, (uint16_t)off);
+		tr_emit_link(c, -1, (uint16_t)off);
 		return;
 	}
 	struct xlate_link *l = far_link(c, off, sp_moved);
@@ -599,7 +635,7 @@ static enum done tr_leave(struct ctx *c, const struct insn *in)
 static enum done tr_lea(struct ctx *c, const struct insn *in)
 {
 	struct insn flat = *in;
-	unsigned host = emit_host_reg[in->reg];
+	unsigned host = c->e.host[in->reg];
 
 	if (host != H_NONE && in->opsize >= 4 && in->addrsize == 8 && !in->rip_rel &&
 	    (in->base != 0xff || in->index != 0xff)) {
@@ -617,7 +653,7 @@ static enum done tr_lea(struct ctx *c, const struct insn *in)
 		emit_mov_rr(&c->e, H_RCX, H_RCX, 4);
 		emit_guest_put(&c->e, in->reg, H_RCX);
 	} else {
-		unsigned d = emit_host_reg[in->reg];
+		unsigned d = c->e.host[in->reg];
 
 		if (d == H_NONE) {
 			emit_store_gs(&c->e, CPU_GPR_OFF(in->reg), H_RCX, 2);
@@ -692,7 +728,7 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 
 	/* A return does not poll (stubs.c), so each call does: here, or as it looks for another page's block. */
 	if (off >= 0 && off < 4096 && (c->x->has_returns || off <= c->off[c->cur]))
-		emit_poll(c, true);
+		tr_emit_poll(c, true);
 	tr_call_push(c);
 	if (c->x->has_returns && off == c->off[c->cur + 1]) { /* only asks for its own address */
 		c->held = -1;
@@ -700,7 +736,7 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 	}
 	if (c->x->has_returns)
 		return tr_call_go(c, in, off);
-	emit_goto(c, off, -(int32_t)c->sp_size);
+	tr_emit_goto(c, off, -(int32_t)c->sp_size);
 	return DONE_END;
 }
 
@@ -775,8 +811,8 @@ static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
 	int32_t off = branch_target(c);
 
 	if (off >= 0 && off <= c->off[c->cur])
-		emit_poll(c, true);
-	emit_goto(c, off, 0);
+		tr_emit_poll(c, true);
+	tr_emit_goto(c, off, 0);
 	return DONE_END;
 }
 
@@ -784,7 +820,7 @@ static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
 static void emit_cond(struct ctx *c, int cc, int32_t off)
 {
 	if (is_linkable(off)) {
-		emit_link(c, cc, (uint16_t)off);
+		tr_emit_link(c, cc, (uint16_t)off);
 		return;
 	}
 	emit_u8(&c->e, 0x0f);
@@ -802,8 +838,15 @@ static enum done tr_jcc(struct ctx *c, const struct insn *in)
 		return DONE_INTERP;
 	int32_t off = branch_target(c);
 
+	if (c->loop.is_on && c->cur + 1 == c->n) {
+		emit_u8(&c->e, 0x0f);
+		emit_u8(&c->e, (uint8_t)(0x80 | (in->opcode & 15)));
+		emit_u32(&c->e, 0);
+		c->loop.jump = c->e.p;
+		return DONE_NEXT;
+	}
 	if (off >= 0 && off <= c->off[c->cur] && c->polled != c->cur)
-		emit_poll(c, true);
+		tr_emit_poll(c, true);
 	emit_cond(c, in->opcode & 15, off);
 	return DONE_NEXT;
 }
@@ -818,7 +861,7 @@ static enum done tr_loop(struct ctx *c, const struct insn *in)
 	if (in->opsize == 2 || in->addrsize == 2)
 		return DONE_INTERP;
 	if (off >= 0 && off <= c->off[c->cur])
-		emit_poll(c, true);
+		tr_emit_poll(c, true);
 	if (!is_jcxz)
 		emit_lea(&c->e, H_R9, H_R9, H_NONE, 1, -1, in->addrsize);
 	emit_mov_rr(&c->e, H_RCX, H_R9, in->addrsize);
@@ -831,12 +874,12 @@ static enum done tr_loop(struct ctx *c, const struct insn *in)
 
 		if (!c->e.is_full)
 			skip[-1] = (uint8_t)(c->e.p - skip);
-		emit_goto(c, off, 0);
+		tr_emit_goto(c, off, 0);
 		if (!c->e.is_full)
 			over[-1] = (uint8_t)(c->e.p - over);
 		return DONE_NEXT;
 	}
-	emit_goto(c, off, 0);
+	tr_emit_goto(c, off, 0);
 	if (!c->e.is_full)
 		skip[-1] = (uint8_t)(c->e.p - skip);
 	return DONE_NEXT;
@@ -1013,7 +1056,7 @@ static bool fpu_allowed(const struct ctx *c, const struct insn *in)
 	return !((a & INSN_AVX) && (c->key & DBT_MODE_NO_AVX));
 }
 
-static enum done tr_insn(struct ctx *c, const struct insn *in)
+enum done tr_insn(struct ctx *c, const struct insn *in)
 {
 	const struct insn_desc *d = in->desc;
 
@@ -1126,6 +1169,13 @@ static bool ends_flow(const struct insn *in)
 	}
 }
 
+/* Does the block's last instruction go round to its first? */
+static bool is_jump_back(const struct ctx *c, const struct insn *in)
+{
+	return in->desc->id == I_JCC && in->opsize != 2 &&
+	       (uint32_t)c->off[c->n] + in->imm == c->off[0];
+}
+
 /* Decode from the block's start; returns whether the run stopped for an instruction that cannot be
  * decoded here (page end, #UD): the block then exits to the interpreter at off[n]. */
 static bool decode_run(struct ctx *c, uint64_t phys2)
@@ -1159,7 +1209,7 @@ static bool decode_run(struct ctx *c, uint64_t phys2)
 		off += in->len;
 		c->n++;
 		c->off[c->n] = (uint16_t)off;
-		if (ends_flow(in))
+		if (ends_flow(in) || is_jump_back(c, in))
 			return false;
 		nbranches += !!(in->desc->attr & INSN_BRANCH);
 		/* Those never go on in translated code. */
@@ -1207,6 +1257,7 @@ static void find_live(struct ctx *c)
 		else
 			live = (uint16_t)((live & ~d->flags_written) | d->flags_read);
 	}
+	c->live_in = live;
 }
 
 /* Leave through the unpatched link @l. */
@@ -1216,6 +1267,19 @@ static void emit_link_stub(struct ctx *c, const struct xlate_link *l)
 
 	emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)l);
 	tr_emit_jmp_exec(c, c->x->exit_link);
+}
+
+/* The patchable jump of @l, in cold code, and its stub. */
+static void emit_cold_link(struct ctx *c, struct xlate_link *l)
+{
+	struct emit *e = &c->e;
+
+	align_site(c, 1);
+	emit_u8(e, 0xe9);
+	emit_u32(e, 0); /* to the stub that follows */
+	l->site = e->p - 4;
+	l->stub = 0;
+	emit_link_stub(c, l);
 }
 
 /*
@@ -1235,18 +1299,17 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 			    (uint32_t)k->is_first_write << 29);
 	emit_u8(e, 0xe8);
 	tr_emit_rel_to(c, c->x->miss_group);
-	OP(0xe3, 0x05); /* jrcxz +5 */
+	OP(0xe3, 0x00); /* jrcxz each */
+	each = e->p;
+	if (k->is_swapped)
+		tr_loop_swap(c, false);
 	emit_u8(e, 0xe9);
 	emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
-	align_site(c, 1);
-	emit_u8(e, 0xe9);
-	emit_u32(e, 0); /* to the stub that follows */
-	each = e->p;
-	k->link->site = each - 4;
-	k->link->stub = 0;
+	if (!e->is_full)
+		each[-1] = (uint8_t)(e->p - each);
 	k->link->page_off = k->page_off;
 	k->link->key_extra = DBT_MODE_EACH;
-	emit_link_stub(c, k->link);
+	emit_cold_link(c, k->link);
 }
 
 /* The instruction is interpreted, from its decoded form. */
@@ -1276,6 +1339,9 @@ static void emit_cold(struct ctx *c, struct cold *k)
 
 	memcpy(k->jump - 4, &rel, 4);
 	c->cur = (unsigned)(k->in - c->in);
+	e->host = emit_host_reg;
+	if (k->is_swapped)
+		tr_loop_swap(c, true);
 	switch (k->kind) {
 	case COLD_MISS:
 		if (!k->has_address)
@@ -1284,6 +1350,8 @@ static void emit_cold(struct ctx *c, struct cold *k)
 			    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28);
 		emit_u8(e, 0xe8);
 		tr_emit_rel_to(c, c->x->miss);
+		if (k->is_swapped)
+			tr_loop_swap(c, false);
 		emit_u8(e, 0xe9);
 		emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
 		break;
@@ -1329,6 +1397,9 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		emit_mov_ri(e, H_RCX, k->page_off);
 		tr_emit_jmp_exec(c, k->kind == COLD_POLL ? c->x->exit_poll : c->x->exit_interp);
 		break;
+	case COLD_SIDE:
+		emit_cold_link(c, k->link);
+		break;
 	case COLD_LINK:
 		k->link->stub = here - k->jump;
 		emit_link_stub(c, k->link);
@@ -1362,6 +1433,9 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struc
 		.cold_len = (size_t)(cold->p - cold->start),
 		.near_entry = (size_t)(b->near_entry - b->far_entry),
 		.off_ptr = (uint32_t)CPU_OFF(ptr),
+		.off_rounds = (uint32_t)CPU_OFF(rounds),
+		.off_kept = { CPU_GPR_OFF(R_R9), CPU_GPR_OFF(R_R10), CPU_GPR_OFF(R_R11),
+			      CPU_GPR_OFF(R_R15) },
 		.nptr = ARRAY_SIZE(cpu->ptr),
 		.cpu_bytes = sizeof(struct dbt_cpu),
 		.off_tlb_mask = (uint32_t)CPU_OFF(tlb_mask),
@@ -1399,7 +1473,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	struct xlate_vm *x = cpu->vm->xlate;
 	struct ctx ctx, *c = &ctx;
 	struct emit *e = &c->e;
-	struct xlate_insn_map map[XLATE_MAX_INSNS];
+	struct xlate_insn_map map[2 * XLATE_MAX_INSNS];
 
 	c->cpu = cpu;
 	c->x = x;
@@ -1414,15 +1488,20 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 
 	find_live(c);
 	coalesce_plan(c);
+	tr_loop_plan(c);
 	x->cc.used = ALIGN_UP(x->cc.used, 8);
 	e->p = e->start = x->cc.rw + x->cc.used;
 	e->end = x->cc.rw + x->cc.cold_start;
 	e->is_full = false;
 	e->r15_at = NULL;
+	e->keeps_rcx = false;
+	e->host = emit_host_reg;
+	e->scale = 0;
 	e->exec_delta = x->cc.rx - x->cc.rw;
 
 	emit_entry(c);
 	uint8_t *near_entry = e->p;
+	tr_loop_enter(c);
 	enum done done = DONE_NEXT;
 	unsigned guest_end = c->off[c->n];
 
@@ -1434,7 +1513,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		done = tr_insn(c, &c->in[c->cur]);
 		if (e->used_addr)
 			c->held = -1;
-		free_slots(c);
+		tr_free_slots(c);
 		if (done == DONE_INTERP) {
 			guest_end = c->off[c->cur + 1];
 			break;
@@ -1449,11 +1528,15 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 			guest_end = 4096;
 			tr_emit_jmp_cold(c, COLD_INTERP);
 		} else {
-			emit_goto(c, c->off[c->n], NO_UNDO);
+			tr_emit_goto(c, c->off[c->n], NO_UNDO);
 		}
 	}
+	unsigned nmap = nmapped;
 
-	struct xlate_block *b = xlate_alloc(x, sizeof(*b) + nmapped * sizeof(map[0]) +
+	if (c->loop.jump)
+		nmap += tr_loop_emit(c, map + nmapped);
+
+	struct xlate_block *b = xlate_alloc(x, sizeof(*b) + nmap * sizeof(map[0]) +
 						       c->nlinks * sizeof(struct xlate_link));
 
 	if (!b || e->is_full)
@@ -1461,7 +1544,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	b->links = (struct xlate_link *)(void *)(b + 1);
 	b->map = (struct xlate_insn_map *)(void *)(b->links + c->nlinks);
 	memcpy(b->links, c->links, c->nlinks * sizeof(struct xlate_link));
-	memcpy(b->map, map, nmapped * sizeof(map[0]));
+	memcpy(b->map, map, nmap * sizeof(map[0]));
 	for (unsigned i = 0; i < c->nlinks; i++) {
 		b->links[i].from = b;
 		b->links[i].to = NULL;
@@ -1487,6 +1570,10 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	guest_end = MIN(guest_end, 4096u);
 	b->guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff));
 	b->ninsns = (uint16_t)nmapped;
+	b->nmap = (uint16_t)nmap;
+	b->is_loop = c->loop.jump;
+	b->loop_off = c->loop.top ? (uint32_t)(c->loop.top - hot.start) : UINT32_MAX;
+	memcpy(b->loop_host, c->loop.host, sizeof(b->loop_host));
 	b->nlinks = (uint16_t)c->nlinks;
 	b->landing = c->landing;
 	b->is_dead = false;

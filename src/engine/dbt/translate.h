@@ -17,6 +17,7 @@ struct cold {
 		COLD_INTERP,
 		COLD_POLL,
 		COLD_LINK,
+		COLD_SIDE,
 		COLD_FAR,
 		COLD_FAR_MISS,
 		COLD_BRANCH,
@@ -30,6 +31,7 @@ struct cold {
 	uint16_t page_off; /* of the instruction (MISS, INTERP, POLL) or of the target (LINK) */
 	uint16_t size;	   /* MISS */
 	uint8_t is_write;  /* MISS */
+	bool is_swapped;   /* a loop's register map is in force where it comes from */
 	uint8_t is_first_write; /* GROUP: the access at hand writes */
 	uint8_t has_address;	/* MISS, GROUP: rcx still holds it */
 	uint8_t ea_kind;	/* MISS: how to compute the address again */
@@ -44,7 +46,7 @@ enum ea_kind {
 	EA_STACK_FRAME
 }; /* operand of the insn; rsp + disp; rbp + disp */
 
-#define MAX_COLD 256
+#define MAX_COLD 400
 
 /*
  * Accesses that one check covers (coalesce.c): same base, index and scale, the registers changed in between by
@@ -73,6 +75,36 @@ struct access {
 /* The two memory operands that an instruction can have. */
 enum { ACC_OPERAND, ACC_STACK, ACC_MAX };
 
+/* A block that ends with a conditional jump to its start (translate_loop.c). */
+#define MAX_WINDOWS 8
+struct loop {
+	bool is_on;
+	uint8_t *start; /* writable address of the first copy's first instruction */
+	uint8_t *jump;	/* writable address of the end of its jump back; NULL: none was emitted */
+	uint8_t *top;	/* writable address of the second copy; NULL: none */
+	/* The second copy's register map: guest register g[] is where d[] is elsewhere, and d[] in memory. */
+	uint8_t host[16];
+	unsigned nswaps;
+	struct {
+		uint8_t g, d;
+	} swap[4];
+	bool is_swapped; /* what is emitted now has it */
+	unsigned nwindows;
+	struct window {
+		int32_t coef[17]; /* address = sum of coef[] * register at the round's start, ... */
+		int64_t kmin, kmax; /* ... + constant: bytes covered; [16]: of gs:pc_base */
+		uint8_t seg;	    /* SEG_FS, SEG_GS: and its base; else SEG_SS */
+		uint8_t varies;	    /* guest register that moves the address; 0xff: nothing does */
+		int32_t by;	    /* bytes a round */
+		bool is_write;
+		unsigned branches;
+	} window[MAX_WINDOWS];
+	struct {
+		int8_t window; /* -1: checked each time */
+		int32_t at;    /* the operand is at [gs:ptr[window] + varies * coef + at] */
+	} of[XLATE_MAX_INSNS];
+};
+
 struct ctx {
 	struct dbt_cpu *cpu;
 	struct xlate_vm *x;
@@ -85,6 +117,7 @@ struct ctx {
 	struct insn in[XLATE_MAX_INSNS + 1];
 	uint16_t off[XLATE_MAX_INSNS + 2];    /* page offsets; off[n] is one past the last */
 	uint16_t live_after[XLATE_MAX_INSNS]; /* flags live after the instruction */
+	uint16_t live_in;		      /* ... at the start */
 	unsigned ncold;
 	struct cold cold[MAX_COLD];
 	struct xlate_link links[XLATE_MAX_LINKS];
@@ -99,6 +132,7 @@ struct ctx {
 	int held;	  /* group whose pointer is in r14, or -1 */
 	unsigned slots;	  /* bit n: gs:ptr[n] is in use */
 	int32_t ptr_disp; /* the operand last checked is at [r14 + ptr_disp] */
+	struct loop loop;
 };
 
 enum done {
@@ -124,6 +158,18 @@ static inline void tr_emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, in
 /** coalesce_plan() - find the groups of the block's accesses (acc[], group[]). */
 void coalesce_plan(struct ctx *c);
 
+/** tr_loop_plan() - is the block a loop that goes round by itself, and how?  Sets loop.is_on. */
+void tr_loop_plan(struct ctx *c);
+/**
+ * tr_loop_emit() - where loop.jump goes: the rounds that are checked together.
+ * @map: receives the places of the rounds' instructions; returns how many.
+ */
+unsigned tr_loop_emit(struct ctx *c, struct xlate_insn_map *map);
+/** tr_loop_swap() - to the loop's register map, or @back. */
+void tr_loop_swap(struct ctx *c, bool back);
+/** tr_loop_enter() - what comes before a loop's first instruction. */
+void tr_loop_enter(struct ctx *c);
+
 /* What each does stands at its definition in translate.c. */
 void tr_emit_op(struct ctx *c, const uint8_t *b, unsigned n);
 void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live);
@@ -140,6 +186,14 @@ void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size);
 void tr_emit_load_r14(struct ctx *c, unsigned reg, unsigned size);
 void tr_emit_indirect(struct ctx *c, int32_t sp_moved);
 void tr_emit_rel_to(struct ctx *c, const uint8_t *exec_target);
+void tr_free_slots(struct ctx *c);
+void tr_emit_poll(struct ctx *c, bool live);
+void tr_emit_link(struct ctx *c, int cc, uint16_t off);
+void tr_emit_goto(struct ctx *c, int32_t off, int32_t sp_moved);
+enum done tr_insn(struct ctx *c, const struct insn *in);
+/* The soft-TLB check of @size bytes at rcx: r14 = host pointer, r15 = offset in the page; else to @miss (writable address).
+ * Clobbers rcx, flags. */
+void tr_emit_lookup_or(struct ctx *c, unsigned size, bool is_write, const uint8_t *miss);
 
 /* translate_sys.c */
 enum done tr_mov_r_seg(struct ctx *c, const struct insn *in);

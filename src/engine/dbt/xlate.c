@@ -913,7 +913,7 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 	if (!b)
 		return false;
 	uint32_t off = (uint32_t)(pc - b->far_entry);
-	unsigned i = b->ninsns;
+	unsigned i = b->nmap;
 
 	while (i > 0 && b->map[i - 1].host_off > off)
 		i--;
@@ -923,9 +923,11 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 	 * Destinations are written after everything that can fault, so the registers are those before the
 	 * instruction; the interpreter executes it again and raises what it has to.
 	 */
+	const uint8_t *host = off >= b->loop_off ? b->loop_host : emit_host_reg;
+
 	for (unsigned r = 0; r < 16; r++)
-		if (emit_host_reg[r] != H_NONE)
-			cpu->s.gpr[r] = (uint64_t)g[greg_of[emit_host_reg[r]]];
+		if (host[r] != H_NONE)
+			cpu->s.gpr[r] = (uint64_t)g[greg_of[host[r]]];
 	cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)FL_ARITH) | ((uint64_t)g[REG_EFL] & FL_ARITH);
 	cpu->s.rip = cpu->pc_base + b->map[i - 1].page_off;
 	if (cpu->code_bits == 32)

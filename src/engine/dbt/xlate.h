@@ -87,8 +87,9 @@ struct xlate_insn_map {
 };
 
 #define XLATE_MAX_INSNS	   64
-#define XLATE_MAX_BRANCHES 19 /* conditional ones that a block goes on after */
-#define XLATE_MAX_LINKS	   80 /* branches, the end, checks of groups */
+#define XLATE_LOOP_ROUNDS  1024 /* of a loop between two polls */
+#define XLATE_MAX_BRANCHES 19	/* conditional ones that a block goes on after */
+#define XLATE_MAX_LINKS	   144	/* branches, the end, checks of groups; a loop's twice */
 
 struct xlate_block {
 	uint64_t phys; /* RAM offset of the first byte */
@@ -98,9 +99,13 @@ struct xlate_block {
 	uint32_t key;			/* mode key */
 	uint16_t guest_len, guest_len2; /* bytes in the page of phys, of phys2 */
 	uint16_t ninsns, nlinks;
+	uint16_t nmap; /* entries of map: ninsns, and of a loop as many again */
 	bool is_dead;
-	bool has_tsc;			 /* reads the TSC: two runs differ */
-	bool is_interp;			 /* starts with an instruction that is interpreted */
+	bool has_tsc;	/* reads the TSC: two runs differ */
+	bool is_interp; /* starts with an instruction that is interpreted */
+	bool is_loop;	/* goes round in itself (translate_loop.c) */
+	uint8_t loop_host[16]; /* register map of code from loop_off on, from far_entry; UINT32_MAX: none */
+	uint32_t loop_off;
 	uint8_t *far_entry, *near_entry; /* executable addresses */
 	uint32_t code_len;		 /* from far_entry, without the cold part */
 	struct xlate_block *page_next, *page2_next;
