@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# build-image.sh [--name NAME] [--add FILE] [--force] - make the default guest image from Debian's own packages.
+# build-image.sh [--name NAME] [--add FILE] [--kernel PACKAGE] [--force] - make the default guest image from Debian's
+# own packages.
 #
 # Leaves NAME/{vmlinuz,initrd,disk.raw,image.json} in the image store, $VIVARIUM_HOME/images or else
 # $XDG_DATA_HOME/vivarium/images.  Needs no root, no mount and no loop device: mmdebstrap works in a
@@ -8,6 +9,7 @@
 # inside is described by tools/image/: packages, overlay (files), configure (services), init (of the initrd).
 # Built aside and moved into place at the end; done at once when the same inputs were built before.
 # --add FILE: the packages named in FILE are in it as well, and its disk is 3 GiB.
+# --kernel PACKAGE: in place of linux-image-cloud-amd64, say linux-image-amd64, Debian's kernel for hardware of all kinds.
 #
 # Environment: VIV_IMAGE_MIRROR  a Debian mirror, instead of those this host's apt uses
 set -euo pipefail
@@ -26,14 +28,15 @@ fail()
 	exit 1
 }
 
-name=debian force= add=
+name=debian force= add= cloud=linux-image-cloud-amd64 kernel=
 while [ $# -gt 0 ]; do
 	case $1 in
 	--name) [ $# -ge 2 ] || { echo "image: --name needs a name" >&2; exit 2; }; name=$2; shift ;;
 	--add) [ $# -ge 2 ] || { echo "image: --add needs a file" >&2; exit 2; }; add=$2; shift ;;
+	--kernel) [ $# -ge 2 ] || { echo "image: --kernel needs a package" >&2; exit 2; }; kernel=$2; shift ;;
 	--force) force=1 ;;
-	-h | --help) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
-	*) echo "image: unknown argument '$1'; there are --name NAME, --add FILE and --force" >&2; exit 2 ;;
+	-h | --help) sed -n '3,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+	*) echo "image: unknown argument '$1'; there are --name NAME, --add FILE, --kernel PACKAGE and --force" >&2; exit 2 ;;
 	esac
 	shift
 done
@@ -52,7 +55,10 @@ out=$store/$name
 # ---- what goes in ----
 [ -z "$add" ] || [ -r "$add" ] || fail "there is no $add, which should name more packages"
 [ -z "$add" ] || disk_size=3G
-mapfile -t packages < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$parts/packages" ${add:+"$add"})
+case ${kernel:=$cloud} in linux-image-*) ;; *) fail "'$kernel' is no kernel: its name begins with linux-image-" ;; esac
+[ "$kernel" = $cloud ] || disk_size=3G # its drivers alone are 400 MB
+mapfile -t packages < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$parts/packages" ${add:+"$add"} |
+	sed "s/^$cloud\$/$kernel/")
 
 # The host's own Debian mirrors for this suite, as its apt knows them.
 mirrors()
@@ -90,7 +96,7 @@ inputs=$({
 	(cd "$parts" && find . -type f -printf '%m %p\n' | LC_ALL=C sort && find . -type f -print0 |
 		LC_ALL=C sort -z | xargs -0 cat)
 	[ -z "$add" ] || cat "$add"
-	echo "$sources" "${aptopts[@]}"
+	echo "$sources" "${aptopts[@]}" "$kernel"
 } | sha256sum | cut -d' ' -f1)
 
 have_image()
