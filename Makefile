@@ -36,6 +36,7 @@ test:
 bench: build
 	@tools/deps.sh bench
 	@tools/build-image.sh --name bench --add bench/packages
+	@tools/build-image.sh --name full --kernel linux-image-amd64
 	@bench/bench.py --viv $(BUILD)/viv --out $(BUILD)/bench $(BENCH)
 
 install: build

@@ -7,6 +7,7 @@ Exit status 0: every program ran everywhere and computed the same; 1: not all di
 """
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -273,6 +274,21 @@ def login_times(parts, names, rounds, engine):
     return starts
 
 
+def logins(args, parts, image, deadline, left_out):
+    """Rows of the table of starts: the image that everything runs in, and Debian's full kernel with nothing added."""
+    rows = []
+    for name, kind in ((args.image, "cloud kernel"), (args.full, "full kernel")):
+        title = f"to a shell on the console of Debian with systemd, {kind}"
+        if time.monotonic() > deadline:
+            left_out.append(f"{title}: left out, the {args.minutes:g} minutes were over")
+        elif name != args.image and not (image_directory(name) / "image.json").exists():
+            left_out.append(f"{title}: left out, there is no image \"{name}\"; make bench makes it")
+        else:
+            chosen = dataclasses.replace(parts, image=image if name == args.image else load_image(name))
+            rows.append({"title": title, "times": login_times(chosen, args.names, args.rounds, args.engine)})
+    return rows
+
+
 # ---- what, where ----
 
 def host_facts():
@@ -337,6 +353,8 @@ def parse(argv):
     p.add_argument("--qemu", default="qemu-system-x86_64", help="program")
     p.add_argument("--qemu-cpu", default="max", help="model of QEMU")
     p.add_argument("--compiler", default="cc", help="of the small programs, which are the same file everywhere")
+    p.add_argument("--full", default="full", help="image with Debian's full kernel, for the way to a login")
+    p.add_argument("--only-login", action="store_true", help="measure nothing but the way to a login")
     p.add_argument("--no-login", action="store_true", help="do not measure the way to a login")
     p.add_argument("--out", type=pathlib.Path, default=ROOT / "build" / "bench", help="where the results go")
     p.add_argument("--list", action="store_true", help="show the workloads and end")
@@ -357,7 +375,9 @@ def measure(args, image, work):
     say("unpacking the image, making the inputs")
     machines.unpack_tree(image["disk"], tree)
     chosen, left_out = choose(args, tree)
-    if not chosen:
+    if args.only_login:
+        chosen, left_out = [], []
+    elif not chosen:
         raise SystemExit("bench: nothing to run: " + ("; ".join(left_out) or "no workload has such a name"))
     with iperf_server(any(w.serves for w in chosen)) as iperf_port:
         return measure_chosen(args, image, work, chosen, left_out, iperf_port)
@@ -371,19 +391,18 @@ def measure_chosen(args, image, work, chosen, left_out, iperf_port):
     make_payload(parts.payload, chosen, args.compiler)
     make_disk(parts.payload_disk, 128, parts.payload)
     for path in parts.scratch.values():
-        make_scratch(path, max(w.scratch_mib for w in chosen))
+        make_scratch(path, max([1, *(w.scratch_mib for w in chosen)]))
     machines.make_initrd(image["initrd"], HERE / "init", parts.initrd)
     host = host_facts()
     run = Run(args.names, chosen, parts, args.engine)
     deadline = time.monotonic() + args.minutes * 60
-    for number in range(args.rounds):
+    for number in range(0 if args.only_login else args.rounds):
         if not run.round(number, deadline):
             left_out.append(f"stopped in round {number + 1} of {args.rounds}: the {args.minutes:g} minutes were over")
             break
     starts = [{"title": "to the first process of a guest without services", "times": run.boots}]
-    if not args.no_login and not args.quick and time.monotonic() < deadline:
-        starts.append({"title": "to a shell on the console of Debian with systemd",
-                       "times": login_times(parts, args.names, args.rounds, args.engine)})
+    if not args.no_login and not args.quick:
+        starts += logins(args, parts, image, deadline, left_out)
     host["load_after"] = os.getloadavg()[0]
     versions = {"image": image.get("title", args.image), "viv": machines.first_line(args.viv, "version"),
                 "QEMU": machines.first_line(args.qemu, "--version") + f", -accel tcg -cpu {args.qemu_cpu}"}

@@ -90,14 +90,22 @@ def table(record):
     starts = [s for s in record.get("starts", []) if s["times"]]
     if starts:
         names = [m for m in machines if m != "native"]
-        out += aligned([["starting, by the host's clock", *(f"{TITLES[m]}, s" for m in names)]] + [
-            [s["title"], *(seconds(statistics.median(s["times"][m])) if s["times"].get(m) else "-" for m in names)]
-            for s in starts]) + [""]
+        both = {"viv", "qemu"} <= set(names)
+        out += aligned([["starting, by the host's clock", *(f"{TITLES[m]}, s" for m in names),
+                         *([f"{TITLES['viv']} / {TITLES['qemu']}"] if both else [])]] + [
+            [s["title"], *(seconds(statistics.median(s["times"][m])) if s["times"].get(m) else "-" for m in names),
+             *([times(start_ratio(s))] if both else [])] for s in starts if any(s["times"].values())]) + [""]
     resident = record.get("resident_mib", {})
     if resident:
         out += ["Resident beside the guest's RAM, at the end: " +
                 ", ".join(f"{TITLES[m]} {v:.0f} MiB" for m, v in resident.items()) + ".", ""]
     return "\n".join(out)
+
+
+def start_ratio(start):
+    """viv's median as a multiple of QEMU's; None without both."""
+    viv, qemu = start["times"].get("viv"), start["times"].get("qemu")
+    return statistics.median(viv) / statistics.median(qemu) if viv and qemu else None
 
 
 def failures(record):

@@ -2,6 +2,7 @@
 """The benchmark: what it computes from times, and that it runs the same thing on each machine.  No time is judged."""
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def test_table_and_failures_name_everything(record):
     text = report.table(record)
     for part in ("| a ", " 4.00 |", "failed", "geometric means", "to there", "30 MiB"):
         assert part in text, text
+    assert re.search(r"to there +\| +2\.00\d* \| +4\.00\d* \| +0\.50 \|", text), text
     bad = "\n".join(report.failures(record))
     for part in ("c: failed on qemu: it burnt down", "d: the results differ", "e: left out"):
         assert part in bad, bad
@@ -140,6 +142,21 @@ def test_what_fails_is_named_and_the_rest_goes_on(debian, out, monkeypatch):
     assert failed["timeless"] == "it tells no time: 'soon'"
     assert "unserved: left out, this host has no no-such-program" in record["left_out"]
     assert "no luck" in (out / "bench.md").read_text()
+
+
+def test_the_full_kernel_s_login_is_left_out_by_name_where_it_has_no_image(monkeypatch, tmp_path):
+    monkeypatch.setenv("VIVARIUM_HOME", str(tmp_path))
+    monkeypatch.setattr(bench, "login_times", lambda parts, names, rounds, engine: {"viv": [float(len(parts.image))]})
+    parts = machines.Parts(*[None] * len(machines.dataclasses.fields(machines.Parts)))
+    args, left_out = bench.parse(["--rounds", "1"]), []
+    rows = bench.logins(args, parts, {"kernel": "k"}, float("inf"), left_out)
+    assert [r["times"]["viv"] for r in rows] == [[1.0]] and "cloud" in rows[0]["title"]
+    assert len(left_out) == 1 and "full kernel: left out" in left_out[0]
+    (tmp_path / "images" / "full").mkdir(parents=True)
+    (tmp_path / "images" / "full" / "image.json").write_text('{"kernel": "k", "initrd": "i", "disk": "d"}')
+    rows = bench.logins(args, parts, {"kernel": "k"}, float("inf"), left_out)
+    assert [r["times"]["viv"] for r in rows] == [[1.0], [3.0]]
+    assert not bench.logins(args, parts, {}, 0, left_out) and "minutes were over" in left_out[-1]
 
 
 def test_bad_usage():
