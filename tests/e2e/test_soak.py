@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How tools/soak judges what its parts print; the run itself takes hours."""
+import importlib.machinery
+import importlib.util
+import subprocess
+
+import pytest
+
+from conftest import ROOT
+
+LOADER = importlib.machinery.SourceFileLoader("soak", str(ROOT / "tools" / "soak"))
+soak = importlib.util.module_from_spec(importlib.util.spec_from_loader("soak", LOADER))
+LOADER.exec_module(soak)
+
+HASH = "0123456789abcdef" * 4
+OPENSSL = f"""@file {HASH}  ./crypto/aes.o
+30-test_evp.t ...................... ok
+30-test_afalg.t .................... skipped: test_afalg not supported for this build
+99-test_ecstress.t .................
+Failed 1/1 subtests
+"""
+PYTHON = """0:00:05 load avg: 4.86 [ 52/431] test_cmath passed -- running: test_asyncio (3 min 3 sec)
+0:00:06 load avg: 4.86 [160/431/4] test_futures failed (1 failure) (12 min 28 sec)
+0:00:07 load avg: 4.86 [161/431/5] test_fault crashed (Exit code -11)
+0:00:07 load avg: 4.86 [162/431/5] test_gdb skipped
+0:00:08 load avg: 4.86 [163/431/5] test_env failed (env changed)
+"""
+STRESS = """@class cpu
+stress-ng: fail:  [812] cpu: a sum is wrong
+@ended cpu 2
+@class vm
+@ended vm 0
+@class os
+@ended os 4
+"""
+
+
+def test_what_the_parts_print_is_understood():
+    assert soak.results_openssl(OPENSSL) == {"./crypto/aes.o": HASH, "30-test_evp.t": "ok", "30-test_afalg.t": "skipped"}
+    assert soak.results_python(PYTHON) == {"test_cmath": "ok", "test_futures": "failed", "test_fault": "crashed",
+                                           "test_gdb": "skipped", "test_env": "ok"}
+    assert soak.results_stress(STRESS) == {"cpu": "a sum is wrong", "vm": "ok", "os": "ok"}
+
+
+@pytest.mark.parametrize("native, guest, bad, notes", [
+    ("ok", "ok", 0, 0), ("ok", "failed", 1, 0), ("ok", None, 1, 0), ("failed", "failed", 0, 0), ("failed", "ok", 0, 0),
+    ("failed", "crashed", 0, 0), ("ok", "skipped", 0, 1), ("skipped", "ok", 0, 1), ("skipped", "failed", 1, 0),
+    (HASH, HASH, 0, 0), (HASH, HASH[::-1], 1, 0), (HASH, None, 1, 0), (None, HASH, 1, 0)])
+def test_differences(native, guest, bad, notes):
+    found = soak.differences({"x": native} if native else {}, {"x": guest} if guest else {})
+    assert [len(f) for f in found] == [bad, notes]
+
+
+@pytest.mark.parametrize("line, is_bad, is_stall", [
+    ("[ 1.0] BUG: unable to handle page fault for address: 0", True, False),
+    ("[ 1.0] WARNING: CPU: 0 PID: 1 at kernel/x.c:1", True, False),
+    ("[ 1.0] Kernel panic - not syncing", True, False),
+    ("[ 1.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!", True, True),
+    ("[ 1.0] rcu: INFO: rcu_preempt self-detected stall on CPU", False, True),
+    ("[ 1.0] a.out[812]: segfault at 0 ip 0 sp 0 error 4", False, False)])
+def test_what_a_kernel_says(line, is_bad, is_stall):
+    assert bool(soak.KERNEL_BAD.search(line)) == is_bad
+    assert bool(soak.KERNEL_STALL.search(line)) == is_stall
+
+
+def test_bad_usage():
+    for args in (["--parts", "perl"], ["--cpus", "many"], ["--minutes", "x"]):
+        done = subprocess.run([ROOT / "tools" / "soak", *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stderr
