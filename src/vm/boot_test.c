@@ -239,6 +239,11 @@ static void test_bzimage_errors(void **state)
 	put(&w->kernel, 0x230, 0x3000, 4);
 	expect_bz_error(w, -ENOEXEC, "kernel_alignment");
 	put(&w->kernel, 0x230, 0x200000, 4);
+	put(&w->kernel, 0x236, 0, 2); /* neither 64-bit nor 32-bit entry: real-mode code only */
+	put(&w->kernel, 0x214, 0, 4);
+	expect_bz_error(w, -ENOEXEC, "--disk");
+	put(&w->kernel, 0x236, 1, 2);
+	put(&w->kernel, 0x214, 0x100000, 4);
 	put(&w->kernel, 0x260, 0xffffffff, 4);
 	expect_bz_error(w, -ENOMEM, "--mem");
 	put(&w->kernel, 0x260, 0x100000, 4);
