@@ -193,6 +193,21 @@ def test_disk_in_use(empty_viv, tmp_path, make):
     viv.ok("rm", "-f", "a")
 
 
+def test_blocks_are_compared_with_several_cpus_too(empty_viv, make):
+    """--check: each of the blocks of a loop, both ways; the counters say so."""
+    viv, loop = empty_viv, b"\xb8\x10\x27\x00\x00\xff\xc8\x75\xfc"  # mov eax, 10000; 1: dec eax; jnz 1b
+    kernel = make(loop + guests.say("hello\n") + guests.SLEEP)
+    viv.ok("run", "--detach", "--name", "a", "--kernel", kernel, "--mem", "16M", "--cpus", "2", "--engine", "dbt", "--check", "1")
+
+    def counters():
+        return json.loads(viv.ok("info", "--engine", "--json", "a").stdout)["counters"][0]
+
+    viv.wait_until(lambda: counters()["blocks_compared"] > 1000, "the loop was executed both ways")
+    assert counters()["blocks_compared_again"] == 0
+    viv.ok("stop", "--force", "a")
+    viv.ok("rm", "a")
+
+
 def test_counters(empty_viv, make):
     viv = empty_viv
     # 1000 bytes to the serial port, then an echo for ever

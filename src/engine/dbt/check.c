@@ -49,7 +49,7 @@ struct check {
 		uint8_t val;
 	} foreign[CHECK_MAX_FOREIGN];
 	struct x86_state start, translated;
-	uint64_t counter, compared, repeated, skipped; /* blocks */
+	uint64_t counter;
 	char text[512], difference[560];
 };
 
@@ -67,12 +67,6 @@ int check_create(struct dbt_cpu *cpu, struct error *err)
 
 void check_destroy(struct dbt_cpu *cpu)
 {
-	const struct check *k = cpu->xlate->check;
-
-	if (k)
-		fprintf(stderr, "lockstep: vCPU %u: %llu blocks compared, %llu of them twice; %llu not comparable\n",
-			cpu->index, (unsigned long long)k->compared,
-			(unsigned long long)k->repeated, (unsigned long long)k->skipped);
 	free(cpu->xlate->check);
 	cpu->xlate->check = NULL;
 }
@@ -340,15 +334,15 @@ static bool both_ways(struct dbt_cpu *cpu, struct check *k, struct xlate_block *
 			mmu_drop_all_writes(cpu);
 		*exit = run_translated(cpu, k, b);
 		if (*exit == XEXIT_POLL || k->is_overflow || is_early(cpu, k, *exit)) {
-			k->skipped++;
+			cpu->xlate->compared_not++;
 			break;
 		}
 		put_back(cpu, k);
 		if (is_cold)
 			empty_tlb(cpu, b);
 		memory = run_interpreter(cpu, k, b, *exit == XEXIT_INTERP);
-		k->compared += !i;
-		k->repeated += i == 1;
+		cpu->xlate->compared += !i;
+		cpu->xlate->compared_again += i == 1;
 		if (memory == MEMORY_SAME)
 			break;
 		/* A block that has written into itself is gone. */
@@ -368,7 +362,10 @@ bool check_run(struct dbt_cpu *cpu, struct xlate_block *b, unsigned *exit)
 
 	if (!k)
 		return true;
-	if (!is_due(k, cpu->vm->cfg.check_every) || b->has_tsc) {
+	bool is_chosen = is_due(k, cpu->vm->cfg.check_every);
+
+	if (!is_chosen || b->has_tsc) {
+		cpu->xlate->compared_not += is_chosen;
 		*exit = xlate_run(cpu, b);
 		return true;
 	}

@@ -120,6 +120,7 @@ struct xlate_block {
 
 /* Per-vCPU counters. */
 struct xlate_cpu {
+	uint64_t compared, compared_again, compared_not; /* blocks, by the lockstep checker */
 	uint64_t entries, exits_lookup, exits_link, exits_interp, exits_poll, translations;
 	uint64_t interp_by_id[I_COUNT]; /* what the interpreter executed */
 	uint64_t steps;			/* instructions interpreted without leaving */
