@@ -212,7 +212,7 @@ static void run_translated(struct dbt_cpu *c)
 
 		if (exit == XEXIT_LINK && c->s.rip == guest.start && guest.vector < 0) {
 			/* A group of accesses that no single check covers. */
-			b = xlate_find(c, ((struct xlate_link *)(uintptr_t)c->exit_info)->key_extra);
+			b = xlate_find(c, xlate_link_extra(xlate_exit_link(c)));
 			if (!b || b->is_interp) {
 				interp_one(c);
 				return;

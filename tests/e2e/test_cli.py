@@ -223,7 +223,7 @@ def test_counters(empty_viv, make):
     assert info["engine"] == "dbt" and len(info["counters"]) == 2
     first, second = info["counters"]
     assert first["translations"] > 0 and first["cpu_time_ns"] > 0 and first["exits_pio"] > 1003
-    assert first["code_cache_size"] > first["code_bytes"] > 0 and "code_bytes" not in second
+    assert first["code_limit_bytes"] > first["code_bytes"] > 0 and "code_bytes" not in second
     assert first["interpreted_OUT"] >= 1003
     text = viv.ok("info", "--engine", "a").stdout
     for word in ("COUNTER", "cpu1", "per CPU second", "INTERPRETED", "ACCESSES TO DEVICES", "uart0"):
@@ -233,7 +233,7 @@ def test_counters(empty_viv, make):
     since = json.loads(viv.ok("bench", "--json", "--time", "100ms", "a").stdout)
     assert since["seconds"] >= 0.1 and since["status"] == 0
     assert since["counters"][0]["interpreted_OUT"] == 0, "all was written before"
-    assert since["counters"][0]["code_cache_size"] == first["code_cache_size"]
+    assert since["counters"][0]["code_limit_bytes"] == first["code_limit_bytes"]
     assert since["devices"]["uart0"] > 0
     assert "ACCESSES TO DEVICES" in viv.ok("bench", "--time", "1ms", "a").stdout
     viv.fails("bench", "a", "--", "true", says=["agent"])

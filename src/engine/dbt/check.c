@@ -207,13 +207,14 @@ static void report(struct dbt_cpu *cpu, struct check *k, const struct xlate_bloc
 {
 	char bytes[3 * 128 + 1] = "";
 	unsigned n = MIN((unsigned)b->guest_len, 128u);
+	uint64_t phys = xlate_block_phys(b);
 
 	dbt_fpu_to_mem(cpu);
 	for (unsigned i = 0; i < n; i++)
-		snprintf(bytes + 3 * i, 4, "%02x ", cpu->vm->ram->base[b->phys + i]);
+		snprintf(bytes + 3 * i, 4, "%02x ", cpu->vm->ram->base[phys + i]);
 	fprintf(stderr, "lockstep: block at %llx (physical %llx, key %x): %s\n  exit %llx\n  bytes %s\n",
-		(unsigned long long)k->start.rip, (unsigned long long)b->phys, b->key, k->text,
-		(unsigned long long)k->translated.rip, bytes);
+		(unsigned long long)k->start.rip, (unsigned long long)phys, xlate_block_key(b),
+		k->text, (unsigned long long)k->translated.rip, bytes);
 	for (unsigned i = 0; i < 16; i++)
 		fprintf(stderr, "  r%-2u start %016llx translated %016llx interpreted %016llx\n", i,
 			(unsigned long long)k->start.gpr[i],
@@ -312,8 +313,7 @@ static enum memory run_interpreter(struct dbt_cpu *cpu, struct check *k,
 static bool is_early(struct dbt_cpu *cpu, const struct check *k, unsigned exit)
 {
 	return k->translated.rip == k->start.rip &&
-	       (exit == XEXIT_INTERP ||
-		(exit == XEXIT_LINK && ((const struct xlate_link *)(uintptr_t)cpu->exit_info)->key_extra));
+	       (exit == XEXIT_INTERP || (exit == XEXIT_LINK && xlate_link_extra(xlate_exit_link(cpu))));
 }
 
 /* False on a difference.  Nobody else executes. */

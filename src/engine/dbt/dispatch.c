@@ -269,7 +269,7 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 		/* The link of the last exit says what kind of block goes on, unless an event came between. */
 		uint32_t extra = link && link_generation == cpu->vm->xlate->generation &&
 						 cpu->s.rip == link_rip
-					 ? link->key_extra
+					 ? xlate_link_extra(link)
 					 : 0;
 		struct xlate_block *b = wants_interp(cpu) ? NULL : next_block(cpu, extra);
 
@@ -302,7 +302,7 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 		switch (exit) {
 		case XEXIT_LINK:
 			cpu->xlate->exits_link++;
-			link = (struct xlate_link *)(uintptr_t)cpu->exit_info;
+			link = xlate_exit_link(cpu);
 			link_generation = cpu->vm->xlate->generation;
 			link_rip = cpu->s.rip;
 			break;

@@ -148,7 +148,7 @@ static uint8_t *begin(struct xlate_vm *x, struct emit *e)
 	while (x->cc.used & 15)
 		x->cc.rw[x->cc.used++] = 0xcc;
 	e->p = e->start = x->cc.rw + x->cc.used;
-	e->end = x->cc.rw + x->cc.size;
+	e->end = x->cc.rw + XLATE_STUB_BYTES;
 	e->is_full = false;
 	e->exec_delta = x->cc.rx - x->cc.rw;
 	return e->p + e->exec_delta;
@@ -451,9 +451,8 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	}
 
 	if (e->is_full)
-		return error_set(err, -ENOMEM,
-				 "the code cache of %zu bytes is too small for the engine's stubs",
-				 x->cc.size);
+		return error_set(err, -ENOMEM, "%llu bytes of code are too few for the engine's stubs",
+				 (unsigned long long)XLATE_STUB_BYTES);
 	x->cc.stubs_end = x->cc.used;
 	return 0;
 }

@@ -1435,8 +1435,8 @@ static void flush_and_refill(void)
 
 	assert_int_equal(rip, CODE + 8);
 	xlate_flush(cpu->vm);
-	memset(cc->rw + cc->stubs_end, 0xcc, 64 * KIB); /* INT3 */
-	cc->used += 64 * KIB;
+	memset(cc->rw + XLATE_STUB_BYTES, 0xcc, 64 * KIB); /* INT3 */
+	cc->seg[cc->now].hot += 64 * KIB;
 	cpu->s.rip = CODE + 10;
 	assert_non_null(xlate_find(cpu, 0));
 	cpu->s.rip = rip;

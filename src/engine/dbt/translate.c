@@ -247,7 +247,7 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 		g->is_checked = true;
 		hold_group(c, a->group);
 		k->link = &c->links[c->nlinks++];
-		*k->link = (struct xlate_link){ 0 };
+		*k->link = (struct new_link){ 0 };
 	}
 	k->retry = retry;
 	k->has_address = !live;
@@ -414,7 +414,7 @@ static void note_link(struct ctx *c, uint16_t off)
 		return;
 	}
 	k->link = &c->links[c->nlinks++];
-	*k->link = (struct xlate_link){ .site = c->e.p - 4, .page_off = off };
+	*k->link = (struct new_link){ .site = c->e.p - 4, .page_off = off };
 }
 
 /* Can a jump to page offset @off be patched?  Not to another page, nor to an instruction that goes on there. */
@@ -446,16 +446,17 @@ void tr_emit_link(struct ctx *c, int cc, uint16_t off)
 }
 
 /* A link for a direct transfer to RIP = pc_base + @off in another page; NULL: it goes by the branch table. */
-static struct xlate_link *far_link(struct ctx *c, int32_t off, int32_t sp_moved)
+static struct new_link *far_link(struct ctx *c, int32_t off, int32_t sp_moved)
 {
-	struct xlate_link *l = &c->links[c->nlinks];
+	struct new_link *l = &c->links[c->nlinks];
 
 	if (!c->x->has_far_links || c->bits != 64 || !is_linkable(off & 0xfff) ||
 	    off == (off & 0xfff) || c->nlinks == XLATE_MAX_LINKS)
 		return NULL;
-	*l = (struct xlate_link){ .page_off = (uint16_t)(off & 0xfff),
-				  .page_delta = off & ~0xfff,
-				  .info = undo_info(c, sp_moved) };
+	*l = (struct new_link){ .page_off = (uint16_t)(off & 0xfff),
+				.is_far = true,
+				.page_delta = off & ~0xfff,
+				.info = undo_info(c, sp_moved) };
 	c->nlinks++;
 	return l;
 }
@@ -464,7 +465,7 @@ static struct xlate_link *far_link(struct ctx *c, int32_t off, int32_t sp_moved)
  * The transfer of far link @l (xlate.h): pc_base becomes the target's page, its entry of ct is compared with
  * the page of RAM in the LEA.  Unpatched that is none, and the last jump goes to the one before.
  */
-static void emit_far(struct ctx *c, struct xlate_link *l)
+static void emit_far(struct ctx *c, struct new_link *l)
 {
 	struct emit *e = &c->e;
 
@@ -498,7 +499,7 @@ void tr_emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 		tr_emit_link(c, -1, (uint16_t)off);
 		return;
 	}
-	struct xlate_link *l = far_link(c, off, sp_moved);
+	struct new_link *l = far_link(c, off, sp_moved);
 
 	if (l) {
 		emit_far(c, l);
@@ -1260,17 +1261,22 @@ static void find_live(struct ctx *c)
 	c->live_in = live;
 }
 
+static uint32_t link_ref(const struct ctx *c, const struct new_link *l)
+{
+	return c->links_ref + (uint32_t)((size_t)(l - c->links) * sizeof(struct xlate_link));
+}
+
 /* Leave through the unpatched link @l. */
-static void emit_link_stub(struct ctx *c, const struct xlate_link *l)
+static void emit_link_stub(struct ctx *c, const struct new_link *l)
 {
 	struct emit *e = &c->e;
 
-	emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)l);
+	emit_mov_ri(e, H_RCX, link_ref(c, l));
 	tr_emit_jmp_exec(c, c->x->exit_link);
 }
 
 /* The patchable jump of @l, in cold code, and its stub. */
-static void emit_cold_link(struct ctx *c, struct xlate_link *l)
+static void emit_cold_link(struct ctx *c, struct new_link *l)
 {
 	struct emit *e = &c->e;
 
@@ -1308,7 +1314,7 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 	if (!e->is_full)
 		each[-1] = (uint8_t)(e->p - each);
 	k->link->page_off = k->page_off;
-	k->link->key_extra = DBT_MODE_EACH;
+	k->link->is_each = true;
 	emit_cold_link(c, k->link);
 }
 
@@ -1324,7 +1330,7 @@ static void emit_decoded(struct ctx *c, const struct cold *k)
 	}
 	*in = *k->in;
 	emit_mov_ri(e, H_RCX, k->page_off);
-	emit_mov_ri(e, H_R15, (uint64_t)(uintptr_t)in);
+	emit_mov_ri(e, H_R15, xlate_ref(c->x, in));
 	tr_emit_jmp_exec(c, c->x->exit_call);
 }
 
@@ -1359,7 +1365,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		emit_group_miss(c, k);
 		break;
 	case COLD_FAR_MISS:
-		emit_mov_ri(e, H_RCX, (uint64_t)(uintptr_t)k->link);
+		emit_mov_ri(e, H_RCX, link_ref(c, k->link));
 		tr_emit_jmp_exec(c, c->x->exit_far);
 		break;
 	case COLD_FAR:
@@ -1420,18 +1426,19 @@ static void emit_entry(struct ctx *c)
 static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struct emit *cold)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
-	int mode = tr_tlb_mode(b->key);
+	uint8_t *exec = xlate_far_entry(x, b);
+	int mode = tr_tlb_mode(xlate_block_key(b));
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	struct code_verify_env env = {
 		.stubs = { x->exit_branch, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again,
 			   x->exit_call, x->exit_syscall, x->exit_sysret, x->exit_far },
 		.miss = { x->miss, x->miss_group },
-		.code = b->far_entry - (x->cc.rx - x->cc.rw),
-		.exec = b->far_entry,
+		.code = x->cc.rw + b->code,
+		.exec = exec,
 		.cold_code = cold->start,
 		.cold_exec = cold->start + cold->exec_delta,
 		.cold_len = (size_t)(cold->p - cold->start),
-		.near_entry = (size_t)(b->near_entry - b->far_entry),
+		.near_entry = b->near,
 		.off_ptr = (uint32_t)CPU_OFF(ptr),
 		.off_rounds = (uint32_t)CPU_OFF(rounds),
 		.off_kept = { CPU_GPR_OFF(R_R9), CPU_GPR_OFF(R_R10), CPU_GPR_OFF(R_R11),
@@ -1463,9 +1470,52 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struc
 	if (code_verify(b->code_len, &env, x->refused))
 		return true;
 	log_error("dbt", "block at physical %llx refused by the verifier: %s",
-		  (unsigned long long)b->phys, x->refused);
+		  (unsigned long long)xlate_block_phys(b), x->refused);
 	x->verify_failures++;
 	return false;
+}
+
+/* The form of struct xlate_block's map; at most 10 bytes an entry. */
+static size_t pack_map(uint8_t *out, const struct xlate_insn_map *map, unsigned n)
+{
+	uint8_t *p = out;
+	uint32_t host = 0;
+	int page_off = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		int step = (int)map[i].page_off - page_off;
+		uint32_t v[2] = { map[i].host_off - host, (uint32_t)step << 1 ^ (uint32_t)(step >> 31) };
+
+		for (unsigned k = 0; k < 2; k++) {
+			for (; v[k] >= 0x80; v[k] >>= 7)
+				*p++ = (uint8_t)(v[k] | 0x80);
+			*p++ = (uint8_t)v[k];
+		}
+		host = map[i].host_off;
+		page_off = map[i].page_off;
+	}
+	return (size_t)(p - out);
+}
+
+static void pack_links(const struct ctx *c, struct xlate_block *b)
+{
+	struct xlate_far *far = xlate_block_fars(b);
+
+	for (unsigned i = 0; i < c->nlinks; i++) {
+		const struct new_link *l = &c->links[i];
+
+		b->links[i] = (struct xlate_link){
+			.site = l->site ? (uint32_t)(l->site - c->x->cc.rw) : 0,
+			.stub = (int32_t)l->stub,
+			.target = (uint16_t)(l->page_off | (l->is_each ? XLATE_LINK_EACH : 0)),
+			.index = (uint8_t)i,
+		};
+		if (!l->is_far)
+			continue;
+		*far++ = (struct xlate_far){ .delta = l->page_delta | (int32_t)(l->site - l->ram_page),
+					     .info = l->info };
+		b->links[i].far = (uint8_t)(far - xlate_block_fars(b));
+	}
 }
 
 struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2, uint32_t key)
@@ -1489,9 +1539,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	find_live(c);
 	coalesce_plan(c);
 	tr_loop_plan(c);
-	x->cc.used = ALIGN_UP(x->cc.used, 8);
-	e->p = e->start = x->cc.rw + x->cc.used;
-	e->end = x->cc.rw + x->cc.cold_start;
+	e->p = e->start = xlate_hot(x, &e->end);
 	e->is_full = false;
 	e->r15_at = NULL;
 	e->keeps_rcx = false;
@@ -1536,59 +1584,68 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	if (c->loop.jump)
 		nmap += tr_loop_emit(c, map + nmapped);
 
-	struct xlate_block *b = xlate_alloc(x, sizeof(*b) + nmap * sizeof(map[0]) +
-						       c->nlinks * sizeof(struct xlate_link));
+	uint8_t packed[10 * ARRAY_SIZE(map)];
+	size_t npacked = pack_map(packed, map, nmap);
+	unsigned nfars = 0;
 
-	if (!b || e->is_full)
+	for (unsigned i = 0; i < c->nlinks; i++)
+		nfars += c->links[i].is_far;
+
+	struct xlate_block *b = xlate_alloc(
+		x, offsetof(struct xlate_block, links) + c->nlinks * sizeof(struct xlate_link) +
+			   nfars * sizeof(struct xlate_far) +
+			   (phys2 ? sizeof(struct xlate_crossing) : 0) +
+			   (c->loop.top ? sizeof(struct xlate_loop) : 0) + npacked);
+
+	if (!b || e->is_full || e->p - e->start > UINT16_MAX)
 		return NULL;
-	b->links = (struct xlate_link *)(void *)(b + 1);
-	b->map = (struct xlate_insn_map *)(void *)(b->links + c->nlinks);
-	memcpy(b->links, c->links, c->nlinks * sizeof(struct xlate_link));
-	memcpy(b->map, map, nmap * sizeof(map[0]));
-	for (unsigned i = 0; i < c->nlinks; i++) {
-		b->links[i].from = b;
-		b->links[i].to = NULL;
-		b->links[i].next_in = NULL;
-	}
+	c->links_ref = xlate_ref(x, b->links);
+
 	struct emit hot = *e;
 
-	e->p = e->start = x->cc.rw + x->cc.cold_used;
-	e->end = x->cc.rw + x->cc.size;
-	for (unsigned i = 0; i < c->ncold; i++)
-		if (c->cold[i].link)
-			c->cold[i].link = b->links + (c->cold[i].link - c->links);
+	e->p = e->start = xlate_cold(x, &e->end);
 	for (unsigned i = 0; i < c->ncold; i++)
 		emit_cold(c, &c->cold[i]);
 	if (e->is_full)
 		return NULL;
 	struct emit cold = *e;
 
-	b->phys = phys;
-	b->key = key;
-	b->phys2 = phys2;
-	b->guest_len2 = (uint16_t)(!(phys2 & 1) ? 0 : c->n ? c->off[1] - 4096 : INSN_MAX_LEN);
 	guest_end = MIN(guest_end, 4096u);
-	b->guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff));
-	b->ninsns = (uint16_t)nmapped;
-	b->nmap = (uint16_t)nmap;
-	b->is_loop = c->loop.jump;
-	b->loop_off = c->loop.top ? (uint32_t)(c->loop.top - hot.start) : UINT32_MAX;
-	memcpy(b->loop_host, c->loop.host, sizeof(b->loop_host));
-	b->nlinks = (uint16_t)c->nlinks;
-	b->landing = c->landing;
-	b->is_dead = false;
-	b->has_tsc = false;
+	*b = (struct xlate_block){
+		.tag = xlate_tag(phys, key),
+		.code = (uint32_t)(hot.start - x->cc.rw),
+		.code_len = (uint16_t)(hot.p - hot.start),
+		.landing = (uint16_t)c->landing,
+		.guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff)),
+		.near = (uint8_t)(near_entry - hot.start),
+		.ninsns = (uint8_t)nmapped,
+		.nlinks = (uint8_t)c->nlinks,
+		.nfars = (uint8_t)nfars,
+		.nmap = (uint8_t)nmap,
+		.is_interp = nmapped == 0,
+		.is_crossing = phys2 != 0,
+		.is_loop = c->loop.jump,
+		.has_loop = c->loop.top,
+	};
 	for (unsigned i = 0; i < nmapped; i++)
 		b->has_tsc |= c->in[i].desc->id == I_RDTSC || c->in[i].desc->id == I_RDTSCP;
-	b->is_interp = nmapped == 0;
-	b->far_entry = hot.start + hot.exec_delta;
-	b->near_entry = near_entry + hot.exec_delta;
-	b->code_len = (uint32_t)(hot.p - hot.start);
-	b->page_next = b->page2_next = NULL;
-	b->in = NULL;
+	pack_links(c, b);
+	if (phys2)
+		*xlate_block_crossing(b) = (struct xlate_crossing){
+			.page2 = phys2 & 1 ? (uint32_t)(phys2 >> GUEST_PAGE_SHIFT) : XLATE_NO_RAM_PAGE,
+			.guest_len2 = !(phys2 & 1) ? 0
+				      : c->n	   ? c->off[1] - 4096u
+						   : INSN_MAX_LEN,
+		};
+	if (b->has_loop) {
+		struct xlate_loop *loop = xlate_block_loop(b);
+
+		loop->off = (uint32_t)(c->loop.top - hot.start);
+		memcpy(loop->host, c->loop.host, sizeof(loop->host));
+	}
+	memcpy(xlate_block_map(b), packed, npacked);
 	if (cpu->vm->cfg.is_strict && !verify(cpu, b, &cold))
 		return NULL;
-	x->cc.used += b->code_len;
-	x->cc.cold_used += (size_t)(cold.p - cold.start);
+	xlate_cache_take(x, b, b->code_len, (size_t)(cold.p - cold.start));
 	return b;
 }

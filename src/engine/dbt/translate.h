@@ -9,6 +9,17 @@
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/xlate.h"
 
+/* A link of the block under construction: what becomes of it is said in xlate.h. */
+struct new_link {
+	uint8_t *site; /* writable address of the rel32 */
+	intptr_t stub; /* rel32 value that leads to the stub */
+	uint16_t page_off;
+	bool is_each; /* the target's key has DBT_MODE_EACH */
+	bool is_far;
+	uint8_t *ram_page; /* far: writable address of the number of the page of RAM that is checked for, before the site */
+	int32_t page_delta, info;
+};
+
 /* A cold piece of code, emitted after the block's main line. */
 struct cold {
 	enum {
@@ -36,7 +47,7 @@ struct cold {
 	uint8_t has_address;	/* MISS, GROUP: rcx still holds it */
 	uint8_t ea_kind;	/* MISS: how to compute the address again */
 	int32_t ea_disp;
-	struct xlate_link *link;
+	struct new_link *link;
 };
 
 /* operand of the insn; rsp + disp; rbp + disp */
@@ -120,7 +131,8 @@ struct ctx {
 	uint16_t live_in;		      /* ... at the start */
 	unsigned ncold;
 	struct cold cold[MAX_COLD];
-	struct xlate_link links[XLATE_MAX_LINKS];
+	struct new_link links[XLATE_MAX_LINKS];
+	uint32_t links_ref; /* of the first, once the record has a place */
 	unsigned nlinks;
 	uint32_t landing; /* as in struct xlate_block */
 	unsigned cur;

@@ -10,7 +10,7 @@
  *   near entry  pc_base is right already (chained from a block of the same page)
  *
  * Its code is in two places: what is executed normally, close together for the host's caches; and the ways
- * out, in the cold part of the code cache.  Backward jumps poll, and so do all that go through the branch table.
+ * out, in the cold part of its segment.  Backward jumps poll, and so do all that go through the branch table.
  *
  * Far links: a direct jump to another page of 64-bit code checks that the target's linear page is still the page of RAM
  * where it was found, in a table of code pages, and jumps to the block itself.  Processes that share the code share
@@ -19,9 +19,15 @@
  * A block follows not-taken branches and ends at a call or another unconditional transfer, at an instruction that is
  * interpreted, where another block begins, at the end of its page or at its size limit.
  *
+ * Memory: segments, each with code, ways out and records of blocks, filled one after the other.  After a boot most blocks
+ * are never run again, so the number of segments is limited: at the limit the one that is used least is emptied.  Who
+ * needs dropped blocks soon again gets more segments (cache.c).  Records are named by 32-bit references,
+ * their offsets in the memory of records; 0 is none.
+ *
  * Invariants
- *  1. The code cache is append-only between flushes; a flush stops the world, so code is never freed
- *     under a running vCPU.  Code memory has two mappings, one writable, one executable.
+ *  1. In a segment code is only appended to; it is emptied with the world stopped and counted in generation, so that
+ *     code and records are never freed under a running vCPU, and whoever comes out of a stop knows that what it
+ *     remembers may be gone.  Code memory has two mappings, one writable, one executable.
  *  2. A live block's page has RAM_PAGE_CODE, and no vCPU holds a write mapping of it.
  *  3. A dead block's far entry is patched to leave to the dispatcher, and the landing of its call to look the
  *     return address up; no live block jumps to it.
@@ -40,7 +46,7 @@
 /* Why translated code came back (rax of the exit stub). */
 enum xlate_exit {
 	XEXIT_LOOKUP, /* continue at s.rip: not in the branch table */
-	XEXIT_LINK,   /* continue at s.rip; exit_info is the struct xlate_link to patch */
+	XEXIT_LINK,   /* continue at s.rip; exit_info refers to the struct xlate_link to patch */
 	XEXIT_INTERP, /* the instruction at s.rip is the interpreter's (only if xlate_cpu.is_watched) */
 	XEXIT_POLL, /* poll was set, or the dispatcher has to look around */
 	XEXIT_COUNT,
@@ -50,16 +56,21 @@ struct xlate_block;
 
 /* A direct jump out of a block: to its own stub, or patched to a block of the same page; or far: of another page. */
 struct xlate_link {
-	uint8_t *site;		       /* writable address of the rel32 */
-	intptr_t stub;		       /* rel32 value that leads to the stub */
-	struct xlate_block *from, *to; /* to: NULL while unpatched */
-	struct xlate_link *next_in;    /* other links into @to */
-	uint16_t page_off;	       /* target's offset in the page */
-	uint32_t key_extra; /* the target's key has these bits besides the mode: DBT_MODE_EACH or 0 */
-	/* Far links. */
-	uint8_t *ram_page; /* writable address of the number of the page of RAM that is checked for; NULL: not far */
-	int32_t page_delta; /* bytes from the jump's page to the target's */
-	int32_t info;	    /* exit_info of the jump */
+	uint32_t site; /* offset of the rel32 in the code cache; 0: the jump was not emitted after all */
+	int32_t stub;	  /* rel32 value that leads to the stub */
+	uint32_t to;	  /* block; 0 while unpatched */
+	uint32_t next_in; /* other links into @to */
+	uint16_t target;  /* its offset in the page, and XLATE_LINK_EACH */
+	uint8_t index;	  /* in the block's links */
+	uint8_t far;	  /* which of its struct xlate_far is this one's, plus 1; 0: not far */
+};
+#define XLATE_LINK_EACH 0x8000u /* the target's key has DBT_MODE_EACH besides the mode */
+
+/* What a far link has besides. */
+struct xlate_far {
+	int32_t delta; /* bytes from the jump's page to the target's; its low 12 bits: from the number of the page
+			* of RAM that is checked for to the site */
+	int32_t info; /* exit_info of the jump */
 };
 
 /* No page of RAM has this number: a far link that is not patched. */
@@ -82,7 +93,7 @@ static inline uint64_t xlate_ct_entry(uint64_t va, uint64_t page, uint64_t key)
 #define XLATE_NO_PAGE 2ULL
 
 struct xlate_insn_map {
-	uint32_t host_off; /* where the instruction's host code starts, from block->code */
+	uint32_t host_off; /* where the instruction's host code starts, from the far entry */
 	uint16_t page_off;
 };
 
@@ -91,28 +102,42 @@ struct xlate_insn_map {
 #define XLATE_MAX_BRANCHES 19	/* conditional ones that a block goes on after */
 #define XLATE_MAX_LINKS	   144	/* branches, the end, checks of groups; a loop's twice */
 
+/*
+ * The record of a block, in its segment.  Behind it come its links, the far ones' rest, struct xlate_crossing and
+ * struct xlate_loop if it has them, and its map: of each instruction what it is further than the one before, in host code and in the guest's
+ * page, as two numbers of seven bits a byte, low ones first; the second is signed by its lowest bit (xlate_map_find()).
+ */
 struct xlate_block {
-	uint64_t phys; /* RAM offset of the first byte */
-	/* A block of one instruction that goes on in another page: the RAM offset of that page, with bit 0 set;
-	 * XLATE_NO_PAGE: it could not be fetched.  Of others 0. */
-	uint64_t phys2;
-	uint32_t key;			/* mode key */
-	uint16_t guest_len, guest_len2; /* bytes in the page of phys, of phys2 */
-	uint16_t ninsns, nlinks;
-	uint16_t nmap; /* entries of map: ninsns, and of a loop as many again */
+	uint64_t tag;	    /* xlate_tag() */
+	uint32_t code;	    /* offset of the far entry in the code cache */
+	uint32_t page_next; /* block: another of the page */
+	uint32_t in;	    /* link: one that jumps here */
+	uint16_t code_len;  /* from the far entry, without the cold part */
+	uint16_t landing; /* where its call comes back to, from the far entry; 8-byte aligned code; 0: nowhere */
+	uint16_t guest_len; /* bytes in the page of phys */
+	uint8_t near;	    /* near entry, from the far entry */
+	uint8_t ninsns, nlinks, nfars;
+	uint8_t nmap; /* entries of the map: ninsns, and of a loop as many again */
 	bool is_dead;
-	bool has_tsc;	/* reads the TSC: two runs differ */
-	bool is_interp; /* starts with an instruction that is interpreted */
-	bool is_loop;	/* goes round in itself (translate_loop.c) */
-	uint8_t loop_host[16]; /* register map of code from loop_off on, from far_entry; UINT32_MAX: none */
-	uint32_t loop_off;
-	uint8_t *far_entry, *near_entry; /* executable addresses */
-	uint32_t code_len;		 /* from far_entry, without the cold part */
-	struct xlate_block *page_next, *page2_next;
-	struct xlate_link *in; /* links that jump here */
-	struct xlate_link *links;
-	struct xlate_insn_map *map;
-	uint32_t landing; /* where its call comes back to, from far_entry; 8-byte aligned code; 0: nowhere */
+	bool has_tsc : 1;     /* reads the TSC: two runs differ */
+	bool is_interp : 1;   /* starts with an instruction that is interpreted */
+	bool is_crossing : 1; /* has a struct xlate_crossing */
+	bool is_loop : 1;     /* goes round in itself (translate_loop.c) */
+	bool has_loop : 1;    /* has a struct xlate_loop */
+	struct xlate_link links[];
+};
+
+/* A block of one instruction that goes on in another page. */
+struct xlate_crossing {
+	uint32_t page2; /* number of that page of RAM; XLATE_NO_RAM_PAGE: it could not be fetched */
+	uint32_t page2_next; /* block: another that has it */
+	uint32_t guest_len2; /* bytes there */
+};
+
+/* A loop with registers of its own. */
+struct xlate_loop {
+	uint8_t host[16]; /* register map of its code */
+	uint32_t off;	  /* where that begins, from the far entry */
 };
 
 #define XLATE_JC_HASHES	 4096u
@@ -136,39 +161,64 @@ struct xlate_cpu {
 	uint8_t *ret_stack;			    /* guard page, then the returns */
 };
 
+/* Sizes of the parts that a segment has room for; how much of them all is filled is XLATE_SEGMENT_BYTES. */
+#define XLATE_SEGMENTS	    128u
+#define XLATE_SEGMENT_BYTES (1 * MIB)
+#define XLATE_HOT_BYTES	    (768 * KIB)
+#define XLATE_COLD_BYTES    (384 * KIB)
+#define XLATE_META_BYTES    (512 * KIB)
+#define XLATE_STUB_BYTES    (64 * KIB) /* at the start of the code cache */
+#define XLATE_DROPPED_BITS  16
+
+/*
+ * Under vm->lock.  Blocks are in the order of their far entries; the last words of the records' part, downwards, name
+ * them in that order, so that a signal handler may search it.
+ */
+struct xlate_segment {
+	uint32_t hot, cold, meta; /* bytes used of each part */
+	uint32_t born;		  /* cc.births when it was begun; 0: empty */
+	_Atomic uint32_t n;	  /* blocks, dead ones included */
+};
+
 struct code_cache {
-	uint8_t *rw, *rx; /* the two views */
+	uint8_t *rw, *rx; /* the two views: stubs, hot parts of all segments, cold parts */
 	size_t size;
-	size_t used, stubs_end; /* [0, stubs_end): stubs, kept by a flush; then blocks, to cold_start */
-	size_t cold_start, cold_used; /* then their cold parts, from cold_start to cold_used */
+	size_t used, stubs_end; /* [0, stubs_end): stubs, kept by a flush */
+	uint8_t *meta;		/* records of all segments */
+	struct xlate_segment seg[XLATE_SEGMENTS];
+	_Atomic uint32_t used_of[XLATE_SEGMENTS]; /* how often a block of it was looked for; any vCPU, unlocked */
+	unsigned now, nsegs; /* the segment that is being filled; how many are not empty */
+	unsigned limit;	     /* that many may be filled, and it stays between these: */
+	unsigned limit_min, limit_max;
+	uint32_t segment_bytes; /* when one counts as full */
+	uint32_t births;	/* segments begun */
+	unsigned fresh, again; /* translations since then; blocks among them that had been dropped */
+	uint16_t *dropped;     /* what is remembered of blocks that were dropped (cache.c) */
 };
 
 /*
- * The table of blocks: open addressing, linear probing.  A reader without the lock may take the words of a slot from
- * two blocks that were there one after the other, so it looks into the block: that stays until the next flush.
+ * The table of blocks: open addressing, linear probing.  A slot is a reference to a block, in units of 8 bytes, with
+ * XLATE_SLOT_BITS of the tag's hash below; 0: free; or XLATE_SLOT_GONE.
  */
-#define XLATE_HASH_BITS 18
-#define XLATE_HASH_SIZE (1u << XLATE_HASH_BITS)
-#define XLATE_HASH_MAX	(XLATE_HASH_SIZE / 4 * 3)
+#define XLATE_SLOT_BITS	    9
+#define XLATE_SLOT_GONE	    1u
+#define XLATE_HASH_BITS_MIN 15
+#define XLATE_HASH_BITS_MAX 19
+_Static_assert((uint64_t)XLATE_SEGMENTS *XLATE_META_BYTES / 8 <= 1u << (32 - XLATE_SLOT_BITS),
+	       "a slot holds it");
 
-struct xlate_slot {
-	_Atomic uint64_t tag; /* phys << 17 | key; 0: free; XLATE_TAG_GONE */
-	_Atomic(struct xlate_block *) b;
+struct xlate_table {
+	_Atomic uint32_t *slot; /* of XLATE_HASH_BITS_MAX; the first 1 << bits are used */
+	unsigned bits;		/* changes while the world is stopped */
+	unsigned nused;		/* slots that are not free */
+	unsigned nblocks;	/* live ones */
 };
-#define XLATE_TAG_GONE UINT64_MAX
 
 struct xlate_vm {
 	struct code_cache cc;
-	struct xlate_slot hash[XLATE_HASH_SIZE];
-	struct xlate_block **by_page;  /* list of blocks by RAM page index */
-	struct xlate_block **by_page2; /* of those that have it as phys2 */
-	/* Blocks by ascending far_entry; never moves, so that a signal handler may search it. */
-	struct xlate_block **order;
-	_Atomic size_t norder;
-	struct {
-		uint8_t *p, *end;
-	} arena; /* metadata, dropped by a flush */
-	struct arena_chunk *chunks;
+	struct xlate_table table;
+	uint32_t *by_page;  /* block: list of those in a page of RAM, by its number */
+	uint32_t *by_page2; /* of those that have it as page2 */
 	/* Stubs: executable addresses. */
 	unsigned (*enter)(struct dbt_cpu *cpu, void *code);
 	uint8_t *ret_miss, *ret_again, *ret_dead; /* see stubs.c, "returns" */
@@ -181,10 +231,98 @@ struct xlate_vm {
 	bool has_returns;    /* calls and returns are the host's */
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
 	uint64_t flushes, invalidations, smc_hits;
+	uint64_t evictions, evicted, translated_again;
 	uint64_t verify_failures; /* blocks that the verifier refused: then vcpu_run fails ... */
 	char refused[160];	  /* ... and says why the last of them was */
-	uint64_t generation;	  /* of flushes */
+	uint64_t generation;	  /* of flushes and of segments emptied */
 };
+
+/* ---- records ---- */
+
+/** xlate_tag() - what names a block but for its second page.  A key has 17 bits; no host has 2^47 bytes of RAM for a guest. */
+static inline uint64_t xlate_tag(uint64_t phys, uint32_t key)
+{
+	return phys << 17 | key;
+}
+/** xlate_block_phys() - RAM offset of the block's first byte. */
+static inline uint64_t xlate_block_phys(const struct xlate_block *b)
+{
+	return b->tag >> 17;
+}
+/** xlate_block_key() - its mode key. */
+static inline uint32_t xlate_block_key(const struct xlate_block *b)
+{
+	return b->tag & ((1u << 17) - 1);
+}
+/** xlate_ref() - the reference of a record (block or link), xlate_block_at() and xlate_link_at() - the other way. */
+static inline uint32_t xlate_ref(const struct xlate_vm *x, const void *record)
+{
+	return (uint32_t)((const uint8_t *)record - x->cc.meta);
+}
+static inline struct xlate_block *xlate_block_at(const struct xlate_vm *x, uint32_t ref)
+{
+	return (struct xlate_block *)(void *)(x->cc.meta + ref);
+}
+static inline struct xlate_link *xlate_link_at(const struct xlate_vm *x, uint32_t ref)
+{
+	return (struct xlate_link *)(void *)(x->cc.meta + ref);
+}
+/** xlate_far_entry() - executable address. */
+static inline uint8_t *xlate_far_entry(const struct xlate_vm *x, const struct xlate_block *b)
+{
+	return x->cc.rx + b->code;
+}
+/** xlate_link_from() - the block that the link is of. */
+static inline struct xlate_block *xlate_link_from(struct xlate_link *l)
+{
+	return (struct xlate_block *)(void *)((uint8_t *)(l - l->index) -
+					      offsetof(struct xlate_block, links));
+}
+static inline struct xlate_far *xlate_block_fars(struct xlate_block *b)
+{
+	return (struct xlate_far *)(void *)(b->links + b->nlinks);
+}
+/** xlate_link_far() - the rest of a far link. */
+static inline struct xlate_far *xlate_link_far(struct xlate_link *l)
+{
+	return xlate_block_fars(xlate_link_from(l)) + l->far - 1;
+}
+/** xlate_block_crossing() - NULL if it is none. */
+static inline struct xlate_crossing *xlate_block_crossing(struct xlate_block *b)
+{
+	return b->is_crossing ? (struct xlate_crossing *)(void *)(xlate_block_fars(b) + b->nfars) : NULL;
+}
+/* What lies behind the rests of far links and the crossing. */
+static inline uint8_t *xlate_block_tail(struct xlate_block *b)
+{
+	return (uint8_t *)(xlate_block_fars(b) + b->nfars) +
+	       (b->is_crossing ? sizeof(struct xlate_crossing) : 0);
+}
+/** xlate_block_loop() - NULL if it has none. */
+static inline struct xlate_loop *xlate_block_loop(struct xlate_block *b)
+{
+	return b->has_loop ? (struct xlate_loop *)(void *)xlate_block_tail(b) : NULL;
+}
+/** xlate_block_map() - the map. */
+static inline uint8_t *xlate_block_map(struct xlate_block *b)
+{
+	return xlate_block_tail(b) + (b->has_loop ? sizeof(struct xlate_loop) : 0);
+}
+/** xlate_link_extra() - what the target's key has besides the mode: DBT_MODE_EACH or 0. */
+static inline uint32_t xlate_link_extra(const struct xlate_link *l)
+{
+	return l->target & XLATE_LINK_EACH ? DBT_MODE_EACH : 0;
+}
+/** xlate_link_off() - the target's offset in its page. */
+static inline uint16_t xlate_link_off(const struct xlate_link *l)
+{
+	return l->target & 0xfff;
+}
+/** xlate_exit_link() - the link that a vCPU left by (XEXIT_LINK). */
+static inline struct xlate_link *xlate_exit_link(const struct dbt_cpu *cpu)
+{
+	return xlate_link_at(cpu->vm->xlate, (uint32_t)cpu->exit_info);
+}
 
 int xlate_vm_create(struct dbt_vm *vm, struct error *err);
 void xlate_vm_destroy(struct dbt_vm *vm);
@@ -223,8 +361,6 @@ unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b);
 void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_block *b);
 /** xlate_jc_set() - remember @b for s.rip in the branch table. */
 void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b);
-/** xlate_flush() - drop all translations; the world is stopped by the caller or single. */
-void xlate_flush(struct dbt_vm *vm);
 /** xlate_signal() - a host signal with its pc in translated code: set up an exit to the interpreter
  * (dbt_xlate_fault in thunk.h). */
 bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
@@ -233,14 +369,76 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
 bool xlate_mode_ok(uint32_t key);
 
 /* translate.c */
-/** xlate_translate() - build a block; called with vm->lock.  NULL when the cache is full.
- * @phys2: as in struct xlate_block */
+/** xlate_translate() - build a block in the present segment; called with vm->lock.  NULL when it can't be.
+ * @phys2: XLATE_NO_PAGE, or the RAM offset of the page where its only instruction goes on, with bit 0 set; 0: it does not */
 struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2, uint32_t key);
-/** xlate_has_block() - is there a block that starts at @phys? */
-bool xlate_has_block(struct xlate_vm *x, uint64_t phys, uint32_t key);
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
+
+/*
+ * cache.c: the memory of code and records.  All with vm->lock, but where it says otherwise.
+ */
+int xlate_cache_create(struct dbt_vm *vm, struct error *err);
+void xlate_cache_destroy(struct xlate_vm *x);
+/** xlate_cache_has_room() - for any block, in the present segment and the table? */
+bool xlate_cache_has_room(const struct xlate_vm *x);
+/** xlate_cache_make_room() - begin another segment, emptying one if needed.  Without vm->lock, at a safepoint of @cpu. */
+void xlate_cache_make_room(struct dbt_cpu *cpu);
+/** xlate_alloc() - @bytes of the present segment, 8-byte aligned, not cleared; NULL: too many for it. */
 void *xlate_alloc(struct xlate_vm *x, size_t bytes);
+/** xlate_hot(), xlate_cold() - writable addresses of where the next block's parts go in the present segment; *@end: of
+ * their ends. */
+uint8_t *xlate_hot(struct xlate_vm *x, uint8_t **end);
+uint8_t *xlate_cold(struct xlate_vm *x, uint8_t **end);
+/** xlate_cache_take() - the block has been built: so many bytes were used. */
+void xlate_cache_take(struct xlate_vm *x, struct xlate_block *b, size_t hot, size_t cold);
+/** xlate_cache_block() - block @i of segment @s. */
+struct xlate_block *xlate_cache_block(const struct xlate_vm *x, unsigned s, unsigned i);
+/** xlate_cache_find() - the block whose hot part has @pc; NULL: none.  Any time on a running vCPU's thread. */
+struct xlate_block *xlate_cache_find(struct xlate_vm *x, const uint8_t *pc);
+/** xlate_segment_of() - the segment that a record is in. */
+static inline unsigned xlate_segment_of(uint32_t ref)
+{
+	return ref / (uint32_t)XLATE_META_BYTES;
+}
+/** xlate_cache_used() - the block was looked for.  Unlocked: that one of two counts, when two vCPUs do, is enough. */
+static inline void xlate_cache_used(struct xlate_vm *x, const struct xlate_block *b)
+{
+	_Atomic uint32_t *n = &x->cc.used_of[xlate_segment_of(xlate_ref(x, b))];
+
+	atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + 1, memory_order_relaxed);
+}
+/** xlate_flush() - drop all translations; the world is stopped by the caller or single.  Without vm->lock. */
+void xlate_flush(struct dbt_vm *vm);
+/** xlate_cache_bytes() - of code, in all segments; xlate_cache_meta_bytes() - of records. */
+uint64_t xlate_cache_bytes(const struct xlate_vm *x);
+uint64_t xlate_cache_meta_bytes(const struct xlate_vm *x);
+
+/*
+ * blocks.c: the table of blocks, and links between them.  All with vm->lock, but for lookups.
+ */
+int xlate_table_create(struct dbt_vm *vm, struct error *err);
+void xlate_table_destroy(struct xlate_vm *x);
+/** xlate_lookup() - lock-free.  @phys2: as in xlate_translate() */
+struct xlate_block *xlate_lookup(struct xlate_vm *x, uint64_t phys, uint64_t phys2, uint32_t key);
+/** xlate_has_block() - is there a block that starts at @phys, and does not go on in another page? */
+bool xlate_has_block(struct xlate_vm *x, uint64_t phys, uint32_t key);
+/** xlate_block_insert() - a new block: found from now on, linked to the others. */
+void xlate_block_insert(struct dbt_cpu *cpu, struct xlate_block *b);
+/** xlate_link_to() - patch @l to jump to @b. */
+void xlate_link_to(struct xlate_vm *x, struct xlate_link *l, struct xlate_block *b);
+/** xlate_blocks_drop() - forget the blocks of segment @s; nobody runs. */
+void xlate_blocks_drop(struct dbt_vm *vm, unsigned s);
+/** xlate_blocks_clear() - forget all blocks; nobody runs. */
+void xlate_blocks_clear(struct dbt_vm *vm);
+/** xlate_table_is_full(), xlate_table_rebuild() - the latter with the world stopped. */
+bool xlate_table_is_full(const struct xlate_vm *x);
+void xlate_table_rebuild(struct xlate_vm *x);
+
+/** xlate_jc_forget() - no entry of the vCPU's branch table leads to code in [@from, @to). */
+void xlate_jc_forget(struct dbt_cpu *cpu, const uint8_t *from, const uint8_t *to);
+/** xlate_map_find() - offset in the page of the instruction whose host code has byte @off of the block; -1: none. */
+int xlate_map_find(struct xlate_block *b, uint32_t off);
 /* translate_sys.c: the stubs of string instructions. */
 void xlate_emit_strings(struct xlate_vm *x, struct emit *e);
 
