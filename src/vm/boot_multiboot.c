@@ -149,6 +149,32 @@ static int load_image(const struct boot_request *rq, struct boot_map *map, uint3
 	return 0;
 }
 
+/* The end of the highest thing placed so far. */
+static gpa_t placed_end(const struct boot_map *map)
+{
+	gpa_t end = BOOT_HIGH_START;
+
+	for (unsigned i = 0; i < map->n; i++)
+		end = MAX(end, map->used[i].end);
+	return end;
+}
+
+/*
+ * Low, where 32-bit kernels with small maps still see it, but above the whole image: kernels take
+ * all from their first byte to their last as theirs, gaps between segments included (seL4 checks it).
+ */
+static void *place_module(const struct boot_request *rq, struct boot_map *map, gpa_t image_end,
+			  gpa_t *at, struct error *err)
+{
+	void *p = boot_place_low(map, rq->initrd->len, 4096, ALIGN_UP(image_end, MIB), 4 * GIB,
+				 "the initrd", at, err);
+
+	if (p) /* else the image ends with RAM: anywhere */
+		return p;
+	return boot_place_high(map, rq->initrd->len, 4096, BOOT_HIGH_START, 4 * GIB, "the initrd",
+			       at, err);
+}
+
 int boot_load_multiboot(const struct boot_request *rq, struct x86_state *bsp, struct error *err)
 {
 	struct boot_map map;
@@ -160,6 +186,8 @@ int boot_load_multiboot(const struct boot_request *rq, struct x86_state *bsp, st
 
 	if (r < 0)
 		return r;
+	gpa_t image_end = placed_end(&map);
+
 	r = boot_set_flat32(&map, bsp, entry, err);
 	if (r < 0)
 		return r;
@@ -197,9 +225,7 @@ int boot_load_multiboot(const struct boot_request *rq, struct x86_state *bsp, st
 		.boot_loader_name = (uint32_t)(at + offsetof(struct mb_block, loader)),
 	};
 	if (rq->initrd) {
-		/* Low, just above the image, where 32-bit kernels with small maps still see it. */
-		void *p = boot_place_low(&map, rq->initrd->len, 4096, ALIGN_UP(entry & ~0xfffffULL, MIB),
-					 4 * GIB, "the initrd", &initrd, err);
+		void *p = place_module(rq, &map, image_end, &initrd, err);
 
 		if (!p)
 			return -ENOMEM;

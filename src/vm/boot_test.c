@@ -400,6 +400,37 @@ static void test_multiboot_elf(void **state)
 	}
 }
 
+/* Where the module lies in RAM. */
+static gpa_t module_start(struct world *w)
+{
+	assert_int_equal(boot_load(&w->rq, &w->s, &w->err), 0);
+	gpa_t start = guest(w, guest(w, w->s.gpr[R_RBX] + 24, 4), 4);
+
+	assert_memory_equal(guest_str(w, start), "FOO=bar\n", 8);
+	return start;
+}
+
+/* A module is above the image's last segment, not between two; below only when nothing is above. */
+static void test_multiboot_module_place(void **state)
+{
+	struct world *w = *state;
+	Elf32_Phdr second = { .p_type = PT_LOAD, .p_offset = 0x1000, .p_filesz = 0x1000, .p_memsz = 0x2000 };
+
+	make_elf32(&w->kernel, 0x400000, 0x3000, 0x5000);
+	put_multiboot(&w->kernel, 0x1000, 0);
+	make_blob(&w->initrd, 100);
+	memcpy(w->initrd.data, "FOO=bar\n", 8);
+	w->rq.initrd = &w->initrd;
+	second.p_vaddr = second.p_paddr = 0x800000;
+	memcpy(w->kernel.data + sizeof(Elf32_Ehdr) + sizeof(second), &second, sizeof(second));
+	assert_true(module_start(w) >= 0x802000);
+	second.p_vaddr = second.p_paddr = MEM - 0x2000;
+	memcpy(w->kernel.data + sizeof(Elf32_Ehdr) + sizeof(second), &second, sizeof(second));
+	gpa_t start = module_start(w);
+
+	assert_true(start >= MIB && start + 100 <= MEM - 0x2000);
+}
+
 static void test_multiboot_addresses(void **state)
 {
 	struct world *w = *state;
@@ -714,6 +745,7 @@ int main(void)
 		T(test_bzimage_relocates),
 		T(test_bzimage_errors),
 		T(test_multiboot_elf),
+		T(test_multiboot_module_place),
 		T(test_multiboot_addresses),
 		T(test_pvh),
 		T(test_elf_errors),
