@@ -43,7 +43,7 @@ def test_what_the_parts_print_is_understood():
 
 
 @pytest.mark.parametrize("native, guest, bad, notes", [
-    ("ok", "ok", 0, 0), ("ok", "failed", 1, 0), ("ok", None, 1, 0), ("failed", "failed", 0, 0), ("failed", "ok", 0, 0),
+    ("ok", "ok", 0, 0), ("ok", "failed", 1, 0), ("ok", None, 1, 0), (None, "failed", 1, 0), ("failed", "failed", 0, 0), ("failed", "ok", 0, 0),
     ("failed", "crashed", 0, 0), ("ok", "skipped", 0, 1), ("skipped", "ok", 0, 1), ("skipped", "failed", 1, 0),
     (HASH, HASH, 0, 0), (HASH, HASH[::-1], 1, 0), (HASH, None, 1, 0), (None, HASH, 1, 0)])
 def test_differences(native, guest, bad, notes):
