@@ -33,6 +33,20 @@ static uint32_t slot_bits(uint64_t hash)
 	       ((1u << XLATE_SLOT_BITS) - 1);
 }
 
+static bool is_seen(const struct xlate_table *t, uint64_t hash)
+{
+	uint64_t n = hash >> (64 - XLATE_SEEN_BITS);
+
+	return atomic_load_explicit(&t->seen[n / 64], memory_order_acquire) >> n % 64 & 1;
+}
+
+static void set_seen(struct xlate_table *t, uint64_t hash)
+{
+	uint64_t n = hash >> (64 - XLATE_SEEN_BITS);
+
+	atomic_fetch_or_explicit(&t->seen[n / 64], 1ULL << n % 64, memory_order_release);
+}
+
 static uint32_t slot_value(uint32_t ref, uint64_t hash)
 {
 	return ref / 8 << XLATE_SLOT_BITS | slot_bits(hash);
@@ -53,6 +67,8 @@ struct xlate_block *xlate_lookup(struct xlate_vm *x, uint64_t phys, uint64_t phy
 	uint64_t tag = xlate_tag(phys, key), hash = hash_of(tag);
 	uint32_t bits = slot_bits(hash), found;
 
+	if (!is_seen(t, hash))
+		return NULL;
 	for (unsigned i = first_slot(t, hash);; i = next_slot(t, i)) {
 		found = atomic_load_explicit(&t->slot[i], memory_order_acquire);
 		if (!found)
@@ -77,6 +93,7 @@ static void insert(struct xlate_vm *x, const struct xlate_block *b)
 	uint64_t hash = hash_of(b->tag);
 	unsigned i = first_slot(t, hash);
 
+	set_seen(t, hash);
 	for (uint32_t there; (there = t->slot[i]) && there != XLATE_SLOT_GONE;)
 		i = next_slot(t, i);
 	t->nused += !t->slot[i];
@@ -105,6 +122,7 @@ bool xlate_table_is_full(const struct xlate_vm *x)
 static void table_clear(struct xlate_table *t)
 {
 	memset((void *)t->slot, 0, sizeof(*t->slot) << t->bits);
+	memset((void *)t->seen, 0, (1u << XLATE_SEEN_BITS) / 8);
 	t->nused = t->nblocks = 0;
 }
 
@@ -132,9 +150,10 @@ int xlate_table_create(struct dbt_vm *vm, struct error *err)
 
 	x->table.bits = XLATE_HASH_BITS_MIN;
 	x->table.slot = calloc(1u << XLATE_HASH_BITS_MAX, sizeof(*x->table.slot));
+	x->table.seen = calloc((1u << XLATE_SEEN_BITS) / 64, sizeof(*x->table.seen));
 	x->by_page = calloc(npages, sizeof(*x->by_page));
 	x->by_page2 = calloc(npages, sizeof(*x->by_page2));
-	return x->table.slot && x->by_page && x->by_page2
+	return x->table.slot && x->table.seen && x->by_page && x->by_page2
 		       ? 0
 		       : error_set(err, -ENOMEM, "no memory for the tables of translated blocks");
 }
@@ -142,6 +161,7 @@ int xlate_table_create(struct dbt_vm *vm, struct error *err)
 void xlate_table_destroy(struct xlate_vm *x)
 {
 	free((void *)x->table.slot);
+	free((void *)x->table.seen);
 	free(x->by_page);
 	free(x->by_page2);
 }

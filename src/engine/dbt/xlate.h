@@ -204,11 +204,14 @@ struct code_cache {
 #define XLATE_SLOT_GONE	    1u
 #define XLATE_HASH_BITS_MIN 15
 #define XLATE_HASH_BITS_MAX 19
+#define XLATE_SEEN_BITS	    20
 _Static_assert((uint64_t)XLATE_SEGMENTS *XLATE_META_BYTES / 8 <= 1u << (32 - XLATE_SLOT_BITS),
 	       "a slot holds it");
 
 struct xlate_table {
 	_Atomic uint32_t *slot; /* of XLATE_HASH_BITS_MAX; the first 1 << bits are used */
+	/* A bit for each XLATE_SEEN_BITS of a hash that some block may have: most questions are for blocks that are not there. */
+	_Atomic uint64_t *seen;
 	unsigned bits;		/* changes while the world is stopped */
 	unsigned nused;		/* slots that are not free */
 	unsigned nblocks;	/* live ones */
