@@ -262,16 +262,18 @@ class Run:
 
 
 def login_times(parts, names, rounds, engine):
-    """From exec to a shell on the console of the whole image, with its own services."""
-    starts = {n: [] for n in names if n != "native"}
+    """From exec to a shell on the console of the whole image, with its own services; and what is resident then."""
+    starts, resident = ({n: [] for n in names if n != "native"} for _ in range(2))
     for number in range(rounds):
         for name in starts:
             log = parts.work / f"{name}-login-{number}.log"
-            took = machines.time_to_login(parts, name, log, engine, START_LIMIT)
+            took, held = machines.time_to_login(parts, name, log, engine, START_LIMIT)
             if took:
                 starts[name].append(took)
+            if held is not None:
+                resident[name].append(held)
             say(f"login {number + 1}, {name}: " + (f"{took:.2f}" if took else f"no login within {START_LIMIT} s"))
-    return starts
+    return starts, resident
 
 
 def logins(args, parts, image, deadline, left_out):
@@ -285,7 +287,8 @@ def logins(args, parts, image, deadline, left_out):
             left_out.append(f"{title}: left out, there is no image \"{name}\"; make bench makes it")
         else:
             chosen = dataclasses.replace(parts, image=image if name == args.image else load_image(name))
-            rows.append({"title": title, "times": login_times(chosen, args.names, args.rounds, args.engine)})
+            times, resident = login_times(chosen, args.names, args.rounds, args.engine)
+            rows.append({"title": title, "times": times, "resident_mib": resident})
     return rows
 
 

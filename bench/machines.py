@@ -247,7 +247,8 @@ SHELL = re.compile(rb"login: |root@[^\r\n]*# ")
 
 
 def time_to_login(parts, name, log, engine, limit):
-    """Seconds from exec to the console's shell or login with the image's own initrd and services; None: never."""
+    """Seconds from exec to the console's shell or login with the image's own initrd and services, and MiB resident beside
+    the guest's RAM then; None, None: never."""
     plain = dataclasses.replace(parts, initrd=pathlib.Path(parts.image["initrd"]))
     if name == "viv":
         machine = start_viv(plain, log, "login", engine)
@@ -258,8 +259,10 @@ def time_to_login(parts, name, log, engine, limit):
         while not SHELL.search(seen):
             machine.read(end)
             seen = machine.buffer
-        return time.monotonic() - machine.start
+        took = time.monotonic() - machine.start
+        pid = viv_info(machine, parts.viv).get("pid") if name == "viv" else machine.process.pid
+        return took, resident_beside_ram(pid) if pid else None
     except Broken:
-        return None
+        return None, None
     finally:
         machine.close(at_once=True)

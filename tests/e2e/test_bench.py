@@ -31,7 +31,8 @@ def record():
             row("c", "system", [1.0], [1.0], [], failed={"qemu": "it burnt down"}),
             row("d", "system", [1.0], [100.0], [100.0], is_equal=False, results={"viv": "7", "qemu": "8"})]
     return {"machines": ["native", "viv", "qemu"], "rows": rows, "means": report.means(rows, ["a", "d"]),
-            "viv_engine": "dbt", "starts": [{"title": "to there", "times": {"viv": [2.0], "qemu": [4.0]}}],
+            "viv_engine": "dbt", "starts": [{"title": "to there", "times": {"viv": [2.0], "qemu": [4.0]},
+                                              "resident_mib": {"viv": [20.0, 22.0, 29.0], "qemu": []}}],
             "resident_mib": {"viv": 30}, "left_out": ["e: left out"]}
 
 
@@ -45,7 +46,7 @@ def test_means_are_geometric_of_medians_and_leave_out_what_failed_or_differed(re
 
 def test_table_and_failures_name_everything(record):
     text = report.table(record)
-    for part in ("| a ", " 4.00 |", "failed", "geometric means", "to there", "30 MiB"):
+    for part in ("| a ", " 4.00 |", "failed", "geometric means", "to there", "at the end: viv 30 MiB.", "there: viv 22 MiB."):
         assert part in text, text
     assert re.search(r"to there +\| +2\.00\d* \| +4\.00\d* \| +0\.50 \|", text), text
     bad = "\n".join(report.failures(record))
@@ -146,7 +147,8 @@ def test_what_fails_is_named_and_the_rest_goes_on(debian, out, monkeypatch):
 
 def test_the_full_kernel_s_login_is_left_out_by_name_where_it_has_no_image(monkeypatch, tmp_path):
     monkeypatch.setenv("VIVARIUM_HOME", str(tmp_path))
-    monkeypatch.setattr(bench, "login_times", lambda parts, names, rounds, engine: {"viv": [float(len(parts.image))]})
+    monkeypatch.setattr(bench, "login_times", 
+                        lambda parts, names, rounds, engine: ({"viv": [float(len(parts.image))]}, {"viv": [7.0]}))
     parts = machines.Parts(*[None] * len(machines.dataclasses.fields(machines.Parts)))
     args, left_out = bench.parse(["--rounds", "1"]), []
     rows = bench.logins(args, parts, {"kernel": "k"}, float("inf"), left_out)
