@@ -107,12 +107,11 @@ static int bz_open(struct bz *z, const struct boot_blob *blob, struct error *err
 	z->is_64 = z->version >= 0x020c && (get_le(z, H_XLOADFLAGS, 2) & XLF_KERNEL_64);
 	/* iPXE's .lkrn: nothing behind its real-mode code can be entered. */
 	if (!z->is_64 && get_le(z, H_CODE32_START, 4) == 0)
-		return error_set(
-			err, -ENOEXEC,
-			"%s has no 32-bit entry point, its real-mode code needs a BIOS; put it on "
-			"a "
-			"disk with a boot loader and give that with --disk instead of --kernel",
-			name);
+		return error_set(err, -ENOEXEC,
+				 "%s has no 32-bit entry point, its real-mode code needs a BIOS; "
+				 "put it on a disk with a boot loader and give that with --disk "
+				 "instead of --kernel",
+				 name);
 	if (z->is_64 && z->kernel_bytes < 0x200 + 16)
 		return error_set(err, -ENOEXEC, "%s is too short for its 64-bit entry point", name);
 	return 0;

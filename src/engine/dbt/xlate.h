@@ -212,9 +212,9 @@ struct xlate_table {
 	_Atomic uint32_t *slot; /* of XLATE_HASH_BITS_MAX; the first 1 << bits are used */
 	/* A bit for each XLATE_SEEN_BITS of a hash that some block may have: most questions are for blocks that are not there. */
 	_Atomic uint64_t *seen;
-	unsigned bits;		/* changes while the world is stopped */
-	unsigned nused;		/* slots that are not free */
-	unsigned nblocks;	/* live ones */
+	unsigned bits;	  /* changes while the world is stopped */
+	unsigned nused;	  /* slots that are not free */
+	unsigned nblocks; /* live ones */
 };
 
 struct xlate_vm {
