@@ -147,7 +147,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(debian, out, monkeypatch):
 
 def test_the_full_kernel_s_login_is_left_out_by_name_where_it_has_no_image(monkeypatch, tmp_path):
     monkeypatch.setenv("VIVARIUM_HOME", str(tmp_path))
-    monkeypatch.setattr(bench, "login_times", 
+    monkeypatch.setattr(bench, "login_times",
                         lambda parts, names, rounds, engine: ({"viv": [float(len(parts.image))]}, {"viv": [7.0]}))
     parts = machines.Parts(*[None] * len(machines.dataclasses.fields(machines.Parts)))
     args, left_out = bench.parse(["--rounds", "1"]), []

@@ -112,7 +112,7 @@ struct loop {
 	} window[MAX_WINDOWS];
 	struct {
 		int8_t window; /* -1: checked each time */
-		int32_t at;    /* the operand is at [gs:ptr[window] + varies * coef + at] */
+		int64_t at;    /* the operand is at [gs:ptr[window] + varies * coef + at] */
 	} of[XLATE_MAX_INSNS];
 };
 

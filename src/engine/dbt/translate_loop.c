@@ -71,16 +71,21 @@ static void begin_round(struct state *s)
 	}
 }
 
-/* @a += @b * @by */
+/* @a += @b * @by; numbers that no address needs are not followed. */
 static void add_sum(struct sum *a, const struct sum *b, int32_t by)
 {
-	a->is_known &= b->is_known;
-	a->k += b->k * by;
-	for (unsigned r = 0; r < ARRAY_SIZE(a->coef); r++)
-		a->coef[r] += b->coef[r] * by;
-	for (unsigned r = 0; r < ARRAY_SIZE(a->coef); r++)
-		a->is_known &= a->coef[r] >= -8 && a->coef[r] <= 8;
-	a->is_known &= a->k == (int32_t)a->k;
+	bool is_known = a->is_known && b->is_known;
+
+	if (is_known) {
+		a->k += b->k * by;
+		is_known = a->k == (int32_t)a->k;
+		for (unsigned r = 0; r < ARRAY_SIZE(a->coef); r++) {
+			a->coef[r] += b->coef[r] * by;
+			is_known &= a->coef[r] >= -8 && a->coef[r] <= 8;
+		}
+	}
+	if (!is_known)
+		*a = (struct sum){ 0 };
 }
 
 static struct sum address_of(const struct ctx *c, unsigned i, const struct state *s)
@@ -291,8 +296,7 @@ static void add_access(struct ctx *c, unsigned i, const struct state *now, const
 	w->kmax = MAX(w->kmax, new.kmax);
 	w->is_write |= new.is_write;
 	l->of[i].window = (int8_t)n;
-	l->of[i].at =
-		(int32_t)(w->varies == NO_REG ? a.k : a.k - now->reg[w->varies].k * a.coef[w->varies]);
+	l->of[i].at = w->varies == NO_REG ? a.k : a.k - now->reg[w->varies].k * a.coef[w->varies];
 }
 
 /* @used: mask of the registers that the loop names */
@@ -544,7 +548,7 @@ static enum done emit_in_window(struct ctx *c, const struct insn *in, int n)
 		c->e.scale = (uint8_t)w->coef[w->varies];
 		c->e.index = c->e.host[w->varies];
 	}
-	bool ok = emit_native(&c->e, in, c->loop.of[c->cur].at - (int32_t)w->kmin);
+	bool ok = emit_native(&c->e, in, (int32_t)(c->loop.of[c->cur].at - w->kmin));
 
 	c->e.scale = 0;
 	return ok ? DONE_NEXT : DONE_INTERP;
