@@ -96,7 +96,7 @@ def table(record):
             [s["title"], *(seconds(statistics.median(s["times"][m])) if s["times"].get(m) else "-" for m in names),
              *([times(start_ratio(s))] if both else [])] for s in starts if any(s["times"].values())]) + [""]
     held = [("at the end", {m: [v] for m, v in record.get("resident_mib", {}).items()})]
-    held += [(s["title"].removeprefix("to "), s["resident_mib"]) for s in starts if s.get("resident_mib")]
+    held += [("at " + s["title"].removeprefix("to "), s["resident_mib"]) for s in starts if s.get("resident_mib")]
     for when, resident in held:
         told = [f"{TITLES[m]} {statistics.median(v):.0f} MiB" for m, v in resident.items() if v]
         if told:

@@ -46,7 +46,7 @@ def test_means_are_geometric_of_medians_and_leave_out_what_failed_or_differed(re
 
 def test_table_and_failures_name_everything(record):
     text = report.table(record)
-    for part in ("| a ", " 4.00 |", "failed", "geometric means", "to there", "at the end: viv 30 MiB.", "there: viv 22 MiB."):
+    for part in ("| a ", " 4.00 |", "failed", "geometric means", "to there", "at the end: viv 30 MiB.", "at there: viv 22 MiB."):
         assert part in text, text
     assert re.search(r"to there +\| +2\.00\d* \| +4\.00\d* \| +0\.50 \|", text), text
     bad = "\n".join(report.failures(record))
