@@ -289,7 +289,7 @@ static enum memory run_interpreter(struct dbt_cpu *cpu, struct check *k,
 	enum memory result = MEMORY_UNKNOWN;
 
 	/* A loop may have gone round often, and been left by a fault at an instruction that it came by before. */
-	unsigned rounds = b->is_loop ? XLATE_LOOP_ROUNDS + 2 : 1;
+	unsigned rounds = b->has_loop ? XLATE_LOOP_ROUNDS + 2 : 1;
 
 	k->text[0] = 0;
 	for (unsigned i = 0; i < rounds * b->ninsns; i++) {

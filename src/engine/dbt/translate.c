@@ -1170,8 +1170,7 @@ static bool ends_flow(const struct insn *in)
 	}
 }
 
-/* Does the block's last instruction go round to its first? */
-static bool is_jump_back(const struct ctx *c, const struct insn *in)
+bool tr_is_jump_back(const struct ctx *c, const struct insn *in)
 {
 	return in->desc->id == I_JCC && in->opsize != 2 &&
 	       (uint32_t)c->off[c->n] + in->imm == c->off[0];
@@ -1210,7 +1209,7 @@ static bool decode_run(struct ctx *c, uint64_t phys2)
 		off += in->len;
 		c->n++;
 		c->off[c->n] = (uint16_t)off;
-		if (ends_flow(in) || is_jump_back(c, in))
+		if (ends_flow(in) || tr_is_jump_back(c, in))
 			return false;
 		nbranches += !!(in->desc->attr & INSN_BRANCH);
 		/* Those never go on in translated code. */
@@ -1624,7 +1623,6 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		.nmap = (uint8_t)nmap,
 		.is_interp = nmapped == 0,
 		.is_crossing = phys2 != 0,
-		.is_loop = c->loop.jump,
 		.has_loop = c->loop.top,
 	};
 	for (unsigned i = 0; i < nmapped; i++)

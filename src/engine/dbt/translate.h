@@ -170,6 +170,8 @@ static inline void tr_emit_pext_gs(struct ctx *c, unsigned dst, unsigned src, in
 /** coalesce_plan() - find the groups of the block's accesses (acc[], group[]). */
 void coalesce_plan(struct ctx *c);
 
+/** tr_is_jump_back() - does the block's last instruction, @in, go round to its first? */
+bool tr_is_jump_back(const struct ctx *c, const struct insn *in);
 /** tr_loop_plan() - is the block a loop that goes round by itself, and how?  Sets loop.is_on. */
 void tr_loop_plan(struct ctx *c);
 /**

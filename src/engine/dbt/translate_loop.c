@@ -339,7 +339,6 @@ void tr_loop_swap(struct ctx *c, bool back)
 void tr_loop_plan(struct ctx *c)
 {
 	struct loop *l = &c->loop;
-	const struct insn *last = &c->in[c->n ? c->n - 1 : 0];
 	bool has_accesses = false;
 	struct state now, after;
 
@@ -350,7 +349,7 @@ void tr_loop_plan(struct ctx *c)
 	memcpy(l->host, emit_host_reg, sizeof(l->host));
 	if (!c->n || c->bits != 64 || !c->x->has_bmi2 || c->key & DBT_MODE_EACH ||
 	    c->cpu->vm->cfg.without & (ENGINE_COALESCING | ENGINE_LOOPS) ||
-	    last->desc->id != I_JCC || last->opsize == 2 || c->off[c->n] + last->imm != c->off[0])
+	    !tr_is_jump_back(c, &c->in[c->n - 1]))
 		return;
 	uint16_t used = 0;
 

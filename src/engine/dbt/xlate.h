@@ -122,7 +122,6 @@ struct xlate_block {
 	bool has_tsc : 1;     /* reads the TSC: two runs differ */
 	bool is_interp : 1;   /* starts with an instruction that is interpreted */
 	bool is_crossing : 1; /* has a struct xlate_crossing */
-	bool is_loop : 1;     /* goes round in itself (translate_loop.c) */
 	bool has_loop : 1;    /* has a struct xlate_loop */
 	struct xlate_link links[];
 };
