@@ -294,11 +294,11 @@ static void empty(struct dbt_vm *vm, unsigned s)
 
 	for (unsigned i = 0; i < g->n; i++) {
 		const struct xlate_block *b = xlate_cache_block(x, s, i);
-		uint16_t sign;
+		uint16_t sign, *memory = memory_of(x, b, &sign);
 
 		if (b->is_dead)
 			continue;
-		*memory_of(x, b, &sign) = sign;
+		*memory = sign;
 		x->evicted++;
 	}
 	xlate_blocks_drop(vm, s);
