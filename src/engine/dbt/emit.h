@@ -63,6 +63,10 @@ extern const uint8_t emit_host_reg[16];
 /* Offset of guest register @r in struct dbt_cpu, for gs: operands. */
 #define CPU_OFF(member) ((int32_t)offsetof(struct dbt_cpu, member))
 #define CPU_GPR_OFF(r)	((int32_t)(offsetof(struct dbt_cpu, s.gpr) + 8 * (r)))
+/* ... of @member of segment register @n. */
+#define CPU_SEG_OFF(n, member)                                                                     \
+	((int32_t)(offsetof(struct dbt_cpu, s.seg) + (n) * sizeof(struct x86_seg) +                \
+		   offsetof(struct x86_seg, member)))
 
 /* mov, flags untouched.  @size 4 or 8 (4 zero-extends). */
 void emit_mov_rr(struct emit *e, unsigned dst, unsigned src, unsigned size);

@@ -128,10 +128,7 @@ void emit_ea_seg(struct emit *e, const struct insn *in, unsigned dst, unsigned t
 		emit_movzx16(e, dst);
 
 	if (in->seg == SEG_FS || in->seg == SEG_GS || (!is_flat && in->mode != 64)) {
-		emit_load_gs(e, tmp,
-			     (int32_t)(offsetof(struct dbt_cpu, s.seg) + in->seg * sizeof(struct x86_seg) +
-				       offsetof(struct x86_seg, base)),
-			     8);
+		emit_load_gs(e, tmp, CPU_SEG_OFF(in->seg, base), 8);
 		emit_lea(e, dst, dst, tmp, 1, 0, in->mode == 64 ? 8 : 4);
 	}
 }

@@ -1000,8 +1000,7 @@ static enum done tr_rdtscp(struct ctx *c, const struct insn *in)
 
 static enum done tr_swapgs(struct ctx *c, const struct insn *in)
 {
-	int32_t gs = (int32_t)(offsetof(struct dbt_cpu, s.seg) + SEG_GS * sizeof(struct x86_seg) +
-			       offsetof(struct x86_seg, base));
+	int32_t gs = CPU_SEG_OFF(SEG_GS, base);
 
 	if (tr_key_cpl(c->key) != 0 || c->bits != 64)
 		return DONE_INTERP;

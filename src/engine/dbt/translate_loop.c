@@ -403,10 +403,7 @@ static void emit_window_address(struct ctx *c, const struct window *w)
 	else if (k)
 		emit_lea(e, H_RCX, H_RCX, H_NONE, 1, k, 8);
 	if (w->seg != SEG_SS) {
-		emit_load_gs(e, H_R15,
-			     (int32_t)(offsetof(struct dbt_cpu, s.seg) + w->seg * sizeof(struct x86_seg) +
-				       offsetof(struct x86_seg, base)),
-			     8);
+		emit_load_gs(e, H_R15, CPU_SEG_OFF(w->seg, base), 8);
 		emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	}
 }

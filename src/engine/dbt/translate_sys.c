@@ -20,15 +20,10 @@ static bool is_off(const struct ctx *c)
 	return c->cpu->vm->cfg.without & ENGINE_SYSTEM;
 }
 
-static int32_t seg_off(unsigned seg, size_t member)
-{
-	return (int32_t)(offsetof(struct dbt_cpu, s.seg) + seg * sizeof(struct x86_seg) + member);
-}
-
 /* MOV r/m, Sreg: 16 bits to memory or a 16-bit register, else zero-extended. */
 enum done tr_mov_r_seg(struct ctx *c, const struct insn *in)
 {
-	int32_t selector = seg_off(in->reg & 7, offsetof(struct x86_seg, selector));
+	int32_t selector = CPU_SEG_OFF(in->reg & 7, selector);
 	struct emit *e = &c->e;
 
 	if (is_off(c) || (in->reg & 7) >= SEG_COUNT ||
@@ -75,7 +70,7 @@ enum done tr_fsgsbase(struct ctx *c, const struct insn *in)
 {
 	bool is_fs = in->desc->id == I_RDFSBASE || in->desc->id == I_WRFSBASE;
 	bool is_read = in->desc->id == I_RDFSBASE || in->desc->id == I_RDGSBASE;
-	int32_t base = seg_off(is_fs ? SEG_FS : SEG_GS, offsetof(struct x86_seg, base));
+	int32_t base = CPU_SEG_OFF(is_fs ? SEG_FS : SEG_GS, base);
 	struct emit *e = &c->e;
 
 	if (is_off(c) || !(c->key & DBT_MODE_FSGSBASE) || !c->x->has_bmi2)
