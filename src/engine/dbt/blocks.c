@@ -11,11 +11,6 @@
 
 /* ---- the table ---------------------------------------------------------------------------- */
 
-static uint64_t hash_of(uint64_t tag)
-{
-	return tag * 0x9e3779b97f4a7c15ULL;
-}
-
 static unsigned first_slot(const struct xlate_table *t, uint64_t hash)
 {
 	return (unsigned)(hash >> (64 - t->bits));
@@ -64,7 +59,7 @@ static uint64_t phys2_of(struct xlate_block *b)
 struct xlate_block *xlate_lookup(struct xlate_vm *x, uint64_t phys, uint64_t phys2, uint32_t key)
 {
 	const struct xlate_table *t = &x->table;
-	uint64_t tag = xlate_tag(phys, key), hash = hash_of(tag);
+	uint64_t tag = xlate_tag(phys, key), hash = xlate_hash(tag);
 	uint32_t bits = slot_bits(hash), found;
 
 	if (!is_seen(t, hash))
@@ -90,7 +85,7 @@ bool xlate_has_block(struct xlate_vm *x, uint64_t phys, uint32_t key)
 static void insert(struct xlate_vm *x, const struct xlate_block *b)
 {
 	struct xlate_table *t = &x->table;
-	uint64_t hash = hash_of(b->tag);
+	uint64_t hash = xlate_hash(b->tag);
 	unsigned i = first_slot(t, hash);
 
 	set_seen(t, hash);
@@ -104,7 +99,7 @@ static void insert(struct xlate_vm *x, const struct xlate_block *b)
 static void take_out(struct xlate_vm *x, const struct xlate_block *b)
 {
 	struct xlate_table *t = &x->table;
-	uint64_t hash = hash_of(b->tag);
+	uint64_t hash = xlate_hash(b->tag);
 	uint32_t value = slot_value(xlate_ref(x, b), hash);
 	unsigned i = first_slot(t, hash);
 

@@ -210,7 +210,7 @@ uint8_t *xlate_cold(struct xlate_vm *x, uint8_t **end)
 /* Where a dropped block is remembered, and by what. */
 static uint16_t *memory_of(struct xlate_vm *x, const struct xlate_block *b, uint16_t *sign)
 {
-	uint64_t hash = b->tag * 0x9e3779b97f4a7c15ULL;
+	uint64_t hash = xlate_hash(b->tag);
 
 	*sign = (uint16_t)(hash >> (48 - XLATE_DROPPED_BITS)) | 1;
 	return &x->cc.dropped[hash >> (64 - XLATE_DROPPED_BITS)];

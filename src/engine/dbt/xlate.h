@@ -246,6 +246,11 @@ static inline uint64_t xlate_tag(uint64_t phys, uint32_t key)
 {
 	return phys << 17 | key;
 }
+/** xlate_hash() - of a tag; its high bits are the best. */
+static inline uint64_t xlate_hash(uint64_t tag)
+{
+	return tag * 0x9e3779b97f4a7c15ULL;
+}
 /** xlate_block_phys() - RAM offset of the block's first byte. */
 static inline uint64_t xlate_block_phys(const struct xlate_block *b)
 {
