@@ -304,7 +304,7 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 	struct dbt_vm *vm = cpu->vm;
 	struct xlate_vm *x = vm->xlate;
 
-	dbt_fpu_to_mem(cpu); /* the C library's malloc() and free() use vector registers */
+	dbt_fpu_to_mem(cpu); /* making room and stopping others call the C library, which may use vector registers */
 	for (;;) {
 		protect_page(cpu, phys);
 		uint64_t phys2 = is_crossing(cpu, phys) ? second_page(cpu) : 0;

@@ -149,7 +149,7 @@ struct xlate_cpu {
 	uint64_t interp_by_id[I_COUNT]; /* what the interpreter executed */
 	uint64_t steps;			/* instructions interpreted without leaving */
 	uint64_t fill_true, fill_false, table_fills, far_fills, ret_overflows;
-	struct insn called; /* the one in execution: a flush may free the block's */
+	struct insn called; /* the one in execution: the block's may be dropped */
 	uint64_t entered;   /* generation of the code that was entered */
 	bool is_watched; /* interpreted instructions leave: somebody compares blocks, or ENGINE_IN_PLACE is off */
 	struct check *check; /* lockstep checker, NULL when off (check.h) */
@@ -343,7 +343,7 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra);
 /** xlate_lookup_fast() - the miss of the branch table, called by the stub with only s.rip and the mode exact:
  * far entry of the block for s.rip, now in the table; NULL: leave to the dispatcher. */
 void *xlate_lookup_fast(struct dbt_cpu *cpu);
-/** xlate_far() - the same for a far link, which exit_info points to; pc_base is the target's already. */
+/** xlate_far() - the same for a far link, which exit_info refers to; pc_base is the target's already. */
 void *xlate_far(struct dbt_cpu *cpu);
 /**
  * xlate_step() - interpret the instruction at s.rip, called by a stub with all state in s.
@@ -352,7 +352,7 @@ void *xlate_far(struct dbt_cpu *cpu);
  * Returns the code to go on at, or an enum xlate_exit: to the dispatcher.
  */
 uint64_t xlate_step(struct dbt_cpu *cpu);
-/** xlate_call() - the same for an instruction that was decoded with the block; exit_info points to it. */
+/** xlate_call() - the same for an instruction that was decoded with the block; exit_info refers to it. */
 uint64_t xlate_call(struct dbt_cpu *cpu);
 /** xlate_go_on() - what they do after the instruction. */
 uint64_t xlate_go_on(struct dbt_cpu *cpu);
