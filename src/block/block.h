@@ -57,12 +57,23 @@ struct block_dev {
 	const struct block_ops *ops;
 };
 
+/*
+ * Which backing files an image may name.  The name stands inside the image, and whoever wrote the image chose it:
+ * without a rule none is opened.  Symbolic links are resolved before the comparison.
+ */
+struct block_backing_rule {
+	bool any;		  /* whatever it names: for images the user alone has written */
+	const char *const *paths; /* NULL-terminated, or NULL: these files, and files in these folders or below */
+};
+
 struct block_open {
 	const char *path;
-	const char *format; /* "raw"; never guessed from content a guest could have written */
+	const char *format; /* "raw", "qcow2"; never guessed from content a guest could have written */
 	bool is_readonly;
 	bool is_snapshot; /* throw-away: writes go to an unlinked temporary overlay */
 	bool use_direct;  /* O_DIRECT */
+	const struct block_backing_rule *backing; /* NULL: an image with a backing file is refused; borrowed for the call */
+	uint64_t max_bytes_per_s, max_ops_per_s; /* 0: no limit */
 };
 
 /**
@@ -71,5 +82,41 @@ struct block_open {
  * reason and remedy.
  */
 int block_open(struct block_dev **out, struct loop *loop, const struct block_open *o, struct error *err);
+
+/*
+ * Layers of a running device.  All under the machine's lock, on devices from block_open(); each drains the device first
+ * (callbacks run inside), so it falls between two requests: every request completed before lies in the old layer,
+ * every later one goes to the new.  On failure the device is as it was.
+ */
+
+/**
+ * block_push_layer() - put an empty layer on top; what was the top becomes its read-only backing.
+ * @top: path and format "qcow2" of a file just made by image_create() with the size of the device and the old top as its
+ * backing file (the name is not opened: the device's own open layers are used, @top->backing is ignored); or
+ * is_snapshot, without a path, for a throw-away layer
+ *
+ * Does no I/O on the old top, so it takes well below a millisecond on an idle device.  The next BLOCK_FLUSH that
+ * succeeds makes the old top stable as well, and whole on its own: from then on other machines can open it as a
+ * backing file or read-only (before: -EBUSY).  A snapshot is done when that flush is.
+ *
+ * Returns 0; -EROFS (a read-only device), -EINVAL (no qcow2 image, another size, not empty, or another backing file), what opening
+ * a file gives.
+ */
+int block_push_layer(struct block_dev *b, const struct block_open *top, struct error *err);
+
+/**
+ * block_reset_layer() - forget everything written to the throw-away layer on top.
+ * Takes time by what was written, not by the size of the disk.  Returns 0, -EINVAL (the top is no throw-away layer), -errno.
+ */
+int block_reset_layer(struct block_dev *b, struct error *err);
+
+/**
+ * block_reopen() - put the device on other files, as block_open() would open @o: to go back to a snapshot, or in
+ * a forked child, which has the parent's files but none of its threads (@is_child: nothing is drained, flushed or
+ * written through the inherited layers, they are only dropped; @loop: the child's).
+ * Returns 0, -EINVAL (another size than the device has now), or what block_open() gives.
+ */
+int block_reopen(struct block_dev *b, struct loop *loop, const struct block_open *o, bool is_child,
+		 struct error *err);
 
 #endif
