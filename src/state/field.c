@@ -131,13 +131,14 @@ static void set_default(const struct field *f, void *obj)
 }
 
 static int load_object(const struct state_desc *desc, void *copy, struct byte_reader *in,
-		       struct error *err);
+		       bool has_check, struct error *err);
 
-static int load_field(const struct field *f, void *copy, struct byte_reader *part, struct error *err)
+static int load_field(const struct field *f, void *copy, struct byte_reader *part, bool has_check,
+		      struct error *err)
 {
 	if (f->kind == FIELD_STRUCT) {
 		for (uint32_t i = 0; i < f->count; i++) {
-			int r = load_object(f->sub, element_mut(f, copy, i), part, err);
+			int r = load_object(f->sub, element_mut(f, copy, i), part, has_check, err);
 			if (r) {
 				error_prefix(err, "%s[%u]", f->name, i);
 				return r;
@@ -160,7 +161,7 @@ static int load_field(const struct field *f, void *copy, struct byte_reader *par
 }
 
 static int load_fields(const struct state_desc *desc, uint16_t version, void *copy,
-		       struct byte_reader *body, struct error *err)
+		       struct byte_reader *body, bool has_check, struct error *err)
 {
 	uint64_t seen[STATE_FIELDS_MAX / 64] = { 0 };
 
@@ -183,7 +184,7 @@ static int load_fields(const struct state_desc *desc, uint16_t version, void *co
 		if (seen[i / 64] >> (i % 64) & 1)
 			return error_set(err, -EINVAL, "%s comes twice", name);
 		seen[i / 64] |= 1ULL << (i % 64);
-		r = load_field(f, copy, &part, err);
+		r = load_field(f, copy, &part, has_check, err);
 		if (r)
 			return r;
 	}
@@ -200,7 +201,7 @@ static int load_fields(const struct state_desc *desc, uint16_t version, void *co
 
 /* Into a copy that the caller throws away on failure. */
 static int load_object(const struct state_desc *desc, void *copy, struct byte_reader *in,
-		       struct error *err)
+		       bool has_check, struct error *err)
 {
 	char name[STATE_NAME_MAX + 1];
 	struct byte_reader body;
@@ -220,8 +221,8 @@ static int load_object(const struct state_desc *desc, void *copy, struct byte_re
 			      "it was saved in version %u, this program knows versions 1 to %u",
 			      version, desc->version);
 	else
-		r = load_fields(desc, version, copy, &body, err);
-	if (!r && desc->check) {
+		r = load_fields(desc, version, copy, &body, has_check, err);
+	if (!r && has_check && desc->check) {
 		r = desc->check(copy, err);
 		if (r > 0)
 			r = -EINVAL;
@@ -254,7 +255,7 @@ int state_load(const struct state_desc *desc, void *obj, struct byte_reader *in,
 		return error_set(err, -ENOMEM, "no memory to load the state of '%s'", desc->name);
 	memcpy(copy, obj, desc->size);
 	struct byte_reader r = *in;
-	int e = load_object(desc, copy, &r, err);
+	int e = load_object(desc, copy, &r, true, err);
 	if (!e) {
 		commit(desc, obj, copy);
 		*in = r;
@@ -334,6 +335,24 @@ int state_show(const struct state_desc *desc, const void *obj, struct bytes *out
 {
 	show_object(desc, obj, NULL, out);
 	return out->is_failed ? -ENOMEM : 0;
+}
+
+int state_show_stream(const struct state_desc *desc, struct byte_reader *in, struct bytes *out,
+		      struct error *err)
+{
+	struct byte_reader r = *in;
+	void *obj = NULL;
+
+	if (posix_memalign(&obj, 64, MAX(desc->size, 1u)))
+		return error_set(err, -ENOMEM, "no memory to show the state of '%s'", desc->name);
+	memset(obj, 0, desc->size);
+	int e = load_object(desc, obj, &r, false, err);
+	if (!e && state_show(desc, obj, out))
+		e = error_set(err, -ENOMEM, "no memory to show the state of '%s'", desc->name);
+	if (!e)
+		*in = r;
+	free(obj);
+	return e;
 }
 
 /* ---- the description itself ---- */

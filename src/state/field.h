@@ -114,6 +114,14 @@ int state_load(const struct state_desc *desc, void *obj, struct byte_reader *in,
 int state_show(const struct state_desc *desc, const void *obj, struct bytes *out);
 
 /**
+ * state_show_stream() - the same for an object on the wire; no device is needed.
+ * Fields are checked, whether the state makes sense to a device is not.  Hostile input.
+ * Returns 0, -EINVAL or -ENOMEM with @err set; @in stands behind the object on success.
+ */
+int state_show_stream(const struct state_desc *desc, struct byte_reader *in, struct bytes *out,
+		      struct error *err);
+
+/**
  * state_desc_verify() - is the description itself right?  For tests over every description.
  * Each byte of the object belongs to exactly one field (padding must be a member, F_HOST or F_BYTES);
  * names are unique and short enough; sizes fit the kinds; versions lie in 1..version; nested tables
