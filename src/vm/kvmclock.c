@@ -63,9 +63,15 @@ static int write_time(struct vcpu *v, gpa_t gpa)
 	t.system_time_ns = m->kvmclock_ns;
 	uint32_t mul;
 
-	kvmclock_scale(m->ops->tsc_khz(m->vm), &mul, &t.tsc_shift);
+	kvmclock_scale(m->tsc_khz, &mul, &t.tsc_shift);
 	t.tsc_to_system_mul = mul;
 	return ram_write(&m->ram, gpa, &t, sizeof(t));
+}
+
+void kvmclock_publish(struct vcpu *v, uint64_t msr)
+{
+	if (msr & 1 && write_time(v, msr & ~1ULL) < 0)
+		log_guest("kvmclock", "structure outside of RAM at %#llx", (unsigned long long)msr);
 }
 
 static int write_wall(struct vcpu *v, gpa_t gpa)

@@ -18,4 +18,8 @@ bool kvmclock_is_msr(uint64_t msr);
 /** kvmclock_msr_write() - the guest names where it wants the clock; fills it in.  Lock held; returns 0. */
 int kvmclock_msr_write(struct vcpu *v, uint64_t msr, uint64_t value);
 
+/** kvmclock_publish() - tell the guest, whose register MSR_KVM_SYSTEM_TIME_NEW is @msr, the machine's pair of TSC and
+ * time.  The vCPU is held. */
+void kvmclock_publish(struct vcpu *v, uint64_t msr);
+
 #endif

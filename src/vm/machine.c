@@ -7,6 +7,7 @@
 #include <x86intrin.h>
 
 #include "vm/machine_int.h"
+#include "vm/snapshot_state.h"
 
 /* ---- holding vCPUs ---- */
 
@@ -116,6 +117,8 @@ static void reset_now(void *arg)
 	struct machine *m = arg;
 	struct error err;
 
+	if (!m->is_reset_queued)
+		return; /* a state was loaded meanwhile */
 	m->is_reset_queued = false;
 	if (m->state == MACHINE_ENDED || m->is_end_set)
 		return;
@@ -135,7 +138,7 @@ static void reset_now(void *arg)
 }
 
 /* From the reset button: no_reboot is about the guest's own wish. */
-static int queue_reset(struct machine *m)
+int machine_queue_reset(struct machine *m)
 {
 	if (m->is_reset_queued)
 		return 0;
@@ -154,7 +157,7 @@ void machine_request_reset(struct machine *m)
 		machine_end(m, END_RESET, 0, "the guest asked for a reset");
 		return;
 	}
-	int r = queue_reset(m);
+	int r = machine_queue_reset(m);
 
 	if (r < 0) {
 		error_set(&err, r, "cannot reset the machine: %s", strerror(-r));
@@ -202,9 +205,16 @@ static int check_config(const struct machine_config *cfg, struct error *err)
 
 static int create_memory(struct machine *m, struct error *err)
 {
-	uint64_t rom_bytes;
-	int r = load_rom_bytes(m, &rom_bytes, err);
+	const struct machine_restore *restore = m->cfg.restore;
+	uint64_t rom_bytes = restore ? restore->state->machine.rom_bytes : 0;
+	int r = restore ? 0 : load_rom_bytes(m, &rom_bytes, err);
 
+	if (restore && restore->ram) {
+		m->ram = *restore->ram;
+		m->ram.on_code_write = NULL;
+		m->rom = m->ram.base + m->ram.size_bytes - rom_bytes;
+		return 0;
+	}
 	if (r == 0)
 		r = ram_create(&m->ram, m->cfg.mem_bytes, rom_bytes, err);
 	if (r == 0 && rom_bytes) {
@@ -212,6 +222,8 @@ static int create_memory(struct machine *m, struct error *err)
 		if (!m->rom)
 			r = -EINVAL;
 	}
+	if (r == 0 && restore && restore->map_ram)
+		r = restore->map_ram(restore->arg, &m->ram, err);
 	return r;
 }
 
@@ -228,8 +240,13 @@ static int create_engine(struct machine *m, const struct machine_config *cfg, st
 	};
 	int r = cpu_model_init(&m->model, m->cpu_name, m->ncpus, err);
 
+	if (r == 0 && cfg->restore)
+		r = snapshot_cpu_model(cfg->restore->state, &m->model, err);
 	if (r == 0)
 		r = m->ops->vm_create(&m->vm, &ec, err);
+	if (r == 0)
+		m->tsc_khz = snapshot_tsc_khz(cfg->restore ? cfg->restore->state : NULL,
+					      m->ops->tsc_khz(m->vm));
 	for (unsigned i = 0; r == 0 && i < m->ncpus; i++)
 		r = vcpu_create(&m->cpus[i], m, i, err);
 	return r;
@@ -245,7 +262,9 @@ static int detect_format(struct machine *m, struct error *err)
 {
 	struct boot_blob kernel;
 
-	if (!m->kernel.name)
+	if (m->cfg.restore)
+		m->format = m->cfg.restore->state->machine.boot_format;
+	if (!m->kernel.name || m->cfg.restore)
 		return 0;
 	int r = boot_blob_read(&kernel, m->kernel.fd, m->kernel.name, 1 * GIB, err);
 
@@ -299,8 +318,13 @@ static int build(struct machine *m, const struct machine_config *cfg, char engin
 	r = pc_create(m, err);
 	if (r == 0)
 		r = load_fw_cfg(m, err);
-	if (r == 0)
-		r = power_on_state(m, err);
+	if (r < 0)
+		return r;
+	if (!cfg->restore)
+		return power_on_state(m, err);
+	pc_reset(m);
+	r = machine_load_state(m, cfg->restore->state, err);
+	m->is_loaded = r == 0;
 	return r;
 }
 
@@ -327,8 +351,11 @@ int machine_create(struct machine **out, const struct machine_config *cfg, char 
 	/* The caller's strings may go now. */
 	m->cfg.name = m->cfg.engine = m->cfg.cpu = m->cfg.kernel = m->cfg.initrd = NULL;
 	m->cfg.append = m->cfg.firmware = NULL;
+	m->cfg.restore = NULL;
 	memset(m->cfg.disks, 0, sizeof(m->cfg.disks));
 	if (r < 0) {
+		if (cfg->restore && cfg->restore->ram)
+			m->ram = (struct guest_ram){ 0 }; /* stays the caller's */
 		machine_destroy(m);
 		return r;
 	}
@@ -347,14 +374,20 @@ int machine_start(struct machine *m, bool is_paused, struct error *err)
 		return r;
 	if (is_paused) {
 		m->state = MACHINE_PAUSED;
-		tsc_pause(m);
+		if (!m->is_loaded)
+			tsc_pause(m);
+		m->is_loaded = false;
 		return 0;
 	}
+	if (m->is_loaded)
+		tsc_resume(m);
+	m->is_loaded = false;
 	r = clock_start(m, err);
 	if (r < 0)
 		return r;
 	m->state = MACHINE_RUNNING;
-	release(m);
+	if (!m->is_reset_queued)
+		release(m);
 	return 0;
 }
 
@@ -467,7 +500,7 @@ int machine_reset(struct machine *m, struct error *err)
 
 	if (r < 0)
 		return r;
-	r = queue_reset(m);
+	r = machine_queue_reset(m);
 	return r < 0 ? error_set(err, r, "cannot reset the machine: %s", strerror(-r)) : 0;
 }
 

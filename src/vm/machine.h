@@ -23,7 +23,9 @@
 #include "engine/engine.h"
 
 struct char_dev;
+struct guest_ram;
 struct machine;
+struct snapshot_state;
 
 #define MACHINE_MAX_CPUS    64
 #define MACHINE_MAX_DISKS   8
@@ -42,6 +44,18 @@ struct machine_disk {
 struct machine_nic {
 	int fd; /* connected SOCK_SEQPACKET socket to `viv net`; taken by machine_create */
 	uint8_t mac[6];
+};
+
+/* From where a machine goes on instead of being switched on. */
+struct machine_restore {
+	const struct snapshot_state *state;
+	/*
+	 * Give the RAM its contents; @ram is complete, its pages zero and not backed.  Called before the
+	 * engine exists.  NULL: @ram is the machine's and complete already.
+	 */
+	int (*map_ram)(void *arg, struct guest_ram *ram, struct error *err);
+	void *arg;
+	struct guest_ram *ram; /* taken instead of new RAM, if machine_create succeeds (fork); or NULL */
 };
 
 /* All strings and arrays are borrowed for the call of machine_create only. */
@@ -68,14 +82,15 @@ struct machine_config {
 	int (*make_backends)(void *arg, struct loop *loop, struct machine_config *cfg, struct error *err);
 	void (*free_backends)(void *arg);
 	void *backends_arg;
-	struct char_dev *serial;  /* COM1, 3F8H, IRQ 4 */
-	struct char_dev *console; /* virtio console (hvc0) */
-	struct char_dev *agent;	  /* virtio port org.qemu.guest_agent.0 */
-	bool no_reboot;		  /* a reset asked for by the guest ends the machine */
-	bool is_strict;		  /* engine_config.is_strict */
-	bool use_interp_only;	  /* engine_config.use_interp_only */
-	unsigned check_every;	  /* engine_config.check_every */
-	uint32_t without;	  /* engine_config.without */
+	struct char_dev *serial;	       /* COM1, 3F8H, IRQ 4 */
+	struct char_dev *console;	       /* virtio console (hvc0) */
+	struct char_dev *agent;		       /* virtio port org.qemu.guest_agent.0 */
+	const struct machine_restore *restore; /* NULL: switched on; borrowed for machine_create */
+	bool no_reboot;			       /* a reset asked for by the guest ends the machine */
+	bool is_strict;			       /* engine_config.is_strict */
+	bool use_interp_only;		       /* engine_config.use_interp_only */
+	unsigned check_every;		       /* engine_config.check_every */
+	uint32_t without;		       /* engine_config.without */
 };
 
 enum machine_state { MACHINE_CREATED, MACHINE_RUNNING, MACHINE_PAUSED, MACHINE_ENDED };

@@ -81,6 +81,7 @@ struct machine {
 	void *rom; /* firmware's region */
 	struct loop *loop;
 	struct vclock clock;
+	uint32_t tsc_khz; /* of the guest's TSC; a restored machine keeps the figure that its guest was told */
 	/* kvmclock: what the clock read at which TSC; since the last reset */
 	bool has_kvmclock;
 	uint64_t kvmclock_tsc, kvmclock_ns;
@@ -115,6 +116,7 @@ struct machine {
 	enum machine_state state;
 	bool is_held;
 	bool is_reset_queued;
+	bool is_loaded; /* not started yet, and its state is another machine's */
 	bool is_quitting;
 	pthread_cond_t idle; /* a vCPU came out of vcpu_run, or finished a call */
 	uint64_t host_tsc_at_pause;
@@ -143,6 +145,9 @@ int vcpu_load(struct vcpu *v, const struct x86_state *s, int64_t tsc_offset, str
 void machine_hold(struct machine *m); /* (releases the lock) no vCPU executes afterwards */
 void machine_request_reset(struct machine *m);
 void machine_fail(struct machine *m, const struct error *err);
+
+/** machine_queue_reset() - a reset in a moment, whatever no_reboot says.  0 or -ENOMEM. */
+int machine_queue_reset(struct machine *m);
 
 /* pc.c */
 int pc_create(struct machine *m, struct error *err);

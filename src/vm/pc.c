@@ -136,7 +136,7 @@ static int create_lapics(struct machine *m, struct error *err)
 	struct lapic_bus_config cfg = {
 		.up = { up_set_intr, up_raise_nmi, up_init, up_sipi, up_read_tsc, NULL, up_eoi,
 			up_extint_ack, m },
-		.tsc_khz = m->ops->tsc_khz(m->vm),
+		.tsc_khz = m->tsc_khz,
 		.phys_bits = m->model.phys_bits,
 		.has_x2apic = cpu_has(&m->model, CPUF_X2APIC),
 		.has_tsc_deadline = cpu_has(&m->model, CPUF_TSC_DEADLINE),
