@@ -1218,7 +1218,7 @@ static bool decode_run(struct ctx *c, uint64_t phys2)
 	return false;
 }
 
-/* May the instruction leave the flags it names as written as they were (a shift by zero)? */
+/* May the instruction leave the flags it names as written as they were: a shift by zero, on some CPUs a scan of zero? */
 static bool may_keep_flags(const struct insn *in)
 {
 	switch (in->desc->id) {
@@ -1335,6 +1335,9 @@ static void emit_decoded(struct ctx *c, const struct cold *k)
 static void emit_cold(struct ctx *c, struct cold *k)
 {
 	struct emit *e = &c->e;
+	case I_BSF:
+	case I_BSR:
+		return true;
 	uint8_t *here = e->p;
 
 	if (e->is_full)
