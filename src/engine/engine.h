@@ -85,6 +85,7 @@ enum run_result {
 	X(SECOND_TLB, "second-tlb")	/* what walks found, for all address spaces */             \
 	X(SYSTEM, "system")	/* system calls by a short way, system and string instructions */  \
 	X(IN_PLACE, "in-place") /* interpreting without leaving translated code */                 \
+	X(SEGMENTS, "segments") /* 16-bit code, and segments that are not flat, are translated */  \
 	X(CODE_ROOM, "code-room") /* room for more than some hundred blocks */
 #define ENGINE_TECHNIQUE_BIT(name, text)  ENGINE_BIT_##name,
 #define ENGINE_TECHNIQUE_MASK(name, text) ENGINE_##name = 1 << ENGINE_BIT_##name,

@@ -26,6 +26,7 @@ GUESTS = [
     ("paging64", 1, []),
     ("segments32", 1, []),
     ("realmode32", 1, []),
+    ("sixteen32", 1, []),
     ("interrupts64", 1, []),
     ("smp64", 2, []),
     ("smp64", 4, []),

@@ -143,7 +143,7 @@ static void add_operand(struct plan *p, unsigned i)
 		.base = in->base,
 		.index = in->index,
 		.scale = in->index == 0xff ? 1 : in->scale,
-		.seg = in->seg == SEG_FS || in->seg == SEG_GS ? in->seg : SEG_SS, /* all others are flat */
+		.seg = in->seg == SEG_FS || in->seg == SEG_GS || !c->is_flat ? in->seg : SEG_SS,
 		.addrsize = in->addrsize,
 		.is_write = in->mem_access & OPND_WRITE,
 	};
@@ -174,8 +174,7 @@ static void add_operand(struct plan *p, unsigned i)
 static void accesses(struct plan *p, unsigned i)
 {
 	const struct insn *in = &p->c->in[i];
-	unsigned size = p->c->sp_size;
-	bool is_wide = in->opsize == size;
+	unsigned size = in->opsize;
 
 	if (in->desc->kind == INSN_NATIVE) {
 		if (in->mem_access)
@@ -184,39 +183,35 @@ static void accesses(struct plan *p, unsigned i)
 	}
 	switch (in->desc->id) {
 	case I_PUSH_RM:
-		if (in->has_mem && is_wide)
+		if (in->has_mem)
 			add_operand(p, i);
 		/* fall through */
 	case I_PUSH_REG:
 	case I_PUSH_IMM:
 	case I_PUSHF:
-		if (is_wide)
-			add_stack(p, i, R_RSP, -(int64_t)size, size, true);
+		add_stack(p, i, R_RSP, -(int64_t)size, size, true);
 		break;
 	case I_CALL_IND:
-		if (in->has_mem && is_wide)
+		if (in->has_mem)
 			add_operand(p, i);
 		/* fall through */
 	case I_CALL_REL:
-		if (is_wide)
-			add_stack(p, i, R_RSP, -(int64_t)size, size, true);
+		add_stack(p, i, R_RSP, -(int64_t)size, size, true);
 		break;
 	case I_JMP_IND:
-		if (in->has_mem && is_wide)
+		if (in->has_mem)
 			add_operand(p, i);
 		break;
 	case I_POP_REG:
 	case I_RET:
-		if (is_wide)
-			add_stack(p, i, R_RSP, 0, size, false);
+		add_stack(p, i, R_RSP, 0, size, false);
 		break;
 	case I_POP_RM:
-		if (is_wide && !in->has_mem)
+		if (!in->has_mem)
 			add_stack(p, i, R_RSP, 0, size, false);
 		break;
 	case I_LEAVE:
-		if (is_wide)
-			add_stack(p, i, R_RBP, 0, size, false);
+		add_stack(p, i, R_RBP, 0, size, false);
 		break;
 	case I_CMPXCHG8B:
 	case I_CMPXCHG16B:
@@ -232,7 +227,7 @@ static void accesses(struct plan *p, unsigned i)
 static void effects(struct plan *p, unsigned i)
 {
 	const struct insn *in = &p->c->in[i];
-	int64_t size = p->c->sp_size, by;
+	int64_t size = in->opsize, by;
 	unsigned reg;
 
 	p->branches += !!(in->desc->attr & INSN_BRANCH);
@@ -256,14 +251,12 @@ static void effects(struct plan *p, unsigned i)
 	case I_PUSH_REG:
 	case I_PUSH_IMM:
 	case I_PUSHF:
-		if (in->opsize == size) {
-			p->bias[R_RSP] -= size;
-			mask &= (uint16_t) ~(1u << R_RSP);
-		}
+		p->bias[R_RSP] -= size;
+		mask &= (uint16_t) ~(1u << R_RSP);
 		break;
 	case I_POP_REG:
 	case I_POP_RM:
-		if (in->opsize == size && !in->has_mem) {
+		if (!in->has_mem) {
 			unsigned dst = in->op[0].kind == OPND_GPR_RM ? in->rm
 				       : in->op[0].kind == OPND_FIXED_GPR
 					       ? in->op[0].reg

@@ -152,7 +152,8 @@ enum {
 	DBT_MODE_CODE64 = 2,	/* bits 1..0 */
 	DBT_MODE_USER = 1 << 2, /* CPL 3 */
 	DBT_MODE_SS32 = 1 << 3, /* stack address size 32 (not 16) outside 64-bit mode */
-	DBT_MODE_FLAT = 1 << 4, /* CS DS ES SS: base 0, limit 4G, usable; always set in 64-bit mode */
+	DBT_MODE_FLAT = 1 << 4, /* CS DS ES SS: base 0, limit 4G, usable; always set in 64-bit mode, never below
+				 * protected mode */
 	DBT_MODE_NO_FPU = 1 << 5, /* CR0.EM or CR0.TS */
 	DBT_MODE_NO_SSE = 1 << 6, /* !CR4.OSFXSR or EM or TS */
 	DBT_MODE_NO_AVX = 1 << 7, /* !CR4.OSXSAVE or XCR0[2:1] != 3 or TS */
@@ -164,6 +165,7 @@ enum {
 	DBT_MODE_EACH = 1 << 15, /* of blocks only: every access is checked by itself (coalesce.c) */
 	DBT_MODE_TSD = 1 << 14,	 /* CR4.TSD */
 	DBT_MODE_FSGSBASE = 1 << 16, /* CR4.FSGSBASE */
+	DBT_MODE_EDGE = 1 << 17, /* of blocks only: the code segment begins within the page (xlate.h) */
 };
 
 struct dbt_vm;
@@ -194,9 +196,18 @@ struct dbt_cpu {
 	uint64_t jc_mask;     /* bits of RIP that index the branch table: constant operand */
 	uint64_t line_mask;   /* DBT_LINE - 1, DBT_LINE: constant operands */
 	uint64_t line_size;
-	uint64_t not_df; /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
+	uint64_t df_mask; /* X86_FL_DF: constant operand */
+	uint64_t not_df;  /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
-	uint64_t ct_mask; /* bits of an address that index ct: constant operand */
+	uint64_t ct_mask;   /* bits of an address that index ct: constant operand */
+	uint64_t sign_mask; /* bit 63: constant operand */
+	uint64_t attr_mask; /* attributes of a segment that a load below protected mode keeps: constant operand */
+	/*
+	 * Outside of 64-bit code: the bytes of an access by segment [n] lie below that offset, 0: the interpreter looks.
+	 * [.][0] for reading, [.][1] for writing; [.][.][1] within 64 KiB.  Of limit and attributes, kept by
+	 * dbt_mode_changed().
+	 */
+	uint64_t seg_end[SEG_COUNT][2][2];
 	uint64_t ct[DBT_CT_SIZE]; /* xlate_ct_entry(): which code page of guest RAM a linear page is; 0: empty */
 	uint64_t jc_neg[DBT_JC_SIZE]; /* -(rip + key): rip + jc_key + jc_neg[i] == 0 is a hit */
 	void *jc_code[DBT_JC_SIZE];   /* far entry of the block */

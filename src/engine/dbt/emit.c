@@ -133,6 +133,8 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsig
 		       (index != H_NONE && index & 8 ? REX_X : 0);
 
 	assert(index != H_RSP);
+	if (size == 2)
+		emit_u8(e, 0x66);
 	if (rex)
 		emit_u8(e, (uint8_t)(REX | rex));
 	emit_u8(e, 0x8d);

@@ -78,7 +78,7 @@ void emit_store_gs_imm(struct emit *e, int32_t off, int32_t imm, unsigned size);
 void emit_load_gs_idx(struct emit *e, unsigned dst, unsigned idx, int32_t off);
 /* pext (pdep) dst, src, gs:[off]; hosts with BMI2 only, flags untouched. */
 void emit_pext_gs(struct emit *e, unsigned dst, unsigned src, int32_t off, bool is_pdep);
-/* lea dst, [base + index * scale + disp]; base or index may be H_NONE; @size 4 or 8. */
+/* lea dst, [base + index * scale + disp]; base or index may be H_NONE; @size 2 (the rest of dst stays), 4 or 8. */
 void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale,
 	      int32_t disp, unsigned size);
 /* One instruction with ModRM memory operand [base + disp], by opcode bytes (prefix/REX computed).

@@ -68,6 +68,22 @@ static void set_branch_keys(struct dbt_cpu *cpu)
 	cpu->ret_key = cpu->jc_key + cpu->ret_gen;
 }
 
+#define END_4G (1ULL << 62) /* what runs over the end of 4G wraps, as in mem_linear() */
+
+/* Up to where the translator may use @s without asking: the checks of mem_linear(), expand-up segments only. */
+static void set_ends(uint64_t end[2][2], const struct x86_seg *s, bool is_protected)
+{
+	bool is_code = s->attr & 8, is_down = (s->attr & (SEG_ATTR_S | 0xc)) == (SEG_ATTR_S | 4);
+	uint64_t all = s->limit == 0xffffffff ? END_4G : s->limit + 1ULL;
+
+	if (is_down || (is_protected && s->attr & SEG_ATTR_UNUSABLE))
+		all = 0;
+	end[0][0] = is_protected && is_code && !(s->attr & 2) ? 0 : all;
+	end[1][0] = is_protected && (is_code || !(s->attr & 2)) ? 0 : all;
+	for (unsigned i = 0; i < 2; i++)
+		end[i][1] = MIN(end[i][0], 0x10000ULL);
+}
+
 void dbt_mode_changed(struct dbt_cpu *cpu)
 {
 	const struct x86_state *s = &cpu->s;
@@ -92,8 +108,10 @@ void dbt_mode_changed(struct dbt_cpu *cpu)
 			key |= DBT_MODE_CODE32;
 		if (s->seg[SEG_SS].attr & SEG_ATTR_DB)
 			key |= DBT_MODE_SS32;
-		if (is_flat(s))
+		if (is_pe && !is_vm86 && is_flat(s))
 			key |= DBT_MODE_FLAT;
+		for (unsigned i = 0; i < SEG_COUNT; i++)
+			set_ends(cpu->seg_end[i], &s->seg[i], is_pe && !is_vm86);
 	}
 	if (cpu->cpl == 3)
 		key |= DBT_MODE_USER;

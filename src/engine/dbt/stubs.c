@@ -102,7 +102,7 @@ static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
 	uint32_t info = (uint32_t)cpu->exit_info;
 
 	cpu->s.rip = cpu->pc_base + (info & 0xffff);
-	if (cpu->code_bits == 32)
+	if (cpu->code_bits != 64)
 		cpu->s.rip = (uint32_t)cpu->s.rip;
 	if (mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 28 & 1, cpu->tlb_mode)) {
 		cpu->xlate->fill_true++;
@@ -125,7 +125,7 @@ static uint64_t miss_group(struct dbt_cpu *cpu, uint64_t va)
 	const struct dbt_tlb *t = &cpu->tlb[cpu->tlb_mode];
 
 	cpu->s.rip = cpu->pc_base + (info & 0xffff);
-	if (cpu->code_bits == 32)
+	if (cpu->code_bits != 64)
 		cpu->s.rip = (uint32_t)cpu->s.rip;
 	/* If the write comes later, as a read: the D bit is not to be set before. */
 	if (!mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 29 & 1, cpu->tlb_mode)) {
@@ -317,7 +317,7 @@ static void emit_miss_refused(struct xlate_vm *x, struct emit *e, unsigned not_c
 	emit_u32(e, (uint32_t)(x->fault_exit - (e->p + 4 + e->exec_delta)));
 }
 
-/* s.rip from the offset in the page in rcx; in 32-bit code C wraps it. */
+/* s.rip from the offset in the page in rcx; outside of 64-bit code C wraps it. */
 static void emit_rip(struct emit *e)
 {
 	emit_load_gs(e, H_R14, CPU_OFF(pc_base), 8);

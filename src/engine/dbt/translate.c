@@ -11,7 +11,7 @@
 
 #include "base/log.h"
 #include "engine/code_verify.h"
-#include "engine/dbt/interp.h"
+#include "engine/dbt/interp_user.h"
 #include "engine/dbt/translate.h"
 
 /* ---- small pieces ------------------------------------------------------------------------- */
@@ -72,6 +72,31 @@ bool tr_flags_live_after(const struct ctx *c)
 	return c->live_after[c->cur] & FL_ARITH;
 }
 
+/* Of stack accesses: rcx = @reg + @disp. */
+static void emit_stack_address(struct ctx *c, unsigned reg, int32_t disp)
+{
+	emit_lea(&c->e, H_RCX, reg, H_NONE, 1, disp, MAX(c->sp_size, 4u));
+	if (c->sp_size == 2)
+		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
+}
+
+static unsigned address_seg(const struct ctx *c, unsigned ea_kind)
+{
+	const struct insn *in = &c->in[c->cur];
+
+	switch (ea_kind) {
+	case EA_INSN:
+		return in->seg;
+	case EA_SOURCE:
+		return user_mem_seg(in);
+	case EA_DESTINATION:
+		return SEG_ES;
+	default:
+		return SEG_SS;
+	}
+}
+
+/* rcx = the address of an access; where it is by a segment with base and limit (tr_is_segmented), the offset in that. */
 static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
 {
 	struct emit *e = &c->e;
@@ -81,16 +106,33 @@ static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
 		struct insn in = c->in[c->cur];
 
 		in.disp += disp;
+		if (tr_is_segmented(c, in.seg))
+			in.seg = SEG_DS;
 		emit_ea(e, &in, H_RCX, H_R15, c->off[c->cur + 1]);
 		break;
 	}
 	case EA_STACK:
-		emit_lea(e, H_RCX, H_R13, H_NONE, 1, disp, c->sp_size);
+		emit_stack_address(c, H_R13, disp);
 		break;
 	case EA_STACK_FRAME:
-		emit_lea(e, H_RCX, H_RBP, H_NONE, 1, disp, c->sp_size);
+		emit_stack_address(c, H_RBP, disp);
+		break;
+	case EA_SOURCE:
+	case EA_DESTINATION:
+		emit_lea(e, H_RCX, ea_kind == EA_SOURCE ? H_RSI : H_RDI, H_NONE, 1, 0,
+			 MAX(c->in[c->cur].addrsize, 4));
+		if (c->in[c->cur].addrsize == 2)
+			OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
 		break;
 	}
+}
+
+/* The linear address again, which has been checked against its segment's limit. */
+static void emit_linear(struct ctx *c, unsigned ea_kind, int32_t disp)
+{
+	emit_address(c, ea_kind, disp);
+	if (tr_is_segmented(c, address_seg(c, ea_kind)))
+		tr_seg_base(c, address_seg(c, ea_kind));
 }
 
 int tr_tlb_mode(uint32_t key)
@@ -216,6 +258,7 @@ void tr_free_slots(struct ctx *c)
  */
 void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
 {
+	/* A string's are in no group. */
 	const struct access *a = &c->acc[c->cur][ea_kind == EA_INSN ? ACC_OPERAND : ACC_STACK];
 	struct group *g = a->group < 0 ? NULL : &c->group[a->group];
 	uint8_t *retry = c->e.p;
@@ -235,7 +278,13 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 		c->ptr_disp = (int32_t)(a->disp - g->dmin);
 		disp -= c->ptr_disp;
 	}
+	unsigned seg = address_seg(c, ea_kind);
+
 	emit_address(c, ea_kind, disp);
+	if (tr_is_segmented(c, seg))
+		tr_seg_check(c, seg, g ? (unsigned)(g->dmax - g->dmin) : size, g ? g->is_write : is_write,
+			     g ? g->addrsize == 2 : ea_kind == EA_STACK && c->sp_size == 2 && size > 8,
+			     live);
 	if (!g) {
 		if (!live)
 			retry = c->e.p;
@@ -283,7 +332,7 @@ static void emit_line_check(struct ctx *c, unsigned size)
 	tr_emit_jmp_cold(c, COLD_INTERP);
 }
 
-/* mov [r14], reg / mov reg, [r14]; @size 4 or 8 (and 2 with prefix) */
+/* mov [r14], reg / mov reg, [r14], zero-extended; @size 2, 4 or 8 */
 void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size)
 {
 	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, (const uint8_t[]){ 0x89 }, 1, reg,
@@ -292,7 +341,26 @@ void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size)
 
 void tr_emit_load_r14(struct ctx *c, unsigned reg, unsigned size)
 {
-	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0x8b }, 1, reg, H_R14, c->ptr_disp);
+	static const uint8_t movzx[] = { 0x0f, 0xb7 }, mov[] = { 0x8b };
+
+	emit_op_mem(&c->e, 0, size == 8, size == 2 ? movzx : mov, size == 2 ? 2 : 1, reg, H_R14,
+		    c->ptr_disp);
+}
+
+/* @guest = [r14], as an instruction of that operand size writes it.  Clobbers rcx. */
+void tr_emit_get_r14(struct ctx *c, unsigned guest, unsigned size)
+{
+	struct emit *e = &c->e;
+	unsigned h = emit_host_reg[guest];
+
+	if (h == H_NONE) {
+		tr_emit_load_r14(c, H_RCX, size);
+		emit_store_gs(e, CPU_GPR_OFF(guest), H_RCX, size == 2 ? 2 : 8);
+	} else if (size == 2) {
+		emit_op_mem(e, 0x66, false, (const uint8_t[]){ 0x8b }, 1, h, H_R14, c->ptr_disp);
+	} else {
+		tr_emit_load_r14(c, h, size);
+	}
 }
 
 void tr_emit_sp_add(struct ctx *c, int32_t delta)
@@ -305,6 +373,14 @@ void tr_emit_rip(struct ctx *c, unsigned reg, int32_t off)
 {
 	emit_load_gs(&c->e, reg, CPU_OFF(pc_base), 8);
 	emit_lea(&c->e, reg, reg, H_NONE, 1, off, c->bits == 64 ? 8 : 4);
+}
+
+/* The same of a branch's target, which has the operand size's bits. */
+static void emit_target(struct ctx *c, int32_t off)
+{
+	tr_emit_rip(c, H_RCX, off);
+	if (c->in[c->cur].opsize == 2 && c->bits != 64)
+		OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
 }
 
 /* Poll at the current instruction, before it does anything. */
@@ -417,10 +493,13 @@ static void note_link(struct ctx *c, uint16_t off)
 	*k->link = (struct new_link){ .site = c->e.p - 4, .page_off = off };
 }
 
-/* Can a jump to page offset @off be patched?  Not to another page, nor to an instruction that goes on there. */
-static bool is_linkable(int32_t off)
+/*
+ * Can a jump to page offset @off be patched?  Not to another page, nor to an instruction that goes on there, nor to what may
+ * lie before its segment.
+ */
+static bool is_linkable(const struct ctx *c, int32_t off)
 {
-	return off >= 0 && off <= 4096 - INSN_MAX_LEN;
+	return off >= (c->key & DBT_MODE_EDGE ? c->off[0] : 0) && off <= 4096 - INSN_MAX_LEN;
 }
 
 /* A patchable jump to page offset @off of the same page; @cc < 0: unconditional. */
@@ -450,7 +529,7 @@ static struct new_link *far_link(struct ctx *c, int32_t off, int32_t sp_moved)
 {
 	struct new_link *l = &c->links[c->nlinks];
 
-	if (!c->x->has_far_links || c->bits != 64 || !is_linkable(off & 0xfff) ||
+	if (!c->x->has_far_links || c->bits != 64 || !is_linkable(c, off & 0xfff) ||
 	    off == (off & 0xfff) || c->nlinks == XLATE_MAX_LINKS)
 		return NULL;
 	*l = (struct new_link){ .page_off = (uint16_t)(off & 0xfff),
@@ -495,7 +574,7 @@ static void emit_far(struct ctx *c, struct new_link *l)
 /* A direct transfer to RIP = pc_base + @off, taken always.  @sp_moved: as in tr_emit_indirect(). */
 void tr_emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 {
-	if (is_linkable(off)) {
+	if (is_linkable(c, off)) {
 		tr_emit_link(c, -1, (uint16_t)off);
 		return;
 	}
@@ -503,10 +582,19 @@ void tr_emit_goto(struct ctx *c, int32_t off, int32_t sp_moved)
 
 	if (l) {
 		emit_far(c, l);
-	} else {
-		tr_emit_rip(c, H_RCX, off);
-		tr_emit_indirect(c, sp_moved);
+		return;
 	}
+	if (sp_moved == NO_UNDO)
+		tr_emit_rip(c, H_RCX, off);
+	else
+		emit_target(c, off);
+	tr_emit_indirect(c, sp_moved);
+}
+
+/* 66H on a branch outside of 16-bit code. */
+static bool is_odd_branch(const struct ctx *c, const struct insn *in)
+{
+	return in->opsize == 2 && c->bits != 16;
 }
 
 static int32_t branch_target(const struct ctx *c)
@@ -527,7 +615,7 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 	if (in->mem_access) {
 		if (in->mem_size == 0 || in->mem_size > 64)
 			return DONE_INTERP;
-		if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
+		if (tr_is_seg_off(c, in))
 			return DONE_INTERP;
 		if (insn_is_bit_string(in) && !c->x->has_bmi2)
 			return DONE_INTERP; /* emit_ea cannot move the address without touching flags */
@@ -561,8 +649,6 @@ static enum done tr_push_reg(struct ctx *c, const struct insn *in)
 							: (in->opcode & 7) | (in->rex_b ? 8u : 0u);
 	unsigned size = in->opsize;
 
-	if (size == 2)
-		return DONE_INTERP;
 	if (emit_host_reg[r] != H_NONE)
 		return tr_push_host(c, emit_host_reg[r], size);
 	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, tr_flags_live_before(c));
@@ -579,19 +665,12 @@ static enum done tr_pop_reg(struct ctx *c, const struct insn *in)
 							: (in->opcode & 7) | (in->rex_b ? 8u : 0u);
 	unsigned size = in->opsize;
 
-	if (size == 2)
+	if (r == R_RSP && size < c->sp_size) /* the sum shows in the upper half */
 		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, 0, size, false, tr_flags_live_before(c));
-	if (r == R_RSP) {
-		tr_emit_load_r14(c, H_R13, size);
+	tr_emit_get_r14(c, r, size);
+	if (r == R_RSP)
 		return DONE_NEXT;
-	}
-	if (emit_host_reg[r] != H_NONE) {
-		tr_emit_load_r14(c, emit_host_reg[r], size);
-	} else {
-		tr_emit_load_r14(c, H_RCX, size);
-		emit_guest_put(&c->e, r, H_RCX);
-	}
 	tr_emit_sp_add(c, (int32_t)size);
 	return DONE_NEXT;
 }
@@ -600,11 +679,11 @@ static enum done tr_push_imm(struct ctx *c, const struct insn *in)
 {
 	unsigned size = in->opsize;
 
-	if (size == 2)
-		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, tr_flags_live_before(c));
-	emit_op_mem(&c->e, 0, size == 8, (const uint8_t[]){ 0xc7 }, 1, 0, H_R14, c->ptr_disp);
-	emit_u32(&c->e, (uint32_t)in->imm);
+	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, (const uint8_t[]){ 0xc7 }, 1, 0, H_R14,
+		    c->ptr_disp);
+	for (unsigned i = 0; i < MIN(size, 4u); i++)
+		emit_u8(&c->e, (uint8_t)((uint32_t)in->imm >> (8 * i)));
 	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_NEXT;
 }
@@ -613,7 +692,7 @@ static enum done tr_push_mem(struct ctx *c, const struct insn *in)
 {
 	unsigned size = in->opsize;
 
-	if (size == 2 || (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS)))
+	if (tr_is_seg_off(c, in))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_INSN, 0, size, false, tr_flags_live_before(c));
 	tr_emit_load_r14(c, H_RCX, size);
@@ -625,11 +704,9 @@ static enum done tr_leave(struct ctx *c, const struct insn *in)
 {
 	unsigned size = in->opsize;
 
-	if (size != c->sp_size)
-		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK_FRAME, 0, size, false, tr_flags_live_before(c));
 	emit_lea(&c->e, H_R13, H_RBP, H_NONE, 1, (int32_t)size, c->sp_size);
-	tr_emit_load_r14(c, H_RBP, size);
+	tr_emit_get_r14(c, R_RBP, size);
 	return DONE_NEXT;
 }
 
@@ -672,7 +749,7 @@ static enum done tr_lea(struct ctx *c, const struct insn *in)
 /* Leaves the return address in rcx. */
 static void tr_call_push(struct ctx *c)
 {
-	unsigned size = c->sp_size;
+	unsigned size = c->in[c->cur].opsize;
 
 	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
 	tr_emit_rip(c, H_RCX, c->off[c->cur + 1]);
@@ -686,7 +763,7 @@ static void cold_call(struct ctx *c, int32_t off, bool is_direct)
 	struct cold *k = tr_cold_add(c, COLD_CALL);
 
 	k->ea_disp = off;
-	k->link = is_direct ? far_link(c, off, -(int32_t)c->sp_size) : NULL;
+	k->link = is_direct ? far_link(c, off, -(int32_t)c->in[c->cur].opsize) : NULL;
 }
 
 /*
@@ -704,7 +781,7 @@ static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
 	align_to(c, 5, 8); /* the landing can be patched at once */
 	emit_u8(e, 0xe8);
 	emit_u32(e, 0);
-	if (in->desc->id == I_CALL_REL && is_linkable(off))
+	if (in->desc->id == I_CALL_REL && is_linkable(c, off))
 		note_link(c, (uint16_t)off);
 	else
 		cold_call(c, off, in->desc->id == I_CALL_REL);
@@ -723,7 +800,7 @@ static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
 
 static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 {
-	if (in->opsize == 2)
+	if (is_odd_branch(c, in))
 		return DONE_INTERP;
 	int32_t off = branch_target(c);
 
@@ -737,16 +814,16 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 	}
 	if (c->x->has_returns)
 		return tr_call_go(c, in, off);
-	tr_emit_goto(c, off, -(int32_t)c->sp_size);
+	tr_emit_goto(c, off, -(int32_t)in->opsize);
 	return DONE_END;
 }
 
 /* Target of an indirect transfer into tmp[2] (the checks of what follows need the scratch registers). */
 static bool indirect_target(struct ctx *c, const struct insn *in)
 {
-	unsigned size = c->bits == 64 ? 8 : 4;
+	unsigned size = in->opsize;
 
-	if (in->opsize == 2 || (c->bits == 32 && in->has_mem && (in->seg == SEG_FS || in->seg == SEG_GS)))
+	if (is_odd_branch(c, in) || tr_is_seg_off(c, in))
 		return false;
 	if (in->has_mem) {
 		tr_emit_check(c, EA_INSN, 0, size, false, true);
@@ -754,7 +831,9 @@ static bool indirect_target(struct ctx *c, const struct insn *in)
 	} else {
 		unsigned h = emit_guest_get(&c->e, in->rm, H_RCX);
 
-		if (h != H_RCX || size == 4)
+		if (size == 2) /* movzx */
+			emit_op_reg(&c->e, 0, false, (const uint8_t[]){ 0x0f, 0xb7 }, 2, H_RCX, h);
+		else if (h != H_RCX || size == 4)
 			emit_mov_rr(&c->e, H_RCX, h, size);
 	}
 	return true;
@@ -769,7 +848,7 @@ static enum done tr_call_ind(struct ctx *c, const struct insn *in)
 	if (c->x->has_returns)
 		return tr_call_go(c, in, 0);
 	emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[2]), 8);
-	tr_emit_indirect(c, -(int32_t)c->sp_size);
+	tr_emit_indirect(c, -(int32_t)in->opsize);
 	return DONE_END;
 }
 
@@ -783,10 +862,10 @@ static enum done tr_jmp_ind(struct ctx *c, const struct insn *in)
 
 static enum done tr_ret(struct ctx *c, const struct insn *in)
 {
-	unsigned size = c->sp_size;
+	unsigned size = in->opsize;
 	int32_t popped = (int32_t)size + (in->imm_len ? (int32_t)(in->imm & 0xffff) : 0);
 
-	if (in->opsize == 2)
+	if (is_odd_branch(c, in))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, 0, size, false, true);
 	if (!c->x->has_returns) {
@@ -807,7 +886,7 @@ static enum done tr_ret(struct ctx *c, const struct insn *in)
 
 static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
 {
-	if (in->opsize == 2)
+	if (is_odd_branch(c, in))
 		return DONE_INTERP;
 	int32_t off = branch_target(c);
 
@@ -820,7 +899,7 @@ static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
 /* A conditional jump to @off; falls through to the next instruction. */
 static void emit_cond(struct ctx *c, int cc, int32_t off)
 {
-	if (is_linkable(off)) {
+	if (is_linkable(c, off)) {
 		tr_emit_link(c, cc, (uint16_t)off);
 		return;
 	}
@@ -835,7 +914,7 @@ static void emit_cond(struct ctx *c, int cc, int32_t off)
 
 static enum done tr_jcc(struct ctx *c, const struct insn *in)
 {
-	if (in->opsize == 2)
+	if (is_odd_branch(c, in))
 		return DONE_INTERP;
 	int32_t off = branch_target(c);
 
@@ -859,13 +938,16 @@ static enum done tr_loop(struct ctx *c, const struct insn *in)
 	int32_t off = branch_target(c);
 	uint8_t *skip;
 
-	if (in->opsize == 2 || in->addrsize == 2)
+	if (is_odd_branch(c, in))
 		return DONE_INTERP;
 	if (off >= 0 && off <= c->off[c->cur])
 		tr_emit_poll(c, true);
 	if (!is_jcxz)
 		emit_lea(&c->e, H_R9, H_R9, H_NONE, 1, -1, in->addrsize);
-	emit_mov_rr(&c->e, H_RCX, H_R9, in->addrsize);
+	if (in->addrsize == 2)
+		OP(0x41, 0x0f, 0xb7, 0xc9); /* movzx ecx, r9w */
+	else
+		emit_mov_rr(&c->e, H_RCX, H_R9, in->addrsize);
 	OP(0xe3, 0x00); /* jrcxz */
 	skip = c->e.p;
 	if (is_jcxz) {
@@ -930,7 +1012,7 @@ static enum done tr_pushf(struct ctx *c, const struct insn *in)
 {
 	unsigned size = in->opsize;
 
-	if (size != c->sp_size || !c->x->has_bmi2)
+	if (!c->x->has_bmi2 || c->key & DBT_MODE_VM86 || (size == 2 && c->bits == 64))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
 	OP(0x9c);	/* pushfq */
@@ -967,7 +1049,8 @@ static enum done tr_moffs(struct ctx *c, const struct insn *in)
 	bool is_store = in->mem_access & OPND_WRITE;
 	uint8_t opc = (uint8_t)(is_store ? (size == 1 ? 0x88 : 0x89) : (size == 1 ? 0x8a : 0x8b));
 
-	if (in->seg == SEG_FS || in->seg == SEG_GS || in->disp != (int32_t)in->disp)
+	if ((c->bits == 64 && (in->seg == SEG_FS || in->seg == SEG_GS)) || tr_is_seg_off(c, in) ||
+	    in->disp != (int32_t)in->disp)
 		return DONE_INTERP;
 	tr_emit_check(c, EA_INSN, 0, size, is_store, tr_flags_live_before(c));
 	emit_op_mem(&c->e, size == 2 ? 0x66 : 0, size == 8, &opc, 1, H_RAX, H_R14, c->ptr_disp);
@@ -1016,7 +1099,7 @@ static enum done tr_cmpxchg_wide(struct ctx *c, const struct insn *in)
 	/* CMPXCHG8B/16B: rcx:rbx and rdx:rax are implied; guest rcx is in r9. */
 	unsigned size = in->mem_size;
 
-	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
+	if (tr_is_seg_off(c, in))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_INSN, 0, size, true, tr_flags_live_before(c));
 	if (insn_is_locked(in) && size == 8) /* the wide one is aligned, or raises */
@@ -1038,7 +1121,7 @@ static enum done tr_raw(struct ctx *c, const struct insn *in)
 static enum done tr_mem_raw(struct ctx *c, const struct insn *in, const uint8_t *opc, unsigned n,
 			    unsigned reg)
 {
-	if (c->bits == 32 && (in->seg == SEG_FS || in->seg == SEG_GS))
+	if (tr_is_seg_off(c, in))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, tr_flags_live_before(c));
 	emit_op_mem(&c->e, 0, false, opc, n, reg, H_R14, c->ptr_disp);
@@ -1063,7 +1146,9 @@ enum done tr_insn(struct ctx *c, const struct insn *in)
 	if (!cpu_has(&c->cpu->vm->model, d->feature) || !fpu_allowed(c, in))
 		return DONE_INTERP;
 	/* Outside of 64-bit mode a code segment is not writable. */
-	if (c->bits != 64 && in->seg == SEG_CS && in->mem_access & OPND_WRITE)
+	if (c->bits != 64 && c->is_flat && in->seg == SEG_CS && in->mem_access & OPND_WRITE)
+		return DONE_INTERP;
+	if (!(c->key & DBT_MODE_PE) && (in->vex || d->attr & INSN_NO_REAL))
 		return DONE_INTERP;
 	if (d->kind == INSN_NATIVE)
 		return d->attr & (INSN_BRANCH | INSN_ENDS_BLOCK | INSN_CPL0) ? DONE_INTERP
@@ -1121,6 +1206,21 @@ enum done tr_insn(struct ctx *c, const struct insn *in)
 		return tr_swapgs(c, in);
 	case I_MOV_R_SEG:
 		return tr_mov_r_seg(c, in);
+	case I_MOV_SEG_R:
+		return tr_mov_seg_r(c, in);
+	case I_PUSH_SEG:
+		return tr_push_seg(c, in);
+	case I_POP_SEG:
+		return tr_pop_seg(c, in);
+	case I_LDS:
+	case I_LES:
+	case I_LFS:
+	case I_LGS:
+		return tr_load_far(c, in);
+	case I_PUSHA:
+		return tr_pusha(c, in);
+	case I_POPA:
+		return tr_popa(c, in);
 	case I_MOV_R_CR:
 		return tr_mov_r_cr(c, in);
 	case I_RDFSBASE:
@@ -1130,6 +1230,9 @@ enum done tr_insn(struct ctx *c, const struct insn *in)
 		return tr_fsgsbase(c, in);
 	case I_STOS:
 	case I_MOVS:
+	case I_LODS:
+	case I_CMPS:
+	case I_SCAS:
 		return tr_string(c, in);
 	case I_SYSCALL:
 		return tr_syscall(c, in);
@@ -1232,6 +1335,9 @@ static bool may_keep_flags(const struct insn *in)
 	case I_SHLD:
 	case I_SHRD:
 		return !in->imm_len || !(in->imm & 31);
+	case I_BSF:
+	case I_BSR:
+		return true;
 	default:
 		return false;
 	}
@@ -1296,7 +1402,7 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 	uint8_t *each;
 
 	if (!k->has_address)
-		emit_address(c, k->ea_kind, k->ea_disp);
+		emit_linear(c, k->ea_kind, k->ea_disp);
 	emit_mov_ri(e, H_R14, k->size - 1u);
 	emit_mov_ri(e, H_R15,
 		    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28 |
@@ -1335,9 +1441,6 @@ static void emit_decoded(struct ctx *c, const struct cold *k)
 static void emit_cold(struct ctx *c, struct cold *k)
 {
 	struct emit *e = &c->e;
-	case I_BSF:
-	case I_BSR:
-		return true;
 	uint8_t *here = e->p;
 
 	if (e->is_full)
@@ -1352,7 +1455,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	switch (k->kind) {
 	case COLD_MISS:
 		if (!k->has_address)
-			emit_address(c, k->ea_kind, k->ea_disp);
+			emit_linear(c, k->ea_kind, k->ea_disp);
 		emit_mov_ri(e, H_R15,
 			    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28);
 		emit_u8(e, 0xe8);
@@ -1374,7 +1477,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 			emit_far(c, k->link);
 			break;
 		}
-		tr_emit_rip(c, H_RCX, k->ea_disp);
+		emit_target(c, k->ea_disp);
 		tr_emit_indirect(c, 0);
 		break;
 	case COLD_BRANCH:
@@ -1389,8 +1492,8 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		if (k->in->desc->id == I_CALL_IND)
 			emit_load_gs(e, H_RCX, CPU_OFF(tmp[2]), 8);
 		else
-			tr_emit_rip(c, H_RCX, k->ea_disp);
-		tr_emit_indirect(c, -(int32_t)c->sp_size);
+			emit_target(c, k->ea_disp);
+		tr_emit_indirect(c, -(int32_t)k->in->opsize);
 		break;
 	case COLD_RETURN:
 		emit_lea(e, H_R14, H_R14, H_NONE, 1, c->off[c->cur + 1], 8);
@@ -1529,8 +1632,9 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	c->cpu = cpu;
 	c->x = x;
 	c->key = key;
-	c->bits = (key & 3) == DBT_MODE_CODE64 ? 64 : 32;
-	c->sp_size = c->bits / 8;
+	c->bits = (key & 3) == DBT_MODE_CODE64 ? 64 : (key & 3) == DBT_MODE_CODE32 ? 32 : 16;
+	c->sp_size = c->bits == 64 ? 8 : key & DBT_MODE_SS32 ? 4 : 2;
+	c->is_flat = key & DBT_MODE_FLAT && c->bits != 16 && c->sp_size != 2;
 	c->phys = phys;
 	c->ncold = c->nlinks = 0;
 	c->landing = 0;

@@ -50,12 +50,8 @@ struct cold {
 	struct new_link *link;
 };
 
-/* operand of the insn; rsp + disp; rbp + disp */
-enum ea_kind {
-	EA_INSN,
-	EA_STACK,
-	EA_STACK_FRAME
-}; /* operand of the insn; rsp + disp; rbp + disp */
+/* operand of the insn; rsp + disp; rbp + disp; of a string: rsi, rdi */
+enum ea_kind { EA_INSN, EA_STACK, EA_STACK_FRAME, EA_SOURCE, EA_DESTINATION };
 
 #define MAX_COLD 400
 
@@ -121,8 +117,9 @@ struct ctx {
 	struct xlate_vm *x;
 	struct emit e;
 	uint32_t key;
-	unsigned bits;	  /* 32 or 64 */
-	unsigned sp_size; /* bytes of stack pointer operations: 4 or 8 */
+	unsigned bits;	  /* 16, 32 or 64 */
+	unsigned sp_size; /* bytes of stack pointer operations: 2, 4 or 8 */
+	bool is_flat;	  /* DBT_MODE_FLAT, and no address wraps at 64 KiB */
 	uint64_t phys;	  /* of the block */
 	unsigned n;
 	struct insn in[XLATE_MAX_INSNS + 1];
@@ -198,6 +195,7 @@ unsigned tr_key_cpl(uint32_t key);
 int tr_tlb_mode(uint32_t key);
 void tr_emit_store_r14(struct ctx *c, unsigned reg, unsigned size);
 void tr_emit_load_r14(struct ctx *c, unsigned reg, unsigned size);
+void tr_emit_get_r14(struct ctx *c, unsigned guest, unsigned size);
 void tr_emit_indirect(struct ctx *c, int32_t sp_moved);
 void tr_emit_rel_to(struct ctx *c, const uint8_t *exec_target);
 void tr_free_slots(struct ctx *c);
@@ -208,6 +206,28 @@ enum done tr_insn(struct ctx *c, const struct insn *in);
 /* The soft-TLB check of @size bytes at rcx: r14 = host pointer, r15 = offset in the page; else to @miss (writable address).
  * Clobbers rcx, flags. */
 void tr_emit_lookup_or(struct ctx *c, unsigned size, bool is_write, const uint8_t *miss);
+
+/* translate_seg.c */
+/** tr_is_segmented() - does an access by @seg need its base and limit?  (In 64-bit code emit_ea() adds what bases there are.) */
+bool tr_is_segmented(const struct ctx *c, unsigned seg);
+/** tr_is_seg_off() - is @in's memory operand by a segment that is not translated (ENGINE_SEGMENTS)? */
+bool tr_is_seg_off(const struct ctx *c, const struct insn *in);
+/** tr_seg_base() - the offset in rcx becomes a linear address.  Clobbers r15; flags live on. */
+void tr_seg_base(struct ctx *c, unsigned seg);
+/**
+ * tr_seg_check() - the same, after the check that @size bytes from there on may be accessed; else the instruction is
+ * interpreted.  @is_64k: they may not run over 64 KiB either.  Clobbers r14, r15; flags only where they are dead (@live).
+ */
+void tr_seg_check(struct ctx *c, unsigned seg, unsigned size, bool is_write, bool is_64k, bool live);
+enum done tr_push_seg(struct ctx *c, const struct insn *in);
+enum done tr_pop_seg(struct ctx *c, const struct insn *in);
+enum done tr_mov_seg_r(struct ctx *c, const struct insn *in);
+enum done tr_load_far(struct ctx *c, const struct insn *in);
+enum done tr_pusha(struct ctx *c, const struct insn *in);
+enum done tr_popa(struct ctx *c, const struct insn *in);
+
+/* translate_string.c */
+enum done tr_string_one(struct ctx *c, const struct insn *in);
 
 /* translate_sys.c */
 enum done tr_mov_r_seg(struct ctx *c, const struct insn *in);

@@ -26,8 +26,7 @@ enum done tr_mov_r_seg(struct ctx *c, const struct insn *in)
 	int32_t selector = CPU_SEG_OFF(in->reg & 7, selector);
 	struct emit *e = &c->e;
 
-	if (is_off(c) || (in->reg & 7) >= SEG_COUNT ||
-	    (c->bits == 32 && in->has_mem && (in->seg == SEG_FS || in->seg == SEG_GS)))
+	if (is_off(c) || (in->reg & 7) >= SEG_COUNT || tr_is_seg_off(c, in))
 		return DONE_INTERP;
 	if (in->has_mem)
 		tr_emit_check(c, EA_INSN, 0, 2, true, tr_flags_live_before(c));
@@ -50,7 +49,7 @@ enum done tr_mov_r_cr(struct ctx *c, const struct insn *in)
 
 	if (is_off(c) || tr_key_cpl(c->key) != 0 || in->reg > 4 || in->reg == 1)
 		return DONE_INTERP;
-	emit_load_gs(&c->e, H_RCX, off[in->reg], c->bits / 8);
+	emit_load_gs(&c->e, H_RCX, off[in->reg], c->bits == 64 ? 8 : 4);
 	emit_guest_put(&c->e, in->rm, H_RCX);
 	return DONE_NEXT;
 }
@@ -136,7 +135,11 @@ enum done tr_string(struct ctx *c, const struct insn *in)
 	unsigned size = in->opcode & 1 ? in->opsize : 1;
 	unsigned seg = user_mem_seg(in);
 
-	if (is_off(c) || c->bits != 64 || in->addrsize != 8 || !(in->rep || in->repne) ||
+	if (is_off(c))
+		return DONE_INTERP;
+	if (!(in->rep || in->repne))
+		return tr_string_one(c, in);
+	if (c->bits != 64 || in->addrsize != 8 || (in->desc->id != I_MOVS && in->desc->id != I_STOS) ||
 	    !c->x->has_bmi2 || (op == IS_MOVS && (seg == SEG_FS || seg == SEG_GS)))
 		return DONE_INTERP;
 	emit_u8(&c->e, 0xe8);

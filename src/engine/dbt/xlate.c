@@ -9,7 +9,7 @@
 #include <ucontext.h>
 
 #include "engine/dbt/check.h"
-#include "engine/dbt/interp.h"
+#include "engine/dbt/interp_user.h"
 #include "engine/dbt/mmu.h"
 #include "engine/dbt/xlate.h"
 
@@ -30,6 +30,7 @@ int xlate_vm_create(struct dbt_vm *vm, struct error *err)
 	x->has_far_links = x->has_bmi2 && !(vm->cfg.without & (ENGINE_CHAINING | ENGINE_FAR_LINKS)) &&
 			   vm->ram->size_bytes >> GUEST_PAGE_SHIFT < XLATE_RAM_PAGES_MAX;
 	x->has_returns = x->has_bmi2 && !(vm->cfg.without & ENGINE_RETURNS);
+	x->has_segments = x->has_bmi2 && !(vm->cfg.without & ENGINE_SEGMENTS);
 	x->has_dead_flags = !vm->cfg.is_strict && !(vm->cfg.without & ENGINE_DEAD_FLAGS);
 	int rc = xlate_table_create(vm, err);
 
@@ -118,6 +119,9 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 	cpu->ct_mask = (uint64_t)(DBT_CT_SIZE - 1) << GUEST_PAGE_SHIFT;
 	cpu->line_mask = DBT_LINE - 1;
 	cpu->line_size = DBT_LINE;
+	cpu->sign_mask = 1ULL << 63;
+	cpu->attr_mask = SEG_ATTR_G | SEG_ATTR_DB | SEG_ATTR_AVL;
+	cpu->df_mask = X86_FL_DF;
 	cpu->not_df = ~(uint64_t)X86_FL_DF;
 	cpu->not_if = ~(uint64_t)X86_FL_IF;
 	jc_clear(cpu);
@@ -159,6 +163,12 @@ static uint64_t next_page(uint64_t va)
 	return (va & ~(GUEST_PAGE_SIZE - 1)) + GUEST_PAGE_SIZE;
 }
 
+/* The linear address of @rip. */
+static uint64_t linear(const struct dbt_cpu *cpu, uint64_t rip)
+{
+	return cpu->code_bits == 64 ? rip : (uint32_t)(rip + cpu->s.seg[SEG_CS].base);
+}
+
 void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 {
 	struct xlate_cpu *x = cpu->xlate;
@@ -173,9 +183,12 @@ void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 	/* Where nothing is, something may come without notice. */
 	if (c && c->page2 == XLATE_NO_RAM_PAGE)
 		return;
+	uint64_t lin = linear(cpu, rip);
+
 	if (cpu->cpl < 3 &&
-	    (!mmu_is_code_global(cpu, rip) || (c && !mmu_is_code_global(cpu, next_page(rip)))))
+	    (!mmu_is_code_global(cpu, lin) || (c && !mmu_is_code_global(cpu, next_page(lin)))))
 		cpu->has_local_code = true;
+	x->has_based_code |= lin != rip;
 	if (cpu->vm->cfg.without & ENGINE_BRANCH_TABLE)
 		return;
 	if (x->jc_page[i])
@@ -186,7 +199,7 @@ void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b)
 	cpu->jc_neg[i] = 0 - (rip + cpu->jc_key);
 }
 
-/* Branch-table entries of all modes and address spaces.  RIP is linear in code that is translated (xlate_mode_ok). */
+/* Branch-table entries of all modes and address spaces.  Not of code whose RIP is not linear (has_based_code). */
 static void drop_page(struct dbt_cpu *cpu, uint64_t page)
 {
 	const struct xlate_cpu *x = cpu->xlate;
@@ -231,19 +244,22 @@ void xlate_mapping_changed(struct dbt_cpu *cpu, uint64_t va, unsigned npages)
 		drop_page(cpu, va);
 		cpu->ct[ct_index(va)] = 0;
 	}
+	if (has_code && x->has_based_code) {
+		cpu->as_gen++;
+		x->has_based_code = false;
+		dbt_mode_changed(cpu);
+	}
 	if (has_code)
 		dbt_returns_changed(cpu);
 }
 
-bool xlate_mode_ok(uint32_t key)
+bool xlate_mode_ok(const struct xlate_vm *x, uint32_t key)
 {
 	unsigned code = key & 3;
+	bool is_plain = code == DBT_MODE_CODE64 ||
+			(code == DBT_MODE_CODE32 && key & DBT_MODE_SS32 && key & DBT_MODE_FLAT);
 
-	if (code == DBT_MODE_CODE16 || !(key & DBT_MODE_PE) || !(key & DBT_MODE_FLAT))
-		return false;
-	if (code == DBT_MODE_CODE32 && !(key & DBT_MODE_SS32))
-		return false;
-	return !(key & DBT_MODE_ALIGN);
+	return !(key & DBT_MODE_ALIGN) && (is_plain || x->has_segments);
 }
 
 static bool is_near_end(uint64_t phys)
@@ -280,9 +296,16 @@ static void protect_page(struct dbt_cpu *cpu, uint64_t phys)
 /* phys2 of a block whose only instruction, at s.rip, goes on in the next page. */
 static uint64_t second_page(struct dbt_cpu *cpu)
 {
-	uint64_t va = next_page(cpu->s.rip), offset;
+	uint64_t lin = linear(cpu, cpu->s.rip), va = next_page(lin), offset;
 	unsigned avail;
 
+	if (cpu->code_bits != 64) { /* an instruction has at most INSN_MAX_LEN - 1 bytes there */
+		uint64_t last = cpu->s.rip + (va - lin) + INSN_MAX_LEN - 2;
+
+		if (last > cpu->s.seg[SEG_CS].limit && cpu->s.seg[SEG_CS].limit != 0xffffffff)
+			return XLATE_NO_PAGE;
+		va = (uint32_t)va;
+	}
 	if (!mmu_fetch_probe(cpu, va, &avail, &offset))
 		return XLATE_NO_PAGE;
 	note_code_page(cpu, va);
@@ -337,16 +360,38 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 	}
 }
 
-/* RAM offset of the byte at s.rip if its code may be translated; false also for a fetch that faults. */
-static bool code_at_rip(struct dbt_cpu *cpu, uint64_t *phys)
+/* May code at s.rip, @off bytes into its page, be translated as its code segment lies?  Adds to *@key. */
+static bool is_in_segment(const struct dbt_cpu *cpu, unsigned off, uint32_t *key)
 {
-	unsigned avail;
-	uint64_t offset;
+	uint64_t limit = cpu->s.seg[SEG_CS].limit, rip = cpu->s.rip;
 
-	if (!xlate_mode_ok(cpu->mode_key) || !mmu_fetch_probe(cpu, cpu->s.rip, &avail, &offset))
+	if (cpu->code_bits == 16) /* where IP wraps */
+		limit = MIN(limit, 0xffffULL);
+	if (limit == 0xffffffff)
+		return true;
+	if (rip - off + GUEST_PAGE_SIZE - 1 > limit || rip > limit)
 		return false;
-	*phys = offset | (cpu->s.rip & 0xfff);
-	note_code_page(cpu, cpu->s.rip);
+	if (rip < off)
+		*key |= DBT_MODE_EDGE;
+	return true;
+}
+
+/*
+ * RAM offset of the byte at s.rip if its code may be translated, and the key of its block; false also for a fetch that
+ * faults.
+ */
+static bool code_at_rip(struct dbt_cpu *cpu, uint64_t *phys, uint32_t *key)
+{
+	uint64_t lin = linear(cpu, cpu->s.rip), offset;
+	unsigned avail;
+
+	*key = cpu->mode_key;
+	if (!xlate_mode_ok(cpu->vm->xlate, *key) ||
+	    (cpu->code_bits != 64 && !is_in_segment(cpu, lin & 0xfff, key)) ||
+	    !mmu_fetch_probe(cpu, lin, &avail, &offset))
+		return false;
+	*phys = offset | (lin & 0xfff);
+	note_code_page(cpu, lin);
 	return true;
 }
 
@@ -363,11 +408,12 @@ static struct xlate_block *lookup_at_rip(struct dbt_cpu *cpu, uint64_t phys, uin
 
 struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra)
 {
-	uint32_t key = cpu->mode_key | key_extra;
 	uint64_t phys;
+	uint32_t key;
 
-	if (!code_at_rip(cpu, &phys))
+	if (!code_at_rip(cpu, &phys, &key))
 		return NULL;
+	key |= key_extra;
 	struct xlate_block *b = lookup_at_rip(cpu, phys, key);
 
 	if (!b)
@@ -391,10 +437,11 @@ static bool is_called_out(struct dbt_cpu *cpu)
 void *xlate_lookup_fast(struct dbt_cpu *cpu)
 {
 	uint64_t phys;
+	uint32_t key;
 
-	if (is_called_out(cpu) || !code_at_rip(cpu, &phys))
+	if (is_called_out(cpu) || !code_at_rip(cpu, &phys, &key))
 		return NULL;
-	struct xlate_block *b = lookup_at_rip(cpu, phys, cpu->mode_key);
+	struct xlate_block *b = lookup_at_rip(cpu, phys, key);
 
 	if (!b)
 		return NULL;
@@ -409,13 +456,14 @@ void *xlate_far(struct dbt_cpu *cpu)
 	struct xlate_link *l = xlate_exit_link(cpu);
 	struct xlate_block *b = NULL;
 	uint64_t phys, va = cpu->pc_base;
+	uint32_t key;
 
 	cpu->s.rip = va + xlate_link_off(l);
-	if (!is_called_out(cpu) && code_at_rip(cpu, &phys)) {
+	if (!is_called_out(cpu) && code_at_rip(cpu, &phys, &key)) {
 		if (cpu->cpl < 3 && !mmu_is_code_global(cpu, va))
 			cpu->has_local_code = true;
 		cpu->ct[ct_index(va)] = xlate_ct_entry(va, phys >> GUEST_PAGE_SHIFT, cpu->jc_key);
-		b = xlate_lookup(vm->xlate, phys, 0, cpu->mode_key);
+		b = xlate_lookup(vm->xlate, phys, 0, key);
 	}
 	if (!b) { /* to the dispatcher, as from any branch */
 		const struct xlate_far *far = xlate_link_far(l);
@@ -465,8 +513,15 @@ uint64_t xlate_go_on(struct dbt_cpu *cpu)
 /* Stubs add the offset in the page to pc_base. */
 static void wrap_rip(struct dbt_cpu *cpu)
 {
-	if (unlikely(cpu->code_bits == 32))
+	if (unlikely(cpu->code_bits != 64))
 		cpu->s.rip = (uint32_t)cpu->s.rip;
+}
+
+/* Would a branch to s.rip fault? */
+static bool is_rip_bad(const struct dbt_cpu *cpu)
+{
+	return cpu->code_bits == 64 ? !mmu_is_canonical(cpu->s.rip)
+				    : cpu->s.rip > cpu->s.seg[SEG_CS].limit;
 }
 
 uint64_t xlate_step(struct dbt_cpu *cpu)
@@ -505,13 +560,14 @@ unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
 	if (exit == XEXIT_LINK)
 		s->rip = cpu->pc_base + xlate_link_off(xlate_exit_link(cpu));
 	wrap_rip(cpu);
-	if (unlikely(exit == XEXIT_LOOKUP && cpu->code_bits == 64 && !mmu_is_canonical(s->rip)) &&
-	    (int32_t)cpu->exit_info != -1) {
+	if (unlikely(exit == XEXIT_LOOKUP && is_rip_bad(cpu)) && (int32_t)cpu->exit_info != -1) {
 		/* The branch faults, not its target: back to before it (emit_indirect), the interpreter raises. */
 		int32_t info = (int32_t)cpu->exit_info;
 
 		s->rip = cpu->pc_base + (info & 0xfff);
-		s->gpr[R_RSP] -= (uint64_t)(int64_t)(info >> 12);
+		wrap_rip(cpu);
+		user_reg_write(cpu, R_RSP, user_sp_size(cpu),
+			       s->gpr[R_RSP] - (uint64_t)(int64_t)(info >> 12));
 		return XEXIT_INTERP;
 	}
 	return exit;
@@ -587,8 +643,7 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 			cpu->s.gpr[r] = (uint64_t)g[greg_of[host[r]]];
 	cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)FL_ARITH) | ((uint64_t)g[REG_EFL] & FL_ARITH);
 	cpu->s.rip = cpu->pc_base + (unsigned)page_off;
-	if (cpu->code_bits == 32)
-		cpu->s.rip = (uint32_t)cpu->s.rip;
+	wrap_rip(cpu);
 	g[REG_RIP] = (greg_t)(uintptr_t)x->fault_exit;
 	return true;
 }

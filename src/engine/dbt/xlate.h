@@ -16,6 +16,11 @@
  * where it was found, in a table of code pages, and jumps to the block itself.  Processes that share the code share
  * the link; what each has to find out again is pages, not targets.
  *
+ * RIP is not linear where CS has a base: pc_base is what RIP is further than the offset in the page, below zero where the
+ * segment begins within it.  Such a page has blocks of its own (DBT_MODE_EDGE), whose jumps to before their start go by the branch
+ * table; code in the page of the segment's end is interpreted.  Everywhere else a page is wholly in its segment, and jumps
+ * within it need no check.
+ *
  * A block follows not-taken branches and ends at a call or another unconditional transfer, at an instruction that is
  * interpreted, where another block begins, at the end of its page or at its size limit.
  *
@@ -149,8 +154,9 @@ struct xlate_cpu {
 	uint64_t interp_by_id[I_COUNT]; /* what the interpreter executed */
 	uint64_t steps;			/* instructions interpreted without leaving */
 	uint64_t fill_true, fill_false, table_fills, far_fills, ret_overflows;
-	struct insn called; /* the one in execution: the block's may be dropped */
-	uint64_t entered;   /* generation of the code that was entered */
+	struct insn called;  /* the one in execution: the block's may be dropped */
+	uint64_t entered;    /* generation of the code that was entered */
+	bool has_based_code; /* the branch table may have RIPs that are no linear addresses */
 	bool is_watched; /* interpreted instructions leave: somebody compares blocks, or ENGINE_IN_PLACE is off */
 	struct check *check; /* lockstep checker, NULL when off (check.h) */
 	/* Pages with entries in the branch table: a hash of the entry's page + 1 (0: no entry), and how many have
@@ -231,6 +237,7 @@ struct xlate_vm {
 	bool has_bmi2;
 	bool has_far_links;
 	bool has_returns;    /* calls and returns are the host's */
+	bool has_segments;   /* 16-bit code, and segments that are not flat (translate_seg.c) */
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
 	uint64_t flushes, invalidations, smc_hits;
 	uint64_t evictions, evicted, translated_again;
@@ -241,10 +248,12 @@ struct xlate_vm {
 
 /* ---- records ---- */
 
-/** xlate_tag() - what names a block but for its second page.  A key has 17 bits; no host has 2^47 bytes of RAM for a guest. */
+#define XLATE_KEY_BITS 18
+
+/** xlate_tag() - what names a block but for its second page.  No host has 2^46 bytes of RAM for a guest. */
 static inline uint64_t xlate_tag(uint64_t phys, uint32_t key)
 {
-	return phys << 17 | key;
+	return phys << XLATE_KEY_BITS | key;
 }
 /** xlate_hash() - of a tag; its high bits are the best. */
 static inline uint64_t xlate_hash(uint64_t tag)
@@ -254,12 +263,12 @@ static inline uint64_t xlate_hash(uint64_t tag)
 /** xlate_block_phys() - RAM offset of the block's first byte. */
 static inline uint64_t xlate_block_phys(const struct xlate_block *b)
 {
-	return b->tag >> 17;
+	return b->tag >> XLATE_KEY_BITS;
 }
 /** xlate_block_key() - its mode key. */
 static inline uint32_t xlate_block_key(const struct xlate_block *b)
 {
-	return b->tag & ((1u << 17) - 1);
+	return b->tag & ((1u << XLATE_KEY_BITS) - 1);
 }
 /** xlate_ref() - the reference of a record (block or link), xlate_block_at() and xlate_link_at() - the other way. */
 static inline uint32_t xlate_ref(const struct xlate_vm *x, const void *record)
@@ -373,7 +382,7 @@ void xlate_jc_set(struct dbt_cpu *cpu, uint64_t rip, struct xlate_block *b);
 bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig);
 
 /** xlate_mode_ok() - may code of this mode key be translated? */
-bool xlate_mode_ok(uint32_t key);
+bool xlate_mode_ok(const struct xlate_vm *x, uint32_t key);
 
 /* translate.c */
 /** xlate_translate() - build a block in the present segment; called with vm->lock.  NULL when it can't be.
