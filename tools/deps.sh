@@ -7,6 +7,7 @@ set -eu
 # Every build directory has the unit tests in it, hence cmocka and Zydis.
 # (libslirp's pkg-config file asks for GLib's, its package does not.)
 build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev libglib2.0-dev libcmocka-dev libzydis-dev libxxhash-dev"
+build="$build zlib1g-dev libzstd-dev" # compressed clusters
 # The image is put together by mmdebstrap in a user namespace (uidmap, fakeroot), or directly by root.  SeaBIOS
 # starts machines that are given no kernel.
 image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
@@ -14,6 +15,7 @@ image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 # Firmware and boot loaders that the end-to-end tests start.
 boot="ovmf grub-common grub-pc-bin grub-efi-amd64-bin mtools memtest86+ u-boot-qemu"
 test="$build $image $boot clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
+test="$test qemu-utils" # the other opinion on qcow2
 format="clang-format"
 bench="$build $image python3 qemu-system-x86 iperf3"
 

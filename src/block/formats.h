@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The image formats: one row each in block.c. */
+/* The image formats: one row each in layer.c. */
 #ifndef VIV_BLOCK_FORMATS_H
 #define VIV_BLOCK_FORMATS_H
 
-#include "block/block.h"
+#include "block/layer.h"
 
 struct block_format {
 	const char *name;
-	int (*open)(struct block_dev **out, struct loop *loop, const struct block_open *o,
-		    struct error *err);
+	int (*open)(struct layer **out, const struct layer_open *lo, struct error *err);
 };
-
-int raw_open(struct block_dev **out, struct loop *loop, const struct block_open *o, struct error *err);
 
 #endif

@@ -67,9 +67,11 @@ struct image_check {
 int image_check(const char *path, const char *format, bool repair, struct image_check *out,
 		const struct image_progress *p, struct error *err);
 
-/** image_resize() - set the disk's size; -EINVAL: smaller without @may_shrink, or not possible with internal snapshots. */
-int image_resize(const char *path, const char *format, uint64_t size_bytes, bool may_shrink,
-		 struct error *err);
+/**
+ * image_resize() - set the size of the disk of @o; -EINVAL: smaller without @may_shrink, or smaller with internal snapshots.
+ * Backing files are opened: what a longer one would show in the new part reads as zeroes.
+ */
+int image_resize(const struct block_open *o, uint64_t size_bytes, bool may_shrink, struct error *err);
 
 /**
  * image_convert() - copy the content of @from (with its backing files, as far as its rule allows) into a new image.
@@ -78,6 +80,9 @@ int image_resize(const char *path, const char *format, uint64_t size_bytes, bool
  */
 int image_convert(const struct block_open *from, const char *to, const struct image_create *c,
 		  bool compress, const struct image_progress *p, struct error *err);
+
+/** image_compact() - write a qcow2 image anew without the room it no longer uses; then it takes the old one's place. */
+int image_compact(const struct block_open *o, const struct image_progress *p, struct error *err);
 
 /**
  * image_commit() - write everything the top @o holds into its backing file.

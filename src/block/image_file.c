@@ -46,6 +46,8 @@ static int measure(struct image_file *f, const char *path, struct error *err)
 				 strerror(errno));
 	if (S_ISDIR(st.st_mode))
 		return error_set(err, -EISDIR, "disk image '%s' is a folder; name an image file", path);
+	f->dev = st.st_dev;
+	f->ino = st.st_ino;
 	if (S_ISREG(st.st_mode)) {
 		f->size_bytes = st.st_size;
 	} else if (S_ISBLK(st.st_mode)) {
@@ -57,17 +59,6 @@ static int measure(struct image_file *f, const char *path, struct error *err)
 		return error_set(err, -EINVAL,
 				 "disk image '%s' is neither a regular file nor a block device", path);
 	}
-	if (!f->size_bytes)
-		return error_set(err, -EINVAL,
-				 "disk image '%s' is empty; give it a size first "
-				 "(truncate -s 2G FILE)",
-				 path);
-	if (f->size_bytes % BLOCK_SECTOR)
-		return error_set(
-			err, -EINVAL,
-			"disk image '%s' has %llu bytes, which is no multiple of 512: it is "
-			"damaged, or no raw image",
-			path, (unsigned long long)f->size_bytes);
 	return 0;
 }
 
@@ -103,25 +94,49 @@ static int open_error(const char *path, bool is_writer, int e, struct error *err
 	return error_set(err, -e, "cannot open disk image '%s': %s; %s", path, strerror(e), remedy);
 }
 
-int image_file_open(struct image_file *f, const struct block_open *o, struct error *err)
+int image_file_check_raw(const struct image_file *f, const char *path, struct error *err)
 {
-	bool is_writer = !o->is_readonly && !o->is_snapshot;
+	if (!f->size_bytes)
+		return error_set(err, -EINVAL,
+				 "disk image '%s' is empty; give it a size first "
+				 "(truncate -s 2G FILE)",
+				 path);
+	if (f->size_bytes % BLOCK_SECTOR)
+		return error_set(
+			err, -EINVAL,
+			"disk image '%s' has %llu bytes, which is no multiple of 512: it is "
+			"damaged, or no raw image",
+			path, (unsigned long long)f->size_bytes);
+	return 0;
+}
+
+int image_file_open(struct image_file *f, const char *path, bool is_writer, bool use_direct,
+		    struct error *err)
+{
 	int flags = (is_writer ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
-	if (o->use_direct)
+	if (use_direct)
 		flags |= O_DIRECT;
-	*f = (struct image_file){ .is_direct = o->use_direct };
-	f->fd = host.open(o->path, flags, 0);
+	*f = (struct image_file){ .is_direct = use_direct };
+	f->fd = host.open(path, flags, 0);
 	if (f->fd < 0)
-		return open_error(o->path, is_writer, errno, err);
-	int r = measure(f, o->path, err);
+		return open_error(path, is_writer, errno, err);
+	int r = measure(f, path, err);
 	if (r == 0)
-		r = lock_image(f->fd, o->path, is_writer, err);
+		r = lock_image(f->fd, path, is_writer, err);
 	if (r == 0 && f->is_direct)
-		r = probe_direct(f, o->path, err);
+		r = probe_direct(f, path, err);
 	if (r < 0)
 		image_file_close(f);
 	return r;
+}
+
+void image_file_share(const struct image_file *f)
+{
+	struct flock lk = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+
+	/* From a stronger lock to a weaker one: the file system may have none, else it can't fail. */
+	(void)fcntl(f->fd, F_OFD_SETLK, &lk);
 }
 
 void image_file_close(struct image_file *f)

@@ -69,6 +69,14 @@ void overlay_close(struct overlay *o)
 	*o = (struct overlay){ .fd = -1 };
 }
 
+void overlay_reset(struct overlay *o)
+{
+	/* Anonymous private memory: the pages go, the next look finds zeroes. */
+	if (madvise((void *)o->bits, o->bits_len, MADV_DONTNEED) < 0)
+		for (size_t i = 0; i < o->bits_len / 8; i++)
+			o->bits[i] = 0;
+}
+
 uint64_t overlay_run(const struct overlay *o, uint64_t sector, uint64_t max, bool *is_in_overlay)
 {
 	uint64_t word = o->bits[sector / 64] >> (sector % 64);

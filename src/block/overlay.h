@@ -24,6 +24,8 @@ struct overlay {
 /** overlay_open() - an empty layer in $TMPDIR or /var/tmp.  0 or -errno with @err set. */
 int overlay_open(struct overlay *o, uint64_t size_bytes, struct error *err);
 void overlay_close(struct overlay *o); /* half-open is fine */
+/** overlay_reset() - it holds nothing any more.  No request is in flight. */
+void overlay_reset(struct overlay *o);
 
 /** overlay_run() - how long, from @sector, the same file holds the content; at most @max sectors. */
 uint64_t overlay_run(const struct overlay *o, uint64_t sector, uint64_t max, bool *is_in_overlay);
