@@ -165,6 +165,22 @@ int ram_punch(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct erro
 	return set_regions(ram, gpa, size_bytes, NULL, err);
 }
 
+int ram_map(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct error *err)
+{
+	int flags = fd < 0 ? MAP_ANON_NORESERVE : MAP_PRIVATE | MAP_NORESERVE;
+
+	if (!is_page_aligned(offset) || !is_page_aligned(len) || offset > ram->size_bytes ||
+	    len > ram->size_bytes - offset)
+		return error_set(err, -EINVAL, "[%#llx, +%#llx) is no part of guest memory",
+				 (unsigned long long)offset, (unsigned long long)len);
+	if (host.mmap(ram->base + offset, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd,
+		      fd < 0 ? 0 : (off_t)offset) == MAP_FAILED)
+		return error_set(err, -errno, "cannot map guest memory: %s", strerror(errno));
+	if (fd < 0)
+		madvise(ram->base + offset, len, MADV_HUGEPAGE); /* as ram_create() */
+	return 0;
+}
+
 void *ram_ptr(const struct guest_ram *ram, gpa_t gpa, uint64_t len)
 {
 	const struct ram_region *r = ram_find(ram, gpa);

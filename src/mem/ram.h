@@ -83,6 +83,14 @@ void *ram_add_rom(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct 
 /** ram_punch() - make [@gpa, +@size_bytes) a hole (device memory).  0, -EINVAL, -ENOSPC. */
 int ram_punch(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct error *err);
 
+/**
+ * ram_map() - make [@offset, +@len) of the mapping (pages) show the same bytes of the file @fd, privately: read when
+ * touched, copied when written; the file stays the caller's and must not become shorter.  @fd -1: zero pages.
+ * No vCPU runs, and the caller tells engines of the change (ram_note_write_ptr) where they exist already.
+ * Returns 0, or -errno: the old bytes may be gone.
+ */
+int ram_map(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct error *err);
+
 /** ram_find() - the region that holds @gpa, or NULL (a hole, a device). */
 static inline const struct ram_region *ram_find(const struct guest_ram *ram, gpa_t gpa)
 {
