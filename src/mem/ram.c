@@ -293,3 +293,66 @@ void ram_note_write_ptr(struct guest_ram *ram, const void *ptr, uint64_t len)
 		len -= n;
 	}
 }
+
+/* ---- the dirty log ---- */
+
+/* Eight pages at a time: there are a quarter of a million in a GiB, and machines stand still meanwhile. */
+#define EACH(flag)	(0x0101010101010101ULL * (flag))
+#define PAGES_PER_WORD	8
+
+static uint64_t log_words(const struct guest_ram *ram)
+{
+	return ((ram->size_bytes >> GUEST_PAGE_SHIFT) + PAGES_PER_WORD - 1) / PAGES_PER_WORD;
+}
+
+/* The flags were mapped in whole host pages, so the last word is there. */
+static void change_flags(struct guest_ram *ram, uint64_t clear, uint64_t set)
+{
+	uint64_t *words = (uint64_t *)(void *)(uintptr_t)ram->page_flags, n = log_words(ram);
+
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t old = __atomic_load_n(&words[i], __ATOMIC_RELAXED), new;
+
+		do
+			new = (old & ~clear) | set;
+		while (new != old && !__atomic_compare_exchange_n(&words[i], &old, new, true, __ATOMIC_SEQ_CST,
+								  __ATOMIC_RELAXED));
+	}
+}
+
+void ram_log_start(struct guest_ram *ram)
+{
+	change_flags(ram, EACH(RAM_PAGE_DIRTY), EACH(RAM_PAGE_TRACK));
+}
+
+void ram_log_stop(struct guest_ram *ram)
+{
+	change_flags(ram, EACH(RAM_PAGE_DIRTY | RAM_PAGE_TRACK), 0);
+}
+
+/* One word of flags that has DIRTY pages. */
+static uint64_t collect_word(uint64_t *word, uint64_t first_page, uint64_t *bitmap)
+{
+	uint64_t old = __atomic_load_n(word, __ATOMIC_RELAXED), dirty, n = 0;
+
+	do
+		dirty = old & EACH(RAM_PAGE_DIRTY);
+	while (!__atomic_compare_exchange_n(word, &old, (old & ~dirty) | dirty / RAM_PAGE_DIRTY * RAM_PAGE_TRACK,
+					    true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+	for (; dirty; dirty &= dirty - 1, n++) {
+		uint64_t page = first_page + (uint64_t)__builtin_ctzll(dirty) / 8;
+
+		bitmap[page / 64] |= 1ULL << page % 64;
+	}
+	return n;
+}
+
+uint64_t ram_log_collect(struct guest_ram *ram, uint64_t *bitmap)
+{
+	uint64_t *words = (uint64_t *)(void *)(uintptr_t)ram->page_flags, n = log_words(ram), found = 0;
+
+	for (uint64_t i = 0; i < n; i++)
+		if (__atomic_load_n(&words[i], __ATOMIC_RELAXED) & EACH(RAM_PAGE_DIRTY))
+			found += collect_word(&words[i], i * PAGES_PER_WORD, bitmap);
+	return found;
+}

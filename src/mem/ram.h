@@ -135,4 +135,15 @@ static inline uint8_t ram_note_dirty(const struct guest_ram *ram, uint64_t offse
 	return old;
 }
 
+/**
+ * ram_log_start() - arm the dirty log: every page TRACK, none DIRTY.  No vCPU writes meanwhile, and the engine then
+ * drops the mappings that write without notice (invariant 5).
+ */
+void ram_log_start(struct guest_ram *ram);
+/** ram_log_stop() - no page TRACK or DIRTY. */
+void ram_log_stop(struct guest_ram *ram);
+/** ram_log_collect() - set the bits of the DIRTY pages in @bitmap (a bit a page by host offset) and arm those again; other
+ * bits are left alone.  Returns how many there were. */
+uint64_t ram_log_collect(struct guest_ram *ram, uint64_t *bitmap);
+
 #endif

@@ -332,14 +332,9 @@ static void flush_tlbs(struct dbt_vm *vm)
 static int dbt_dirty_start(struct engine_vm *evm, struct error *err)
 {
 	struct dbt_vm *vm = vm_of(evm);
-	uint64_t npages = vm->ram->size_bytes >> GUEST_PAGE_SHIFT;
 
 	dbt_exclusive_begin_foreign(vm);
-	for (uint64_t i = 0; i < npages; i++) {
-		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY,
-					  memory_order_seq_cst);
-		atomic_fetch_or_explicit(&vm->ram->page_flags[i], RAM_PAGE_TRACK, memory_order_seq_cst);
-	}
+	ram_log_start(vm->ram);
 	vm->is_dirty_logging = true;
 	flush_tlbs(vm);
 	dbt_exclusive_end_foreign(vm);
@@ -359,14 +354,7 @@ static int dbt_dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct err
 	 * the page after the caller has read it, unnoticed.
 	 */
 	dbt_exclusive_begin_foreign(vm);
-	for (uint64_t i = 0; i < npages; i++) {
-		if (!(atomic_load_explicit(&vm->ram->page_flags[i], memory_order_relaxed) & RAM_PAGE_DIRTY))
-			continue;
-		atomic_fetch_or_explicit(&vm->ram->page_flags[i], RAM_PAGE_TRACK, memory_order_seq_cst);
-		atomic_fetch_and_explicit(&vm->ram->page_flags[i], (uint8_t)~RAM_PAGE_DIRTY,
-					  memory_order_seq_cst);
-		bitmap[i / 64] |= 1ULL << i % 64;
-	}
+	ram_log_collect(vm->ram, bitmap);
 	flush_tlbs(vm);
 	dbt_exclusive_end_foreign(vm);
 	return 0;
@@ -375,13 +363,9 @@ static int dbt_dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct err
 static void dbt_dirty_stop(struct engine_vm *evm)
 {
 	struct dbt_vm *vm = vm_of(evm);
-	uint64_t npages = vm->ram->size_bytes >> GUEST_PAGE_SHIFT;
 
 	vm->is_dirty_logging = false;
-	for (uint64_t i = 0; i < npages; i++)
-		atomic_fetch_and_explicit(&vm->ram->page_flags[i],
-					  (uint8_t) ~(RAM_PAGE_TRACK | RAM_PAGE_DIRTY),
-					  memory_order_seq_cst);
+	ram_log_stop(vm->ram);
 }
 
 /* ---- debug, counters, probe --------------------------------------------------------------- */

@@ -377,40 +377,27 @@ static int set_logging(struct kvm_vm *vm, bool is_on, struct error *err)
 	return 0;
 }
 
-static void rearm_page(struct guest_ram *ram, uint64_t page)
-{
-	uint8_t old = atomic_load(&ram->page_flags[page]);
-
-	while (!atomic_compare_exchange_weak(&ram->page_flags[page], &old,
-					     (uint8_t)((old & ~RAM_PAGE_DIRTY) | RAM_PAGE_TRACK)))
-		;
-}
-
 static int dirty_start(struct engine_vm *evm, struct error *err)
 {
 	struct kvm_vm *vm = to_kvm_vm(evm);
-	struct guest_ram *ram = vm->ram;
 	int rc = set_logging(vm, true, err);
 
 	if (rc < 0) {
 		set_logging(vm, false, NULL);
 		return rc;
 	}
-	for (uint64_t p = 0; p < ram->size_bytes >> GUEST_PAGE_SHIFT; p++)
-		rearm_page(ram, p);
+	ram_log_start(vm->ram);
 	return 0;
 }
 
 static void dirty_stop(struct engine_vm *evm)
 {
 	struct kvm_vm *vm = to_kvm_vm(evm);
-	struct guest_ram *ram = vm->ram;
 	struct error err;
 
 	if (set_logging(vm, false, &err) < 0)
 		log_warn("kvm", "%s", err.text); /* costs speed, nothing else */
-	for (uint64_t p = 0; p < ram->size_bytes >> GUEST_PAGE_SHIFT; p++)
-		atomic_fetch_and(&ram->page_flags[p], (uint8_t) ~(RAM_PAGE_TRACK | RAM_PAGE_DIRTY));
+	ram_log_stop(vm->ram);
 }
 
 static void set_bit(uint64_t *bitmap, uint64_t n)
@@ -450,12 +437,7 @@ static int dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct error *
 		if (rc < 0)
 			return rc;
 	}
-	for (uint64_t p = 0; p < ram->size_bytes >> GUEST_PAGE_SHIFT; p++) {
-		if (!(atomic_load_explicit(&ram->page_flags[p], memory_order_relaxed) & RAM_PAGE_DIRTY))
-			continue;
-		rearm_page(ram, p);
-		set_bit(bitmap, p);
-	}
+	ram_log_collect(ram, bitmap);
 	return 0;
 }
 
