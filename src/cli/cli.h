@@ -36,6 +36,7 @@ int cli_list(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_console(int argc, char **argv);
 int cli_exec(int argc, char **argv);
+int cli_snapshot(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_image(int argc, char **argv);
 int cli_doctor(int argc, char **argv);
@@ -66,6 +67,9 @@ int cli_decode(json_t *obj, const char *key, int fd, struct error *err);
 int cli_command_status(json_t *result);
 /** cli_exec_request() - the control request for @argv; @with_input: stdin to its end. */
 json_t *cli_exec_request(char **argv, bool with_input, struct error *err);
+
+/** cli_is_running() - does the machine have a process?  It holds the machine's lock file as long as it lives. */
+bool cli_is_running(const char *name);
 
 /* ---- progress on a terminal ---- */
 struct progress {

@@ -12,6 +12,7 @@
 
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/snapshot.h"
 #include "cli/spawn.h"
 #include "cli/terminal.h"
 #include "ctl/client.h"
@@ -23,10 +24,10 @@
 #define CONSOLE_TAIL	2000
 
 struct args {
-	const char *name, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net, *without;
+	const char *name, *from, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net, *without;
 	uint64_t cpus, mem, check;
 	struct opt_list disks, forwards;
-	bool rm, detach, no_reboot, strict, interp_only, with_input;
+	bool rm, detach, prefault, no_reboot, strict, interp_only, with_input;
 	int64_t boot_timeout;
 };
 
@@ -34,6 +35,10 @@ static const struct opt run_opts[] = {
 	OPT_STRING(struct args, name, "name", "NAME", "keep the machine under this name"),
 	OPT_FLAG(struct args, rm, "rm", "remove the machine when it ends, with all it wrote"),
 	OPT_FLAG_L(struct args, detach, "detach", 'd', "run in the background"),
+	OPT_STRING(struct args, from, "from", "MACHINE@SNAPSHOT",
+		   "go on from a snapshot as a machine of its own"),
+	OPT_FLAG(struct args, prefault, "prefault",
+		 "with --from: read memory ahead, not when it is touched"),
 	OPT_STRING(struct args, engine, "engine", "ENGINE", "auto, kvm or dbt"),
 	OPT_STRING(struct args, cpu, "cpu", "MODEL", "host, x86-64-v2 or x86-64-v3"),
 	OPT_UINT(struct args, cpus, "cpus", "N", "number of CPUs", 1, MACHINE_MAX_CPUS),
@@ -324,10 +329,11 @@ static void remove_machine(const struct vmconfig *c)
 
 /* ---- running ---- */
 
-static int start_and_tell(struct spawned *s, const struct vmconfig *c, bool is_attached, struct error *err)
+static int start_and_tell(struct spawned *s, const struct vmconfig *c,
+			  const struct spawn_from *from, bool is_attached, struct error *err)
 {
 	char engine[256], reason[256];
-	int r = spawn_machine(s, c, is_attached, err);
+	int r = spawn_machine(s, c, from, is_attached, err);
 
 	if (r == 0)
 		r = spawned_wait_ready(s, engine, reason, err);
@@ -378,13 +384,13 @@ static void quit_machine(const struct vmconfig *c)
 		json_decref(reply);
 }
 
-static int run_foreground(const struct vmconfig *c, struct error *err)
+static int run_foreground(const struct vmconfig *c, const struct spawn_from *from, struct error *err)
 {
 	struct spawned s;
 	struct session ses = { c, &s };
 	struct bridge b = { .on_also = session_status, .on_resize = session_resize, .arg = &ses };
 	int sig = 0;
-	int r = start_and_tell(&s, c, true, err);
+	int r = start_and_tell(&s, c, from, true, err);
 
 	if (r < 0) {
 		spawned_free(&s);
@@ -417,10 +423,10 @@ static int run_foreground(const struct vmconfig *c, struct error *err)
 	return r == BRIDGE_SIGNAL ? 128 + sig : r < 0 ? EXIT_FAILED : status;
 }
 
-static int run_detached(const struct vmconfig *c, struct error *err)
+static int run_detached(const struct vmconfig *c, const struct spawn_from *from, struct error *err)
 {
 	struct spawned s;
-	int r = start_and_tell(&s, c, false, err);
+	int r = start_and_tell(&s, c, from, false, err);
 
 	spawned_free(&s);
 	if (r < 0)
@@ -530,14 +536,15 @@ static void end_machine(const struct vmconfig *c, struct spawned *s)
 		continue;
 }
 
-static int run_command(const struct vmconfig *c, const struct args *a, char **command, struct error *err)
+static int run_command(const struct vmconfig *c, const struct spawn_from *from,
+		       const struct args *a, char **command, struct error *err)
 {
 	struct tail tail = { .len = 0 };
 	struct spawned s;
 	json_t *reply = NULL;
 	int status = EXIT_FAILED;
 	json_t *request = cli_exec_request(command, a->with_input, err);
-	int r = request ? start_and_tell(&s, c, true, err) : -EINVAL;
+	int r = request ? start_and_tell(&s, c, from, true, err) : -EINVAL;
 
 	if (r < 0) {
 		if (request)
@@ -565,11 +572,27 @@ static int run_command(const struct vmconfig *c, const struct args *a, char **co
 	return status;
 }
 
-static int run_config(struct vmconfig *c, const struct args *a, const struct opts_rest *rest,
-		      const struct image *im, struct error *err)
+/* The machine's directory is complete. */
+static int run_made(struct vmconfig *c, const struct spawn_from *from, const struct args *a,
+		    const struct opts_rest *rest, struct error *err)
 {
 	int status;
 
+	if (rest->command)
+		status = run_command(c, from, a, rest->command, err);
+	else if (a->detach)
+		status = run_detached(c, from, err);
+	else
+		status = run_foreground(c, from, err);
+	/* The machine's process removes its files itself; this is for one that was killed. */
+	if (c->is_throwaway && !a->detach)
+		remove_machine(c);
+	return status;
+}
+
+static int run_config(struct vmconfig *c, const struct args *a, const struct opts_rest *rest,
+		      const struct image *im, struct error *err)
+{
 	int r = make_machine(c, im, a->name, err);
 
 	if (r < 0) {
@@ -578,15 +601,72 @@ static int run_config(struct vmconfig *c, const struct args *a, const struct opt
 			remove_machine(c);
 		return cli_fail(err);
 	}
-	if (rest->command)
-		status = run_command(c, a, rest->command, err);
-	else if (a->detach)
-		status = run_detached(c, err);
-	else
-		status = run_foreground(c, err);
-	/* The machine's process removes its files itself; this is for one that was killed. */
-	if (c->is_throwaway && !a->detach)
+	return run_made(c, NULL, a, rest, err);
+}
+
+/* ---- from a snapshot ---- */
+
+/* What the machine is made of is the snapshot's matter. */
+static int check_from(const struct args *a, const char *image, struct error *err)
+{
+	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net ||
+	    a->cpus || a->mem || a->disks.n || a->without)
+		return error_set(err, -EINVAL,
+				 "with --from the snapshot says what the machine is made of; "
+				 "besides it there are "
+				 "--name, --rm, --detach, --engine, --forward, --prefault");
+	return 0;
+}
+
+static int make_from(struct vmconfig *c, const struct args *a, const struct snapshot_info *info,
+		     struct error *err)
+{
+	int r = a->name ? paths_check_name("a machine", a->name, err) : 0;
+
+	if (r == 0 && a->engine)
+		r = check_engine(a->engine, err);
+	if (r == 0)
+		r = make_directory(c, a->name, err);
+	if (r < 0)
+		return r;
+	r = snapshot_instantiate(info, c, a->rm || !a->name, err);
+	if (r == 0 && a->engine)
+		r = vmconfig_set(&c->engine, a->engine, err);
+	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++)
+		r = vmconfig_add_forward(c, a->forwards.v[i], err);
+	if (r == 0)
+		r = make_mac(c, err);
+	if (r == 0)
+		r = vmconfig_save(c, err);
+	if (r < 0)
 		remove_machine(c);
+	return r;
+}
+
+static int run_from(const struct args *a, const char *image, const struct opts_rest *rest,
+		    struct error *err)
+{
+	const char *at = strchr(a->from, '@');
+	_cleanup_free_ char *vm = at ? strndup(a->from, (size_t)(at - a->from)) : NULL;
+	struct spawn_from from = { .is_prefault = a->prefault };
+	struct snapshot_info info;
+	struct vmconfig c;
+	int r = at ? check_from(a, image, err)
+		   : error_set(err, -EINVAL, "--from takes MACHINE@SNAPSHOT");
+
+	if (r < 0)
+		return cli_usage(&run_cmd, err);
+	r = vm ? snapstore_load(&info, vm, at + 1, err) : error_set(err, -ENOMEM, "no memory");
+	if (r < 0)
+		return cli_fail(err);
+	r = vmconfig_init(&c, err);
+	if (r == 0)
+		r = make_from(&c, a, &info, err);
+	from.snapshot = info.name;
+	int status = r < 0 ? cli_fail(err) : run_made(&c, &from, a, rest, err);
+
+	vmconfig_free(&c);
+	snapshot_info_free(&info);
 	return status;
 }
 
@@ -608,6 +688,8 @@ int cli_run(int argc, char **argv)
 			  rest.ncommand ? "--detach and a command exclude each other"
 					: "the command after -- is missing");
 		status = cli_usage(&run_cmd, &err);
+	} else if (a.from) {
+		status = run_from(&a, image, &rest, &err);
 	} else {
 		r = vmconfig_init(&c, &err);
 		if (r == 0 && image)

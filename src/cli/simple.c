@@ -57,8 +57,7 @@ SIMPLE_VERB(reset, "press a machine's reset button")
 
 /* ---- is it running? ---- */
 
-/* The process of a machine holds its lock file as long as it lives. */
-static bool is_locked(const char *name)
+bool cli_is_running(const char *name)
 {
 	_cleanup_free_ char *path = paths_vm(name, "lock", NULL);
 	_cleanup_close_ int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
@@ -70,7 +69,7 @@ static bool wait_unlocked(const char *name, int64_t timeout_ns)
 {
 	const struct timespec step = { .tv_nsec = 20000000 };
 
-	for (int64_t waited = 0; is_locked(name); waited += step.tv_nsec) {
+	for (int64_t waited = 0; cli_is_running(name); waited += step.tv_nsec) {
 		if (waited >= timeout_ns)
 			return false;
 		nanosleep(&step, NULL);
@@ -165,10 +164,10 @@ static int start_one(const char *name, struct error *err)
 		r = paths_check_name("a machine", name, err);
 	if (r == 0)
 		r = vmconfig_load(&c, name, err);
-	if (r == 0 && is_locked(name))
+	if (r == 0 && cli_is_running(name))
 		r = error_set(err, -EBUSY, "machine \"%s\" is running already", name);
 	if (r == 0) {
-		r = spawn_machine(&s, &c, false, err);
+		r = spawn_machine(&s, &c, NULL, false, err);
 		if (r == 0)
 			r = spawned_wait_ready(&s, engine, reason, err);
 		spawned_free(&s);
@@ -225,13 +224,13 @@ static int rm_one(const char *name, bool force, struct error *err)
 	if (access(dir, F_OK) < 0)
 		return error_set(err, -ENOENT,
 				 "there is no machine \"%s\"; viv list shows those there are", name);
-	if (is_locked(name) && !force)
+	if (cli_is_running(name) && !force)
 		return error_set(err, -EBUSY,
 				 "machine \"%s\" is running; viv stop %s first, or use --force",
 				 name, name);
-	if (is_locked(name)) {
+	if (cli_is_running(name)) {
 		r = stop_one(name, &(struct stop_args){ .force = true }, err);
-		if (r < 0 && is_locked(name))
+		if (r < 0 && cli_is_running(name))
 			return r;
 	}
 	r = paths_remove_tree(run, err);

@@ -105,7 +105,8 @@ static int open_log(const struct vmconfig *c, struct error *err)
 	return fd >= 0 ? fd : error_set(err, -errno, "cannot write %s: %s", path, strerror(errno));
 }
 
-int spawn_machine(struct spawned *s, const struct vmconfig *c, bool is_attached, struct error *err)
+int spawn_machine(struct spawned *s, const struct vmconfig *c, const struct spawn_from *from,
+		  bool is_attached, struct error *err)
 {
 	struct child child = { 0 };
 	int status[2] = { -1, -1 }, console[2] = { -1, -1 }, lifeline[2] = { -1, -1 };
@@ -124,6 +125,12 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, bool is_attached,
 		add_arg(&child, "vm");
 		add_arg(&child, "--name");
 		add_arg(&child, c->name);
+		if (from && from->snapshot) {
+			add_arg(&child, "--from");
+			add_arg(&child, from->snapshot);
+		}
+		if (from && from->is_prefault)
+			add_arg(&child, "--prefault");
 		add_fd(&child, "--status-fd", status[1]);
 		add_fd(&child, "--console-fd", console[1]);
 		add_fd(&child, "--lifeline-fd", lifeline[0]);

@@ -26,9 +26,16 @@ struct spawned {
 	char end_text[512];
 };
 
-/** spawn_machine() - start vms/@c->name; @is_attached: with console and lifeline.
+/* Not switched on: it goes on from a snapshot of its own. */
+struct spawn_from {
+	const char *snapshot;
+	bool is_prefault; /* memory is read ahead */
+};
+
+/** spawn_machine() - start vms/@c->name; @from: NULL: by switching it on; @is_attached: with console and lifeline.
  * 0 or -errno with @err set; spawned_free() when done. */
-int spawn_machine(struct spawned *s, const struct vmconfig *c, bool is_attached, struct error *err);
+int spawn_machine(struct spawned *s, const struct vmconfig *c, const struct spawn_from *from,
+		  bool is_attached, struct error *err);
 
 /**
  * spawned_wait_ready() - until it runs or could not be built.

@@ -15,6 +15,7 @@
 #include "cli/cli.h"
 #include "ctl/ctl.h"
 #include "ctl/paths.h"
+#include "ctl/snaptake.h"
 #include "ctl/socket.h"
 #include "ctl/vmconfig.h"
 #include "net/netd.h"
@@ -25,13 +26,15 @@
 #define MMAP_FROM (128 * KIB)
 
 struct args {
-	const char *name;
+	const char *name, *from;
 	uint64_t status_fd, console_fd, lifeline_fd; /* 0: none */
-	bool is_verbose;
+	bool is_prefault;
 };
 
 static const struct opt vm_opts[] = {
 	OPT_STRING(struct args, name, "name", "NAME", "which machine"),
+	OPT_STRING(struct args, from, "from", "SNAP", "go on from this snapshot of it"),
+	OPT_FLAG(struct args, is_prefault, "prefault", "read its memory ahead"),
 	OPT_UINT(struct args, status_fd, "status-fd", "FD", "pipe for news", 3, 65535),
 	OPT_UINT(struct args, console_fd, "console-fd", "FD", "first client of the console", 3, 65535),
 	OPT_UINT(struct args, lifeline_fd, "lifeline-fd", "FD", "pipe whose end ends the machine", 3, 65535),
@@ -53,6 +56,7 @@ struct process {
 	struct char_dev *serial; /* COM1, when the hub is at hvc0 */
 	struct agent *agent;
 	struct ctl *ctl;
+	struct snapper *snapper;
 	int lock_fd, listen_fd, signal_fd;
 	pid_t net_pid; /* 0: none */
 	struct loop_fd *signal_watch, *lifeline_watch;
@@ -171,9 +175,50 @@ static int start_net(struct process *p, struct machine_config *cfg, struct error
 	return r;
 }
 
+/* What it goes on from. */
+struct origin {
+	struct snapshot_state state;
+	struct ram_files files;
+	struct machine_restore restore;
+	bool is_prefault;
+};
+
+static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
+{
+	const struct origin *o = arg;
+	int r = ram_files_map(&o->files, ram, true, err);
+
+	if (r == 0 && o->is_prefault)
+		r = ram_files_prefault(&o->files, ram, err);
+	return r;
+}
+
+static void origin_close(struct origin *o)
+{
+	snapshot_state_free(&o->state);
+	ram_files_close(&o->files);
+}
+
+static int origin_open(struct origin *o, const struct process *p, struct error *err)
+{
+	*o = (struct origin){ .is_prefault = p->args.is_prefault };
+	int r = snapstore_open_state(p->args.name, p->args.from, &o->state, err);
+
+	if (r == 0)
+		r = snapstore_open_ram(p->args.name, p->args.from, &o->files, err);
+	if (r < 0) {
+		origin_close(o);
+		error_prefix(err, "snapshot %s of %s", p->args.from, p->args.name);
+		return r;
+	}
+	o->restore = (struct machine_restore){ .state = &o->state, .map_ram = map_ram, .arg = o };
+	return 0;
+}
+
 static int create_machine(struct process *p, struct error *err)
 {
 	struct machine_config cfg;
+	struct origin origin;
 
 	vmconfig_machine(&p->config, &cfg);
 	cfg.make_backends = make_backends;
@@ -183,7 +228,23 @@ static int create_machine(struct process *p, struct error *err)
 
 	if (r < 0)
 		return r;
-	return machine_create(&p->m, &cfg, p->engine_reason, err);
+	if (!p->args.from)
+		return machine_create(&p->m, &cfg, p->engine_reason, err);
+	r = origin_open(&origin, p, err);
+	if (r < 0)
+		return r;
+	cfg.restore = &origin.restore;
+	r = machine_create(&p->m, &cfg, p->engine_reason, err);
+	origin_close(&origin);
+	return r;
+}
+
+static int create_snapper(struct process *p, struct error *err)
+{
+	const struct snapper_config sc = { .machine = p->m, .config = &p->config };
+	int r = snapper_create(&p->snapper, &sc, err);
+
+	return r == 0 && p->args.from ? snapper_restored(p->snapper, p->args.from, err) : r;
 }
 
 /* ---- events of the process ---- */
@@ -265,6 +326,12 @@ static int build(struct process *p, struct error *err)
 	cc.agent = p->agent;
 	cc.engine_reason = p->engine_reason;
 	pthread_mutex_lock(machine_lock(p->m));
+	r = create_snapper(p, err);
+	if (r < 0) {
+		pthread_mutex_unlock(machine_lock(p->m));
+		return r;
+	}
+	cc.snapper = p->snapper;
 	r = ctl_create(&p->ctl, p->listen_fd, &cc, err);
 	p->listen_fd = -1;
 	if (r == 0)
@@ -292,6 +359,7 @@ static void destroy(struct process *p)
 	if (p->m) {
 		pthread_mutex_lock(machine_lock(p->m));
 		ctl_destroy(p->ctl);
+		snapper_destroy(p->snapper);
 		loop_fd_remove(p->signal_watch);
 		loop_fd_remove(p->lifeline_watch);
 		pthread_mutex_unlock(machine_lock(p->m));

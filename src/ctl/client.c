@@ -122,10 +122,9 @@ static int explain(int r, struct error *err)
 	}
 }
 
-int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct error *err)
+int client_send(int fd, json_t *request, int timeout_ms, struct error *err)
 {
 	int64_t deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
-	_cleanup_bytes_ struct bytes line = { 0 };
 	_cleanup_free_ char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
 
 	json_decref(request);
@@ -135,8 +134,15 @@ int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct 
 
 	if (r == 0)
 		r = send_all(fd, "\n", 1, deadline_ms);
-	if (r == 0)
-		r = receive_line(fd, &line, deadline_ms);
+	return r < 0 ? explain(r, err) : 0;
+}
+
+int client_receive(int fd, int timeout_ms, json_t **reply, struct error *err)
+{
+	int64_t deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
+	_cleanup_bytes_ struct bytes line = { 0 };
+	int r = receive_line(fd, &line, deadline_ms);
+
 	if (r < 0)
 		return explain(r, err);
 	json_t *json = json_loadb((char *)line.data, line.len, 0, NULL);
@@ -155,6 +161,17 @@ int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct 
 	}
 	*reply = json;
 	return 0;
+}
+
+int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct error *err)
+{
+	int64_t deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
+	int r = client_send(fd, request, timeout_ms, err);
+
+	if (r < 0)
+		return r;
+	return client_receive(fd, deadline_ms < 0 ? -1 : (int)MAX(deadline_ms - now_ms(), (int64_t)0),
+			      reply, err);
 }
 
 int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply, struct error *err)

@@ -24,6 +24,10 @@ int client_connect(const char *name, struct error *err);
  */
 int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct error *err);
 
+/** client_send() - the first half of client_call(); client_receive() - the second. */
+int client_send(int fd, json_t *request, int timeout_ms, struct error *err);
+int client_receive(int fd, int timeout_ms, json_t **reply, struct error *err);
+
 /** client_request() - connect, call, close. */
 int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply, struct error *err);
 

@@ -23,6 +23,8 @@ static void conn_close(struct ctl_conn *conn)
 		}
 	}
 	agent_cancel(conn->job);
+	if (conn->awaits_snapper)
+		snapper_forget(conn->ctl->cfg.snapper, conn);
 	loop_fd_remove(conn->watch);
 	vtimer_destroy(conn->timer);
 	if (conn->fd >= 0)
@@ -30,6 +32,12 @@ static void conn_close(struct ctl_conn *conn)
 	bytes_free(&conn->in);
 	bytes_free(&conn->out);
 	free(conn);
+}
+
+/* Its answer comes later. */
+static bool is_pending(const struct ctl_conn *conn)
+{
+	return conn->job || conn->awaits_snapper;
 }
 
 static bool has_output(const struct ctl_conn *conn)
@@ -40,7 +48,7 @@ static bool has_output(const struct ctl_conn *conn)
 /* What the client owes us, and until when; what we wait for on its descriptor. */
 static void conn_update(struct ctl_conn *conn)
 {
-	int64_t wait_ns = conn->job	     ? 0
+	int64_t wait_ns = is_pending(conn)   ? 0
 			  : has_output(conn) ? CTL_WRITE_TIMEOUT_NS
 			  : conn->in.len     ? CTL_LINE_TIMEOUT_NS
 					     : CTL_IDLE_TIMEOUT_NS;
@@ -128,7 +136,7 @@ static bool serve_line(struct ctl_conn *conn, const char *line, size_t len)
 /* Serve what there is.  Returns false when the connection was closed. */
 static bool conn_serve(struct ctl_conn *conn)
 {
-	while (!conn->job && !has_output(conn)) {
+	while (!is_pending(conn) && !has_output(conn)) {
 		uint8_t *nl = conn->in.len ? memchr(conn->in.data, '\n', conn->in.len) : NULL;
 
 		if (!nl)
@@ -148,7 +156,7 @@ static bool conn_serve(struct ctl_conn *conn)
 			return false;
 		}
 	}
-	if (conn->is_eof && !conn->job && !has_output(conn)) {
+	if (conn->is_eof && !is_pending(conn) && !has_output(conn)) {
 		conn_close(conn);
 		return false;
 	}
@@ -242,7 +250,7 @@ static void make_room(struct ctl *c)
 	if (c->nconns < CTL_MAX_CLIENTS)
 		return;
 	for (struct ctl_conn *conn = c->conns; conn; conn = conn->next) {
-		if (!conn->job && !has_output(conn))
+		if (!is_pending(conn) && !has_output(conn))
 			oldest = conn;
 	}
 	if (oldest)

@@ -18,6 +18,7 @@ struct ctl_conn {
 	bool is_eof; /* the client sends no more */
 	bool gives_backlog;
 	struct agent_job *job;
+	bool awaits_snapper; /* a snapshot is being taken for it */
 };
 
 struct ctl {

@@ -5,6 +5,7 @@
 
 #include "char/chardev.h"
 #include "ctl/conn.h"
+#include "ctl/paths.h"
 
 #define STOP_TIMEOUT_MAX_MS 3600000
 #define EXEC_TIMEOUT_MAX_MS (7 * 24 * 3600 * 1000ULL)
@@ -167,6 +168,53 @@ static int cmd_agent(struct ctl_conn *conn, json_t *request, json_t *reply, stru
 	return r < 0 ? r : CTL_PENDING;
 }
 
+/* ---- snapshots ---- */
+
+static int need_snapper(struct ctl_conn *conn, struct error *err)
+{
+	return conn->ctl->cfg.snapper ? 0 : error_set(err, -ENODEV, "this machine takes no snapshots");
+}
+
+static void snapshot_done(void *ctx, json_t *result, const struct error *err)
+{
+	struct ctl_conn *conn = ctx;
+
+	conn->awaits_snapper = false;
+	conn_reply(conn, result, err);
+}
+
+static int cmd_snapshot(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	const char *name = json_string_value(json_object_get(request, "name"));
+	int r = need_snapper(conn, err);
+
+	if (r == 0)
+		r = snapper_take(conn->ctl->cfg.snapper, name, snapshot_done, conn, err);
+	conn->awaits_snapper = r == 0;
+	return r < 0 ? r : CTL_PENDING;
+}
+
+static int cmd_snapshot_progress(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	uint64_t done = 0, total = 0;
+	int r = need_snapper(conn, err);
+
+	if (r < 0)
+		return r;
+	put(reply, "busy", json_boolean(snapper_progress(conn->ctl->cfg.snapper, &done, &total)));
+	put(reply, "done", json_integer((json_int_t)done));
+	put(reply, "total", json_integer((json_int_t)total));
+	return 0;
+}
+
+static int cmd_restore(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	const char *name = json_string_value(json_object_get(request, "name"));
+	int r = need_snapper(conn, err);
+
+	return r < 0 ? r : snapper_restore(conn->ctl->cfg.snapper, name, reply, err);
+}
+
 static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);
 
 // clang-format off
@@ -194,6 +242,10 @@ static const struct ctl_arg exec_args[] = {
 	{ "timeout_ms", CTL_UINT,    false, 1, EXEC_TIMEOUT_MAX_MS, "for agent and command together" },
 	ARG_END,
 };
+static const struct ctl_arg snapshot_args[] = {
+	{ "name", CTL_STRING, true, 1, PATHS_NAME_MAX, "of the snapshot" },
+	ARG_END,
+};
 static const struct ctl_arg agent_args[] = {
 	{ "timeout_ms", CTL_UINT, false, 1, EXEC_TIMEOUT_MAX_MS, "how long to wait" },
 	ARG_END,
@@ -212,6 +264,9 @@ const struct ctl_command ctl_commands[] = {
 	{ "resize",  "tell the console's window size",                   resize_args,  cmd_resize },
 	{ "exec",    "run a command in the guest",                       exec_args,    cmd_exec },
 	{ "agent",   "wait until the guest's agent answers",             agent_args,   cmd_agent },
+	{ "snapshot", "take a snapshot; going away cancels it",          snapshot_args, cmd_snapshot },
+	{ "snapshot-progress", "of the snapshot being taken",            NULL,         cmd_snapshot_progress },
+	{ "restore", "go back to a snapshot in place, and on from there", snapshot_args, cmd_restore },
 	{ "help",    "these commands",                                   NULL,         cmd_help },
 	{ NULL, NULL, NULL, NULL },
 };

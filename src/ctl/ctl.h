@@ -17,6 +17,7 @@
 #include <jansson.h>
 
 #include "ctl/agent.h"
+#include "ctl/snaptake.h"
 #include "vm/machine.h"
 
 #define CTL_MAX_CLIENTS	     32
@@ -34,6 +35,7 @@ struct ctl_config {
 	struct char_dev *console;	 /* a chardev_hub(); NULL: none */
 	struct char_dev *console_window; /* the hub that learns of the window's size; NULL: none */
 	struct agent *agent;		 /* NULL: the guest has none */
+	struct snapper *snapper;	 /* NULL: no snapshots */
 	const char *engine_reason;
 };
 

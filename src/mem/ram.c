@@ -297,8 +297,8 @@ void ram_note_write_ptr(struct guest_ram *ram, const void *ptr, uint64_t len)
 /* ---- the dirty log ---- */
 
 /* Eight pages at a time: there are a quarter of a million in a GiB, and machines stand still meanwhile. */
-#define EACH(flag)	(0x0101010101010101ULL * (flag))
-#define PAGES_PER_WORD	8
+#define EACH(flag)     (0x0101010101010101ULL * (flag))
+#define PAGES_PER_WORD 8
 
 static uint64_t log_words(const struct guest_ram *ram)
 {
@@ -315,8 +315,8 @@ static void change_flags(struct guest_ram *ram, uint64_t clear, uint64_t set)
 
 		do
 			new = (old & ~clear) | set;
-		while (new != old && !__atomic_compare_exchange_n(&words[i], &old, new, true, __ATOMIC_SEQ_CST,
-								  __ATOMIC_RELAXED));
+		while (new != old && !__atomic_compare_exchange_n(&words[i], &old, new, true,
+								  __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
 	}
 }
 
@@ -337,7 +337,8 @@ static uint64_t collect_word(uint64_t *word, uint64_t first_page, uint64_t *bitm
 
 	do
 		dirty = old & EACH(RAM_PAGE_DIRTY);
-	while (!__atomic_compare_exchange_n(word, &old, (old & ~dirty) | dirty / RAM_PAGE_DIRTY * RAM_PAGE_TRACK,
+	while (!__atomic_compare_exchange_n(word, &old,
+					    (old & ~dirty) | dirty / RAM_PAGE_DIRTY * RAM_PAGE_TRACK,
 					    true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
 	for (; dirty; dirty &= dirty - 1, n++) {
 		uint64_t page = first_page + (uint64_t)__builtin_ctzll(dirty) / 8;

@@ -574,6 +574,16 @@ struct guest_ram *machine_ram(struct machine *m)
 	return &m->ram;
 }
 
+struct engine_vm *machine_vm(struct machine *m)
+{
+	return m->vm;
+}
+
+void machine_ram_replaced(struct machine *m)
+{
+	ram_note_write_ptr(&m->ram, m->ram.base, m->ram.size_bytes);
+}
+
 void machine_info(struct machine *m, struct machine_info *out)
 {
 	*out = (struct machine_info){

@@ -154,6 +154,9 @@ enum machine_state machine_state(const struct machine *m);
 const char *machine_state_name(enum machine_state s);
 const struct engine_ops *machine_engine(const struct machine *m);
 struct guest_ram *machine_ram(struct machine *m);
+struct engine_vm *machine_vm(struct machine *m);
+/** machine_ram_replaced() - all of RAM may have other contents; the machine is paused. */
+void machine_ram_replaced(struct machine *m);
 
 struct machine_info {
 	enum machine_state state;

@@ -99,7 +99,8 @@ int ram_index_add_layer(struct ram_index *x, const char *name, struct error *err
 		if (!strcmp(x->layers[i], name))
 			return error_set(err, -EINVAL, "the file %s is named twice", name);
 	if (x->nlayers == RAM_LAYERS_MAX)
-		return error_set(err, -ENOSPC, "the snapshot has more than %d ancestors", RAM_LAYERS_MAX - 1);
+		return error_set(err, -ENOSPC, "the snapshot has more than %d ancestors",
+				 RAM_LAYERS_MAX - 1);
 	void *layers = realloc(x->layers, (x->nlayers + 1) * sizeof(*x->layers));
 
 	if (!layers)
@@ -199,9 +200,10 @@ int ram_index_parse(struct ram_index *out, const uint8_t *data, size_t len, stru
 
 	memcpy(&sum, data + len - 8, 8);
 	if (version != INDEX_VERSION)
-		return error_set(err, -ENOTSUP,
-				 "the index of guest memory has version %u, this program knows version %u",
-				 version, INDEX_VERSION);
+		return error_set(
+			err, -ENOTSUP,
+			"the index of guest memory has version %u, this program knows version %u",
+			version, INDEX_VERSION);
 	if (sum != XXH64(data, len - 8, 0))
 		return damaged(err, "its checksum does not match");
 	int r = ram_index_init(&x, ram_bytes, err);
@@ -332,7 +334,8 @@ int ram_files_open(struct ram_files *f, struct ram_index *index, int dir_fd, str
 
 		f->fds[i] = openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 		if (f->fds[i] < 0 || fstat(f->fds[i], &st) < 0)
-			r = error_set(err, -errno, "cannot open the snapshot's memory %s: %s", name, strerror(errno));
+			r = error_set(err, -errno, "cannot open the snapshot's memory %s: %s", name,
+				      strerror(errno));
 		else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != f->index.ram_bytes)
 			/* Past the end of a mapped file the guest would kill its machine. */
 			r = error_set(err, -EINVAL, "the snapshot's memory %s is cut off: it has %llu bytes, not %llu",
@@ -389,6 +392,25 @@ int ram_files_map(const struct ram_files *f, struct guest_ram *ram, bool is_fres
 	return 0;
 }
 
+int ram_files_prefault(const struct ram_files *f, struct guest_ram *ram, struct error *err)
+{
+	const struct ram_index *x = &f->index;
+
+	for (uint32_t i = 0, end; i < x->ngranules; i = end) {
+		end = run_end(x, i);
+		uint64_t at = (uint64_t)i * x->granule_bytes;
+		uint64_t len = MIN((uint64_t)end * x->granule_bytes, x->ram_bytes) - at;
+
+		if (!x->layer[i] || madvise(ram->base + at, len, MADV_POPULATE_READ) == 0)
+			continue;
+		if (errno == EINVAL) /* Linux before 5.14: it is read when it is touched */
+			return 0;
+		return error_set(err, -errno, "cannot read the snapshot's memory ahead: %s",
+				 strerror(errno));
+	}
+	return 0;
+}
+
 static int read_all(int fd, uint8_t *p, uint64_t len, uint64_t at, struct error *err)
 {
 	while (len) {
@@ -397,7 +419,8 @@ static int read_all(int fd, uint8_t *p, uint64_t len, uint64_t at, struct error 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			return error_set(err, n < 0 ? -errno : -EIO, "cannot read the snapshot's memory: %s",
+			return error_set(err, n < 0 ? -errno : -EIO,
+					 "cannot read the snapshot's memory: %s",
 					 n < 0 ? strerror(errno) : "the file is cut off");
 		p += n;
 		at += (uint64_t)n;
@@ -417,22 +440,63 @@ static int read_piece(const struct ram_files *f, uint8_t *to, uint64_t at, uint6
 	return 0;
 }
 
-int64_t ram_files_put_back(const struct ram_files *f, struct guest_ram *ram, const uint64_t *dirty,
-			   struct error *err)
+/* Layer numbers of two indexes mean different files; contents are compared. */
+static bool is_same_granule(const struct ram_index *a, const struct ram_index *b, uint32_t i)
 {
-	uint64_t npages = ram->size_bytes >> GUEST_PAGE_SHIFT;
+	if (!a->layer[i] || !b->layer[i])
+		return a->layer[i] == b->layer[i];
+	return a->hash[i] == b->hash[i];
+}
+
+static int64_t put_granule(const struct ram_files *f, struct guest_ram *ram, uint32_t i, struct error *err)
+{
+	uint64_t at = (uint64_t)i * f->index.granule_bytes, len = granule_len(&f->index, i);
+	int r = ram_map(ram, at, len, f->index.layer[i] ? f->fds[f->index.layer[i] - 1] : -1, err);
+
+	if (r < 0)
+		return r;
+	ram_note_write_ptr(ram, ram->base + at, len);
+	return (int64_t)(len >> GUEST_PAGE_SHIFT);
+}
+
+static int64_t put_pages(const struct ram_files *f, struct guest_ram *ram, uint32_t i,
+			 const uint64_t *dirty, struct error *err)
+{
+	uint64_t at = (uint64_t)i * f->index.granule_bytes, end = at + granule_len(&f->index, i);
 	int64_t n = 0;
 
-	for (uint64_t w = 0; w < (npages + 63) / 64; w++)
-		for (uint64_t bits = dirty[w]; bits; bits &= bits - 1) {
-			uint64_t at = (w * 64 + (uint64_t)__builtin_ctzll(bits)) << GUEST_PAGE_SHIFT;
-			int r = read_piece(f, ram->base + at, at, GUEST_PAGE_SIZE, err);
+	for (; at < end; at += GUEST_PAGE_SIZE) {
+		uint64_t page = at >> GUEST_PAGE_SHIFT;
 
-			if (r < 0)
-				return r;
-			ram_note_write_ptr(ram, ram->base + at, GUEST_PAGE_SIZE);
-			n++;
+		/* Granules begin at whole words of the bitmap, or lie in one. */
+		if (page % 64 == 0 && !dirty[page / 64]) {
+			at += 63 * GUEST_PAGE_SIZE;
+			continue;
 		}
+		if (!(dirty[page / 64] >> page % 64 & 1))
+			continue;
+		int r = read_piece(f, ram->base + at, at, GUEST_PAGE_SIZE, err);
+
+		if (r < 0)
+			return r;
+		ram_note_write_ptr(ram, ram->base + at, GUEST_PAGE_SIZE);
+		n++;
+	}
+	return n;
+}
+
+int64_t ram_files_put_back(const struct ram_files *f, const struct ram_index *now,
+			   struct guest_ram *ram, const uint64_t *dirty, struct error *err)
+{
+	int64_t n = 0, pages;
+
+	for (uint32_t i = 0; i < f->index.ngranules; i++, n += pages) {
+		pages = now == &f->index || is_same_granule(&f->index, now, i)
+				? put_pages(f, ram, i, dirty, err)
+				: put_granule(f, ram, i, err);
+		if (pages < 0)
+			return pages;
+	}
 	return n;
 }
 

@@ -23,12 +23,13 @@
 #include "base/error.h"
 #include "mem/ram.h"
 
-#define RAM_GRANULE_MIN	  (64 * KIB)
-#define RAM_GRANULE_MAX	  (1024 * MIB)
-#define RAM_LAYERS_MAX	  1024
-#define RAM_LAYER_NAME	  40	/* with the NUL */
-#define RAM_GRANULES_MAX  32768 /* a machine maps no more pieces than this: the host's limit is 65530 */
-#define RAM_INDEX_MAX	  (16 * MIB)
+#define RAM_GRANULE_MIN (64 * KIB)
+#define RAM_GRANULE_MAX (1024 * MIB)
+#define RAM_LAYERS_MAX	1024
+#define RAM_LAYER_NAME	40 /* with the NUL */
+#define RAM_GRANULES_MAX                                                                           \
+	32768 /* a machine maps no more pieces than this: the host's limit is 65530 */
+#define RAM_INDEX_MAX (16 * MIB)
 
 struct ram_index {
 	uint64_t ram_bytes; /* of the mapping: RAM and ROM */
@@ -84,10 +85,16 @@ void ram_files_close(struct ram_files *f); /* zeroed is fine */
  */
 int ram_files_map(const struct ram_files *f, struct guest_ram *ram, bool is_fresh, struct error *err);
 
-/** ram_files_put_back() - read the pages of @dirty (a bit a page) from the files into @ram, telling the engine.
- * Returns how many, or -errno. */
-int64_t ram_files_put_back(const struct ram_files *f, struct guest_ram *ram, const uint64_t *dirty,
-			   struct error *err);
+/** ram_files_prefault() - have all that ram_files_map() mapped read and in place before it is touched.  0 or -errno. */
+int ram_files_prefault(const struct ram_files *f, struct guest_ram *ram, struct error *err);
+
+/**
+ * ram_files_put_back() - make @ram, the contents of @now but for the pages of @dirty (a bit a page), that of the files.
+ * Only what differs is touched; the engine is told of it.  On failure RAM is in pieces.
+ * Returns how many pages were touched, or -errno.
+ */
+int64_t ram_files_put_back(const struct ram_files *f, const struct ram_index *now,
+			   struct guest_ram *ram, const uint64_t *dirty, struct error *err);
 
 /**
  * ram_files_verify() - read all and compare with the checksums.

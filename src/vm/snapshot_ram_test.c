@@ -139,9 +139,31 @@ static void layers(void **state)
 	poke(0, 0xee);
 	poke(RAM_BYTES / 4, 0xee);
 	poke(RAM_BYTES - 2, 0xee);
-	assert_int_equal(ram_files_put_back(&f, &ram, dirty, &err), 3);
+	assert_int_equal(ram_files_put_back(&f, &f.index, &ram, dirty, &err), 3);
 	assert_memory_equal(ram.base, want, ALL_BYTES);
 	ram_files_close(&f);
+	/* And to the first one: three granules differ, one page was written since. */
+	struct ram_index second;
+
+	must(ram_index_copy(&second, &x, &err));
+	ram_index_free(&x);
+	must(ram_index_init(&x, ALL_BYTES, &err));
+	memset(want, 0, ALL_BYTES);
+	want[5] = 1;
+	want[RAM_BYTES - 1] = 2;
+	want[ALL_BYTES - 1] = 3;
+	must(ram_index_add_layer(&x, "ram-1", &err));
+	x.layer[0] = x.layer[RAM_BYTES / RAM_GRANULE_MIN - 1] = x.layer[x.ngranules - 1] = 1;
+	x.hash[0] = 1;
+	x.hash[x.ngranules - 1] = second.hash[x.ngranules - 1];
+	f = open_files(&x);
+	memset(dirty, 0, sizeof(dirty));
+	poke(RAM_BYTES / 4, 0xee);
+	assert_int_equal(ram_files_put_back(&f, &second, &ram, dirty, &err),
+			 3 * RAM_GRANULE_MIN / GUEST_PAGE_SIZE + 1);
+	assert_memory_equal(ram.base, want, ALL_BYTES);
+	ram_files_close(&f);
+	ram_index_free(&second);
 	free(want);
 	ram_index_free(&x);
 }

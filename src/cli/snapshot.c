@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `viv snapshot`: its actions, and taking one. */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/snapshot.h"
+#include "ctl/client.h"
+
+#define POLL_MS 200
+
+static const struct opt snapshot_opts[] = {
+	OPT_FLAG(struct snapshot_args, json, "json", "print JSON"),
+	OPT_FLAG(struct snapshot_args, prefault, "prefault",
+		 "restore: read memory ahead, not when it is touched"),
+	OPT_END,
+};
+static const struct opts_cmd snapshot_cmd = {
+	.name = "viv snapshot",
+	.usage = "ACTION MACHINE [SNAPSHOT]",
+	.summary = "snapshots of a machine: memory, CPUs, devices and disks of one moment",
+	.details =
+		"create MACHINE SNAPSHOT    take one; the machine stands still for a moment only\n"
+		"list MACHINE               name, age, size, parent\n"
+		"tree MACHINE               the same, children below their parents\n"
+		"show MACHINE SNAPSHOT      every field of every device\n"
+		"verify MACHINE SNAPSHOT    compare all of it with its checksums\n"
+		"restore MACHINE SNAPSHOT   go back: in place if the machine runs, else start it "
+		"from there\n"
+		"delete MACHINE SNAPSHOT    remove it; others keep all they need",
+	.opts = snapshot_opts,
+	.min_args = 2,
+	.max_args = 3,
+};
+
+/* ---- create ---- */
+
+static int ask_progress(const char *vm, struct error *err)
+{
+	json_t *reply;
+	int r = client_request(vm, json_pack("{s:s}", "cmd", "snapshot-progress"),
+			       CLIENT_TIMEOUT_MS, &reply, err);
+
+	if (r < 0)
+		return r;
+	json_int_t done = json_integer_value(json_object_get(reply, "done")),
+		   total = json_integer_value(json_object_get(reply, "total"));
+
+	json_decref(reply);
+	return total > 0 ? (int)(done * 1000 / total) : 0;
+}
+
+/* Until the answer is there. */
+static void wait_for_answer(int fd, const char *vm)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	struct progress progress;
+	struct error err;
+
+	if (poll(&p, 1, POLL_MS) > 0)
+		return; /* a quick one, or refused */
+	progress_start(&progress, "writing the snapshot");
+	while (poll(&p, 1, POLL_MS) == 0) {
+		int permille = ask_progress(vm, &err);
+
+		progress_tick(&progress, permille < 0 ? -1 : permille);
+	}
+	progress_end(&progress);
+}
+
+static int create(const char *vm, const char *name, bool json, struct error *err)
+{
+	json_t *reply;
+	int fd = client_connect(vm, err);
+
+	if (fd < 0)
+		return fd;
+	int r = client_send(fd, json_pack("{s:s, s:s}", "cmd", "snapshot", "name", name),
+			    CLIENT_TIMEOUT_MS, err);
+
+	if (r == 0) {
+		wait_for_answer(fd, vm);
+		r = client_receive(fd, CLIENT_TIMEOUT_MS, &reply, err);
+	}
+	close(fd);
+	if (r < 0)
+		return r;
+	if (json) {
+		json_object_del(reply, "ok");
+		return cli_print_json(reply) == EXIT_FINE ? 0 : error_set(err, -EIO, "cannot print");
+	}
+	printf("%s: the machine stood still for %.1f ms; %.1f MiB of memory written\n", name,
+	       (double)json_integer_value(json_object_get(reply, "pause_us")) / 1000,
+	       (double)json_integer_value(json_object_get(reply, "bytes")) / MIB);
+	json_decref(reply);
+	return 0;
+}
+
+/* ---- the verb ---- */
+
+static int run(const char *action, const struct opts_rest *rest, const struct snapshot_args *a,
+	       struct error *err)
+{
+	const char *vm = rest->args[1], *name = rest->nargs > 2 ? rest->args[2] : NULL;
+
+	if (!strcmp(action, "list") || !strcmp(action, "tree"))
+		return snapshot_list(vm, !strcmp(action, "tree"), a->json, err);
+	if (!strcmp(action, "create"))
+		return create(vm, name, a->json, err);
+	if (!strcmp(action, "show"))
+		return snapshot_show(vm, name, a->json, err);
+	if (!strcmp(action, "verify"))
+		return snapshot_verify(vm, name, a->json, err);
+	if (!strcmp(action, "restore"))
+		return snapshot_restore(vm, name, a->prefault, err);
+	return snapstore_delete(vm, name, err);
+}
+
+static int check_usage(const struct opts_rest *rest, struct error *err)
+{
+	static const struct {
+		const char *name;
+		unsigned nargs;
+	} actions[] = { { "create", 3 }, { "list", 2 },	   { "tree", 2 },  { "show", 3 },
+			{ "verify", 3 }, { "restore", 3 }, { "delete", 3 } };
+
+	for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
+		if (strcmp(rest->args[0], actions[i].name) != 0)
+			continue;
+		if (rest->nargs == actions[i].nargs)
+			return 0;
+		return error_set(err, -EINVAL, "viv snapshot %s takes %s", actions[i].name,
+				 actions[i].nargs == 2 ? "a machine" : "a machine and a snapshot");
+	}
+	return error_set(err, -EINVAL, "there is no action \"%s\"", rest->args[0]);
+}
+
+int cli_snapshot(int argc, char **argv)
+{
+	struct snapshot_args a = { 0 };
+	struct opts_rest rest;
+	struct error err;
+	int status;
+
+	if (!cli_parse(&snapshot_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	if (check_usage(&rest, &err) < 0)
+		status = cli_usage(&snapshot_cmd, &err);
+	else
+		status = run(rest.args[0], &rest, &a, &err) < 0 ? cli_fail(&err) : EXIT_FINE;
+	opts_free(&snapshot_cmd, &a, &rest);
+	return status;
+}

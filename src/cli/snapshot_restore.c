@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `viv snapshot restore`, and machines that begin with a snapshot. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/snapshot.h"
+#include "cli/spawn.h"
+#include "ctl/client.h"
+#include "ctl/paths.h"
+
+static int restore_running(const char *vm, const char *name, struct error *err)
+{
+	json_t *reply;
+	int r = client_request(vm, json_pack("{s:s, s:s}", "cmd", "restore", "name", name),
+			       CLIENT_TIMEOUT_MS, &reply, err);
+
+	if (r < 0)
+		return r;
+	cli_note("%s is back at %s: %.1f ms, %lld pages", vm, name,
+		 (double)json_integer_value(json_object_get(reply, "pause_us")) / 1000,
+		 (long long)json_integer_value(json_object_get(reply, "pages")));
+	json_decref(reply);
+	return 0;
+}
+
+static int start_from(const char *vm, const char *name, bool is_prefault, struct error *err)
+{
+	struct spawn_from from = { .snapshot = name, .is_prefault = is_prefault };
+	char engine[256], reason[256];
+	struct vmconfig c;
+	struct spawned s;
+	int r = vmconfig_init(&c, err);
+
+	if (r == 0)
+		r = vmconfig_load(&c, vm, err);
+	if (r == 0) {
+		r = spawn_machine(&s, &c, &from, false, err);
+		if (r == 0)
+			r = spawned_wait_ready(&s, engine, reason, err);
+		spawned_free(&s);
+	}
+	if (r == 0)
+		cli_note("engine %s: %s", engine, reason);
+	vmconfig_free(&c);
+	return r;
+}
+
+int snapshot_restore(const char *vm, const char *name, bool is_prefault, struct error *err)
+{
+	struct snapshot_info i;
+	int r = snapstore_load(&i, vm, name, err);
+
+	if (r < 0)
+		return r;
+	snapshot_info_free(&i);
+	return cli_is_running(vm) ? restore_running(vm, name, err)
+				  : start_from(vm, name, is_prefault, err);
+}
+
+/* ---- a machine of its own ---- */
+
+/* All files of the snapshot's folder under the same names in the folder that is being built. */
+static int link_all(struct snapstore_build *b, const char *dir, struct error *err)
+{
+	DIR *d = opendir(dir);
+	struct dirent *e;
+	int r = d ? 0 : error_set(err, -errno, "cannot read %s: %s", dir, strerror(errno));
+
+	while (r == 0 && (e = readdir(d))) {
+		_cleanup_free_ char *path = paths_format(err, "%s/%s", dir, e->d_name);
+
+		if (e->d_name[0] != '.')
+			r = path ? snapstore_add_file(b, path, e->d_name, false, err) : -ENOMEM;
+	}
+	if (d)
+		closedir(d);
+	return r;
+}
+
+static int copy_snapshot(const struct snapshot_info *from, const char *vm, struct error *err)
+{
+	_cleanup_free_ char *dir = snapstore_path(from->vm, from->name, NULL, err);
+	struct snapstore_build b;
+	int r = dir ? snapstore_begin(&b, vm, from->name, err) : -ENOMEM;
+
+	if (!dir)
+		return r;
+	if (r == 0)
+		r = link_all(&b, dir, err);
+	if (r == 0)
+		r = snapstore_commit(&b, err);
+	snapstore_end(&b);
+	return r;
+}
+
+/* The file @path of the snapshot as a file of the machine's own. */
+static int own_file(char **path, const char *vm, struct error *err)
+{
+	if (!*path)
+		return 0;
+	const char *name = strrchr(*path, '/');
+	char *own = paths_vm(vm, name ? name + 1 : *path, err);
+
+	if (!own)
+		return -ENOMEM;
+	if (link(*path, own) < 0) {
+		int r = error_set(err, -errno, "cannot link %s to %s: %s", *path, own, strerror(errno));
+
+		free(own);
+		return r;
+	}
+	free(*path);
+	*path = own;
+	return 0;
+}
+
+int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, bool is_throwaway,
+			 struct error *err)
+{
+	_cleanup_free_ char *name = strdup(c->name);
+	json_t *json = vmconfig_to_json(&from->config);
+	int r = name && json ? vmconfig_from_json(c, json, err)
+			     : error_set(err, -ENOMEM, "no memory for a machine");
+
+	json_decref(json);
+	if (r == 0)
+		r = vmconfig_set(&c->name, name, err);
+	if (r < 0)
+		return r;
+	c->is_throwaway = is_throwaway;
+	r = copy_snapshot(from, c->name, err);
+	if (r == 0)
+		r = own_file(&c->kernel, c->name, err);
+	if (r == 0)
+		r = own_file(&c->initrd, c->name, err);
+	if (r == 0)
+		r = own_file(&c->firmware, c->name, err);
+	return r;
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Snapshots of the machine of this process, and going back to them.
+ *
+ * Taking one: the machine pauses, its state is saved to memory, the process forks, the machine goes on.  The
+ * child has the memory as it was (the kernel copies what the parent writes), writes it to the snapshot's folder at leisure
+ * and ends.  The folder gets its name when all is synced.
+ *
+ *   parent: prepare folder --> pause, state, fork, resume --> progress ........ "go" --> done: reply
+ *   child:                                     write memory, state, sync --> "written" --> rename --> exit
+ *
+ * "go" is the parent's word that the disks' part is on stable storage too.  A parent that dies, or cancels, closes the
+ * pipe: the child then removes what it made.
+ *
+ * After a snapshot was taken or restored, the engine logs which pages change, so that the next snapshot writes those only
+ * and going back to this one reads those only.
+ *
+ * Everything under the machine's lock.
+ */
+#ifndef VIV_CTL_SNAPTAKE_H
+#define VIV_CTL_SNAPTAKE_H
+
+#include "ctl/snapstore.h"
+
+struct snapper;
+struct snapper_config {
+	struct machine *machine;
+	struct vmconfig *config; /* borrowed; of this machine */
+};
+
+int snapper_create(struct snapper **out, const struct snapper_config *cfg, struct error *err);
+/** snapper_destroy() - cancels what is under way; NULL is fine. */
+void snapper_destroy(struct snapper *s);
+
+/** snapper_forget() - whoever waits for the answer of @ctx is gone: what it asked for is canceled. */
+void snapper_forget(struct snapper *s, void *ctx);
+
+/* Called once: with the result (borrowed) and NULL, or with NULL and the reason. */
+typedef void (*snapper_done_fn)(void *ctx, json_t *result, const struct error *err);
+
+/**
+ * snapper_take() - begin a snapshot @name of the machine, running or paused.
+ * The result: "pause_us", "bytes" (written), "parent".  Returns 0: @done comes later, never from inside; -EBUSY (one is under way), -EEXIST, -EINVAL, -errno.
+ */
+int snapper_take(struct snapper *s, const char *name, snapper_done_fn done, void *ctx, struct error *err);
+
+/** snapper_progress() - of what is under way: bytes done and in all; false: nothing is. */
+bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *total_bytes);
+
+/** snapper_restored() - the machine was created from snapshot @name: log changes against it. */
+int snapper_restored(struct snapper *s, const char *name, struct error *err);
+
+/**
+ * snapper_restore() - go back to snapshot @name in place, running or paused, and go on from there.
+ * @result: gets "pause_us", "pages"
+ * Returns 0 or -errno with @err set, and the machine as it was before.
+ */
+int snapper_restore(struct snapper *s, const char *name, json_t *result, struct error *err);
+
+#endif

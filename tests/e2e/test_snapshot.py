@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of a running machine, and going back to them."""
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+
+import pytest
+import tiny
+
+COUNT = """
+n=0
+while :; do n=$((n + 1)); echo "n=$n."; $b sleep 0.05; done
+"""
+
+
+class Counter:
+    """A machine that counts on its console."""
+
+    def __init__(self, viv, name):
+        self.name = name
+        self.child = viv.spawn("console", name, limit=120)
+
+    def next(self):
+        self.child.expect(r"n=(\d+)\.")
+        return int(self.child.match.group(1))
+
+    def reaches(self, n):
+        while self.next() < n:
+            pass
+
+    def flush(self):
+        """Forget what was printed up to now."""
+        self.child.expect(r".+")
+        self.next()
+
+
+@pytest.fixture
+def counting(empty_viv, debian, tmp_path):
+    """The machine "a", which counts, and its home."""
+    initrd = tiny.make(debian, tmp_path, COUNT)
+    empty_viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd,
+                 "--append", "console=ttyS0 quiet", "--mem", "256M", "--cpus", 2)
+    return empty_viv
+
+
+def snapshots(viv, name):
+    return {s["name"]: s for s in json.loads(viv.ok("snapshot", "list", name, "--json").stdout)}
+
+
+def ends(viv, *names):
+    viv.ok("rm", "-f", *names)
+
+
+def test_back_in_place(counting):
+    a = Counter(counting, "a")
+    a.reaches(10)
+    done = json.loads(counting.ok("snapshot", "create", "a", "one", "--json").stdout)
+    assert done["bytes"] > 0 and done["parent"] is None
+    n = a.next()
+    a.reaches(n + 30)
+    counting.ok("snapshot", "restore", "a", "one")
+    a.flush()
+    back = a.next()
+    assert back < n + 30, "the count did not go back"
+    a.reaches(back + 10)  # and it goes on
+    counting.ok("snapshot", "restore", "a", "one")
+    a.reaches(n + 5)
+    ends(counting, "a")
+
+
+def test_paused_machine_and_restart(counting):
+    a = Counter(counting, "a")
+    a.reaches(10)
+    counting.ok("pause", "a")
+    counting.ok("snapshot", "create", "a", "one")
+    assert counting.list()[0]["state"] == "paused"
+    counting.ok("stop", "-f", "a")
+    counting.ok("snapshot", "restore", "a", "one")
+    again = Counter(counting, "a")
+    assert again.next() >= 10
+    ends(counting, "a")
+
+
+def test_parents_sizes_and_deleting_the_middle(counting):
+    viv = counting
+    a = Counter(viv, "a")
+    a.reaches(5)
+    for name in ("one", "two", "three"):
+        viv.ok("snapshot", "create", "a", name)
+        a.reaches(a.next() + 3)
+    found = snapshots(viv, "a")
+    assert [found[n]["parent"] for n in ("one", "two", "three")] == [None, "one", "two"]
+    assert found["three"]["own_bytes"] < found["three"]["shared_bytes"], "it is no incremental one"
+    assert [line.split()[0] for line in viv.ok("snapshot", "tree", "a").stdout.splitlines()[1:]] == ["one", "two", "three"]
+    viv.ok("snapshot", "delete", "a", "two")
+    viv.ok("snapshot", "delete", "a", "one")
+    assert viv.ok("snapshot", "verify", "a", "three").stdout == "three: whole\n"
+    before = a.next()
+    a.reaches(before + 20)
+    viv.ok("snapshot", "restore", "a", "three")
+    a.flush()
+    assert a.next() < before + 20
+    viv.fails("snapshot", "show", "a", "one", says=["no snapshot", "viv snapshot list"])
+    viv.fails("snapshot", "create", "a", "three", says=["already"])
+    viv.fails("snapshot", "create", "a", "../x", says=["no name"])
+    ends(viv, "a")
+
+
+def test_a_machine_of_its_own(counting):
+    viv = counting
+    a = Counter(viv, "a")
+    a.reaches(10)
+    viv.ok("snapshot", "create", "a", "one")
+    here = a.next()
+    viv.ok("run", "--from", "a@one", "--name", "b", "--detach")
+    b = Counter(viv, "b")
+    assert 10 <= b.next()
+    a.reaches(here + 20)
+    ends(viv, "a")
+    b.reaches(here + 20)  # it needs nothing of the other's
+    viv.ok("snapshot", "restore", "b", "one")
+    b.flush()
+    b.next()
+    viv.fails("run", "--from", "b@none", "--name", "c", says=["no snapshot"])
+    viv.fails("run", "--from", "b@one", "--name", "c", "--mem", "1G", status=2, says=["--from"])
+    assert viv.names() == ["b"]
+    ends(viv, "b")
+
+
+def test_show(counting):
+    a = Counter(counting, "a")
+    a.reaches(3)
+    counting.ok("snapshot", "create", "a", "one")
+    text = counting.ok("snapshot", "show", "a", "one").stdout
+    assert "[cpu1]" in text and re.search(r"^rip = 0x[0-9a-f]+$", text, re.M)
+    state = json.loads(counting.ok("snapshot", "show", "a", "one", "--json").stdout)["state"]
+    assert int(state["machine"]["vcpus"], 0) == 2 and "dev:pit" in state
+    ends(counting, "a")
+
+
+def test_damaged_ones_are_refused_and_the_machine_goes_on(counting):
+    viv = counting
+    a = Counter(viv, "a")
+    a.reaches(5)
+    viv.ok("snapshot", "create", "a", "one")
+    viv.ok("snapshot", "create", "a", "two")
+    folder = viv.home / "vms" / "a" / "snapshots" / "one"
+    ram = next(folder.glob("ram-*"))
+
+    def with_bytes(path, change):
+        data = path.read_bytes()
+        path.unlink()  # a link: the other snapshot keeps its file
+        path.write_bytes(change(data))
+        viv.fails("snapshot", "restore", "a", "one")
+        a.reaches(a.next() + 2)
+        path.write_bytes(data)
+
+    for name in ("state", "ram.index", "snapshot.json"):
+        with_bytes(folder / name, lambda d: d[:len(d) // 2])
+        with_bytes(folder / name, lambda d: b"")
+    for name in ("state", "ram.index"):
+        with_bytes(folder / name, lambda d: d[:100] + bytes([d[100] ^ 4]) + d[101:])
+    with_bytes(ram, lambda d: d[:-4096])
+    # Content of memory: told by verify.
+    data = ram.read_bytes()
+    at = next(i for i in range(0, len(data), 4096) if any(data[i:i + 4096]))
+    ram.unlink()
+    ram.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    done = viv.run("snapshot", "verify", "a", "one")
+    assert done.returncode == 1 and ram.name in done.stdout, done.stdout + done.stderr
+    assert viv.ok("snapshot", "verify", "a", "two").stdout == "two: whole\n"
+    ends(viv, "a")
+
+
+def test_canceled_or_killed_leaves_nothing(counting):
+    viv = counting
+    a = Counter(viv, "a")
+    a.reaches(5)
+    folder = viv.home / "vms" / "a" / "snapshots"
+    for sig in (signal.SIGINT, signal.SIGKILL):
+        child = subprocess.Popen([os.environ.get("VIV", str(pathlib.Path(__file__).resolve().parents[2] / "build" / "viv")),
+                                  "snapshot", "create", "a", "one"], env=viv.env, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL)
+        viv.wait_until(lambda: folder.exists() and any(folder.iterdir()) or child.poll() is not None, "begun")
+        child.send_signal(sig)
+        child.wait()
+        viv.wait_until(lambda: not [p for p in folder.iterdir() if p.name.startswith(".")], "nothing half-made")
+        if "one" in snapshots(viv, "a"):  # it was faster
+            viv.ok("snapshot", "delete", "a", "one")
+    a.reaches(a.next() + 3)
+    # The whole machine killed: what is left over goes with the next one.
+    (folder / ".tmp-left").mkdir()
+    viv.ok("snapshot", "create", "a", "two")
+    assert [p.name for p in folder.iterdir()] == ["two"]
+    ends(viv, "a")
