@@ -383,8 +383,12 @@ static int inject_waiting(struct kvm_vcpu *v)
 			v->counters[KVMC_EXTINTS]++;
 		}
 	}
-	if (atomic_load(&v->intr_line))
+	if (atomic_load(&v->intr_line)) {
 		run->request_interrupt_window = 1;
+		/* A CPU that was loaded halted would wait for good: a window alone does not wake it. */
+		if (!v->is_window_known)
+			__atomic_store_n(&run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	}
 	return rc;
 }
 
