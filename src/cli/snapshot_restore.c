@@ -117,6 +117,23 @@ static int own_file(char **path, const char *vm, struct error *err)
 	return 0;
 }
 
+/* A disk of the snapshot: that of the machine's own copy of the snapshot, until its process has put a layer on it. */
+static int own_disk(struct vmconfig_disk *d, const struct snapshot_info *from, const char *vm,
+		    struct error *err)
+{
+	const char *name = strrchr(d->path, '/');
+
+	if (d->is_readonly)
+		return 0;
+	char *path = snapstore_path(vm, from->name, name ? name + 1 : d->path, err);
+
+	if (!path)
+		return -ENOMEM;
+	free(d->path);
+	d->path = path;
+	return 0;
+}
+
 int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, bool is_throwaway,
 			 struct error *err)
 {
@@ -132,6 +149,8 @@ int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, b
 		return r;
 	c->is_throwaway = is_throwaway;
 	r = copy_snapshot(from, c->name, err);
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++)
+		r = own_disk(&c->disks[i], from, c->name, err);
 	if (r == 0)
 		r = own_file(&c->kernel, c->name, err);
 	if (r == 0)

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 
 #include "base/log.h"
+#include "block/block.h"
 #include "char/chardev.h"
 #include "cli/cli.h"
 #include "ctl/ctl.h"
@@ -57,6 +58,9 @@ struct process {
 	struct agent *agent;
 	struct ctl *ctl;
 	struct snapper *snapper;
+	struct vmdisks disks;
+	struct block_backing_rule backing; /* of layers of disks: files of this machine's folder */
+	const char *backing_paths[2];
 	int lock_fd, listen_fd, signal_fd;
 	pid_t net_pid; /* 0: none */
 	struct loop_fd *signal_watch, *lifeline_watch;
@@ -215,17 +219,42 @@ static int origin_open(struct origin *o, const struct process *p, struct error *
 	return 0;
 }
 
+/* The layers of disks; those of the snapshot that it goes on from, with new ones on top. */
+static int open_disks(struct process *p, struct error *err)
+{
+	char *tops[MACHINE_MAX_DISKS];
+	struct snapshot_info info;
+
+	p->backing_paths[0] = p->vm_dir;
+	p->backing = (struct block_backing_rule){ .paths = p->backing_paths };
+	int r = vmdisks_open(&p->disks, &p->config, err);
+
+	if (r < 0 || !p->args.from)
+		return r;
+	r = snapstore_load(&info, p->args.name, p->args.from, err);
+	if (r < 0)
+		return r;
+	r = vmdisks_go_back(&p->disks, &info, tops, err);
+	snapshot_info_free(&info);
+	return r == 0 ? vmdisks_went_back(&p->disks, tops, err) : r;
+}
+
 static int create_machine(struct process *p, struct error *err)
 {
 	struct machine_config cfg;
 	struct origin origin;
+	int r = open_disks(p, err);
+
+	if (r < 0)
+		return r;
 
 	vmconfig_machine(&p->config, &cfg);
 	cfg.make_backends = make_backends;
 	cfg.free_backends = free_backends;
 	cfg.backends_arg = p;
-	int r = strcmp(p->config.net, "nat") == 0 ? start_net(p, &cfg, err) : 0;
-
+	for (unsigned i = 0; i < cfg.ndisks; i++)
+		cfg.disks[i].backing = &p->backing;
+	r = strcmp(p->config.net, "nat") == 0 ? start_net(p, &cfg, err) : 0;
 	if (r < 0)
 		return r;
 	if (!p->args.from)
@@ -241,7 +270,9 @@ static int create_machine(struct process *p, struct error *err)
 
 static int create_snapper(struct process *p, struct error *err)
 {
-	const struct snapper_config sc = { .machine = p->m, .config = &p->config };
+	const struct snapper_config sc = {
+		.machine = p->m, .config = &p->config, .disks = &p->disks, .backing = &p->backing
+	};
 	int r = snapper_create(&p->snapper, &sc, err);
 
 	return r == 0 && p->args.from ? snapper_restored(p->snapper, p->args.from, err) : r;
@@ -375,6 +406,7 @@ static void destroy(struct process *p)
 	remove_files(p);
 	if (p->lock_fd >= 0)
 		close(p->lock_fd);
+	vmdisks_close(&p->disks);
 	vmconfig_free(&p->config);
 	free(p->run_dir);
 	free(p->socket_path);

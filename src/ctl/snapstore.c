@@ -137,8 +137,8 @@ static int add_named(struct snapstore_build *b, const char *path, const char *as
 	return r < 0 ? r : vmconfig_set(member, as, err);
 }
 
-int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c, json_t **out,
-			 struct error *err)
+int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c,
+			 const char *const disks[MACHINE_MAX_DISKS], json_t **out, struct error *err)
 {
 	json_t *json = vmconfig_to_json(c);
 	struct vmconfig named;
@@ -156,6 +156,9 @@ int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c, js
 		r = add_named(b, c->initrd, "initrd", &named.initrd, err);
 	if (r == 0)
 		r = add_named(b, c->firmware, "firmware", &named.firmware, err);
+	for (unsigned i = 0; r == 0 && i < named.ndisks; i++)
+		if (disks[i])
+			r = vmconfig_set(&named.disks[i].path, disks[i], err);
 	*out = r == 0 ? vmconfig_to_json(&named) : NULL;
 	vmconfig_free(&named);
 	if (r == 0 && !*out)

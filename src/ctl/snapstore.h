@@ -37,9 +37,10 @@ int snapstore_begin(struct snapstore_build *b, const char *vm, const char *name,
 int snapstore_add_file(struct snapstore_build *b, const char *path, const char *as, bool may_copy,
 		       struct error *err);
 /** snapstore_add_config() - files of @c that a machine needs to start again, and @c itself with their names instead
- * of paths in *@out; to be json_decref'ed. */
-int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c, json_t **out,
-			 struct error *err);
+ * of paths in *@out; to be json_decref'ed.
+ * @disks: names of disk files in the folder by disk; NULL: its path is kept */
+int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c,
+			 const char *const disks[MACHINE_MAX_DISKS], json_t **out, struct error *err);
 /** snapstore_write() - a file of the folder, synced. */
 int snapstore_write(const struct snapstore_build *b, const char *file, const void *data, size_t len,
 		    struct error *err);

@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "block/block.h"
 #include "ctl/paths.h"
 #include "vm/machine.h"
 
@@ -31,6 +32,13 @@ struct take {
 	uint64_t *dirty; /* changed since the parent; NULL: all counts as changed */
 	uint64_t pause_us;
 	bool is_written;
+	/* New layers of the disks: in the configuration, not on top yet; formats of what is below. */
+	bool is_announced[MACHINE_MAX_DISKS], has_announced;
+	char *old_formats[MACHINE_MAX_DISKS];
+	struct block_req flushes[MACHINE_MAX_DISKS];
+	unsigned nflushing;
+	bool is_flush_failed;
+	bool is_gone; /* canceled, but flushes are under way */
 
 	pid_t pid;
 	int from_child, to_child;
@@ -46,12 +54,15 @@ struct take {
 struct snapper {
 	struct machine *m;
 	struct vmconfig *config;
+	struct vmdisks *disks;
+	const struct block_backing_rule *backing;
 	/* What memory is compared with: the last snapshot taken or restored. */
 	char *base_name;
 	struct ram_files base;
 	struct snapshot_state base_state;
 	uint64_t *dirty; /* changed since then, as far as collected */
 	bool is_logging;
+	uint64_t writes[MACHINE_MAX_DISKS]; /* machine_block_writes() at that time */
 	struct take *take;
 };
 
@@ -119,6 +130,8 @@ int snapper_create(struct snapper **out, const struct snapper_config *cfg, struc
 		return error_set(err, -ENOMEM, "no memory for snapshots");
 	s->m = cfg->machine;
 	s->config = cfg->config;
+	s->disks = cfg->disks;
+	s->backing = cfg->backing;
 	*out = s;
 	return 0;
 }
@@ -135,8 +148,18 @@ static void take_free(struct take *t)
 	ram_index_free(&t->index);
 	bytes_free(&t->state);
 	json_decref(t->info);
+	t->info = NULL;
 	free(t->dirty);
-	free(t);
+	t->dirty = NULL;
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
+		free(t->old_formats[i]);
+		t->old_formats[i] = NULL;
+	}
+	t->watch = NULL;
+	t->from_child = t->to_child = t->ram_fd = -1;
+	t->is_gone = true;
+	if (!t->nflushing) /* else the last flush calls again */
+		free(t);
 }
 
 /* Kill the child, remove its folder. */
@@ -367,6 +390,31 @@ static void give_word(const struct take *t)
 		log_debug("snapshot", "the writing process is gone");
 }
 
+/* All is written, disks too: the snapshot may get its name. */
+static void go_if_done(struct take *t)
+{
+	if (!t->is_written || t->nflushing)
+		return;
+	if (t->is_flush_failed) {
+		error_set(&t->failure, -EIO, "a disk of the machine could not be made stable");
+		kill(t->pid, SIGKILL);
+		return;
+	}
+	give_word(t);
+}
+
+static void on_flushed(struct block_req *req, int result)
+{
+	struct take *t = req->owner;
+
+	t->nflushing--;
+	t->is_flush_failed |= result < 0;
+	if (!t->is_gone)
+		go_if_done(t);
+	else if (!t->nflushing)
+		take_free(t);
+}
+
 static void take_line(struct take *t, const char *line)
 {
 	unsigned long long a, b;
@@ -378,7 +426,7 @@ static void take_line(struct take *t, const char *line)
 		t->written_bytes = a;
 	} else if (line[0] == 'w') {
 		t->is_written = true;
-		give_word(t);
+		go_if_done(t);
 	} else if (line[0] == 'e') {
 		error_set(&t->failure, -EIO, "%s", line + 2);
 	}
@@ -456,26 +504,78 @@ static int prepare_memory(struct take *t, bool *has_base, struct error *err)
 			     : 0;
 }
 
-/* Until disks can get a layer while they run. */
 static int check_disks(const struct snapper *s, struct error *err)
 {
 	for (unsigned i = 0; i < s->config->ndisks; i++)
-		if (!s->config->disks[i].is_readonly)
-			return error_set(err, -ENOTSUP, "disk %u (%s) is written by the machine, and snapshots of such disks are not there yet",
+		if (s->config->disks[i].is_snapshot)
+			return error_set(err, -ENOTSUP,
+					 "what this machine writes to disk %u (%s) is thrown away "
+					 "at its end, so a snapshot "
+					 "cannot keep it; a machine with a name (viv run --name) "
+					 "has a disk of its own",
 					 i, s->config->disks[i].path);
 	return 0;
+}
+
+/* Layers for the time after the snapshot, empty: until they are on top, the disks read the same through either. */
+static int prepare_disks(struct take *t, struct error *err)
+{
+	struct snapper *s = t->s;
+	struct block_info info;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
+		_cleanup_free_ char *path = NULL;
+
+		if (!vmdisks_is_layered(s->config, i))
+			continue;
+		struct block_dev *b = machine_block(s->m, i);
+
+		b->ops->info(b, &info);
+		t->old_formats[i] = strdup(s->config->disks[i].format);
+		r = t->old_formats[i] ? vmdisks_new_top(s->disks, i, info.size_bytes, &path, err)
+				      : error_set(err, -ENOMEM, "no memory for a snapshot");
+		if (r == 0)
+			r = vmdisks_push(s->disks, i, path, err);
+		t->is_announced[i] = r == 0;
+		t->has_announced |= r == 0;
+	}
+	/* Whatever happens from here on, the machine finds what it wrote. */
+	return r == 0 && t->has_announced ? vmconfig_save(s->config, err) : r;
+}
+
+/* Layers that did not come on top. */
+static void drop_disks(struct take *t)
+{
+	bool has_any = false;
+	struct error err;
+
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
+		if (!t->is_announced[i])
+			continue;
+		vmdisks_pop(t->s->disks, i, t->old_formats[i]);
+		t->is_announced[i] = false;
+		has_any = true;
+	}
+	if (has_any && vmconfig_save(t->s->config, &err) < 0)
+		log_error("snapshot", "%s", err.text);
 }
 
 static int prepare(struct take *t, const char *name, bool *has_base, struct error *err)
 {
 	struct snapper *s = t->s;
+	const char *names[MACHINE_MAX_DISKS];
 	json_t *config = NULL;
 	int r = check_disks(s, err);
 
 	if (r == 0)
 		r = snapstore_begin(&t->build, s->config->name, name, err);
 	if (r == 0)
-		r = snapstore_add_config(&t->build, s->config, &config, err);
+		r = vmdisks_add_to(s->disks, &t->build, names, err);
+	if (r == 0)
+		r = snapstore_add_config(&t->build, s->config, names, &config, err);
+	if (r == 0)
+		r = prepare_disks(t, err);
 	if (r == 0)
 		r = prepare_memory(t, has_base, err);
 	if (r < 0) {
@@ -512,6 +612,29 @@ static int make_pipes(struct take *t, int child_ends[2], struct error *err)
 	return 0;
 }
 
+static void note_writes(struct snapper *s)
+{
+	for (unsigned i = 0; i < s->config->ndisks; i++)
+		s->writes[i] = machine_block_writes(s->m, i);
+}
+
+static int push_disks(struct take *t, struct error *err)
+{
+	struct snapper *s = t->s;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
+		const struct block_open top = { .path = s->config->disks[i].path, .format = "qcow2" };
+
+		if (!t->is_announced[i])
+			continue;
+		r = block_push_layer(machine_block(s->m, i), &top, err);
+		t->is_announced[i] = r < 0;
+	}
+	note_writes(s);
+	return r;
+}
+
 /* Paused: all that belongs to one moment. */
 static int capture(struct take *t, bool has_base, struct error *err)
 {
@@ -526,7 +649,25 @@ static int capture(struct take *t, bool has_base, struct error *err)
 			return error_set(err, -ENOMEM, "no memory for the log of changed pages");
 		memcpy(t->dirty, s->dirty, bitmap_words(s) * sizeof(*t->dirty));
 	}
-	return r == 0 ? start_log(s, err) : r;
+	if (r == 0)
+		r = start_log(s, err);
+	return r == 0 ? push_disks(t, err) : r;
+}
+
+/* What was frozen gets to stable storage, and is whole on its own then. */
+static void flush_disks(struct take *t)
+{
+	struct snapper *s = t->s;
+
+	for (unsigned i = 0; i < s->config->ndisks; i++) {
+		struct block_dev *b = machine_block(s->m, i);
+
+		if (!vmdisks_is_layered(s->config, i))
+			continue;
+		t->flushes[i] = (struct block_req){ .op = BLOCK_FLUSH, .done = on_flushed, .owner = t };
+		t->nflushing++;
+		b->ops->submit(b, &t->flushes[i]);
+	}
 }
 
 static int pause_and_fork(struct take *t, bool has_base, const int child_ends[2], struct error *err)
@@ -560,8 +701,10 @@ static int pause_and_fork(struct take *t, bool has_base, const int child_ends[2]
 		r = -EIO;
 	}
 	t->pause_us = now_us() - start;
-	if (r == 0)
+	if (r == 0) {
 		give_word(t);
+		flush_disks(t);
+	}
 	return r;
 }
 
@@ -594,6 +737,7 @@ int snapper_take(struct snapper *s, const char *name, snapper_done_fn done, void
 		if (child_ends[i] >= 0)
 			close(child_ends[i]);
 	if (r < 0) {
+		drop_disks(t);
 		give_back_dirty(t);
 		take_cancel(t);
 		return r;
@@ -626,13 +770,8 @@ int snapper_restored(struct snapper *s, const char *name, struct error *err)
 static int open_target(struct snapper *s, const char *name, struct ram_files *files,
 		       struct snapshot_state *state, struct error *err)
 {
-	struct snapshot_info info;
-	int r = snapstore_load(&info, s->config->name, name, err);
+	int r = snapstore_open_state(s->config->name, name, state, err);
 
-	if (r < 0)
-		return r;
-	snapshot_info_free(&info);
-	r = snapstore_open_state(s->config->name, name, state, err);
 	if (r < 0)
 		return r;
 	r = snapstore_open_ram(s->config->name, name, files, err);
@@ -645,14 +784,60 @@ static int open_target(struct snapper *s, const char *name, struct ram_files *fi
 	return r;
 }
 
-/* Paused.  Memory, then state; nothing that can be refused is left by now but by the host. */
+/* Paused.  New layers over the snapshot's disks; none where disks are as they were then. */
+static int prepare_tops(struct snapper *s, const char *name, bool is_base,
+			char *tops[MACHINE_MAX_DISKS], struct error *err)
+{
+	struct snapshot_info info;
+	bool has_changed = !is_base;
+
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
+		tops[i] = NULL;
+	for (unsigned i = 0; i < s->config->ndisks; i++)
+		has_changed |= s->writes[i] != machine_block_writes(s->m, i);
+	if (!has_changed)
+		return 0;
+	int r = snapstore_load(&info, s->config->name, name, err);
+
+	if (r == 0) {
+		r = vmdisks_go_back(s->disks, &info, tops, err);
+		snapshot_info_free(&info);
+	}
+	return r;
+}
+
+/* The disks on the new layers over the snapshot's. */
+static int reopen_disks(struct snapper *s, char *tops[MACHINE_MAX_DISKS], struct error *err)
+{
+	bool has_any = false;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
+		const struct block_open o = { .path = tops[i], .format = "qcow2", .backing = s->backing };
+
+		if (!tops[i])
+			continue;
+		has_any = true;
+		r = block_reopen(machine_block(s->m, i), machine_loop(s->m), &o, false, err);
+	}
+	if (r == 0 && has_any)
+		r = vmdisks_went_back(s->disks, tops, err);
+	note_writes(s);
+	return r;
+}
+
+/* Paused.  Disks, memory, then state; nothing that can be refused is left by now but by the host. */
 static int64_t go_back(struct snapper *s, const struct ram_files *files,
-		       const struct snapshot_state *state, struct error *err)
+		       const struct snapshot_state *state, char *tops[MACHINE_MAX_DISKS],
+		       struct error *err)
 {
 	struct guest_ram *ram = machine_ram(s->m);
 	int64_t pages = 0;
 	int r;
 
+	r = reopen_disks(s, tops, err);
+	if (r < 0)
+		return r;
 	if (s->base_name && s->is_logging) {
 		r = collect(s, err);
 		if (r < 0)
@@ -678,6 +863,7 @@ int snapper_restore(struct snapper *s, const char *name, json_t *result, struct 
 	bool is_base = s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
 	struct snapshot_state state = { 0 };
 	struct ram_files files = { 0 };
+	char *tops[MACHINE_MAX_DISKS];
 	struct error why;
 
 	if (s->take)
@@ -693,6 +879,8 @@ int snapper_restore(struct snapper *s, const char *name, json_t *result, struct 
 	r = was_running ? machine_pause(s->m, err) : 0;
 	if (r == 0)
 		r = machine_check_state(s->m, st, err);
+	if (r == 0)
+		r = prepare_tops(s, name, is_base, tops, err);
 	if (r < 0) {
 		if (was_running && machine_state(s->m) == MACHINE_PAUSED && machine_resume(s->m, &why) < 0)
 			log_error("snapshot", "%s", why.text);
@@ -700,7 +888,7 @@ int snapper_restore(struct snapper *s, const char *name, json_t *result, struct 
 		ram_files_close(&files);
 		return r;
 	}
-	int64_t pages = go_back(s, is_base ? &s->base : &files, st, err);
+	int64_t pages = go_back(s, is_base ? &s->base : &files, st, tops, err);
 
 	if (pages < 0) { /* memory is neither the old nor the new */
 		error_prefix(err, "going back to %s failed half-way", name);

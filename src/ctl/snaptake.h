@@ -20,12 +20,15 @@
 #ifndef VIV_CTL_SNAPTAKE_H
 #define VIV_CTL_SNAPTAKE_H
 
-#include "ctl/snapstore.h"
+#include "ctl/vmdisks.h"
 
 struct snapper;
 struct snapper_config {
 	struct machine *machine;
 	struct vmconfig *config; /* borrowed; of this machine */
+	struct vmdisks *disks;	 /* borrowed; of this machine */
+	/* What its layers may name; borrowed. */
+	const struct block_backing_rule *backing;
 };
 
 int snapper_create(struct snapper **out, const struct snapper_config *cfg, struct error *err);

@@ -344,9 +344,10 @@ void vmconfig_machine(const struct vmconfig *c, struct machine_config *out)
 		.without = (uint32_t)c->without,
 	};
 	for (unsigned i = 0; i < c->ndisks; i++)
-		out->disks[i] =
-			(struct machine_disk){ c->disks[i].path, c->disks[i].format,
-					       c->disks[i].is_readonly, c->disks[i].is_snapshot };
+		out->disks[i] = (struct machine_disk){ .path = c->disks[i].path,
+						       .format = c->disks[i].format,
+						       .is_readonly = c->disks[i].is_readonly,
+						       .is_snapshot = c->disks[i].is_snapshot };
 }
 
 int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err)

@@ -6,6 +6,7 @@
 #include <time.h>
 #include <x86intrin.h>
 
+#include "dev/virtio/virtio_blk.h"
 #include "vm/machine_int.h"
 #include "vm/snapshot_state.h"
 
@@ -577,6 +578,19 @@ struct guest_ram *machine_ram(struct machine *m)
 struct engine_vm *machine_vm(struct machine *m)
 {
 	return m->vm;
+}
+
+struct block_dev *machine_block(struct machine *m, unsigned i)
+{
+	return m->blocks[i];
+}
+
+uint64_t machine_block_writes(const struct machine *m, unsigned i)
+{
+	struct virtio_blk_stats stats;
+
+	virtio_blk_stats(m->disks[i], &stats);
+	return stats.writes + stats.discards;
 }
 
 void machine_ram_replaced(struct machine *m)

@@ -22,6 +22,8 @@
 #include "base/loop.h"
 #include "engine/engine.h"
 
+struct block_backing_rule;
+struct block_dev;
 struct char_dev;
 struct guest_ram;
 struct machine;
@@ -36,7 +38,8 @@ struct snapshot_state;
 
 struct machine_disk {
 	const char *path;
-	const char *format; /* "raw" */
+	const char *format;			  /* "raw", "qcow2" */
+	const struct block_backing_rule *backing; /* block_open.backing */
 	bool is_readonly;
 	bool is_snapshot; /* writes are thrown away at the end */
 };
@@ -155,6 +158,10 @@ const char *machine_state_name(enum machine_state s);
 const struct engine_ops *machine_engine(const struct machine *m);
 struct guest_ram *machine_ram(struct machine *m);
 struct engine_vm *machine_vm(struct machine *m);
+/** machine_block() - disk @i of machine_config.disks; the machine's. */
+struct block_dev *machine_block(struct machine *m, unsigned i);
+/** machine_block_writes() - how often the guest changed it: a number that only grows. */
+uint64_t machine_block_writes(const struct machine *m, unsigned i);
 /** machine_ram_replaced() - all of RAM may have other contents; the machine is paused. */
 void machine_ram_replaced(struct machine *m);
 

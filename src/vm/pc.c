@@ -246,7 +246,8 @@ static int create_disk(struct machine *m, unsigned i, struct error *err)
 	struct block_open open = { .path = d->path,
 				   .format = d->format ? d->format : "raw",
 				   .is_readonly = d->is_readonly,
-				   .is_snapshot = d->is_snapshot };
+				   .is_snapshot = d->is_snapshot,
+				   .backing = d->backing };
 	struct virtio_blk_config cfg = { .nqueues = MIN(m->ncpus, (unsigned)VIRTIO_BLK_QUEUES_MAX),
 					 .slot = -1 };
 	struct virtio_blk *blk;
@@ -262,6 +263,7 @@ static int create_disk(struct machine *m, unsigned i, struct error *err)
 	r = virtio_blk_create(&blk, &m->env, pci_host_bus(m->pci), id, &cfg, err);
 	if (r < 0)
 		return r;
+	m->disks[i] = blk;
 	add_device(m, virtio_blk_device(blk));
 	return 0;
 }

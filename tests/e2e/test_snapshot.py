@@ -15,6 +15,19 @@ n=0
 while :; do n=$((n + 1)); echo "n=$n."; $b sleep 0.05; done
 """
 
+# Sector n is written when n is counted: one that is there before comes from a time that is not this one's.
+COUNT_ON_DISK = """
+n=0
+while :; do
+	n=$((n + 1))
+	old=$($b dd if=/dev/vda bs=512 skip=$n count=1 2>/dev/null | $b tr -d '\\000')
+	[ -z "$old" ] || echo "STALE $old"
+	echo "sector $n" | $b dd of=/dev/vda bs=512 seek=$n conv=notrunc,fsync 2>/dev/null
+	echo 3 >/proc/sys/vm/drop_caches
+	echo "n=$n."
+done
+"""
+
 
 class Counter:
     """A machine that counts on its console."""
@@ -24,7 +37,7 @@ class Counter:
         self.child = viv.spawn("console", name, limit=120)
 
     def next(self):
-        self.child.expect(r"n=(\d+)\.")
+        assert self.child.expect([r"n=(\d+)\.", "STALE"]) == 0, "the disk is of another time than memory"
         return int(self.child.match.group(1))
 
     def reaches(self, n):
@@ -196,3 +209,49 @@ def test_canceled_or_killed_leaves_nothing(counting):
     viv.ok("snapshot", "create", "a", "two")
     assert [p.name for p in folder.iterdir()] == ["two"]
     ends(viv, "a")
+
+
+def test_disks_belong_to_the_same_moment(empty_viv, debian, tmp_path):
+    """Written to before, between and after: memory and disk go back together, in place, started again, and on their own."""
+    viv, disk = empty_viv, tmp_path / "counted.raw"
+    disk.write_bytes(bytes(8 << 20))
+    initrd = tiny.make(debian, tmp_path, COUNT_ON_DISK)
+    viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--disk", disk,
+           "--append", "console=ttyS0 quiet", "--mem", "256M")
+    a = Counter(viv, "a")
+    a.reaches(5)
+    for name in ("one", "two"):
+        viv.ok("snapshot", "create", "a", name)
+        a.reaches(a.next() + 10)
+    for name in ("two", "one", "one", "two"):
+        viv.ok("snapshot", "restore", "a", name)
+        a.flush()
+        a.reaches(a.next() + 10)
+    viv.ok("run", "--from", "a@one", "--name", "b", "--detach")
+    b = Counter(viv, "b")
+    b.reaches(b.next() + 10)
+    viv.ok("snapshot", "delete", "a", "one")
+    viv.ok("stop", "-f", "a")
+    viv.ok("snapshot", "restore", "a", "two")
+    a = Counter(viv, "a")
+    a.reaches(a.next() + 10)
+    # What it wrote is there at the next start, too, whatever layer it is in.
+    n = a.next()
+    viv.ok("stop", "-f", "a")
+    viv.ok("start", "a")
+    again = viv.spawn("console", "a", limit=120)
+    again.expect(rf"STALE sector {n}\b")
+    ends(viv, "a")
+    b.reaches(b.next() + 10)
+    ends(viv, "b")
+
+
+def test_a_disk_that_is_thrown_away_is_refused(empty_viv, debian, tmp_path):
+    disk = tmp_path / "d.raw"
+    disk.write_bytes(bytes(1 << 20))
+    initrd = tiny.make(debian, tmp_path, COUNT)
+    empty_viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--disk",
+                 f"{disk},snapshot", "--append", "console=ttyS0 quiet", "--mem", "256M")
+    empty_viv.fails("snapshot", "create", "a", "one", says=["thrown away", "--name"])
+    assert snapshots(empty_viv, "a") == {}
+    ends(empty_viv, "a")

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/vmdisks.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include "base/log.h"
+#include "block/image.h"
+#include "ctl/paths.h"
+
+#define LAYER_PREFIX "layer-" /* of the names given here */
+
+bool vmdisks_is_layered(const struct vmconfig *c, unsigned i)
+{
+	return !c->disks[i].is_readonly && !c->disks[i].is_snapshot;
+}
+
+/* ---- chains ---- */
+
+static void chain_free(struct vmdisk_chain *ch)
+{
+	for (unsigned i = 0; i < ch->n; i++)
+		free(ch->files[i]);
+	free(ch->files);
+	*ch = (struct vmdisk_chain){ 0 };
+}
+
+static int chain_add(struct vmdisk_chain *ch, unsigned at, const char *name, struct error *err)
+{
+	if (ch->n == VMDISKS_CHAIN_MAX)
+		return error_set(err, -E2BIG,
+				 "a disk has more than %d layers; viv image flatten makes them one",
+				 VMDISKS_CHAIN_MAX);
+	char **files = realloc(ch->files, (ch->n + 1) * sizeof(*files));
+	char *copy = strdup(name);
+
+	if (files)
+		ch->files = files;
+	if (!files || !copy) {
+		free(copy);
+		return error_set(err, -ENOMEM, "no memory for the layers of a disk");
+	}
+	memmove(&ch->files[at + 1], &ch->files[at], (ch->n - at) * sizeof(*files));
+	ch->files[at] = copy;
+	ch->n++;
+	return 0;
+}
+
+/* The name of @path if it is a file in @folder, else NULL. */
+static const char *name_in(const char *path, const char *folder)
+{
+	size_t len = strlen(folder);
+
+	return !strncmp(path, folder, len) && path[len] == '/' && !strchr(path + len + 1, '/')
+		       ? path + len + 1
+		       : NULL;
+}
+
+/* From the file @path, of @format, in @folder down to the base. */
+static int chain_read(struct vmdisk_chain *ch, const char *path, const char *format,
+		      const char *folder, struct error *err)
+{
+	_cleanup_free_ char *at = strdup(path), *fmt = strdup(format);
+
+	*ch = (struct vmdisk_chain){ 0 };
+	for (;;) {
+		const char *name = at ? name_in(at, folder) : NULL;
+		int r = at && fmt ? chain_add(ch, ch->n, name ? name : at, err) : -ENOMEM;
+		struct image_info info;
+
+		if (r < 0 || !name || strcmp(fmt, "qcow2") != 0)
+			return r;
+		r = image_info(at, fmt, &info, err);
+		if (r < 0)
+			return r;
+		bool is_ours =
+			info.backing_path && info.backing_format && !strchr(info.backing_path, '/');
+		char *below = is_ours ? paths_format(err, "%s/%s", folder, info.backing_path) : NULL;
+		char *below_fmt = is_ours ? strdup(info.backing_format) : NULL;
+
+		image_info_free(&info);
+		if (!is_ours)
+			return 0;
+		free(at);
+		free(fmt);
+		at = below;
+		fmt = below_fmt;
+	}
+}
+
+int vmdisks_open(struct vmdisks *d, struct vmconfig *c, struct error *err)
+{
+	int r = 0;
+
+	*d = (struct vmdisks){ .config = c, .folder = paths_vm(c->name, NULL, err) };
+	if (!d->folder)
+		return -ENOMEM;
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++)
+		if (vmdisks_is_layered(c, i))
+			r = chain_read(&d->chains[i], c->disks[i].path, c->disks[i].format,
+				       d->folder, err);
+	return r;
+}
+
+void vmdisks_close(struct vmdisks *d)
+{
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
+		chain_free(&d->chains[i]);
+		chain_free(&d->next[i]);
+	}
+	free(d->folder);
+	*d = (struct vmdisks){ 0 };
+}
+
+/* ---- new layers ---- */
+
+static int new_name(char out[64], unsigned i, const char *suffix, struct error *err)
+{
+	uint64_t random;
+
+	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+		return error_set(err, -EIO, "the host gives no random numbers");
+	snprintf(out, 64, LAYER_PREFIX "%u-%016llx.%s", i, (unsigned long long)random, suffix);
+	return 0;
+}
+
+static int link_file(const char *from, const char *to, struct error *err)
+{
+	struct stat a, b;
+
+	if (link(from, to) == 0)
+		return 0;
+	int r = -errno;
+
+	if (r == -EEXIST && stat(from, &a) == 0 && stat(to, &b) == 0 && a.st_dev == b.st_dev &&
+	    a.st_ino == b.st_ino)
+		return 0;
+	if (r == -EXDEV)
+		return error_set(err, r,
+				 "%s is on another file system than the machines, which have to "
+				 "share it with "
+				 "their snapshots; move it there",
+				 from);
+	return error_set(err, r, "cannot link %s to %s: %s", from, to, strerror(-r));
+}
+
+/* A top outside of the machine's folder gets a name inside: layers name each other plainly. */
+static int bring_inside(struct vmdisks *d, unsigned i, struct error *err)
+{
+	struct vmdisk_chain *ch = &d->chains[i];
+	char name[64];
+
+	if (!strchr(ch->files[0], '/'))
+		return 0;
+	int r = new_name(name, i, d->config->disks[i].format, err);
+	_cleanup_free_ char *inside = r == 0 ? paths_format(err, "%s/%s", d->folder, name) : NULL;
+
+	if (!inside)
+		return r < 0 ? r : -ENOMEM;
+	char *copy = strdup(name);
+
+	r = copy ? link_file(ch->files[0], inside, err)
+		 : error_set(err, -ENOMEM, "no memory for a disk");
+	if (r < 0) {
+		free(copy);
+		return r;
+	}
+	free(ch->files[0]);
+	ch->files[0] = copy;
+	return 0;
+}
+
+static int make_layer(const struct vmdisks *d, unsigned i, uint64_t size_bytes, const char *below,
+		      const char *below_format, char **path, struct error *err)
+{
+	struct image_create c = { .format = "qcow2",
+				  .size_bytes = size_bytes,
+				  .backing_path = below,
+				  .backing_format = below_format };
+	char name[64];
+	int r = new_name(name, i, "qcow2", err);
+	char *full = r == 0 ? paths_format(err, "%s/%s", d->folder, name) : NULL;
+
+	if (!full)
+		return r < 0 ? r : -ENOMEM;
+	r = image_create(full, &c, err);
+	if (r < 0) {
+		free(full);
+		return r;
+	}
+	*path = full;
+	return 0;
+}
+
+int vmdisks_new_top(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err)
+{
+	return make_layer(d, i, size_bytes, d->chains[i].files[0], d->config->disks[i].format, path, err);
+}
+
+int vmdisks_push(struct vmdisks *d, unsigned i, const char *path, struct error *err)
+{
+	int r = chain_add(&d->chains[i], 0, name_in(path, d->folder), err);
+
+	if (r == 0)
+		r = vmconfig_set(&d->config->disks[i].path, path, err);
+	return r < 0 ? r : vmconfig_set(&d->config->disks[i].format, "qcow2", err);
+}
+
+void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format)
+{
+	struct vmdisk_chain *ch = &d->chains[i];
+	struct vmconfig_disk *disk = &d->config->disks[i];
+	_cleanup_free_ char *top = disk->path;
+	struct error err;
+
+	disk->path = paths_format(&err, "%s/%s", d->folder, ch->files[1]);
+	if (!disk->path || vmconfig_set(&disk->format, format, &err) < 0)
+		log_error("disks", "%s", err.text);
+	free(ch->files[0]);
+	memmove(&ch->files[0], &ch->files[1], --ch->n * sizeof(*ch->files));
+	if (unlink(top) < 0)
+		log_warn("disks", "cannot remove %s: %s", top, strerror(errno));
+}
+
+int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
+		   const char *names[MACHINE_MAX_DISKS], struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
+		names[i] = NULL;
+	for (unsigned i = 0; r == 0 && i < d->config->ndisks; i++) {
+		if (!vmdisks_is_layered(d->config, i))
+			continue;
+		r = bring_inside(d, i, err);
+		names[i] = d->chains[i].files[0];
+		for (unsigned k = 0; r == 0 && k < d->chains[i].n; k++) {
+			const char *name = d->chains[i].files[k];
+			_cleanup_free_ char *path = paths_format(err, "%s/%s", d->folder, name);
+
+			if (strchr(name, '/'))
+				r = error_set(err, -EINVAL,
+					      "disk %u has a backing file outside of the machine's "
+					      "folder (%s); viv image "
+					      "flatten makes one file of it",
+					      i, name);
+			else
+				r = path ? snapstore_add_file(b, path, name, false, err) : -ENOMEM;
+		}
+	}
+	return r;
+}
+
+/* ---- going back ---- */
+
+static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk *from,
+		       const char *snapshot, char **top, struct error *err)
+{
+	chain_free(&d->next[i]);
+	int r = chain_read(&d->next[i], from->path, from->format, snapshot, err);
+	struct vmdisk_chain ch = d->next[i];
+
+	for (unsigned k = 0; r == 0 && k < ch.n; k++) {
+		_cleanup_free_ char *a = paths_format(err, "%s/%s", snapshot, ch.files[k]);
+		_cleanup_free_ char *b = paths_format(err, "%s/%s", d->folder, ch.files[k]);
+
+		if (strchr(ch.files[k], '/'))
+			r = error_set(err, -EINVAL,
+				      "the snapshot's disk %u is in no file of the snapshot", i);
+		else
+			r = a && b ? link_file(a, b, err) : -ENOMEM;
+	}
+	if (r == 0)
+		r = make_layer(d, i, 0, ch.files[0], from->format, top, err);
+	return r < 0 ? r : chain_add(&d->next[i], 0, name_in(*top, d->folder), err);
+}
+
+int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
+		    char *tops[MACHINE_MAX_DISKS], struct error *err)
+{
+	_cleanup_free_ char *snapshot = snapstore_path(from->vm, from->name, NULL, err);
+	int r = snapshot ? 0 : -ENOMEM;
+
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
+		tops[i] = NULL;
+	if (r == 0 && from->config.ndisks != d->config->ndisks)
+		r = error_set(err, -EINVAL, "the snapshot has %u disks, the machine %u",
+			      from->config.ndisks, d->config->ndisks);
+	for (unsigned i = 0; r == 0 && i < d->config->ndisks; i++) {
+		if (vmdisks_is_layered(&from->config, i) != vmdisks_is_layered(d->config, i))
+			r = error_set(err, -EINVAL, "disk %u of the snapshot is of another kind", i);
+		else if (vmdisks_is_layered(d->config, i))
+			r = go_back_one(d, i, &from->config.disks[i], snapshot, &tops[i], err);
+	}
+	for (unsigned i = 0; r < 0 && i < MACHINE_MAX_DISKS; i++)
+		if (tops[i]) {
+			unlink(tops[i]);
+			free(tops[i]);
+			tops[i] = NULL;
+		}
+	return r;
+}
+
+static bool is_needed(const struct vmdisks *d, const char *name)
+{
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
+		for (unsigned k = 0; k < d->chains[i].n; k++)
+			if (!strcmp(d->chains[i].files[k], name))
+				return true;
+	return false;
+}
+
+/* Snapshots have links of their own. */
+static void sweep(const struct vmdisks *d)
+{
+	DIR *dir = opendir(d->folder);
+	struct dirent *e;
+
+	while (dir && (e = readdir(dir)))
+		if (!strncmp(e->d_name, LAYER_PREFIX, strlen(LAYER_PREFIX)) &&
+		    !is_needed(d, e->d_name) && unlinkat(dirfd(dir), e->d_name, 0) < 0)
+			log_warn("disks", "cannot remove %s: %s", e->d_name, strerror(errno));
+	if (dir)
+		closedir(dir);
+}
+
+int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
+		if (!tops[i])
+			continue;
+		if (r == 0)
+			r = vmconfig_set(&d->config->disks[i].path, tops[i], err);
+		if (r == 0)
+			r = vmconfig_set(&d->config->disks[i].format, "qcow2", err);
+		chain_free(&d->chains[i]);
+		d->chains[i] = d->next[i];
+		d->next[i] = (struct vmdisk_chain){ 0 };
+		free(tops[i]);
+		tops[i] = NULL;
+	}
+	if (r == 0)
+		r = vmconfig_save(d->config, err);
+	if (r == 0)
+		sweep(d);
+	return r;
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The layers of a machine's disks.
+ *
+ * A disk that the machine writes is a file, or a chain of files in the machine's folder: the top is written, what is
+ * below it never again.  A snapshot freezes the top under an empty new one, and has links to the whole chain; going back puts
+ * an empty layer on the snapshot's chain.  All names are plain names of files in one folder, so that a chain is
+ * whole wherever all of it is linked.
+ *
+ * Disks that are read-only have no layers; those that are thrown away at the end have layers that nobody can name.
+ */
+#ifndef VIV_CTL_VMDISKS_H
+#define VIV_CTL_VMDISKS_H
+
+#include "ctl/snapstore.h"
+
+#define VMDISKS_CHAIN_MAX 256
+
+struct vmdisk_chain {
+	char **files; /* plain names in the machine's folder, top first; the last may be a path outside of it */
+	unsigned n;
+};
+
+struct vmdisks {
+	struct vmconfig *config; /* borrowed; paths of disks are kept up to date in it */
+	struct vmdisk_chain chains[MACHINE_MAX_DISKS];
+	struct vmdisk_chain next[MACHINE_MAX_DISKS]; /* between vmdisks_go_back() and vmdisks_went_back() */
+	char *folder;				     /* the machine's */
+};
+
+/** vmdisks_is_layered() - is disk @i one with layers? */
+bool vmdisks_is_layered(const struct vmconfig *c, unsigned i);
+
+/** vmdisks_open() - learn the chains; before the machine opens the files.  vmdisks_close() in any case. */
+int vmdisks_open(struct vmdisks *d, struct vmconfig *c, struct error *err);
+void vmdisks_close(struct vmdisks *d); /* zeroed is fine */
+
+/** vmdisks_new_top() - make an empty layer for disk @i of @size_bytes, after vmdisks_add_to(); its path in *@path, allocated. */
+int vmdisks_new_top(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err);
+/**
+ * vmdisks_push() - the machine is to write to @path, on top of what it wrote to before: also when it is started again.
+ * The caller saves the configuration before the layer is on top: while it is empty, the disk reads the same either way.
+ */
+int vmdisks_push(struct vmdisks *d, unsigned i, const char *path, struct error *err);
+/** vmdisks_pop() - it did not come to that: the layer goes, @format is that of the one below. */
+void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format);
+
+/** vmdisks_add_to() - links to all chains into a snapshot.  A top outside of the machine's folder comes into it (a link).
+ * @names: gets the name of each layered disk's top, borrowed until the next call; NULL for others */
+int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
+		   const char *names[MACHINE_MAX_DISKS], struct error *err);
+
+/**
+ * vmdisks_go_back() - the chains of snapshot @from in the machine's folder, with an empty layer on top of each.
+ * @tops: paths of the new layers by disk (NULL where there is none), to be freed by the caller; when the machine writes
+ * to them, vmdisks_went_back()
+ */
+int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
+		    char *tops[MACHINE_MAX_DISKS], struct error *err);
+/** vmdisks_went_back() - takes the paths; saves the configuration and removes layers that nothing here needs any more. */
+int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct error *err);
+
+#endif
