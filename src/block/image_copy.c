@@ -15,6 +15,7 @@
 struct copy {
 	struct layer *from;	 /* status and content from here */
 	const struct layer *end; /* looking through as far as this (exclusive) */
+	bool is_own_only;	 /* not looking through at all */
 	struct layer *to;
 	uint64_t size_bytes;
 	bool skips_zeroes; /* the target reads as zeroes where nothing is written */
@@ -108,7 +109,8 @@ static int copy_all(struct copy *c, struct error *err)
 				continue;
 		}
 		if (r == 0)
-			r = layer_status_through(c->from, c->end, len, at, &st, &len);
+			r = c->is_own_only ? c->from->ops->status(c->from, len, at, &st, &len)
+					   : layer_status_through(c->from, c->end, len, at, &st, &len);
 		if (r == 0)
 			r = copy_run(c, st, &len, at);
 	}
@@ -141,7 +143,7 @@ static int sync_folder(const char *path)
 
 /* @l's content into a new file at @to, by way of a temporary name. */
 static int copy_to_file(struct copy *c, const char *to, const struct image_create *as,
-			bool compress, struct error *err)
+			bool compress, const struct block_backing_rule *rule, struct error *err)
 {
 	char part[PATH_MAX];
 	struct image_create full = *as;
@@ -157,8 +159,8 @@ static int copy_to_file(struct copy *c, const char *to, const struct image_creat
 	int r = image_create(part, &full, err);
 	if (r < 0)
 		return r;
-	const struct block_open o = { .path = part, .format = as->format };
-	r = image_open_layer(&c->to, &o, true, true, err);
+	const struct block_open o = { .path = part, .format = as->format, .backing = rule };
+	r = image_open_layer(&c->to, &o, true, false, err);
 	if (r == 0) {
 		c->pack = compress ? (as->cluster_bytes ?: 64 * KIB) : 0;
 		r = copy_all(c, err);
@@ -185,7 +187,7 @@ int image_convert(const struct block_open *from, const char *to, const struct im
 	if (r < 0)
 		return r;
 	copy.size_bytes = copy.from->size_bytes;
-	r = copy_to_file(&copy, to, c, compress, err);
+	r = copy_to_file(&copy, to, c, compress, NULL, err);
 	layer_close(copy.from);
 	return r;
 }
@@ -213,13 +215,13 @@ int image_compact(const struct block_open *o, const struct image_progress *p, st
 				   .compression = i.compression,
 				   .may_replace = true };
 	copy.size_bytes = copy.from->size_bytes;
-	copy.end = copy.from->backing; /* only what the file itself holds */
+	copy.is_own_only = true;
 	copy.skips_zeroes = !copy.from->backing;
 	if (i.nsnapshots)
 		r = error_set(err, -EINVAL, "disk image '%s' has internal snapshots, which would be lost; delete them first",
 			      o->path);
 	else
-		r = copy_to_file(&copy, o->path, &as, false, err);
+		r = copy_to_file(&copy, o->path, &as, false, o->backing, err);
 	layer_close(copy.from);
 	return r;
 }
@@ -236,7 +238,7 @@ static int open_committed(const struct block_open *o, const char *path, const ch
 
 int image_commit(const struct block_open *o, const struct image_progress *p, struct error *err)
 {
-	struct copy c = { .progress = p, .what = "write into the backing file" };
+	struct copy c = { .progress = p, .what = "write into the backing file", .is_own_only = true };
 	struct image_info i = { 0 };
 	int r = image_only_qcow2(o, err);
 

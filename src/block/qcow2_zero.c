@@ -8,7 +8,9 @@
 /* Nothing of the layers below would show at [@at, +@len). */
 static bool is_bare(const struct qcow2 *q, uint64_t at)
 {
-	return !q->layer.backing || at >= q->layer.backing->size_bytes;
+	const struct layer *b = q->layer.backing;
+
+	return b ? at >= b->size_bytes : !q->backing_name;
 }
 
 static int write_zeroes(struct qcow2 *q, uint64_t len, uint64_t at)

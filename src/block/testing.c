@@ -34,18 +34,22 @@ int testing_teardown(void **state)
 
 	loop_destroy(f->loop);
 	testing_sh(f, "rm -rf '%s'", f->dir);
+	for (unsigned i = 0; i < f->npaths; i++)
+		free(f->paths[i]);
 	free(f);
 	return 0;
 }
 
 const char *testing_path(struct fixture *f, const char *name)
 {
-	static char paths[8][192];
-	static unsigned next;
-	char *p = paths[next++ % 8];
+	char path[192];
 
-	snprintf(p, sizeof(paths[0]), "%s/%s", f->dir, name);
-	return p;
+	snprintf(path, sizeof(path), "%s/%s", f->dir, name);
+	for (unsigned i = 0; i < f->npaths; i++)
+		if (!strcmp(f->paths[i], path))
+			return f->paths[i];
+	assert_true(f->npaths < ARRAY_SIZE(f->paths));
+	return f->paths[f->npaths++] = strdup(path);
 }
 
 uint32_t testing_random(struct fixture *f)

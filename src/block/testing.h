@@ -17,11 +17,13 @@ struct fixture {
 	struct loop *loop;
 	uint32_t seed;
 	bool has_qemu_img;
+	char *paths[32];
+	unsigned npaths;
 };
 int testing_setup(void **state);
 int testing_teardown(void **state);
 
-/** testing_path() - "DIR/name", in one of a few static buffers. */
+/** testing_path() - "DIR/name", the fixture's. */
 const char *testing_path(struct fixture *f, const char *name);
 uint32_t testing_random(struct fixture *f);
 
