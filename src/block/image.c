@@ -30,6 +30,8 @@ int image_close_layer(struct layer *l, int r, const char *path, struct error *er
 	return r;
 }
 
+#define REPAIR_ROUNDS 8
+
 bool image_tell(const struct image_progress *p, uint64_t done, uint64_t total)
 {
 	return p && p->fn && p->fn(p->arg, done, total);
@@ -155,27 +157,43 @@ void image_info_free(struct image_info *i)
 	*i = (struct image_info){ 0 };
 }
 
-int image_check(const char *path, const char *format, bool repair, struct image_check *out,
-		const struct image_progress *p, struct error *err)
+static int check_once(const char *path, const char *format, bool repair, struct image_check *out,
+		      const struct image_progress *p, struct error *err)
 {
 	const struct block_open o = { .path = path, .format = format, .is_readonly = !repair };
 	const struct layer_open lo = { .o = &o, .is_writer = repair, .no_backing = true, .for_repair = true };
-	struct image_check c = { 0 };
 	struct layer *l;
 	int r = layer_open(&l, &lo, err);
 
 	if (r < 0)
 		return r;
 	if (layer_is_qcow2(l)) {
-		r = qcow2_check(l, repair, &c, p, err);
+		r = qcow2_check(l, repair, out, p, err);
 		l->is_readonly = true; /* the check has written what there was to write */
 	} else {
-		c.end_bytes = l->size_bytes;
+		*out = (struct image_check){ .end_bytes = l->size_bytes };
 	}
 	layer_close(l);
-	if (r == 0)
-		*out = c;
 	return r;
+}
+
+int image_check(const char *path, const char *format, bool repair, struct image_check *out,
+		const struct image_progress *p, struct error *err)
+{
+	struct image_check first, last;
+	int r = check_once(path, format, repair, &first, p, err);
+
+	/* Where tables lie on each other, correcting one damages the other: again, until nothing is left to do. */
+	last = first;
+	for (unsigned i = 0; r == 0 && repair && last.nerrors + last.nleaks && i < REPAIR_ROUNDS; i++)
+		r = check_once(path, format, true, &last, p, err);
+	if (r < 0)
+		return r;
+	if (repair)
+		first.nfixed = first.nerrors + first.nleaks -
+			       MIN(first.nerrors + first.nleaks, last.nerrors + last.nleaks);
+	*out = first;
+	return 0;
 }
 
 /* ---- resize ---- */
