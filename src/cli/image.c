@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `viv image list|build|rm`. */
+/* `viv image list|build|rm`; the verbs for files are in image_files.c. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -21,10 +21,15 @@ static const struct opt image_opts[] = {
 };
 static const struct opts_cmd image_cmd = {
 	.name = "viv image",
-	.usage = "list | build NAME | rm NAME...",
-	.summary = "list, build and remove images",
+	.usage = "list | build NAME | rm NAME... | "
+		 "create|info|check|resize|convert|flatten|rebase|commit|compact|"
+		 "import FILE...",
+	.summary = "list, build and remove images; work on image files",
 	.details = "build debian makes the default image from Debian's own packages; it takes a "
-		   "few minutes.",
+		   "few minutes.\n\n"
+		   "The verbs from create on work on disk image files, raw and qcow2; each has its "
+		   "own "
+		   "--help.",
 	.opts = image_opts,
 	.min_args = 1,
 	.max_args = 1024,
@@ -188,6 +193,8 @@ int cli_image(int argc, char **argv)
 	struct error err;
 	int status;
 
+	if (cli_image_file(argc, argv, &status))
+		return status;
 	if (!cli_parse(&image_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	const char *what = rest.args[0];
@@ -201,7 +208,7 @@ int cli_image(int argc, char **argv)
 		for (unsigned i = 1; i < rest.nargs; i++)
 			status = MAX(status, rm(rest.args[i], &err));
 	} else {
-		status = usage("there are list, build and rm");
+		status = usage("there are list, build, rm and the verbs for image files");
 	}
 	opts_free(&image_cmd, &a, &rest);
 	return status;

@@ -19,4 +19,14 @@ void image_free(struct image *im);
  * system can; with progress. */
 int image_copy_disk(const char *from, const char *to, struct error *err);
 
+/**
+ * cli_image_file() - the verbs of `viv image` that work on image files; argv[1] is the verb.
+ * False: it is none of them; else *@status is the exit status.
+ */
+bool cli_image_file(int argc, char **argv, int *status);
+
+/** image_import() - a VMDK, VHDX, VHD or VDI file (by its name) to a new image, with qemu-img. */
+int image_import(const char *from, const char *to, const char *to_format, bool may_replace,
+		 struct error *err);
+
 #endif

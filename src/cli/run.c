@@ -49,7 +49,7 @@ static const struct opt run_opts[] = {
 		   "kernel command line; with an image: added to its own"),
 	OPT_STRING(struct args, firmware, "firmware", "FILE",
 		   "BIOS image (default: SeaBIOS if there is no kernel)"),
-	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=raw]",
+	OPT_LIST(struct args, disks, "disk", "FILE[,format=qcow2][,ro][,snapshot]...",
 		 "a disk; may be given again"),
 	OPT_STRING(struct args, net, "net", "nat|none", "network (default nat with an image, else none)"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
@@ -80,6 +80,13 @@ static const struct opts_cmd run_cmd = {
 		"Without --name the machine leaves nothing behind: what it writes to the image's "
 		"disk is\n"
 		"thrown away.  With --name it gets a copy of the disk and stays until viv rm.\n\n"
+		"--disk takes after the file: format=qcow2 (raw if not given; it is never "
+		"guessed), ro, snapshot "
+		"(writes\n"
+		"are thrown away), direct (past the host's cache), bps=50M and iops=500 (limits), "
+		"and\n"
+		"backing=PATH, again and again: a file, or a folder of files, that the image may "
+		"stand on.\n\n"
 		"With a command, the machine boots, runs it through the guest agent, prints its "
 		"output, and the exit\n"
 		"status is the command's.",
@@ -104,35 +111,84 @@ static int absolute(const char *path, char **out, struct error *err)
 	return 0;
 }
 
-static int add_disk(struct vmconfig *c, const char *spec, struct error *err)
+struct disk_args {
+	char path[8200], format[16];
+	bool is_readonly, is_snapshot, use_direct;
+	uint64_t bps, iops;
+	struct {
+		char *v[VMCONFIG_MAX_BACKING];
+		unsigned n;
+	} backing;
+};
+
+/* One part of --disk after the file. */
+static int disk_option(struct disk_args *d, const char *key, const char *value, struct error *err)
 {
-	bool is_readonly = false, is_snapshot = false, is_first = true;
-	char key[4096], path[8200] = "", format[16] = "raw";
-	_cleanup_free_ char *full = NULL;
+	if (!value && strcmp(key, "ro") == 0)
+		d->is_readonly = true;
+	else if (!value && strcmp(key, "snapshot") == 0)
+		d->is_snapshot = true;
+	else if (!value && strcmp(key, "direct") == 0)
+		d->use_direct = true;
+	else if (value && strcmp(key, "format") == 0 && strlen(value) < sizeof(d->format))
+		snprintf(d->format, sizeof(d->format), "%s", value);
+	else if (value && strcmp(key, "bps") == 0 && opts_parse_size(value, &d->bps) == 0)
+		return 0;
+	else if (value && strcmp(key, "iops") == 0 && opts_parse_uint(value, &d->iops) == 0)
+		return 0;
+	else if (value && strcmp(key, "backing") == 0 && d->backing.n < VMCONFIG_MAX_BACKING)
+		return absolute(value, &d->backing.v[d->backing.n++], err);
+	else
+		return error_set(err, -EINVAL,
+				 "\"%s\" is none of ro, snapshot, direct, format=raw, "
+				 "format=qcow2, backing=FILE, "
+				 "bps=SIZE, iops=N",
+				 key);
+	return 0;
+}
+
+static int parse_disk(struct disk_args *d, const char *spec, struct error *err)
+{
+	char key[4096];
 	const char *cursor = spec, *value;
+	bool is_first = true;
 	int r;
 
 	while ((r = opts_subvalue(&cursor, key, sizeof(key), &value)) > 0) {
-		if (is_first && !value)
-			snprintf(path, sizeof(path), "%s", key);
-		else if (is_first)
-			snprintf(path, sizeof(path), "%s=%s", key, value);
-		else if (!value && strcmp(key, "ro") == 0)
-			is_readonly = true;
-		else if (!value && strcmp(key, "snapshot") == 0)
-			is_snapshot = true;
-		else if (value && strcmp(key, "format") == 0 && strlen(value) < sizeof(format))
-			snprintf(format, sizeof(format), "%s", value);
-		else
-			return error_set(err, -EINVAL,
-					 "--disk %s: \"%s\" is none of ro, snapshot, format=raw",
-					 spec, key);
+		if (is_first)
+			snprintf(d->path, sizeof(d->path), "%s%s%s", key, value ? "=" : "",
+				 value ? value : "");
+		else if ((r = disk_option(d, key, value, err)) < 0)
+			return r;
 		is_first = false;
 	}
-	if (r < 0 || !path[0])
-		return error_set(err, -EINVAL, "--disk %s names no file", spec);
-	r = absolute(path, &full, err);
-	return r < 0 ? r : vmconfig_add_disk(c, full, format, is_readonly, is_snapshot, err);
+	return r < 0 || !d->path[0] ? error_set(err, -EINVAL, "it names no file") : 0;
+}
+
+static int add_disk(struct vmconfig *c, const char *spec, struct error *err)
+{
+	struct disk_args d = { .format = "raw" };
+	_cleanup_free_ char *full = NULL;
+	int r = parse_disk(&d, spec, err);
+
+	if (r < 0)
+		error_prefix(err, "--disk %s", spec);
+	if (r == 0)
+		r = absolute(d.path, &full, err);
+	if (r == 0)
+		r = vmconfig_add_disk(c, full, d.format, d.is_readonly, d.is_snapshot, err);
+	if (r == 0) {
+		struct vmconfig_disk *disk = &c->disks[c->ndisks - 1];
+		disk->use_direct = d.use_direct;
+		disk->max_bytes_per_s = d.bps;
+		disk->max_ops_per_s = d.iops;
+	}
+	for (unsigned i = 0; i < d.backing.n; i++) {
+		if (r == 0)
+			r = vmconfig_allow_backing(c, d.backing.v[i], err);
+		free(d.backing.v[i]);
+	}
+	return r;
 }
 
 static int make_mac(struct vmconfig *c, struct error *err)

@@ -59,8 +59,8 @@ struct process {
 	struct ctl *ctl;
 	struct snapper *snapper;
 	struct vmdisks disks;
-	struct block_backing_rule backing; /* of layers of disks: files of this machine's folder */
-	const char *backing_paths[2];
+	struct block_backing_rule backing; /* of layers of disks: this machine's folder, and what --disk allows */
+	const char *backing_paths[2 + MACHINE_MAX_DISKS * VMCONFIG_MAX_BACKING];
 	int lock_fd, listen_fd, signal_fd;
 	pid_t net_pid; /* 0: none */
 	struct loop_fd *signal_watch, *lifeline_watch;
@@ -224,8 +224,12 @@ static int open_disks(struct process *p, struct error *err)
 {
 	char *tops[MACHINE_MAX_DISKS];
 	struct snapshot_info info;
+	unsigned n = 0;
 
-	p->backing_paths[0] = p->vm_dir;
+	p->backing_paths[n++] = p->vm_dir;
+	for (unsigned i = 0; i < p->config.ndisks; i++)
+		for (char **b = p->config.disks[i].backing; *b; b++)
+			p->backing_paths[n++] = *b;
 	p->backing = (struct block_backing_rule){ .paths = p->backing_paths };
 	int r = vmdisks_open(&p->disks, &p->config, err);
 

@@ -87,6 +87,8 @@ void vmconfig_free(struct vmconfig *c)
 	for (unsigned i = 0; i < c->ndisks; i++) {
 		free(c->disks[i].path);
 		free(c->disks[i].format);
+		for (char **b = c->disks[i].backing; *b; b++)
+			free(*b);
 	}
 	memset(c, 0, sizeof(*c));
 }
@@ -107,6 +109,19 @@ int vmconfig_add_disk(struct vmconfig *c, const char *path, const char *format, 
 	}
 	c->disks[c->ndisks++] = d;
 	return 0;
+}
+
+int vmconfig_allow_backing(struct vmconfig *c, const char *path, struct error *err)
+{
+	struct vmconfig_disk *d = &c->disks[c->ndisks - 1];
+	unsigned n = 0;
+
+	while (d->backing[n])
+		n++;
+	if (n == VMCONFIG_MAX_BACKING)
+		return error_set(err, -EINVAL, "a disk has at most %d files or folders to stand on",
+				 VMCONFIG_MAX_BACKING);
+	return vmconfig_set(&d->backing[n], path, err);
 }
 
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err)
@@ -139,6 +154,24 @@ static json_t *value_to_json(const struct vmconfig *c, const struct row *row)
 	return NULL;
 }
 
+static json_t *disk_to_json(const struct vmconfig_disk *d)
+{
+	json_t *backing = json_array();
+	int r = backing ? 0 : -1;
+
+	for (char *const *b = d->backing; r == 0 && *b; b++)
+		r = json_array_append_new(backing, json_string(*b));
+	json_t *obj = r == 0 ? json_pack("{s:s, s:s, s:b, s:b, s:b, s:I, s:I, s:O}", "path",
+					 d->path, "format", d->format, "readonly", d->is_readonly,
+					 "snapshot", d->is_snapshot, "direct", d->use_direct, "bps",
+					 (json_int_t)d->max_bytes_per_s, "iops",
+					 (json_int_t)d->max_ops_per_s, "backing", backing)
+			     : NULL;
+
+	json_decref(backing);
+	return obj;
+}
+
 json_t *vmconfig_to_json(const struct vmconfig *c)
 {
 	json_t *obj = json_object(), *disks = json_array(), *forwards = json_array();
@@ -149,9 +182,7 @@ json_t *vmconfig_to_json(const struct vmconfig *c)
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		const struct vmconfig_disk *d = &c->disks[i];
 
-		r = json_array_append_new(
-			disks, json_pack("{s:s, s:s, s:b, s:b}", "path", d->path, "format", d->format,
-					 "readonly", d->is_readonly, "snapshot", d->is_snapshot));
+		r = json_array_append_new(disks, disk_to_json(d));
 	}
 	for (unsigned i = 0; r == 0 && i < c->nforwards; i++)
 		r = json_array_append_new(forwards, json_string(c->forwards[i]));
@@ -197,6 +228,37 @@ static int value_from_json(struct vmconfig *c, const struct row *row, json_t *v,
 	return bad_value(row->key, err);
 }
 
+static int disk_from_json(struct vmconfig *c, json_t *d, struct error *err)
+{
+	const char *path, *format;
+	int is_readonly, is_snapshot, use_direct = 0;
+	json_int_t bps = 0, iops = 0;
+	json_t *backing = NULL, *b;
+	size_t i;
+
+	if (json_unpack(d, "{s:s, s:s, s:b, s:b, s?b, s?I, s?I, s?o !}", "path", &path, "format",
+			&format, "readonly", &is_readonly, "snapshot", &is_snapshot, "direct",
+			&use_direct, "bps", &bps, "iops", &iops, "backing", &backing) < 0 ||
+	    bps < 0 || iops < 0 || (backing && !json_is_array(backing)))
+		return bad_value("disks", err);
+	int r = vmconfig_add_disk(c, path, format, is_readonly, is_snapshot, err);
+	if (r < 0)
+		return r;
+	struct vmconfig_disk *disk = &c->disks[c->ndisks - 1];
+	disk->use_direct = use_direct;
+	disk->max_bytes_per_s = (uint64_t)bps;
+	disk->max_ops_per_s = (uint64_t)iops;
+	json_array_foreach(backing, i, b)
+	{
+		if (!json_is_string(b))
+			return bad_value("disks", err);
+		r = vmconfig_allow_backing(c, json_string_value(b), err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
 static int disks_from_json(struct vmconfig *c, json_t *list, struct error *err)
 {
 	size_t i;
@@ -206,13 +268,7 @@ static int disks_from_json(struct vmconfig *c, json_t *list, struct error *err)
 		return bad_value("disks", err);
 	json_array_foreach(list, i, d)
 	{
-		const char *path, *format;
-		int is_readonly, is_snapshot;
-
-		if (json_unpack(d, "{s:s, s:s, s:b, s:b !}", "path", &path, "format", &format,
-				"readonly", &is_readonly, "snapshot", &is_snapshot) < 0)
-			return bad_value("disks", err);
-		int r = vmconfig_add_disk(c, path, format, is_readonly, is_snapshot, err);
+		int r = disk_from_json(c, d, err);
 
 		if (r < 0)
 			return r;
@@ -344,10 +400,15 @@ void vmconfig_machine(const struct vmconfig *c, struct machine_config *out)
 		.without = (uint32_t)c->without,
 	};
 	for (unsigned i = 0; i < c->ndisks; i++)
-		out->disks[i] = (struct machine_disk){ .path = c->disks[i].path,
-						       .format = c->disks[i].format,
-						       .is_readonly = c->disks[i].is_readonly,
-						       .is_snapshot = c->disks[i].is_snapshot };
+		out->disks[i] = (struct machine_disk){
+			.path = c->disks[i].path,
+			.format = c->disks[i].format,
+			.is_readonly = c->disks[i].is_readonly,
+			.is_snapshot = c->disks[i].is_snapshot,
+			.use_direct = c->disks[i].use_direct,
+			.max_bytes_per_s = c->disks[i].max_bytes_per_s,
+			.max_ops_per_s = c->disks[i].max_ops_per_s,
+		};
 }
 
 int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err)

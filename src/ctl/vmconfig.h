@@ -14,11 +14,14 @@
 
 #define VMCONFIG_MAX_FORWARDS 32
 #define VMCONFIG_MAX_BYTES    (1 * MIB)
+#define VMCONFIG_MAX_BACKING  8
 
 struct vmconfig_disk {
 	char *path; /* absolute */
 	char *format;
-	bool is_readonly, is_snapshot;
+	bool is_readonly, is_snapshot, use_direct;
+	uint64_t max_bytes_per_s, max_ops_per_s; /* 0: no limit */
+	char *backing[VMCONFIG_MAX_BACKING + 1]; /* absolute; files and folders its backing files may be */
 };
 
 struct vmconfig {
@@ -46,6 +49,8 @@ void vmconfig_free(struct vmconfig *c);
 int vmconfig_set(char **member, const char *value, struct error *err);
 int vmconfig_add_disk(struct vmconfig *c, const char *path, const char *format, bool is_readonly,
 		      bool is_snapshot, struct error *err);
+/** vmconfig_allow_backing() - the disk added last may stand on @path, a file or a folder. */
+int vmconfig_allow_backing(struct vmconfig *c, const char *path, struct error *err);
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err);
 
 json_t *vmconfig_to_json(const struct vmconfig *c); /* NULL: no memory */

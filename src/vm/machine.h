@@ -41,7 +41,9 @@ struct machine_disk {
 	const char *format;			  /* "raw", "qcow2" */
 	const struct block_backing_rule *backing; /* block_open.backing */
 	bool is_readonly;
-	bool is_snapshot; /* writes are thrown away at the end */
+	bool is_snapshot;			 /* writes are thrown away at the end */
+	bool use_direct;			 /* past the host's page cache */
+	uint64_t max_bytes_per_s, max_ops_per_s; /* 0: no limit */
 };
 
 struct machine_nic {

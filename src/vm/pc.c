@@ -247,7 +247,10 @@ static int create_disk(struct machine *m, unsigned i, struct error *err)
 				   .format = d->format ? d->format : "raw",
 				   .is_readonly = d->is_readonly,
 				   .is_snapshot = d->is_snapshot,
-				   .backing = d->backing };
+				   .use_direct = d->use_direct,
+				   .backing = d->backing,
+				   .max_bytes_per_s = d->max_bytes_per_s,
+				   .max_ops_per_s = d->max_ops_per_s };
 	struct virtio_blk_config cfg = { .nqueues = MIN(m->ncpus, (unsigned)VIRTIO_BLK_QUEUES_MAX),
 					 .slot = -1 };
 	struct virtio_blk *blk;
