@@ -340,7 +340,8 @@ static int add_image_disk(struct vmconfig *c, const struct image *im, struct err
 		return 0;
 	if (c->is_throwaway)
 		return vmconfig_add_disk(c, im->disk, im->disk_format, false, true, err);
-	_cleanup_free_ char *own = paths_vm(c->name, "disk.raw", err);
+	bool is_qcow2 = strcmp(im->disk_format, "qcow2") == 0;
+	_cleanup_free_ char *own = paths_vm(c->name, is_qcow2 ? "disk.qcow2" : "disk.raw", err);
 	int r = own ? image_copy_disk(im->disk, own, err) : -ENOMEM;
 
 	return r < 0 ? r : vmconfig_add_disk(c, own, im->disk_format, false, false, err);
