@@ -36,6 +36,7 @@ int cli_list(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_console(int argc, char **argv);
 int cli_exec(int argc, char **argv);
+int cli_fork(int argc, char **argv);
 int cli_snapshot(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_image(int argc, char **argv);

@@ -53,7 +53,50 @@ static int simple_request(const struct opts_cmd *cmd, const char *name, int argc
 	}
 SIMPLE_VERB(pause, "freeze a running machine: its CPUs and its clock stand still")
 SIMPLE_VERB(resume, "go on with a paused machine")
-SIMPLE_VERB(reset, "press a machine's reset button")
+
+/* ---- reset ---- */
+
+struct reset_args {
+	const char *to;
+};
+static const struct opt reset_opts[] = {
+	OPT_STRING(struct reset_args, to, "to", "SNAPSHOT", "not to power-on, but to this snapshot of it"),
+	OPT_END,
+};
+static const struct opts_cmd reset_cmd = {
+	.name = "viv reset",
+	.usage = "NAME...",
+	.summary = "press a machine's reset button",
+	.details = "With --to the machine goes back to a snapshot and on from there; only what "
+		   "changed since then is touched.",
+	.opts = reset_opts,
+	.min_args = 1,
+	.max_args = 1024,
+};
+
+int cli_reset(int argc, char **argv)
+{
+	struct reset_args a = { 0 };
+	struct opts_rest rest;
+	struct error err;
+	json_t *reply;
+	int status;
+
+	if (!cli_parse(&reset_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	status = EXIT_FINE;
+	for (unsigned i = 0; i < rest.nargs; i++) {
+		json_t *request = a.to ? json_pack("{s:s, s:s}", "cmd", "restore", "name", a.to)
+				       : json_pack("{s:s}", "cmd", "reset");
+
+		if (client_request(rest.args[i], request, CLIENT_TIMEOUT_MS, &reply, &err) < 0)
+			status = cli_fail(&err);
+		else
+			json_decref(reply);
+	}
+	opts_free(&reset_cmd, &a, &rest);
+	return status;
+}
 
 /* ---- is it running? ---- */
 

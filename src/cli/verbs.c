@@ -19,6 +19,7 @@ const struct verb cli_verbs[] = {
 	{ "console", "connect this terminal to a machine's console",      cli_console },
 	{ "exec",    "run a command inside a machine",                    cli_exec },
 	{ "snapshot", "take, list and go back to snapshots of a machine", cli_snapshot },
+	{ "fork",    "make running copies of a running machine",          cli_fork },
 	{ "bench",   "show what the engine does while a command runs",    cli_bench },
 	{ "image",   "list, build and remove images",                     cli_image },
 	{ "doctor",  "show what this host offers and what is missing",    cli_doctor },

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 
@@ -66,6 +67,9 @@ struct process {
 	struct loop_fd *signal_watch, *lifeline_watch;
 	char *run_dir, *socket_path, *vm_dir;
 	char engine_reason[256];
+	/* A copy of a machine that runs: forked off its process. */
+	const struct machine_restore *restore; /* NULL: it is none */
+	const struct engine_ops *ops;
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 };
 
@@ -261,6 +265,10 @@ static int create_machine(struct process *p, struct error *err)
 	r = strcmp(p->config.net, "nat") == 0 ? start_net(p, &cfg, err) : 0;
 	if (r < 0)
 		return r;
+	if (p->restore) {
+		cfg.restore = p->restore;
+		cfg.engine_ops = p->ops;
+	}
 	if (!p->args.from)
 		return machine_create(&p->m, &cfg, p->engine_reason, err);
 	r = origin_open(&origin, p, err);
@@ -272,11 +280,16 @@ static int create_machine(struct process *p, struct error *err)
 	return r;
 }
 
+static void copy_main(void *arg, const char *name, const struct machine_restore *restore, int status_fd);
+
 static int create_snapper(struct process *p, struct error *err)
 {
-	const struct snapper_config sc = {
-		.machine = p->m, .config = &p->config, .disks = &p->disks, .backing = &p->backing
-	};
+	const struct snapper_config sc = { .machine = p->m,
+					   .config = &p->config,
+					   .disks = &p->disks,
+					   .backing = &p->backing,
+					   .child = copy_main,
+					   .child_arg = p };
 	int r = snapper_create(&p->snapper, &sc, err);
 
 	return r == 0 && p->args.from ? snapper_restored(p->snapper, p->args.from, err) : r;
@@ -417,6 +430,15 @@ static void destroy(struct process *p)
 	free(p->vm_dir);
 }
 
+/* A copy has told all that the machine that it was copied from wants to know. */
+static void close_status(struct process *p)
+{
+	if (p->restore)
+		close((int)p->args.status_fd);
+	if (p->restore)
+		p->args.status_fd = 0;
+}
+
 static int run(struct process *p)
 {
 	struct machine_end end;
@@ -426,12 +448,47 @@ static int run(struct process *p)
 		tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
 		return cli_fail(&err);
 	}
+	close_status(p);
 	machine_run(p->m, &end);
 	log_info("vm", "%s", end.text);
 	drain_console(p);
 	tell(p, json_pack("{s:s, s:i, s:i, s:s}", "event", "end", "status", end.status, "reason",
 			  (int)end.reason, "text", end.text));
 	return end.status;
+}
+
+/* Descriptors are 0, 1, 2 and @status_fd; of the machine that was forked only memory is of use. */
+static void copy_main(void *arg, const char *name, const struct machine_restore *restore, int status_fd)
+{
+	const struct process *from = arg;
+	struct process p = { .args = { .name = name, .status_fd = (uint64_t)status_fd },
+			     .lock_fd = -1,
+			     .listen_fd = -1,
+			     .signal_fd = -1,
+			     .restore = restore,
+			     .ops = machine_engine(from->m),
+			     .engine_reason = "as the machine that it is a copy of" };
+	struct error err;
+
+	setsid();
+	prctl(PR_SET_NAME, "viv");
+	_cleanup_free_ char *log = paths_vm(name, "vm.log", &err);
+	int fd = log ? open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW, 0600) : -1;
+
+	if (fd >= 0) {
+		dup2(fd, STDOUT_FILENO);
+		dup2(fd, STDERR_FILENO);
+		close(fd);
+	}
+	vclock_init(&p.clock);
+	vclock_start(&p.clock);
+	p.run_dir = paths_run(name, NULL, &err);
+	p.socket_path = paths_run(name, "control.sock", &err);
+	p.vm_dir = paths_vm(name, NULL, &err);
+	int status = vmconfig_init(&p.config, &err) < 0 ? cli_fail(&err) : run(&p);
+
+	destroy(&p);
+	_exit(status);
 }
 
 int cli_vm(int argc, char **argv)

@@ -207,6 +207,21 @@ static int cmd_snapshot_progress(struct ctl_conn *conn, json_t *request, json_t 
 	return 0;
 }
 
+static int cmd_fork(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	json_t *list = json_object_get(request, "names");
+	const char *names[CTL_FORK_MAX];
+	unsigned n = (unsigned)json_array_size(list);
+	int r = need_snapper(conn, err);
+
+	for (unsigned i = 0; i < n; i++)
+		names[i] = json_string_value(json_array_get(list, i));
+	if (r == 0)
+		r = snapper_fork(conn->ctl->cfg.snapper, names, n, snapshot_done, conn, err);
+	conn->awaits_snapper = r == 0;
+	return r < 0 ? r : CTL_PENDING;
+}
+
 static int cmd_restore(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
 {
 	const char *name = json_string_value(json_object_get(request, "name"));
@@ -246,6 +261,10 @@ static const struct ctl_arg snapshot_args[] = {
 	{ "name", CTL_STRING, true, 1, PATHS_NAME_MAX, "of the snapshot" },
 	ARG_END,
 };
+static const struct ctl_arg fork_args[] = {
+	{ "names", CTL_STRINGS, true, 1, CTL_FORK_MAX, "of the copies" },
+	ARG_END,
+};
 static const struct ctl_arg agent_args[] = {
 	{ "timeout_ms", CTL_UINT, false, 1, EXEC_TIMEOUT_MAX_MS, "how long to wait" },
 	ARG_END,
@@ -267,6 +286,7 @@ const struct ctl_command ctl_commands[] = {
 	{ "snapshot", "take a snapshot; going away cancels it",          snapshot_args, cmd_snapshot },
 	{ "snapshot-progress", "of the snapshot being taken",            NULL,         cmd_snapshot_progress },
 	{ "restore", "go back to a snapshot in place, and on from there", snapshot_args, cmd_restore },
+	{ "fork",    "make living copies of the machine",                fork_args,    cmd_fork },
 	{ "help",    "these commands",                                   NULL,         cmd_help },
 	{ NULL, NULL, NULL, NULL },
 };

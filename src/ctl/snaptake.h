@@ -23,12 +23,21 @@
 #include "ctl/vmdisks.h"
 
 struct snapper;
+/*
+ * The life of a copy, in a process that was forked off: the machine @name, whose directory is complete, goes on from
+ * @restore.  Tells @status_fd "r NAME\n" when it runs, or "e sentence\n".  Does not return.
+ */
+typedef void (*snapper_child_fn)(void *arg, const char *name, const struct machine_restore *restore,
+				 int status_fd);
+
 struct snapper_config {
 	struct machine *machine;
 	struct vmconfig *config; /* borrowed; of this machine */
 	struct vmdisks *disks;	 /* borrowed; of this machine */
 	/* What its layers may name; borrowed. */
 	const struct block_backing_rule *backing;
+	snapper_child_fn child;
+	void *child_arg;
 };
 
 int snapper_create(struct snapper **out, const struct snapper_config *cfg, struct error *err);
@@ -59,5 +68,14 @@ int snapper_restored(struct snapper *s, const char *name, struct error *err);
  * Returns 0 or -errno with @err set, and the machine as it was before.
  */
 int snapper_restore(struct snapper *s, const char *name, json_t *result, struct error *err);
+
+/**
+ * snapper_fork() - begin making living copies of the machine, each a process and a machine of its own, that share its memory until they
+ * write.
+ * @names: of the copies, whose directories do not exist yet; @n of them
+ * The result: "pause_us", "names".  Returns as snapper_take().
+ */
+int snapper_fork(struct snapper *s, const char *const *names, unsigned n, snapper_done_fn done,
+		 void *ctx, struct error *err);
 
 #endif

@@ -174,7 +174,7 @@ static int bring_inside(struct vmdisks *d, unsigned i, struct error *err)
 	return 0;
 }
 
-static int make_layer(const struct vmdisks *d, unsigned i, uint64_t size_bytes, const char *below,
+static int make_layer(const char *folder, unsigned i, uint64_t size_bytes, const char *below,
 		      const char *below_format, char **path, struct error *err)
 {
 	struct image_create c = { .format = "qcow2",
@@ -183,7 +183,7 @@ static int make_layer(const struct vmdisks *d, unsigned i, uint64_t size_bytes, 
 				  .backing_format = below_format };
 	char name[64];
 	int r = new_name(name, i, "qcow2", err);
-	char *full = r == 0 ? paths_format(err, "%s/%s", d->folder, name) : NULL;
+	char *full = r == 0 ? paths_format(err, "%s/%s", folder, name) : NULL;
 
 	if (!full)
 		return r < 0 ? r : -ENOMEM;
@@ -198,7 +198,8 @@ static int make_layer(const struct vmdisks *d, unsigned i, uint64_t size_bytes, 
 
 int vmdisks_new_top(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err)
 {
-	return make_layer(d, i, size_bytes, d->chains[i].files[0], d->config->disks[i].format, path, err);
+	return make_layer(d->folder, i, size_bytes, d->chains[i].files[0],
+			  d->config->disks[i].format, path, err);
 }
 
 int vmdisks_push(struct vmdisks *d, unsigned i, const char *path, struct error *err)
@@ -226,6 +227,15 @@ void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format)
 		log_warn("disks", "cannot remove %s: %s", top, strerror(errno));
 }
 
+static int outside(unsigned i, const char *name, struct error *err)
+{
+	return error_set(err, -EINVAL,
+			 "disk %u has a backing file outside of the machine's folder (%s); viv "
+			 "image flatten makes one "
+			 "file of it",
+			 i, name);
+}
+
 int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 		   const char *names[MACHINE_MAX_DISKS], struct error *err)
 {
@@ -243,14 +253,42 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 			_cleanup_free_ char *path = paths_format(err, "%s/%s", d->folder, name);
 
 			if (strchr(name, '/'))
-				r = error_set(err, -EINVAL,
-					      "disk %u has a backing file outside of the machine's "
-					      "folder (%s); viv image "
-					      "flatten makes one file of it",
-					      i, name);
+				r = outside(i, name, err);
 			else
 				r = path ? snapstore_add_file(b, path, name, false, err) : -ENOMEM;
 		}
+	}
+	return r;
+}
+
+int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
+		 const uint64_t sizes[MACHINE_MAX_DISKS], struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
+		_cleanup_free_ char *top = NULL;
+		const struct vmdisk_chain *ch = &d->chains[i];
+
+		if (!vmdisks_is_layered(c, i))
+			continue;
+		r = bring_inside(d, i, err);
+		for (unsigned k = 0; r == 0 && k < ch->n; k++) {
+			_cleanup_free_ char *from = paths_format(err, "%s/%s", d->folder, ch->files[k]);
+			_cleanup_free_ char *to = paths_format(err, "%s/%s", folder, ch->files[k]);
+
+			if (strchr(ch->files[k], '/'))
+				r = outside(i, ch->files[k], err);
+			else
+				r = from && to ? link_file(from, to, err) : -ENOMEM;
+		}
+		if (r == 0)
+			r = make_layer(folder, i, sizes[i], ch->files[0],
+				       d->config->disks[i].format, &top, err);
+		if (r == 0)
+			r = vmconfig_set(&c->disks[i].path, top, err);
+		if (r == 0)
+			r = vmconfig_set(&c->disks[i].format, "qcow2", err);
 	}
 	return r;
 }
@@ -275,7 +313,7 @@ static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk
 			r = a && b ? link_file(a, b, err) : -ENOMEM;
 	}
 	if (r == 0)
-		r = make_layer(d, i, 0, ch.files[0], from->format, top, err);
+		r = make_layer(d->folder, i, 0, ch.files[0], from->format, top, err);
 	return r < 0 ? r : chain_add(&d->next[i], 0, name_in(*top, d->folder), err);
 }
 

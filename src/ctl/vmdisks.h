@@ -51,6 +51,14 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 		   const char *names[MACHINE_MAX_DISKS], struct error *err);
 
 /**
+ * vmdisks_copy() - the chains also for the machine @c, in its folder @folder, with an empty layer of its own on each.
+ * What is the top here must get a new one before it is written again.
+ * @sizes: of the disks, in bytes
+ */
+int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
+		 const uint64_t sizes[MACHINE_MAX_DISKS], struct error *err);
+
+/**
  * vmdisks_go_back() - the chains of snapshot @from in the machine's folder, with an empty layer on top of each.
  * @tops: paths of the new layers by disk (NULL where there is none), to be freed by the caller; when the machine writes
  * to them, vmdisks_went_back()

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <x86intrin.h>
 
@@ -442,6 +443,16 @@ void machine_destroy(struct machine *m)
 	free(m->append);
 	free(m->cpu_name);
 	free(m);
+}
+
+void machine_abandon(struct machine *m)
+{
+	for (unsigned i = 0; i < m->ncpus; i++)
+		m->ops->vcpu_destroy(m->cpus[i].ev);
+	m->ops->vm_destroy(m->vm);
+	/* Of the old engine: zero again. */
+	madvise((void *)(uintptr_t)m->ram.page_flags, m->ram.size_bytes >> GUEST_PAGE_SHIFT,
+		MADV_DONTNEED);
 }
 
 /* ---- verbs ---- */

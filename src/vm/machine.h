@@ -129,6 +129,10 @@ int machine_create(struct machine **out, const struct machine_config *cfg, char 
 /** machine_destroy() - NULL is fine.  After machine_run() returned, or never started.  No lock. */
 void machine_destroy(struct machine *m);
 
+/** machine_abandon() - in a child process, which has none of the threads: give back what the engine holds.  RAM stays;
+ * nothing else may be done with @m any more. */
+void machine_abandon(struct machine *m);
+
 /** machine_start() - power on: CPUs start, or the state stays paused when @is_paused. */
 int machine_start(struct machine *m, bool is_paused, struct error *err);
 

@@ -81,6 +81,11 @@ def test_back_in_place(counting):
     a.reaches(back + 10)  # and it goes on
     counting.ok("snapshot", "restore", "a", "one")
     a.reaches(n + 5)
+    for _ in range(20):
+        counting.ok("reset", "--to", "one", "a")
+    a.flush()
+    a.reaches(a.next() + 5)
+    counting.fails("reset", "--to", "none", "a", says=["none"])
     ends(counting, "a")
 
 

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside of the snapper: snaptake.c (taking), snapback.c (going back), snapfork.c (living copies), snapcommon.c (what
+ * they share: the log of changed pages, layers of disks, processes that are forked off).
+ */
+#ifndef VIV_CTL_SNAP_INT_H
+#define VIV_CTL_SNAP_INT_H
+
+#include "block/block.h"
+#include "ctl/snaptake.h"
+#include "vm/machine.h"
+
+struct take;
+struct forking;
+
+struct snapper {
+	struct machine *m;
+	struct vmconfig *config;
+	struct vmdisks *disks;
+	const struct block_backing_rule *backing;
+	snapper_child_fn child;
+	void *child_arg;
+	/* What memory is compared with: the last snapshot taken or restored. */
+	char *base_name;
+	struct ram_files base;
+	struct snapshot_state base_state;
+	uint64_t *dirty; /* changed since then, as far as collected */
+	bool is_logging;
+	uint64_t writes[MACHINE_MAX_DISKS]; /* machine_block_writes() at that time */
+	struct take *take;		    /* a snapshot under way; or NULL */
+	struct forking *forking;	    /* copies being made; or NULL */
+};
+
+uint64_t snap_now_us(void);
+
+/* ---- the log of changed pages ---- */
+size_t snap_bitmap_words(const struct snapper *s);
+void snap_forget_base(struct snapper *s);
+/** snap_log_collect() - add what was logged to s->dirty.  The machine is paused. */
+int snap_log_collect(struct snapper *s, struct error *err);
+/** snap_log_start() - from now on against what memory is now.  The machine is paused. */
+int snap_log_start(struct snapper *s, struct error *err);
+
+/* ---- new layers of the disks ---- */
+struct snap_layers {
+	/* In the configuration, not on top yet; formats of what is below. */
+	bool is_announced[MACHINE_MAX_DISKS], has_any;
+	char *old_formats[MACHINE_MAX_DISKS];
+	struct block_req flushes[MACHINE_MAX_DISKS];
+	unsigned nflushing;
+	bool is_failed;
+	void (*flushed)(void *arg);
+	void *arg;
+};
+/** snap_layers_check() - can all disks get one?  0 or -ENOTSUP. */
+int snap_layers_check(const struct snapper *s, struct error *err);
+/** snap_layers_prepare() - empty layers in the configuration: until they are on top, disks read the same through either. */
+int snap_layers_prepare(struct snapper *s, struct snap_layers *l, struct error *err);
+/** snap_layers_push() - on top with them; the machine is paused. */
+int snap_layers_push(struct snapper *s, struct snap_layers *l, struct error *err);
+/** snap_layers_drop() - those that did not come on top. */
+void snap_layers_drop(struct snapper *s, struct snap_layers *l);
+/** snap_layers_flush() - what is below the top to stable storage.  @flushed: when the last is done; it is not called where
+ * there is none (nflushing is 0). */
+void snap_layers_flush(struct snapper *s, struct snap_layers *l, void (*flushed)(void *arg), void *arg);
+void snap_layers_free(struct snap_layers *l);
+/** snap_note_writes() - disks are now what the base says. */
+void snap_note_writes(struct snapper *s);
+
+/* ---- copies ---- */
+/** snap_forking_cancel() - kill what makes them. */
+void snap_forking_cancel(struct forking *f);
+bool snap_forking_is_for(const struct forking *f, const void *ctx);
+
+/* ---- a process that was forked off ---- */
+/** snap_make_pipes() - @child_ends: [0] to be written, [1] to be read by the child. */
+int snap_make_pipes(int *from_child, int *to_child, int child_ends[2], struct error *err);
+/** snap_tell() - a line to the parent; one that is gone shows when its word is awaited. */
+void snap_tell(int fd, const char *text);
+/** snap_give_word() - the child waits for it; one that is gone is noticed by its pipe. */
+void snap_give_word(int fd);
+/** snap_await_word() - 0, or -ECANCELED: the parent is gone. */
+int snap_await_word(int fd, struct error *err);
+/** snap_close_others() - all descriptors but @keep: a socket held open here would outlive the machine. */
+void snap_close_others(const int *keep, size_t nkeep);
+
+#endif

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Going back to a snapshot in place. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "ctl/snap_int.h"
+
+int snapper_restored(struct snapper *s, const char *name, struct error *err)
+{
+	int r;
+
+	snap_forget_base(s);
+	s->base_name = strdup(name);
+	if (!s->base_name)
+		return error_set(err, -ENOMEM, "no memory for snapshots");
+	r = snapstore_open_ram(s->config->name, name, &s->base, err);
+	if (r == 0)
+		r = snapstore_open_state(s->config->name, name, &s->base_state, err);
+	if (r == 0)
+		r = snap_log_start(s, err);
+	if (r < 0)
+		snap_forget_base(s);
+	return r;
+}
+
+/* Which snapshot, opened and fit for this machine, becomes the base. */
+static int open_target(struct snapper *s, const char *name, struct ram_files *files,
+		       struct snapshot_state *state, struct error *err)
+{
+	int r = snapstore_open_state(s->config->name, name, state, err);
+
+	if (r < 0)
+		return r;
+	r = snapstore_open_ram(s->config->name, name, files, err);
+	if (r == 0 && files->index.ram_bytes != machine_ram(s->m)->size_bytes) {
+		r = error_set(err, -EINVAL, "the snapshot has another amount of memory");
+		ram_files_close(files);
+	}
+	if (r < 0)
+		snapshot_state_free(state);
+	return r;
+}
+
+/* Paused.  New layers over the snapshot's disks; none where disks are as they were then. */
+static int prepare_tops(struct snapper *s, const char *name, bool is_base,
+			char *tops[MACHINE_MAX_DISKS], struct error *err)
+{
+	struct snapshot_info info;
+	bool has_changed = !is_base;
+
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
+		tops[i] = NULL;
+	for (unsigned i = 0; i < s->config->ndisks; i++)
+		has_changed |= s->writes[i] != machine_block_writes(s->m, i);
+	if (!has_changed)
+		return 0;
+	int r = snapstore_load(&info, s->config->name, name, err);
+
+	if (r == 0) {
+		r = vmdisks_go_back(s->disks, &info, tops, err);
+		snapshot_info_free(&info);
+	}
+	return r;
+}
+
+/* The disks on the new layers over the snapshot's. */
+static int reopen_disks(struct snapper *s, char *tops[MACHINE_MAX_DISKS], struct error *err)
+{
+	bool has_any = false;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
+		const struct block_open o = { .path = tops[i], .format = "qcow2", .backing = s->backing };
+
+		if (!tops[i])
+			continue;
+		has_any = true;
+		r = block_reopen(machine_block(s->m, i), machine_loop(s->m), &o, false, err);
+	}
+	if (r == 0 && has_any)
+		r = vmdisks_went_back(s->disks, tops, err);
+	snap_note_writes(s);
+	return r;
+}
+
+/* Paused.  Disks, memory, then state; nothing that can be refused is left by now but by the host. */
+static int64_t go_back(struct snapper *s, const struct ram_files *files,
+		       const struct snapshot_state *state, char *tops[MACHINE_MAX_DISKS],
+		       struct error *err)
+{
+	struct guest_ram *ram = machine_ram(s->m);
+	int64_t pages = 0;
+	int r;
+
+	r = reopen_disks(s, tops, err);
+	if (r < 0)
+		return r;
+	if (s->base_name && s->is_logging) {
+		r = snap_log_collect(s, err);
+		if (r < 0)
+			return r;
+		pages = ram_files_put_back(files, &s->base.index, ram, s->dirty, err);
+		if (pages < 0)
+			return pages;
+	} else {
+		r = ram_files_map(files, ram, false, err);
+		if (r < 0)
+			return r;
+		machine_ram_replaced(s->m);
+		pages = (int64_t)(ram->size_bytes >> GUEST_PAGE_SHIFT);
+	}
+	r = machine_load_state(s->m, state, err);
+	if (r == 0)
+		r = snap_log_start(s, err);
+	return r < 0 ? r : pages;
+}
+
+int snapper_restore(struct snapper *s, const char *name, json_t *result, struct error *err)
+{
+	bool is_base = s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
+	struct snapshot_state state = { 0 };
+	struct ram_files files = { 0 };
+	char *tops[MACHINE_MAX_DISKS];
+	struct error why;
+
+	if (s->take || s->forking)
+		return error_set(
+			err, -EBUSY, "a snapshot or copies of this machine are being made; wait for that");
+	int r = is_base ? 0 : open_target(s, name, &files, &state, err);
+	const struct snapshot_state *st = is_base ? &s->base_state : &state;
+
+	if (r < 0)
+		return r;
+	uint64_t start = snap_now_us();
+	bool was_running = machine_state(s->m) == MACHINE_RUNNING;
+
+	r = was_running ? machine_pause(s->m, err) : 0;
+	if (r == 0)
+		r = machine_check_state(s->m, st, err);
+	if (r == 0)
+		r = prepare_tops(s, name, is_base, tops, err);
+	if (r < 0) {
+		if (was_running && machine_state(s->m) == MACHINE_PAUSED && machine_resume(s->m, &why) < 0)
+			log_error("snapshot", "%s", why.text);
+		snapshot_state_free(&state);
+		ram_files_close(&files);
+		return r;
+	}
+	int64_t pages = go_back(s, is_base ? &s->base : &files, st, tops, err);
+
+	if (pages < 0) { /* memory is neither the old nor the new */
+		error_prefix(err, "going back to %s failed half-way", name);
+		machine_end(s->m, END_FAILED, 1, err->text);
+		snapshot_state_free(&state);
+		ram_files_close(&files);
+		return (int)pages;
+	}
+	if (!is_base) {
+		snap_forget_base(s);
+		s->base_name = strdup(name);
+		s->base = files;
+		s->base_state = state;
+		if (!s->base_name)
+			snap_forget_base(s);
+	}
+	r = machine_resume(s->m, err);
+	(void)json_object_set_new(result, "pause_us", json_integer((json_int_t)(snap_now_us() - start)));
+	(void)json_object_set_new(result, "pages", json_integer((json_int_t)pages));
+	return r;
+}

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "ctl/snap_int.h"
+
+uint64_t snap_now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+/* ---- the log of changed pages ---- */
+
+size_t snap_bitmap_words(const struct snapper *s)
+{
+	return ((machine_ram(s->m)->size_bytes >> GUEST_PAGE_SHIFT) + 63) / 64;
+}
+
+void snap_forget_base(struct snapper *s)
+{
+	ram_files_close(&s->base);
+	snapshot_state_free(&s->base_state);
+	free(s->base_name);
+	s->base_name = NULL;
+}
+
+int snap_log_collect(struct snapper *s, struct error *err)
+{
+	size_t n = snap_bitmap_words(s);
+	_cleanup_free_ uint64_t *now = malloc(n * sizeof(*now));
+
+	if (!now)
+		return error_set(err, -ENOMEM, "no memory for the log of changed pages");
+	int r = machine_engine(s->m)->dirty_collect(machine_vm(s->m), now, err);
+
+	for (size_t i = 0; r == 0 && i < n; i++)
+		s->dirty[i] |= now[i];
+	return r;
+}
+
+int snap_log_start(struct snapper *s, struct error *err)
+{
+	if (!s->dirty)
+		s->dirty = malloc(snap_bitmap_words(s) * sizeof(*s->dirty));
+	if (!s->dirty)
+		return error_set(err, -ENOMEM, "no memory for the log of changed pages");
+	memset(s->dirty, 0, snap_bitmap_words(s) * sizeof(*s->dirty));
+	/* What was logged before is older than that. */
+	int r = s->is_logging ? machine_engine(s->m)->dirty_collect(machine_vm(s->m), s->dirty, err)
+			      : machine_engine(s->m)->dirty_start(machine_vm(s->m), err);
+
+	s->is_logging |= r == 0;
+	memset(s->dirty, 0, snap_bitmap_words(s) * sizeof(*s->dirty));
+	return r;
+}
+
+/* ---- new layers of the disks ---- */
+
+int snap_layers_check(const struct snapper *s, struct error *err)
+{
+	for (unsigned i = 0; i < s->config->ndisks; i++)
+		if (s->config->disks[i].is_snapshot)
+			return error_set(err, -ENOTSUP,
+					 "what this machine writes to disk %u (%s) is thrown away "
+					 "at its end, so nothing can "
+					 "keep it; a machine with a name (viv run --name) has a "
+					 "disk of its own",
+					 i, s->config->disks[i].path);
+	return 0;
+}
+
+int snap_layers_prepare(struct snapper *s, struct snap_layers *l, struct error *err)
+{
+	struct block_info info;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
+		_cleanup_free_ char *path = NULL;
+
+		if (!vmdisks_is_layered(s->config, i))
+			continue;
+		struct block_dev *b = machine_block(s->m, i);
+
+		b->ops->info(b, &info);
+		l->old_formats[i] = strdup(s->config->disks[i].format);
+		r = l->old_formats[i] ? vmdisks_new_top(s->disks, i, info.size_bytes, &path, err)
+				      : error_set(err, -ENOMEM, "no memory for a layer of a disk");
+		if (r == 0)
+			r = vmdisks_push(s->disks, i, path, err);
+		l->is_announced[i] = r == 0;
+		l->has_any |= r == 0;
+	}
+	/* Whatever happens from here on, the machine finds what it wrote. */
+	return r == 0 && l->has_any ? vmconfig_save(s->config, err) : r;
+}
+
+void snap_layers_drop(struct snapper *s, struct snap_layers *l)
+{
+	bool has_any = false;
+	struct error err;
+
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
+		if (!l->is_announced[i])
+			continue;
+		vmdisks_pop(s->disks, i, l->old_formats[i]);
+		l->is_announced[i] = false;
+		has_any = true;
+	}
+	if (has_any && vmconfig_save(s->config, &err) < 0)
+		log_error("snapshot", "%s", err.text);
+}
+
+void snap_note_writes(struct snapper *s)
+{
+	for (unsigned i = 0; i < s->config->ndisks; i++)
+		s->writes[i] = machine_block_writes(s->m, i);
+}
+
+int snap_layers_push(struct snapper *s, struct snap_layers *l, struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
+		const struct block_open top = { .path = s->config->disks[i].path, .format = "qcow2" };
+
+		if (!l->is_announced[i])
+			continue;
+		r = block_push_layer(machine_block(s->m, i), &top, err);
+		l->is_announced[i] = r < 0;
+	}
+	return r;
+}
+
+static void on_flushed(struct block_req *req, int result)
+{
+	struct snap_layers *l = req->owner;
+
+	l->is_failed |= result < 0;
+	if (--l->nflushing == 0)
+		l->flushed(l->arg);
+}
+
+void snap_layers_flush(struct snapper *s, struct snap_layers *l, void (*flushed)(void *arg), void *arg)
+{
+	l->flushed = flushed;
+	l->arg = arg;
+	for (unsigned i = 0; i < s->config->ndisks; i++) {
+		struct block_dev *b = machine_block(s->m, i);
+
+		if (!vmdisks_is_layered(s->config, i))
+			continue;
+		l->flushes[i] = (struct block_req){ .op = BLOCK_FLUSH, .done = on_flushed, .owner = l };
+		l->nflushing++;
+		b->ops->submit(b, &l->flushes[i]);
+	}
+}
+
+void snap_layers_free(struct snap_layers *l)
+{
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
+		free(l->old_formats[i]);
+		l->old_formats[i] = NULL;
+	}
+}
+
+/* ---- a process that was forked off ---- */
+
+int snap_make_pipes(int *from_child, int *to_child, int child_ends[2], struct error *err)
+{
+	int out[2], in[2];
+
+	if (pipe2(out, O_CLOEXEC) < 0)
+		return error_set(err, -errno, "cannot make a pipe: %s", strerror(errno));
+	if (pipe2(in, O_CLOEXEC) < 0) {
+		int r = error_set(err, -errno, "cannot make a pipe: %s", strerror(errno));
+
+		close(out[0]);
+		close(out[1]);
+		return r;
+	}
+	*from_child = out[0];
+	*to_child = in[1];
+	child_ends[0] = out[1];
+	child_ends[1] = in[0];
+	return 0;
+}
+
+void snap_tell(int fd, const char *text)
+{
+	if (write(fd, text, strlen(text)) < 0)
+		return;
+}
+
+void snap_give_word(int fd)
+{
+	if (write(fd, "g", 1) != 1)
+		log_debug("snapshot", "a process that was forked off is gone");
+}
+
+int snap_await_word(int fd, struct error *err)
+{
+	ssize_t n;
+	char word;
+
+	do
+		n = read(fd, &word, 1);
+	while (n < 0 && errno == EINTR);
+	return n == 1 ? 0 : error_set(err, -ECANCELED, "canceled");
+}
+
+void snap_close_others(const int *keep, size_t nkeep)
+{
+	int last = 0;
+
+	for (size_t i = 0; i < nkeep; i++)
+		last = MAX(last, keep[i]);
+	for (int fd = 0; fd <= last; fd++) {
+		bool is_kept = false;
+
+		for (size_t i = 0; i < nkeep; i++)
+			is_kept |= keep[i] == fd;
+		if (!is_kept)
+			close(fd);
+	}
+	close_range((unsigned)last + 1, ~0u, 0);
+}
