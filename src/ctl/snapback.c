@@ -72,7 +72,13 @@ static int reopen_disks(struct snapper *s, char *tops[MACHINE_MAX_DISKS], struct
 	int r = 0;
 
 	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
-		const struct block_open o = { .path = tops[i], .format = "qcow2", .backing = s->backing };
+		const struct vmconfig_disk *d = &s->config->disks[i];
+		const struct block_open o = { .path = tops[i],
+					      .format = "qcow2",
+					      .use_direct = d->use_direct,
+					      .max_bytes_per_s = d->max_bytes_per_s,
+					      .max_ops_per_s = d->max_ops_per_s,
+					      .backing = s->backing };
 
 		if (!tops[i])
 			continue;

@@ -128,7 +128,9 @@ int snap_layers_push(struct snapper *s, struct snap_layers *l, struct error *err
 	int r = 0;
 
 	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
-		const struct block_open top = { .path = s->config->disks[i].path, .format = "qcow2" };
+		const struct block_open top = { .path = s->config->disks[i].path,
+						.format = "qcow2",
+						.use_direct = s->config->disks[i].use_direct };
 
 		if (!l->is_announced[i])
 			continue;

@@ -285,8 +285,14 @@ static int make_paths(struct vmconfig *c, const char *dir, struct error *err)
 		r = make_path(&c->initrd, dir, false, err);
 	if (r == 0)
 		r = make_path(&c->firmware, dir, false, err);
-	for (unsigned i = 0; r == 0 && i < c->ndisks; i++)
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
+		/* All layers are files of the folder: none may be named elsewhere. */
+		for (char **b = c->disks[i].backing; *b; b++) {
+			free(*b);
+			*b = NULL;
+		}
 		r = make_path(&c->disks[i].path, dir, c->disks[i].is_readonly, err);
+	}
 	return r;
 }
 
