@@ -27,7 +27,7 @@ struct args {
 	const char *name, *from, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net, *without;
 	uint64_t cpus, mem, check;
 	struct opt_list disks, forwards;
-	bool rm, detach, prefault, no_reboot, strict, interp_only, with_input;
+	bool rm, detach, prefault, no_reboot, strict, interp_only, counting, with_input;
 	int64_t boot_timeout;
 };
 
@@ -62,6 +62,7 @@ static const struct opt run_opts[] = {
 	OPT_UINT(struct args, check, "check", "N",
 		 "tests: compare every N-th block with the interpreter", 0, UINT32_MAX),
 	OPT_FLAG(struct args, interp_only, "interp-only", "tests: interpret everything"),
+	OPT_FLAG(struct args, counting, "counting", "tests: count instructions exactly (slower)"),
 	OPT_STRING(struct args, without, "without", "LIST",
 		   "measuring: techniques of the dbt engine to switch off, or none"),
 	OPT_END,
@@ -278,6 +279,7 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 	c->no_reboot = a->no_reboot;
 	c->is_strict = a->strict;
 	c->use_interp_only = a->interp_only;
+	c->is_counting = a->counting;
 	r = a->without ? engine_parse_techniques(a->without, &c->without, err) : 0;
 	if (r < 0)
 		return r;

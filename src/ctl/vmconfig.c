@@ -35,6 +35,7 @@ static const struct row rows[] = {
 	B("no_reboot",       no_reboot),
 	B("strict",          is_strict),
 	B("interp_only",     use_interp_only),
+	B("counting",        is_counting),
 	N("check",           check_every, 0, UINT32_MAX),
 	N("without",         without, 0, (1u << ENGINE_NTECHNIQUES) - 1),
 	B("throwaway",       is_throwaway),
@@ -396,6 +397,7 @@ void vmconfig_machine(const struct vmconfig *c, struct machine_config *out)
 		.no_reboot = c->no_reboot,
 		.is_strict = c->is_strict,
 		.use_interp_only = c->use_interp_only,
+		.is_counting = c->is_counting,
 		.check_every = (unsigned)c->check_every,
 		.without = (uint32_t)c->without,
 	};

@@ -35,7 +35,7 @@ struct vmconfig {
 	unsigned nforwards;
 	struct vmconfig_disk disks[MACHINE_MAX_DISKS];
 	unsigned ndisks;
-	bool no_reboot, is_strict, use_interp_only;
+	bool no_reboot, is_strict, use_interp_only, is_counting;
 	bool is_throwaway;	  /* its directory goes when it ends */
 	bool has_agent;		  /* the guest runs qemu-guest-agent */
 	bool uses_virtio_console; /* the console people see is hvc0, not COM1 */

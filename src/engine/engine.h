@@ -102,6 +102,7 @@ struct engine_config {
 	bool is_strict;	      /* dbt: exact dead flags, verifier on every block (tests) */
 	unsigned check_every; /* dbt: lockstep check of every n-th block; 0: off */
 	bool use_interp_only; /* dbt: no translation (tests) */
+	bool is_counting;     /* dbt: counts instructions exactly (count, stop_at) */
 	uint32_t without;     /* dbt: ENGINE_* techniques that are off (tests) */
 };
 
@@ -180,6 +181,18 @@ struct engine_ops {
 	void (*dirty_stop)(struct engine_vm *vm);
 
 	int (*set_debug)(struct engine_vcpu *v, const struct engine_debug *dbg);
+
+	/*
+	 * Counting mode (engine_config.is_counting); NULL where an engine has none.  On the vCPU's thread, in callbacks
+	 * too, or while the vCPU is out of vcpu_run.
+	 *
+	 * count: instructions retired since creation.  One with REP counts once, at its end; what faults does not, nor does the
+	 * delivery of an event.
+	 * stop_at: vcpu_run returns RUN_KICKED with @count instructions retired, before anything else is executed; events that
+	 * wait when it is called there are delivered first.  At once if so many are retired already; UINT64_MAX: no more.
+	 */
+	uint64_t (*count)(struct engine_vcpu *v);
+	void (*stop_at)(struct engine_vcpu *v, uint64_t count);
 
 	/*
 	 * Counters for `viv info --engine`: fills at most @max names (static strings) and values, returns how

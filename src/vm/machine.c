@@ -238,6 +238,7 @@ static int create_engine(struct machine *m, const struct machine_config *cfg, st
 		.is_strict = cfg->is_strict,
 		.check_every = cfg->check_every,
 		.use_interp_only = cfg->use_interp_only,
+		.is_counting = cfg->is_counting,
 		.without = cfg->without,
 	};
 	int r = cpu_model_init(&m->model, m->cpu_name, m->ncpus, err);

@@ -95,6 +95,7 @@ struct machine_config {
 	bool is_strict;			       /* engine_config.is_strict */
 	bool use_interp_only;		       /* engine_config.use_interp_only */
 	unsigned check_every;		       /* engine_config.check_every */
+	bool is_counting;		       /* engine_config.is_counting */
 	uint32_t without;		       /* engine_config.without */
 };
 

@@ -5,7 +5,7 @@
 Runs the bare-metal test guests and judges each by its serial output and its exit status: a line a guest,
 `[       OK ]`, `[  FAILED  ]` with what it printed, `[  SKIPPED ]` with the reason.
 MODE: translate (default), interp, strict, lockstep, no-returns, no-room (translations are dropped all the time),
-plain (no technique).  With --kvm a small runner forces the kvm engine, also where `viv` would refuse it.
+plain (no technique), counting and counting-lockstep (instructions are counted; blocks are compared with the interpreter, their counts too).  With --kvm a small runner forces the kvm engine, also where `viv` would refuse it.
 --hostile: the guests that must be ended by `viv`, or survive.
 """
 import argparse
@@ -66,6 +66,7 @@ HOSTILE = [
     ("string", None, ""),
 ]
 MODES = {"translate": [], "interp": ["--interp-only"], "strict": ["--strict"], "lockstep": ["--check", "1"],
+         "counting": ["--counting", "--strict"], "counting-lockstep": ["--counting", "--check", "7"],
          "no-returns": ["--without", "returns"], "no-room": ["--without", "code-room"],
          "plain": ["--without", "dead-flags,coalescing,returns,chaining,branch-table,second-tlb,system,in-place"]}
 TIMEOUT_S = 120  # a guest takes seconds; a hang is a failure, a loaded machine is not

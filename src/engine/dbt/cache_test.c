@@ -235,12 +235,15 @@ static void test_map(void **state)
 {
 	run(7, 2);
 	struct xlate_block *b = xlate_lookup(x, place(7), 0, cpu->mode_key);
+	unsigned index = 9;
 
 	assert_non_null(b);
 	assert_int_equal(b->ninsns, 3);
-	assert_int_equal(xlate_map_find(b, 0), -1); /* the entry */
-	assert_int_equal(xlate_map_find(b, b->near), place(7) & 0xfff);
-	assert_int_equal(xlate_map_find(b, b->code_len - 1u), (place(7) & 0xfff) + 8);
+	assert_int_equal(xlate_map_find(b, 0, &index), -1); /* the entry */
+	assert_int_equal(xlate_map_find(b, b->near, &index), place(7) & 0xfff);
+	assert_int_equal(index, 0);
+	assert_int_equal(xlate_map_find(b, b->code_len - 1u, &index), (place(7) & 0xfff) + 8);
+	assert_int_equal(index, 2);
 }
 
 int main(void)

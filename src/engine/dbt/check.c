@@ -50,6 +50,7 @@ struct check {
 	} foreign[CHECK_MAX_FOREIGN];
 	struct x86_state start, translated;
 	uint64_t counter;
+	int64_t left_start, left_translated; /* struct dbt_cpu, left */
 	char text[512], difference[560];
 };
 
@@ -159,6 +160,16 @@ static bool same_state(struct check *k, const struct x86_state *a, const struct 
 	return true;
 }
 
+static bool same_count(const struct dbt_cpu *cpu, struct check *k)
+{
+	if (!cpu->vm->cfg.is_counting || cpu->left == k->left_translated)
+		return true;
+	snprintf(k->text, sizeof(k->text), "instructions translated %lld interpreted %lld",
+		 (long long)(k->left_start - k->left_translated),
+		 (long long)(k->left_start - cpu->left));
+	return false;
+}
+
 /* Remember a byte that only the translated run has written, or a device meanwhile. */
 static void note_foreign(struct check *k, uint64_t offset, uint8_t val)
 {
@@ -248,6 +259,7 @@ static unsigned run_translated(struct dbt_cpu *cpu, struct check *k, struct xlat
 	k->is_on = false;
 	dbt_fpu_to_mem(cpu);
 	memcpy(&k->translated, &cpu->s, sizeof(k->translated));
+	k->left_translated = cpu->left;
 	for (unsigned n = 0; n < k->npages; n++)
 		memcpy(k->page[n].after, cpu->vm->ram->base + k->page[n].offset, 4096);
 	return exit;
@@ -270,6 +282,7 @@ static void put_back(struct dbt_cpu *cpu, struct check *k)
 		}
 	}
 	memcpy(&cpu->s, &k->start, sizeof(cpu->s));
+	cpu->left = k->left_start;
 }
 
 /* After equal runs: the devices' bytes that an earlier try has put back. */
@@ -297,7 +310,7 @@ static enum memory run_interpreter(struct dbt_cpu *cpu, struct check *k,
 		if (cpu->s.rip != k->translated.rip)
 			continue;
 		dbt_fpu_to_mem(cpu);
-		if (!same_state(k, &k->translated, &cpu->s, is_at_interp))
+		if (!same_state(k, &k->translated, &cpu->s, is_at_interp) || !same_count(cpu, k))
 			continue;
 		result = same_memory(cpu, k);
 		if (result < MEMORY_OTHER)
@@ -324,6 +337,7 @@ static bool both_ways(struct dbt_cpu *cpu, struct check *k, struct xlate_block *
 
 	dbt_fpu_to_mem(cpu);
 	memcpy(&k->start, &cpu->s, sizeof(k->start));
+	k->left_start = cpu->left;
 	k->nforeign = 0;
 	for (unsigned i = 0;; i++) {
 		bool is_cold = memory == MEMORY_OTHER_AD;

@@ -90,6 +90,7 @@ static int dbt_vm_create(struct engine_vm **out, const struct engine_config *cfg
 	pthread_cond_init(&vm->excl_done, NULL);
 	vm->cfg = *cfg;
 	vm->cfg.is_strict |= cfg->check_every != 0; /* dead flags would count as differences */
+	vm->cfg.without |= cfg->is_counting ? ENGINE_LOOPS : 0; /* counting.c */
 	vm->ram = cfg->ram;
 	vm->model = *cfg->model;
 	vm->ncpus = cfg->vcpus;
@@ -166,6 +167,7 @@ static int dbt_vcpu_create(struct engine_vcpu **out, struct engine_vm *evm, unsi
 	}
 	x86_state_reset(&cpu->s, index == 0);
 	cpu->tsc_offset = 0 - (int64_t)__builtin_ia32_rdtsc();
+	dbt_count_init(cpu);
 	mmu_init(cpu); /* zero pages are not an empty TLB: slot 0 would answer for page 0 */
 	dbt_mode_changed(cpu);
 	mmu_flush_all(cpu);
@@ -377,6 +379,16 @@ static int dbt_set_debug(struct engine_vcpu *v, const struct engine_debug *dbg)
 	return 0;
 }
 
+static uint64_t dbt_ops_count(struct engine_vcpu *v)
+{
+	return dbt_count(cpu_of(v));
+}
+
+static void dbt_ops_stop_at(struct engine_vcpu *v, uint64_t count)
+{
+	dbt_count_stop_at(cpu_of(v), count);
+}
+
 /* Slow-path reasons: what the interpreter executed, by instruction. */
 static const char *const interpreted_names[] = {
 #define X(name) "interpreted_" #name,
@@ -392,9 +404,10 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 	const struct {
 		const char *name;
 		uint64_t value;
-		bool is_shared;
+		bool is_shared, is_absent;
 	} rows[] = {
 		{ "instructions_interpreted", cpu->insn_count },
+		{ "instructions_retired", dbt_count(cpu), false, !cpu->vm->cfg.is_counting },
 		{ "translations", x->translations },
 		{ "block_entries", x->entries },
 		{ "branch_table_fills", x->table_fills },
@@ -432,7 +445,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(rows) && n < max; i++) {
-		if (rows[i].is_shared && cpu->index != 0)
+		if ((rows[i].is_shared && cpu->index != 0) || rows[i].is_absent)
 			continue;
 		names[n] = rows[i].name;
 		values[n++] = rows[i].value;
@@ -471,5 +484,7 @@ const struct engine_ops engine_dbt = {
 	.dirty_collect = dbt_dirty_collect,
 	.dirty_stop = dbt_dirty_stop,
 	.set_debug = dbt_set_debug,
+	.count = dbt_ops_count,
+	.stop_at = dbt_ops_stop_at,
 	.counters = dbt_counters,
 };

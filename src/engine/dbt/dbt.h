@@ -192,6 +192,8 @@ struct dbt_cpu {
 	uint64_t rounds;    /* of a loop, before it has to be looked at again (translate_loop.c) */
 	uint64_t loop_wait; /* rounds before that is tried */
 	uint64_t exit_info; /* set by emitted exits */
+	int64_t left; /* instructions before the stop (counting.c); less those that the running block has ahead */
+	uint64_t count_fix;   /* what the block has ahead at the miss that was called last */
 	struct dbt_cpu *self; /* this struct: emitted code has it only as gs base */
 	uint64_t jc_mask;     /* bits of RIP that index the branch table: constant operand */
 	uint64_t line_mask;   /* DBT_LINE - 1, DBT_LINE: constant operands */
@@ -237,8 +239,10 @@ struct dbt_cpu {
 	bool raise_has_error;
 	uint32_t raise_error;
 	uint64_t dr6_pending; /* #DB bits gathered by the current instruction (data breakpoints, TF, task) */
-	bool is_rf_cleared;  /* RF is cleared at the end of the instruction */
-	bool no_step_trap;   /* this instruction swallows the TF trap (MOV SS ...) */
+	bool is_rf_cleared; /* RF is cleared at the end of the instruction */
+	bool no_step_trap;  /* this instruction swallows the TF trap (MOV SS ...) */
+	bool is_partial;    /* the instruction is not done: it is resumed, and does not count yet */
+	uint64_t count_end; /* instructions retired + left */
 	uint64_t insn_count; /* instructions interpreted: counter */
 
 	uint64_t pause_first, pause_last; /* host TSC: the first and last PAUSE of the present spin loop */
@@ -305,6 +309,12 @@ enum { EXC_DE, EXC_DB, EXC_NMI, EXC_BP, EXC_OF, EXC_BR, EXC_UD, EXC_NM, EXC_DF, 
 /** dbt_mode_changed() - recompute mode_key, cpl, code_bits, tlb_mode, jc_key after a change of CR0, CR4, EFER,
  * XCR0, a segment, RFLAGS.VM/AC.  Cheap; does not flush any TLB. */
 void dbt_mode_changed(struct dbt_cpu *cpu);
+
+/* counting.c */
+void dbt_count_init(struct dbt_cpu *cpu);
+/** dbt_count(), dbt_count_stop_at() - engine_ops.count, stop_at. */
+uint64_t dbt_count(const struct dbt_cpu *cpu);
+void dbt_count_stop_at(struct dbt_cpu *cpu, uint64_t count);
 
 /** dbt_fpu_to_mem() / dbt_fpu_to_regs() - move the FPU state (invariant 1); idempotent.  After to_mem the
  * host registers hold the ABI's defaults. */

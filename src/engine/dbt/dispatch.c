@@ -156,7 +156,7 @@ static bool wants_interp(const struct dbt_cpu *cpu)
 {
 	return (cpu->s.rflags & X86_FL_TF) || (cpu->s.dr7 & 0xff) || cpu->s.interrupt_shadow ||
 	       cpu->debug.single_step || cpu->debug.nbreak || cpu->dr6_pending ||
-	       cpu->vm->cfg.use_interp_only;
+	       cpu->vm->cfg.use_interp_only || dbt_is_near_stop(cpu);
 }
 
 static bool intr_open(const struct dbt_cpu *cpu)
@@ -266,6 +266,10 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 			break;
 		if (cpu->is_shutdown)
 			continue;
+		if (dbt_is_at_stop(cpu)) {
+			result = RUN_KICKED;
+			break;
+		}
 		/* The link of the last exit says what kind of block goes on, unless an event came between. */
 		uint32_t extra = link && link_generation == cpu->vm->xlate->generation &&
 						 cpu->s.rip == link_rip

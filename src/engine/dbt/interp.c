@@ -408,7 +408,7 @@ static inline __attribute__((always_inline)) void execute(struct dbt_cpu *cpu,
 	if (cpu->code_bits != 64)
 		cpu->next_rip = (uint32_t)cpu->next_rip;
 	cpu->is_rf_cleared = true;
-	cpu->no_step_trap = false;
+	cpu->no_step_trap = cpu->is_partial = false;
 	insn_check(cpu, in);
 
 	switch (in->desc->kind) {
@@ -434,6 +434,7 @@ static inline __attribute__((always_inline)) void execute(struct dbt_cpu *cpu,
 
 	s->rip = cpu->next_rip;
 	cpu->insn_count++;
+	cpu->left -= !cpu->is_partial;
 	if (cpu->is_rf_cleared)
 		s->rflags &= ~(uint64_t)X86_FL_RF;
 	if (unlikely(tf) && !cpu->no_step_trap)

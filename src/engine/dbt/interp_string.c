@@ -99,6 +99,7 @@ static void finish(const struct string_op *o)
 	o->cpu->next_rip = o->cpu->s.rip;
 	o->cpu->s.rflags |= X86_FL_RF;
 	o->cpu->is_rf_cleared = false;
+	o->cpu->is_partial = true;
 }
 
 /* ---- runs in plain RAM ---- */

@@ -92,6 +92,13 @@ static bool is_wanted(const struct dbt_cpu *cpu)
 	return atomic_load_explicit(&cpu->poll, memory_order_relaxed);
 }
 
+/* The block is left before the instruction at hand. */
+static void count_back(struct dbt_cpu *cpu)
+{
+	if (cpu->vm->xlate->is_counting)
+		cpu->left += (int64_t)cpu->count_fix;
+}
+
 /*
  * The miss: called from a block's cold part with the linear address in rcx and
  *   exit_info = page_off | size << 16 | is_write << 28.
@@ -107,9 +114,12 @@ static uint64_t miss(struct dbt_cpu *cpu, uint64_t va)
 	if (mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 28 & 1, cpu->tlb_mode)) {
 		cpu->xlate->fill_true++;
 		check_note_fill(cpu, va);
-		return !is_wanted(cpu);
+		if (!is_wanted(cpu))
+			return 1;
+	} else {
+		cpu->xlate->fill_false++;
 	}
-	cpu->xlate->fill_false++;
+	count_back(cpu);
 	return 0;
 }
 
@@ -130,6 +140,7 @@ static uint64_t miss_group(struct dbt_cpu *cpu, uint64_t va)
 	/* If the write comes later, as a read: the D bit is not to be set before. */
 	if (!mmu_fill(cpu, va, (info >> 16) & 0xfff, info >> 29 & 1, cpu->tlb_mode)) {
 		cpu->xlate->fill_false++;
+		count_back(cpu);
 		return GROUP_LEAVE;
 	}
 	cpu->xlate->fill_true++;
@@ -138,8 +149,10 @@ static uint64_t miss_group(struct dbt_cpu *cpu, uint64_t va)
 		va = (uint32_t)va;
 	bool is_writable = va + t->wneg[(va & cpu->tlb_mask) >> GUEST_PAGE_SHIFT] < GUEST_PAGE_SIZE;
 
-	if (is_wanted(cpu))
+	if (is_wanted(cpu)) {
+		count_back(cpu);
 		return GROUP_LEAVE;
+	}
 	return !(info >> 28 & 1) || is_writable ? GROUP_RETRY : GROUP_EACH;
 }
 

@@ -172,6 +172,7 @@ static void string_io(struct dbt_cpu *cpu, const struct insn *in,
 	/* Not done: the instruction is resumed, its RF stays. */
 	cpu->next_rip = cpu->s.rip;
 	cpu->is_rf_cleared = false;
+	cpu->is_partial = true;
 }
 
 void sys_ins(struct dbt_cpu *cpu, const struct insn *in)

@@ -1311,7 +1311,8 @@ static bool decode_run(struct ctx *c, uint64_t phys2)
 		off += in->len;
 		c->n++;
 		c->off[c->n] = (uint16_t)off;
-		if (ends_flow(in) || tr_is_jump_back(c, in))
+		if (ends_flow(in) || tr_is_jump_back(c, in) ||
+		    (c->x->is_counting && in->desc->attr & INSN_BRANCH))
 			return false;
 		nbranches += !!(in->desc->attr & INSN_BRANCH);
 		/* Those never go on in translated code. */
@@ -1403,6 +1404,7 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 
 	if (!k->has_address)
 		emit_linear(c, k->ea_kind, k->ea_disp);
+	tr_count_miss(c, k);
 	emit_mov_ri(e, H_R14, k->size - 1u);
 	emit_mov_ri(e, H_R15,
 		    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28 |
@@ -1417,6 +1419,7 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 	emit_u32(e, (uint32_t)(k->retry - (e->p + 4)));
 	if (!e->is_full)
 		each[-1] = (uint8_t)(e->p - each);
+	tr_count_back(c, k);
 	k->link->page_off = k->page_off;
 	k->link->is_each = true;
 	emit_cold_link(c, k->link);
@@ -1433,6 +1436,7 @@ static void emit_decoded(struct ctx *c, const struct cold *k)
 		return;
 	}
 	*in = *k->in;
+	tr_count_back(c, k);
 	emit_mov_ri(e, H_RCX, k->page_off);
 	emit_mov_ri(e, H_R15, xlate_ref(c->x, in));
 	tr_emit_jmp_exec(c, c->x->exit_call);
@@ -1456,6 +1460,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	case COLD_MISS:
 		if (!k->has_address)
 			emit_linear(c, k->ea_kind, k->ea_disp);
+		tr_count_miss(c, k);
 		emit_mov_ri(e, H_R15,
 			    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28);
 		emit_u8(e, 0xe8);
@@ -1504,6 +1509,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		break;
 	case COLD_INTERP:
 	case COLD_POLL:
+		tr_count_back(c, k);
 		emit_mov_ri(e, H_RCX, k->page_off);
 		tr_emit_jmp_exec(c, k->kind == COLD_POLL ? c->x->exit_poll : c->x->exit_interp);
 		break;
@@ -1654,6 +1660,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 
 	emit_entry(c);
 	uint8_t *near_entry = e->p;
+	tr_count_enter(c);
 	tr_loop_enter(c);
 	enum done done = DONE_NEXT;
 	unsigned guest_end = c->off[c->n];
@@ -1674,6 +1681,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	}
 	unsigned nmapped = c->cur;
 
+	tr_count_finish(c, nmapped, done == DONE_INTERP || (is_stuck && c->n == 0));
 	if (done == DONE_INTERP) {
 		tr_emit_jmp_cold(c, c->in[c->cur].desc->kind == INSN_NATIVE ? COLD_INTERP : COLD_DECODED);
 	} else if (done == DONE_NEXT) {

@@ -133,7 +133,9 @@ struct ctx {
 	unsigned nlinks;
 	uint32_t landing; /* as in struct xlate_block */
 	unsigned cur;
-	unsigned polled; /* the jump that has been polled for already */
+	uint8_t *count_at[2]; /* counting.c: numbers to be filled in */
+	unsigned counted;     /* instructions that the block counts as it is entered */
+	unsigned polled;      /* the jump that has been polled for already */
 	/* Coalescing. */
 	unsigned ngroups;
 	struct group group[MAX_GROUPS];
@@ -206,6 +208,14 @@ enum done tr_insn(struct ctx *c, const struct insn *in);
 /* The soft-TLB check of @size bytes at rcx: r14 = host pointer, r15 = offset in the page; else to @miss (writable address).
  * Clobbers rcx, flags. */
 void tr_emit_lookup_or(struct ctx *c, unsigned size, bool is_write, const uint8_t *miss);
+
+/* counting.c */
+void tr_count_enter(struct ctx *c);
+/** tr_count_finish() - how many instructions were translated, and does an interpreted one follow? */
+void tr_count_finish(struct ctx *c, unsigned ninsns, bool is_tail_interpreted);
+/** tr_count_back() - cold code leaves the block before its instruction; clobbers rcx.  tr_count_miss() - it may do so. */
+void tr_count_back(struct ctx *c, const struct cold *k);
+void tr_count_miss(struct ctx *c, const struct cold *k);
 
 /* translate_seg.c */
 /** tr_is_segmented() - does an access by @seg need its base and limit?  (In 64-bit code emit_ea() adds what bases there are.) */

@@ -113,14 +113,14 @@ static enum done leave_to(struct ctx *c, const uint8_t *stub)
 
 enum done tr_syscall(struct ctx *c, const struct insn *in)
 {
-	if (is_off(c) || c->bits != 64)
+	if (is_off(c) || c->bits != 64 || c->x->is_counting)
 		return DONE_INTERP;
 	return leave_to(c, c->x->exit_syscall);
 }
 
 enum done tr_sysret(struct ctx *c, const struct insn *in)
 {
-	if (is_off(c) || c->bits != 64 || in->opsize != 8 || tr_key_cpl(c->key) != 0)
+	if (is_off(c) || c->bits != 64 || in->opsize != 8 || tr_key_cpl(c->key) != 0 || c->x->is_counting)
 		return DONE_INTERP;
 	return leave_to(c, c->x->exit_sysret);
 }

@@ -30,6 +30,7 @@ int xlate_vm_create(struct dbt_vm *vm, struct error *err)
 	x->has_far_links = x->has_bmi2 && !(vm->cfg.without & (ENGINE_CHAINING | ENGINE_FAR_LINKS)) &&
 			   vm->ram->size_bytes >> GUEST_PAGE_SHIFT < XLATE_RAM_PAGES_MAX;
 	x->has_returns = x->has_bmi2 && !(vm->cfg.without & ENGINE_RETURNS);
+	x->is_counting = vm->cfg.is_counting;
 	x->has_segments = x->has_bmi2 && !(vm->cfg.without & ENGINE_SEGMENTS);
 	x->has_dead_flags = !vm->cfg.is_strict && !(vm->cfg.without & ENGINE_DEAD_FLAGS);
 	int rc = xlate_table_create(vm, err);
@@ -503,7 +504,8 @@ uint64_t xlate_go_on(struct dbt_cpu *cpu)
 			return (uintptr_t)code;
 		}
 		/* The shadow of STI and MOV SS is one instruction long; nothing comes between. */
-		if (!cpu->s.interrupt_shadow || cpu->dr6_pending || cpu->is_debug_hit)
+		if (!cpu->s.interrupt_shadow || cpu->dr6_pending || cpu->is_debug_hit ||
+		    dbt_is_at_stop(cpu))
 			break;
 		interp_one(cpu);
 	}
@@ -565,6 +567,7 @@ unsigned xlate_run(struct dbt_cpu *cpu, struct xlate_block *b)
 		int32_t info = (int32_t)cpu->exit_info;
 
 		s->rip = cpu->pc_base + (info & 0xfff);
+		cpu->left++;
 		wrap_rip(cpu);
 		user_reg_write(cpu, R_RSP, user_sp_size(cpu),
 			       s->gpr[R_RSP] - (uint64_t)(int64_t)(info >> 12));
@@ -587,7 +590,7 @@ static uint32_t map_read(const uint8_t **p)
 	return v;
 }
 
-int xlate_map_find(struct xlate_block *b, uint32_t off)
+int xlate_map_find(struct xlate_block *b, uint32_t off, unsigned *index)
 {
 	const uint8_t *p = xlate_block_map(b);
 	uint32_t host = 0;
@@ -601,6 +604,7 @@ int xlate_map_find(struct xlate_block *b, uint32_t off)
 			break;
 		page_off += (int)(step >> 1 ^ (0 - (step & 1)));
 		found = page_off;
+		*index = i;
 	}
 	return found;
 }
@@ -627,7 +631,8 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 	}
 	struct xlate_block *b = xlate_cache_find(x, pc);
 	uint32_t off = b ? (uint32_t)(pc - xlate_far_entry(x, b)) : 0;
-	int page_off = b ? xlate_map_find(b, off) : -1;
+	unsigned index = 0;
+	int page_off = b ? xlate_map_find(b, off, &index) : -1;
 
 	if (page_off < 0)
 		return false;
@@ -644,6 +649,8 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 	cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)FL_ARITH) | ((uint64_t)g[REG_EFL] & FL_ARITH);
 	cpu->s.rip = cpu->pc_base + (unsigned)page_off;
 	wrap_rip(cpu);
+	if (x->is_counting)
+		cpu->left += b->ninsns - index;
 	g[REG_RIP] = (greg_t)(uintptr_t)x->fault_exit;
 	return true;
 }

@@ -237,6 +237,7 @@ struct xlate_vm {
 	bool has_bmi2;
 	bool has_far_links;
 	bool has_returns;    /* calls and returns are the host's */
+	bool is_counting;    /* counting.c */
 	bool has_segments;   /* 16-bit code, and segments that are not flat (translate_seg.c) */
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
 	uint64_t flushes, invalidations, smc_hits;
@@ -453,8 +454,9 @@ void xlate_table_rebuild(struct xlate_vm *x);
 
 /** xlate_jc_forget() - no entry of the vCPU's branch table leads to code in [@from, @to). */
 void xlate_jc_forget(struct dbt_cpu *cpu, const uint8_t *from, const uint8_t *to);
-/** xlate_map_find() - offset in the page of the instruction whose host code has byte @off of the block; -1: none. */
-int xlate_map_find(struct xlate_block *b, uint32_t off);
+/** xlate_map_find() - offset in the page of the instruction whose host code has byte @off of the block, and which one of the
+ * map it is; -1: none. */
+int xlate_map_find(struct xlate_block *b, uint32_t off, unsigned *index);
 /* translate_sys.c: the stubs of string instructions. */
 void xlate_emit_strings(struct xlate_vm *x, struct emit *e);
 
@@ -464,6 +466,15 @@ void dbt_run_leave(struct dbt_cpu *cpu);
 /** dbt_must_look() - is there an event for the dispatcher, or something that only the interpreter may execute? */
 bool dbt_must_look(const struct dbt_cpu *cpu);
 enum run_result dbt_run(struct dbt_cpu *cpu);
+/** dbt_is_near_stop() - are fewer instructions left than a block may have?  Then they are interpreted. */
+static inline bool dbt_is_near_stop(const struct dbt_cpu *cpu)
+{
+	return unlikely(cpu->vm->cfg.is_counting) && cpu->left < XLATE_MAX_INSNS;
+}
+static inline bool dbt_is_at_stop(const struct dbt_cpu *cpu)
+{
+	return unlikely(cpu->vm->cfg.is_counting) && cpu->left <= 0;
+}
 
 /** dbt_probe() - engine_ops.probe: runs a small guest and measures (src/engine/dbt_probe.c). */
 void dbt_probe(struct engine_probe *out);

@@ -917,6 +917,9 @@ static void test_failing_calls(void **state)
 	assert_int_equal(cpu_model_init(&model, "host", 1, &err), 0);
 	assert_int_equal(ram_create(&ram, MEM, 0, &err), 0);
 	x86_state_reset(&s, true);
+	cfg.is_counting = true;
+	assert_int_equal(engine_kvm.vm_create(&(struct engine_vm *){ NULL }, &cfg, &err), -EOPNOTSUPP);
+	cfg.is_counting = false;
 	fds = count_fds();
 	for (int n = 1;; n++) {
 		struct engine_vm *vm = NULL;

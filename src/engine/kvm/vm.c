@@ -247,6 +247,9 @@ static int configure(struct kvm_vm *vm, struct error *err)
 
 static int vm_create(struct engine_vm **out, const struct engine_config *cfg, struct error *err)
 {
+	if (cfg->is_counting)
+		return error_set(err, -EOPNOTSUPP,
+				 "the kvm engine counts no instructions: use --engine dbt");
 	struct kvm_vm *vm = calloc(1, sizeof(*vm));
 
 	if (!vm)
