@@ -407,7 +407,9 @@ static void reset(struct device *d)
 {
 	struct uart *u = container_of(d, struct uart, dev);
 
-	u->rx.head = u->rx.len = 0;
+	u->rx = (struct uart_fifo){ 0 };
+	if (!u->tx.len) /* else it still goes out */
+		u->tx = (struct uart_fifo){ 0 };
 	u->ier = u->fcr = u->lcr = u->mcr = u->lsr = u->scr = 0;
 	u->msr = modem_lines(u);
 	u->dll = 12; /* 9600 baud */
