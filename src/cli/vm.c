@@ -387,6 +387,8 @@ static int build(struct process *p, struct error *err)
 	if (r == 0) {
 		tell(p, json_pack("{s:s, s:s, s:s}", "event", "ready", "engine",
 				  machine_engine(p->m)->name, "reason", p->engine_reason));
+		if (p->restore || p->args.from)
+			machine_new_generation(p->m);
 		r = machine_start(p->m, false, err);
 	}
 	pthread_mutex_unlock(machine_lock(p->m));

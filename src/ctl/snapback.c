@@ -119,6 +119,8 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 	}
 	r = machine_load_state(s->m, state, err);
 	if (r == 0)
+		machine_new_generation(s->m);
+	if (r == 0)
 		r = snap_log_start(s, err);
 	return r < 0 ? r : pages;
 }

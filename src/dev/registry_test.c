@@ -22,6 +22,7 @@
 #include "dev/chipset/lapic.h"
 #include "dev/chipset/pic.h"
 #include "dev/chipset/piix.h"
+#include "dev/chipset/vmgenid.h"
 #include "dev/debug/debugports.h"
 #include "dev/debug/testdev.h"
 #include "dev/pci/pci_host.h"
@@ -196,6 +197,17 @@ static struct device *make_acpi_pm(struct rig *r)
 	assert_int_equal(acpi_pm_create(&p, &r->t.env, test_line(&r->t, 9), NULL), 0);
 	acpi_pm_power_button(p);
 	return &p->dev;
+}
+
+static struct device *make_vmgenid(struct rig *r)
+{
+	static const uint8_t id[VMGENID_BYTES] = { 7 };
+	struct device *pm = help(r, make_acpi_pm(r));
+	struct vmgenid *v;
+
+	assert_int_equal(
+		vmgenid_create(&v, &r->t.env, container_of(pm, struct acpi_pm, dev), id, NULL), 0);
+	return &v->dev;
 }
 
 static struct device *make_fw_cfg(struct rig *r)

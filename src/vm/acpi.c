@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "dev/chipset/acpi_pm.h"
+#include "dev/chipset/vmgenid.h"
 #include "dev/chipset/gsi.h"
 #include "dev/pci/pci.h"
 #include "dev/pci/pci_host.h"
@@ -186,6 +187,26 @@ static void put_cpus(struct bytes *b, const struct acpi_config *cfg)
 	}
 }
 
+/* Microsoft, "Virtual Machine Generation ID": found by _CID or _DDN; ADDR is its address, low and high half. */
+static void put_generation_id(struct bytes *b)
+{
+	size_t dev = aml_begin_device(b, "VGEN");
+
+	aml_name(b, "_HID");
+	aml_string(b, "VIVA0001");
+	aml_name(b, "_CID");
+	aml_string(b, "VM_Gen_Counter");
+	aml_name(b, "_DDN");
+	aml_string(b, "VM_Gen_Counter");
+	aml_name(b, "ADDR");
+	size_t pkg = aml_begin_package(b, 2);
+
+	aml_int(b, VMGENID_BASE);
+	aml_int(b, 0);
+	aml_end(b, pkg);
+	aml_end(b, dev);
+}
+
 static uint32_t put_dsdt(struct acpi_tables *t, const struct acpi_config *cfg)
 {
 	struct bytes *b = &t->tables;
@@ -202,7 +223,17 @@ static uint32_t put_dsdt(struct acpi_tables *t, const struct acpi_config *cfg)
 
 	put_pci_root(b, cfg);
 	put_cpus(b, cfg);
+	put_generation_id(b);
 	aml_end(b, sb);
+
+	/* 5.6.4.1: _Exx for an edge-triggered event */
+	size_t gpe = aml_begin_scope(b, "\\_GPE");
+	size_t event = aml_begin_method(b, "_E05", 0);
+
+	_Static_assert(VMGENID_GPE == 5, "the method's name");
+	aml_notify(b, "\\_SB.VGEN", 0x80);
+	aml_end(b, event);
+	aml_end(b, gpe);
 
 	aml_name(b, "\\_S5");
 	size_t pkg = aml_begin_package(b, 4);

@@ -167,6 +167,14 @@ void aml_return(struct bytes *b)
 	bytes_put_u8(b, 0xa4);
 }
 
+/* 20.2.5.3: NotifyOp SuperName Value */
+void aml_notify(struct bytes *b, const char *name, uint8_t value)
+{
+	bytes_put_u8(b, 0x86);
+	aml_name_string(b, name);
+	aml_int(b, value);
+}
+
 void aml_store_arg0(struct bytes *b, const char *name)
 {
 	bytes_put_u8(b, 0x70);

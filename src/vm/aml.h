@@ -27,6 +27,7 @@ size_t aml_begin_if(struct bytes *b); /* then the predicate, then the terms */
 void aml_end(struct bytes *b, size_t mark);
 
 void aml_return(struct bytes *b); /* then the object */
+void aml_notify(struct bytes *b, const char *name, uint8_t value);
 void aml_store_arg0(struct bytes *b, const char *name);
 
 /* ---- resource templates: built apart, then wrapped ---- */

@@ -169,6 +169,9 @@ struct engine_vm *machine_vm(struct machine *m);
 struct block_dev *machine_block(struct machine *m, unsigned i);
 /** machine_block_writes() - how often the guest changed it: a number that only grows. */
 uint64_t machine_block_writes(const struct machine *m, unsigned i);
+/** machine_new_generation() - after a state was loaded: the guest goes on from where it, or a copy, has been before, and is
+ * told so (dev/chipset/vmgenid.h). */
+void machine_new_generation(struct machine *m);
 /** machine_ram_replaced() - all of RAM may have other contents; the machine is paused. */
 void machine_ram_replaced(struct machine *m);
 

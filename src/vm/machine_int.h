@@ -25,6 +25,7 @@
 #include "dev/chipset/ioapic.h"
 #include "dev/chipset/lapic.h"
 #include "dev/chipset/pic.h"
+#include "dev/chipset/vmgenid.h"
 #include "dev/debug/debugports.h"
 #include "dev/debug/testdev.h"
 #include "dev/pci/pci_host.h"
@@ -104,6 +105,7 @@ struct machine {
 	struct rtc *rtc;
 	struct i8042 *i8042;
 	struct acpi_pm *acpi_pm;
+	struct vmgenid *vmgenid;
 	struct fw_cfg *fw_cfg;
 	struct uart *uart;
 	struct debugports *debugports;

@@ -125,6 +125,19 @@ static void engine_extint(void *ctx, unsigned n, bool level)
 
 /* ---- building ---- */
 
+static void fill_random(void *ctx, uint8_t *buf, size_t len)
+{
+	(void)ctx;
+	while (len) {
+		ssize_t n = getrandom(buf, len, 0); /* interrupted only above 256 bytes */
+
+		if (n > 0) {
+			buf += n;
+			len -= (size_t)n;
+		}
+	}
+}
+
 static void add_device(struct machine *m, struct device *d)
 {
 	*m->devices_end = d;
@@ -200,8 +213,10 @@ static int create_platform(struct machine *m, struct error *err)
 		.boot_order = 2,
 		.cpus = m->ncpus,
 	};
+	uint8_t generation[VMGENID_BYTES];
 	int r;
 
+	fill_random(NULL, generation, sizeof(generation));
 // One device a line, in the order of reset.
 // clang-format off
 #define ADD(member, ...) do { r = __VA_ARGS__; if (r < 0) return r; add_device(m, &m->member->dev); } while (0)
@@ -210,6 +225,7 @@ static int create_platform(struct machine *m, struct error *err)
 	ADD(i8042,   i8042_create(&m->i8042, &m->env, gsi_line(m->gsi, 1), gsi_line(m->gsi, 12), err));
 	ADD(uart,    uart_create(&m->uart, &m->env, 0, gsi_line(m->gsi, 4), m->cfg.serial, err));
 	ADD(acpi_pm, acpi_pm_create(&m->acpi_pm, &m->env, gsi_line(m->gsi, GSI_SCI), err));
+	ADD(vmgenid, vmgenid_create(&m->vmgenid, &m->env, m->acpi_pm, generation, err));
 	ADD(fw_cfg,  fw_cfg_create(&m->fw_cfg, &m->env, err));
 	/* Test guests are kernels: a disk's system gets no port that ends the machine. */
 	ADD(debugports, debugports_create(&m->debugports, &m->env, m->kernel.name != NULL, err));
@@ -323,19 +339,6 @@ static int create_consoles(struct machine *m, struct error *err)
 	return 0;
 }
 
-static void fill_random(void *ctx, uint8_t *buf, size_t len)
-{
-	(void)ctx;
-	while (len) {
-		ssize_t n = getrandom(buf, len, 0); /* interrupted only above 256 bytes */
-
-		if (n > 0) {
-			buf += n;
-			len -= (size_t)n;
-		}
-	}
-}
-
 /* A page given back reads as zero when the guest takes it again, and costs the host nothing until then. */
 static void release_memory(void *ctx, gpa_t gpa, uint64_t len)
 {
@@ -366,6 +369,14 @@ static int create_helpers(struct machine *m, struct error *err)
 		return r;
 	add_device(m, virtio_balloon_device(balloon));
 	return 0;
+}
+
+void machine_new_generation(struct machine *m)
+{
+	uint8_t id[VMGENID_BYTES];
+
+	fill_random(NULL, id, sizeof(id));
+	vmgenid_set(m->vmgenid, id);
 }
 
 int pc_create(struct machine *m, struct error *err)
