@@ -95,6 +95,9 @@ int block_open(struct block_dev **out, struct loop *loop, const struct block_ope
  * backing file (the name is not opened: the device's own open layers are used, @top->backing is ignored); or
  * is_snapshot, without a path, for a throw-away layer
  *
+ * Guests count on what they flush from then on, and it may lie in the new layer only: note down that the disk's top is
+ * the new file BEFORE this call, stable; until then that layer is empty and both say the same.
+ *
  * Does no I/O on the old top, so it takes well below a millisecond on an idle device.  The next BLOCK_FLUSH that
  * succeeds makes the old top stable as well, and whole on its own: from then on other machines can open it as a
  * backing file or read-only (before: -EBUSY).  A snapshot is done when that flush is.

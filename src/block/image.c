@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -35,6 +36,23 @@ int image_close_layer(struct layer *l, int r, const char *path, struct error *er
 bool image_tell(const struct image_progress *p, uint64_t done, uint64_t total)
 {
 	return p && p->fn && p->fn(p->arg, done, total);
+}
+
+int image_sync_folder(const char *path)
+{
+	char dir[PATH_MAX];
+	const char *slash = strrchr(path, '/');
+	int n = slash ? snprintf(dir, sizeof(dir), "%.*s", (int)MAX(slash - path, 1), path)
+		      : snprintf(dir, sizeof(dir), ".");
+
+	if (n < 0 || (size_t)n >= sizeof(dir))
+		return -ENAMETOOLONG;
+	int fd = host.open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	int r = host.fsync(fd) < 0 ? -errno : 0;
+	close(fd);
+	return r;
 }
 
 static bool is_qcow2(const char *format)
@@ -120,6 +138,10 @@ int image_create(const char *path, const struct image_create *c, struct error *e
 		r = error_set(err, -errno, "cannot empty '%s': %s", path, strerror(errno));
 	if (r == 0)
 		r = fill(f.fd, path, &full, err);
+	/* Whoever writes its name down somewhere counts on it. */
+	if (r == 0 && (host.fsync(f.fd) < 0 || (r = image_sync_folder(path)) < 0))
+		r = error_set(err, r < 0 ? r : -errno, "cannot make disk image '%s' stable: %s",
+			      path, strerror(r < 0 ? -r : errno));
 	image_file_close(&f);
 	if (r < 0 && !f.is_block_device)
 		unlink(path);

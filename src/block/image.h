@@ -34,7 +34,7 @@ struct image_create {
 	bool may_replace; /* an existing file is overwritten, else -EEXIST */
 };
 
-/** image_create() - a new image; on failure no file is left.  Not yet synced: a flush through a device does that. */
+/** image_create() - a new image, file and name stable; on failure no file is left. */
 int image_create(const char *path, const struct image_create *c, struct error *err);
 
 struct image_info {

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Moving content between images: convert, compact, commit, rebase. */
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -124,23 +123,6 @@ static int copy_all(struct copy *c, struct error *err)
 
 /* ---- convert, compact ---- */
 
-static int sync_folder(const char *path)
-{
-	char dir[PATH_MAX];
-	const char *slash = strrchr(path, '/');
-	int n = slash ? snprintf(dir, sizeof(dir), "%.*s", (int)MAX(slash - path, 1), path)
-		      : snprintf(dir, sizeof(dir), ".");
-
-	if (n < 0 || (size_t)n >= sizeof(dir))
-		return -ENAMETOOLONG;
-	int fd = host.open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-	if (fd < 0)
-		return -errno;
-	int r = host.fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return r;
-}
-
 /* @l's content into a new file at @to, by way of a temporary name. */
 static int copy_to_file(struct copy *c, const char *to, const struct image_create *as,
 			bool compress, const struct block_backing_rule *rule, struct error *err)
@@ -166,7 +148,7 @@ static int copy_to_file(struct copy *c, const char *to, const struct image_creat
 		r = copy_all(c, err);
 		r = image_close_layer(c->to, r, part, err);
 	}
-	if (r == 0 && (rename(part, to) < 0 || (r = sync_folder(to)) < 0))
+	if (r == 0 && (rename(part, to) < 0 || (r = image_sync_folder(to)) < 0))
 		r = error_set(err, r < 0 ? r : -errno, "cannot put '%s' in place: %s", to,
 			      strerror(r < 0 ? -r : errno));
 	if (r < 0)
