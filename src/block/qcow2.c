@@ -253,6 +253,10 @@ static int repair_dirty(struct qcow2 *q, struct error *err)
 		log_info("block", "disk image '%s' was not closed in order: its counts were made anew",
 			 q->path);
 	drop_tables(q);
+	/* The new counts may stand behind what was the end of the file. */
+	struct stat st;
+	if (r == 0 && !q->file.is_block_device && fstat(q->file.fd, &st) == 0)
+		q->file.size_bytes = (uint64_t)st.st_size;
 	return r;
 }
 
