@@ -63,7 +63,9 @@ static struct image_progress start(struct progress *p, const char *what)
 
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
-	progress_start(p, what);
+	*p = (struct progress){ .what = what };
+	if (isatty(STDERR_FILENO))
+		progress_start(p, what);
 	return (struct image_progress){ tick, p };
 }
 
