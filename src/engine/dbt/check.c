@@ -13,6 +13,8 @@
  *    from walking.  Both runs are made again, each with an empty TLB.
  *  - Devices, and the machine for steal time, write when they like: they do not do so each time.  Only bytes that the
  *    translated run changed are put back, and a foreign one among them is found by its being missing afterwards.
+ *  - What a device has written in between may be what the block asks for, and the interpreter goes another way.  It is
+ *    stopped where it leaves the block; so far it has written what the translated run wrote, and that is put back.
  * A difference is one that comes CHECK_TRIES times.
  *
  * Not checked: blocks that read the TSC, and those left for an event.
@@ -306,6 +308,8 @@ static enum memory run_interpreter(struct dbt_cpu *cpu, struct check *k,
 
 	k->text[0] = 0;
 	for (unsigned i = 0; i < rounds * b->ninsns; i++) {
+		if (cpu->s.rip - k->start.rip >= b->guest_len && !b->is_crossing)
+			break; /* it is elsewhere */
 		interp_one(cpu);
 		if (cpu->s.rip != k->translated.rip)
 			continue;
@@ -360,8 +364,7 @@ static bool both_ways(struct dbt_cpu *cpu, struct check *k, struct xlate_block *
 		if (memory == MEMORY_SAME)
 			break;
 		/* A block that has written into itself is gone. */
-		if (memory == MEMORY_UNKNOWN || i + 1 == CHECK_TRIES || b->is_dead ||
-		    cpu->vm->xlate->generation != generation)
+		if (i + 1 == CHECK_TRIES || b->is_dead || cpu->vm->xlate->generation != generation)
 			return false;
 		put_back(cpu, k);
 	}
