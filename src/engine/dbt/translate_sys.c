@@ -139,14 +139,23 @@ enum done tr_string(struct ctx *c, const struct insn *in)
 		return DONE_INTERP;
 	if (!(in->rep || in->repne))
 		return tr_string_one(c, in);
-	if (c->bits != 64 || in->addrsize != 8 || (in->desc->id != I_MOVS && in->desc->id != I_STOS) ||
-	    !c->x->has_bmi2 || (op == IS_MOVS && (seg == SEG_FS || seg == SEG_GS)))
+	/* In flat 32-bit code addresses are the registers too, unless something is left in their upper halves: then a tag differs. */
+	bool is_flat32 = c->bits == 32 && c->is_flat && in->addrsize == 4;
+
+	if (!((c->bits == 64 && in->addrsize == 8) || is_flat32) ||
+	    (in->desc->id != I_MOVS && in->desc->id != I_STOS) || !c->x->has_bmi2 ||
+	    (op == IS_MOVS && (seg == SEG_FS || seg == SEG_GS)))
 		return DONE_INTERP;
 	emit_u8(&c->e, 0xe8);
 	tr_emit_rel_to(c, c->x->string[op][tr_tlb_mode(c->key)][__builtin_ctz(size)]);
 	OP(0xe3, 0x05); /* jrcxz +5 */
 	tr_emit_jmp_cold(c, COLD_DECODED);
-	c->held = -1; /* r14 was used */
+	c->held = -1;	 /* r14 was used */
+	if (is_flat32) { /* behind the last page comes the first */
+		emit_mov_rr(&c->e, H_RDI, H_RDI, 4);
+		if (op == IS_MOVS)
+			emit_mov_rr(&c->e, H_RSI, H_RSI, 4);
+	}
 	return DONE_NEXT;
 }
 
