@@ -30,7 +30,8 @@ import workloads
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 TEXT_MIB = 16
-UNIT = "src/dev/virtio/virtio_net.c"  # what gcc compiles; mid-sized, needs no library but C's
+UNITS = ("src/dev/chipset", "src/dev/virtio")  # what gcc compiles: files that need no library but C's
+FIRST_UNIT = "virtio_net"
 START_LIMIT = 180
 
 
@@ -68,8 +69,11 @@ def make_payload(payload, chosen, compiler):
     compile_static(HERE / "agent.c", payload / "agent", compiler)
     compile_static(HERE / "micro.c", payload / "micro", compiler)
     make_text(payload / "text")
-    subprocess.run([compiler, "-std=gnu17", "-I", str(ROOT / "src"), "-E", "-P", str(ROOT / UNIT), "-o",
-                    str(payload / "unit.i")], check=True)
+    (payload / "units").mkdir()
+    for source in sorted(f for folder in UNITS for f in (ROOT / folder).glob("*.c") if not f.stem.endswith("_test")):
+        subprocess.run([compiler, "-std=gnu17", "-I", str(ROOT / "src"), "-E", "-P", str(source), "-o",
+                        str(payload / "units" / f"{source.stem}.i")], check=True)
+    shutil.copy(payload / "units" / f"{FIRST_UNIT}.i", payload / "unit.i")
     (payload / "prime").write_text(" ".join([f"{2 ** 2203 - 1:x}"] * 3) + "\n")
     for file in (HERE / "load").iterdir():
         shutil.copy(file, payload / file.name)

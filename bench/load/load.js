@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Code that the just-in-time compiler finds worth compiling: objects, typed arrays, closures, strings.
+// Code that the just-in-time compiler finds worth compiling: objects, typed arrays, closures, strings; argument: how many times.
 'use strict';
 function sieve(n) {
 	const composite = new Uint8Array(n + 1);
@@ -32,7 +32,11 @@ function strings(n) {
 	}
 	return JSON.stringify([...seen].sort()).length;
 }
-let made = 0;
-for (let i = 0; i < 60; i++) // code made at run time
-	made += new Function('a', `let s = ${i}; for (let k = 0; k < 2000; k++) s = (s * 31 + a + k) | 0; return s;`)(i);
-console.log(sieve(1000000), walk(2000000), strings(200000), made);
+function made(n) { // code made at run time
+	let sum = 0;
+	for (let i = 0; i < n; i++)
+		sum += new Function('a', `let s = ${i}; for (let k = 0; k < 2000; k++) s = (s * 31 + a + k) | 0; return s;`)(i);
+	return sum;
+}
+for (let n = Number(process.argv[2]); n > 0; n--)
+	console.log(sieve(1000000), walk(2000000), strings(200000), made(60));
