@@ -453,10 +453,37 @@ static void emit_window(struct ctx *c, unsigned n, const uint8_t *miss)
 	emit_store_gs(e, CPU_OFF(rounds), H_RCX, 8);
 }
 
-static void emit_flags_back(struct ctx *c)
+/* Of the flags that are live where a round begins, kept over the gate in tmp[0]: loops by INC and DEC leave CF alone. */
+enum kept { KEPT_NONE, KEPT_CARRY, KEPT_ALL };
+
+static enum kept kept_flags(const struct ctx *c)
 {
-	emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[0]), 8);
-	OP(0x51, 0x9d); /* push rcx; popfq */
+	unsigned live = c->live_in & FL_ARITH;
+
+	return !live ? KEPT_NONE : live == FL_CF ? KEPT_CARRY : KEPT_ALL;
+}
+
+static void emit_flags_away(struct ctx *c, enum kept kept)
+{
+	if (kept == KEPT_CARRY) {
+		OP(0x65, 0x0f, 0x93, 0x04, 0x25); /* setnc gs:[tmp0] */
+		emit_u32(&c->e, (uint32_t)CPU_OFF(tmp[0]));
+	} else if (kept == KEPT_ALL) {
+		OP(0x9c, 0x41, 0x5f); /* pushfq; pop r15 */
+		emit_store_gs(&c->e, CPU_OFF(tmp[0]), H_R15, 8);
+	}
+}
+
+static void emit_flags_back(struct ctx *c, enum kept kept)
+{
+	if (kept == KEPT_CARRY) {
+		OP(0x65, 0x80, 0x3c, 0x25); /* cmp byte gs:[tmp0], 1 */
+		emit_u32(&c->e, (uint32_t)CPU_OFF(tmp[0]));
+		emit_u8(&c->e, 1);
+	} else if (kept == KEPT_ALL) {
+		emit_load_gs(&c->e, H_RCX, CPU_OFF(tmp[0]), 8);
+		OP(0x51, 0x9d); /* push rcx; popfq */
+	}
 }
 
 static void set_rel32(struct ctx *c, uint8_t *end, const uint8_t *target)
@@ -486,7 +513,7 @@ void tr_loop_enter(struct ctx *c)
 static const uint8_t *emit_gate(struct ctx *c)
 {
 	struct emit *e = &c->e;
-	bool live = c->live_in & FL_ARITH;
+	enum kept kept = kept_flags(c);
 	const uint8_t *start = c->loop.start, *miss;
 
 	/* Somebody who compares wants to see each run of a block end. */
@@ -496,15 +523,14 @@ static const uint8_t *emit_gate(struct ctx *c)
 	}
 	miss = e->p;
 	tr_loop_swap(c, true);
-	if (live)
-		emit_flags_back(c);
+	emit_flags_back(c, kept);
 	emit_store_gs_imm(e, CPU_OFF(loop_wait), LOOP_WAIT_AGAIN, 8);
 	emit_jmp(c, start);
 
 	set_rel32(c, c->loop.jump, e->p);
 	c->loop.jump = e->p;
 	c->cur = 0;
-	tr_emit_poll(c, live);
+	tr_emit_poll(c, kept != KEPT_NONE);
 	if (c->loop.nwindows) {
 		emit_load_gs(e, H_RCX, CPU_OFF(loop_wait), 8);
 		OP(0xe3, 0); /* jrcxz gate */
@@ -516,17 +542,13 @@ static const uint8_t *emit_gate(struct ctx *c)
 		if (!e->is_full)
 			skip[-1] = (uint8_t)(e->p - skip);
 	}
-	if (live) {
-		OP(0x9c, 0x41, 0x5f); /* pushfq; pop r15 */
-		emit_store_gs(e, CPU_OFF(tmp[0]), H_R15, 8);
-	}
+	emit_flags_away(c, kept);
 	tr_loop_swap(c, false);
 	e->host = c->loop.host;
 	emit_store_gs_imm(e, CPU_OFF(rounds), XLATE_LOOP_ROUNDS, 8);
 	for (unsigned n = 0; n < c->loop.nwindows; n++)
 		emit_window(c, n, miss);
-	if (live)
-		emit_flags_back(c);
+	emit_flags_back(c, kept);
 	return start;
 }
 
