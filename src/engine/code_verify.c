@@ -10,15 +10,20 @@
 /* Progress of the soft-TLB sequence that makes r14 a pointer. */
 enum step {
 	ST_NONE,
-	ST_INDEX,  /* r14 = pext(rcx, tlb_mask) */
+	ST_INDEX, /* r14 = pext(rcx, tlb_mask) */
+	/* where flags may change */
+	ST_DIFF,  /* rcx = address - tag */
+	ST_CMP,	  /* compared with what the page has room for */
+	ST_GUARD, /* ja miss passed: rcx is the offset in the page */
+	ST_PAGE,  /* r14 = host address of the page */
+	ST_PARTS, /* rcx = its low 16 bits: r14 + rcx is a checked pointer */
+	/* where they may not */
 	ST_TAG,	   /* r15 = minus the tag */
 	ST_HOST,   /* r14 = host address of the page */
-	ST_DIFF,   /* r15 = rcx - tag (+ size - 1 in the flag-free form) */
-	ST_CMP,	   /* compared (flags form) */
-	ST_GUARD,  /* ja miss passed (flags form) */
-	ST_OFFSET, /* rcx = low 16 bits of the address */
-	ST_SUM,	   /* flag-free form: r14 = host + offset, not yet guarded */
-	ST_TEST,   /* flag-free form: rcx = bits of r15 above the page offset */
+	ST_END,	   /* r15 = address - tag + size - 1 */
+	ST_OFFSET, /* rcx = low 16 bits of that */
+	ST_SUM,	   /* r14 += rcx - (size - 1), not yet guarded */
+	ST_TEST,   /* rcx = bits of r15 above the page offset */
 	ST_PTR,	   /* r14 is a checked pointer */
 };
 
@@ -68,8 +73,7 @@ enum rounds {
 
 /* What is known at a place in the block.  Of 16-bit members only, so that it can be compared as bytes. */
 struct known {
-	uint16_t step; /* enum step */
-	uint16_t is_flag_free;
+	uint16_t step;	/* enum step */
 	uint16_t table; /* enum table */
 	uint16_t depth; /* words on the host stack: 0, 1, or FRAME */
 	uint16_t line, line_at, line_size;
@@ -77,9 +81,9 @@ struct known {
 	struct ptr r14;		       /* of the sequence in progress until step is ST_PTR */
 	struct ptr rcx, slot[PTR_SLOTS];
 	/* Rule 10. */
-	uint16_t r15_is_offset;		 /* r15 is the offset of r14 in its page */
-	uint16_t r15_reg, r15_scale;	 /* r15 = reg * scale; 0: no register */
-	uint16_t rounds, shift, is_down; /* enum rounds, of rcx */
+	uint16_t rcx_is_offset, r15_is_offset; /* the register is the offset of r14 in its page */
+	uint16_t r15_reg, r15_scale;	       /* r15 = reg * scale; 0: no register */
+	uint16_t rounds, shift, is_down;       /* enum rounds, of rcx */
 	uint16_t r14_reg, r14_scale; /* r14 is a checked pointer less reg * scale; 0: no register */
 	uint16_t r14_window;	     /* 1 + the window whose slot r14 was loaded from; 0: none */
 	uint16_t rcx_covers, word_covers; /* windows that rcx, gs:rounds are no more rounds than allowed for */
@@ -171,38 +175,17 @@ static enum step advance(struct ver *v)
 		return ST_INDEX;
 	switch (v->k.step) {
 	case ST_INDEX:
-		if (m != ZYDIS_MNEMONIC_MOV || !is_reg(&v->op[0], ZYDIS_REGISTER_R15))
+		if (!is_gs_indexed(&v->op[1], e->off_rneg) && !is_gs_indexed(&v->op[1], e->off_wneg))
 			break;
-		if (is_gs_indexed(&v->op[1], e->off_rneg) || is_gs_indexed(&v->op[1], e->off_wneg)) {
-			v->k.r14.can_write = v->op[1].mem.disp.value == e->off_wneg;
+		v->k.r14.can_write = v->op[1].mem.disp.value == e->off_wneg;
+		if (m == ZYDIS_MNEMONIC_ADD && is_reg(&v->op[0], ZYDIS_REGISTER_RCX))
+			return ST_DIFF;
+		if (m == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_R15))
 			return ST_TAG;
-		}
-		break;
-	case ST_TAG:
-		if (m == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_R14) &&
-		    is_gs_indexed(&v->op[1], e->off_xlat))
-			return ST_HOST;
-		break;
-	case ST_HOST:
-		if (m == ZYDIS_MNEMONIC_ADD && is_reg(&v->op[0], ZYDIS_REGISTER_R15) &&
-		    is_reg(&v->op[1], ZYDIS_REGISTER_RCX)) {
-			v->k.is_flag_free = false;
-			return ST_DIFF;
-		}
-		if (is_lea(v, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_RCX) &&
-		    v->op[1].mem.disp.value >= 0 && v->op[1].mem.disp.value < 4096) {
-			v->k.is_flag_free = true;
-			v->k.r14.size = (uint16_t)(v->op[1].mem.disp.value + 1);
-			return ST_DIFF;
-		}
 		break;
 	case ST_DIFF:
-		if (v->k.is_flag_free) {
-			if (m == ZYDIS_MNEMONIC_MOVZX && is_reg(&v->op[0], ZYDIS_REGISTER_ECX) &&
-			    is_reg(&v->op[1], ZYDIS_REGISTER_CX))
-				return ST_OFFSET;
-		} else if (m == ZYDIS_MNEMONIC_CMP && is_reg(&v->op[0], ZYDIS_REGISTER_R15) &&
-			   v->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && v->op[1].imm.value.u < 4096) {
+		if (m == ZYDIS_MNEMONIC_CMP && is_reg(&v->op[0], ZYDIS_REGISTER_RCX) &&
+		    v->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && v->op[1].imm.value.u < 4096) {
 			v->k.r14.size = (uint16_t)(4096 - v->op[1].imm.value.u);
 			return ST_CMP;
 		}
@@ -212,18 +195,37 @@ static enum step advance(struct ver *v)
 			return ST_GUARD;
 		break;
 	case ST_GUARD:
+	case ST_TAG:
+		if (m == ZYDIS_MNEMONIC_MOV && is_reg(&v->op[0], ZYDIS_REGISTER_R14) &&
+		    is_gs_indexed(&v->op[1], e->off_xlat))
+			return v->k.step == ST_GUARD ? ST_PAGE : ST_HOST;
+		break;
+	case ST_PAGE:
 		if (m == ZYDIS_MNEMONIC_MOVZX && is_reg(&v->op[0], ZYDIS_REGISTER_ECX) &&
 		    is_reg(&v->op[1], ZYDIS_REGISTER_CX))
+			return ST_PARTS;
+		break;
+	case ST_PARTS:
+		if (m == ZYDIS_MNEMONIC_ADD && is_reg(&v->op[0], ZYDIS_REGISTER_R14) &&
+		    is_reg(&v->op[1], ZYDIS_REGISTER_RCX))
+			return ST_PTR;
+		break;
+	case ST_HOST:
+		if (is_lea(v, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_R15, ZYDIS_REGISTER_RCX) &&
+		    v->op[1].mem.disp.value >= 0 && v->op[1].mem.disp.value < 4096) {
+			v->k.r14.size = (uint16_t)(v->op[1].mem.disp.value + 1);
+			return ST_END;
+		}
+		break;
+	case ST_END:
+		if (m == ZYDIS_MNEMONIC_MOVZX && is_reg(&v->op[0], ZYDIS_REGISTER_ECX) &&
+		    is_reg(&v->op[1], ZYDIS_REGISTER_R15W))
 			return ST_OFFSET;
 		break;
 	case ST_OFFSET:
-		if (v->k.is_flag_free &&
-		    is_lea(v, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_RCX) &&
-		    v->op[1].mem.disp.value == 0)
+		if (is_lea(v, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_R14, ZYDIS_REGISTER_RCX) &&
+		    v->op[1].mem.disp.value == 1 - (int64_t)v->k.r14.size)
 			return ST_SUM;
-		if (!v->k.is_flag_free && m == ZYDIS_MNEMONIC_ADD &&
-		    is_reg(&v->op[0], ZYDIS_REGISTER_R14) && is_reg(&v->op[1], ZYDIS_REGISTER_RCX))
-			return ST_PTR;
 		break;
 	case ST_SUM:
 		if (m == ZYDIS_MNEMONIC_PEXT && is_reg(&v->op[0], ZYDIS_REGISTER_RCX) &&
@@ -358,8 +360,8 @@ static void meet_ptr(struct ptr *a, const struct ptr *b)
 
 static void meet_rounds(struct known *a, const struct known *b)
 {
-	if (a->r15_is_offset != b->r15_is_offset)
-		a->r15_is_offset = 0;
+	a->rcx_is_offset &= b->rcx_is_offset;
+	a->r15_is_offset &= b->r15_is_offset;
 	if (a->r15_reg != b->r15_reg || a->r15_scale != b->r15_scale)
 		a->r15_reg = a->r15_scale = 0;
 	if (a->rounds != b->rounds || a->shift != b->shift || a->is_down != b->is_down)
@@ -382,7 +384,7 @@ static bool meet(struct known *a, const struct known *b)
 {
 	const struct known was = *a;
 
-	if (a->step != b->step || a->is_flag_free != b->is_flag_free)
+	if (a->step != b->step)
 		a->step = ST_NONE;
 	if (a->table != b->table)
 		a->table = TABLE_NONE;
@@ -623,13 +625,17 @@ static bool check_memory(struct ver *v, const ZydisDecodedOperand *o)
 		return check_state(v, o);
 	if (m->segment == ZYDIS_REGISTER_FS)
 		return bad(v, "operand in the host's thread-local storage");
-	if (m->base == ZYDIS_REGISTER_R14 && m->index != ZYDIS_REGISTER_NONE)
-		return check_in_window(v, o);
-	const struct ptr *p = m->base == ZYDIS_REGISTER_R14 && v->k.step == ST_PTR ? &v->k.r14
-			      : m->base == ZYDIS_REGISTER_RCX			   ? &v->k.rcx
-										   : NULL;
+	const bool is_parts = m->index == ZYDIS_REGISTER_RCX && m->scale == 1;
 
-	if (!p || !p->size || m->index != ZYDIS_REGISTER_NONE || m->disp.value < 0)
+	if (m->base == ZYDIS_REGISTER_R14 && m->index != ZYDIS_REGISTER_NONE && !is_parts)
+		return check_in_window(v, o);
+	const struct ptr *p =
+		m->base == ZYDIS_REGISTER_RCX ? &v->k.rcx
+		: m->base != ZYDIS_REGISTER_R14 || v->k.step != (is_parts ? ST_PARTS : ST_PTR)
+			? NULL
+			: &v->k.r14;
+
+	if (!p || !p->size || (m->index != ZYDIS_REGISTER_NONE && p != &v->k.r14) || m->disp.value < 0)
 		return bad(v, "memory operand that was not checked");
 	if ((uint64_t)m->disp.value + bytes > p->size)
 		return bad(v, "memory operand larger than its check");
@@ -917,11 +923,14 @@ static void learn_windows(struct ver *v, const struct known *before)
 		k->r14_reg = is_less ? before->r15_reg : 0;
 		k->r14_scale = is_less ? before->r15_scale : 0;
 		k->r14_window = slot >= 0 && k->window[slot].p.size ? (uint16_t)(slot + 1) : 0;
-		/* The sum that completes the check leaves r15 as the guard has it. */
-		k->r15_is_offset = k->step == ST_PTR && before->step == ST_OFFSET;
+		/* The sum that completes the check leaves rcx as the guard has it. */
+		k->rcx_is_offset = k->step == ST_PTR && before->step == ST_PARTS;
+		k->r15_is_offset = 0;
 		if (!is_less)
 			k->rounds = k->shift = k->is_down = 0;
 	}
+	if (v->written & W_RCX)
+		k->rcx_is_offset = 0;
 	if (v->written & W_R15) {
 		ZydisRegister reg = ZYDIS_REGISTER_NONE;
 		uint16_t scale = 1;
@@ -938,7 +947,8 @@ static void learn_windows(struct ver *v, const struct known *before)
 				 reg != ZYDIS_REGISTER_RCX && reg != ZYDIS_REGISTER_RSP &&
 				 reg != ZYDIS_REGISTER_R14 && reg != ZYDIS_REGISTER_R15;
 
-		k->r15_is_offset = 0;
+		k->r15_is_offset = before->rcx_is_offset && m == ZYDIS_MNEMONIC_MOV &&
+				   is_reg(a, ZYDIS_REGISTER_R15D) && is_reg(b, ZYDIS_REGISTER_ECX);
 		k->r15_reg = is_guests ? (uint16_t)reg : 0;
 		k->r15_scale = is_guests ? scale : 0;
 	}
@@ -951,7 +961,7 @@ static void forget_scratch(struct ver *v)
 
 	if (!is_miss(v, exec_at(v, v->pos) + v->in.length + v->op[0].imm.value.s))
 		memset(k->window, 0, sizeof(k->window));
-	k->r15_is_offset = k->r15_reg = k->r15_scale = 0;
+	k->rcx_is_offset = k->r15_is_offset = k->r15_reg = k->r15_scale = 0;
 	k->r14_reg = k->r14_scale = k->r14_window = 0;
 	k->rounds = k->shift = k->is_down = 0;
 	k->rcx_covers = 0;
@@ -994,7 +1004,8 @@ static void learn(struct ver *v, enum step next, enum line line)
 	} else if (slot >= 0 && k->slot[slot].size) {
 		k->step = ST_PTR;
 		k->r14 = k->slot[slot];
-	} else if (k->step != ST_PTR || v->written & W_R14 || is_call) {
+	} else if ((k->step != ST_PTR && k->step != ST_PARTS) || v->written & W_R14 || is_call ||
+		   (k->step == ST_PARTS && v->written & W_RCX)) {
 		k->step = ST_NONE;
 	}
 	learn_rounds(v);

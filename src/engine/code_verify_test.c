@@ -42,16 +42,20 @@ struct snippet {
 	uint8_t bytes[96];
 };
 
-/* pext r14, rcx, gs:[100h]; mov r15, gs:[r14*8 + tag]; mov r14, gs:[r14*8 + 8000h] */
+/* pext r14, rcx, gs:[100h]; add rcx, gs:[r14*8 + tag] */
 #define TLB_LOADS(tag_hi)                                                                          \
-	0x65, 0xc4, 0x62, 0xf2, 0xf5, 0x34, 0x25, 0x00, 0x01, 0x00, 0x00, 0x65, 0x4e, 0x8b, 0x3c,  \
-		0xf5, 0x00, tag_hi, 0x00, 0x00, 0x65, 0x4e, 0x8b, 0x34, 0xf5, 0x00, 0x80, 0x00, 0x00
-/* add r15, rcx; cmp r15, 4096 - 8; ja (put there by verify()); movzx ecx, cx; add r14, rcx */
-#define CHECK_8                                                                                    \
-	0x49, 0x01, 0xcf, 0x49, 0x81, 0xff, 0xf8, 0x0f, 0x00, 0x00, 0x0f, 0x87, 0x00, 0x00, 0x00,  \
-		0x00, 0x0f, 0xb7, 0xc9, 0x49, 0x01, 0xce
-#define LEN_LOADS 29
-#define LEN_CHECK 22
+	0x65, 0xc4, 0x62, 0xf2, 0xf5, 0x34, 0x25, 0x00, 0x01, 0x00, 0x00, 0x65, 0x4a, 0x03, 0x0c,  \
+		0xf5, 0x00, tag_hi, 0x00, 0x00
+/* cmp rcx, 4096 - 8; ja (put there by verify()); mov r14, gs:[r14*8 + 8000h] */
+#define GUARD_8                                                                                    \
+	0x48, 0x81, 0xf9, 0xf8, 0x0f, 0x00, 0x00, 0x0f, 0x87, 0x00, 0x00, 0x00, 0x00, 0x65, 0x4e,  \
+		0x8b, 0x34, 0xf5, 0x00, 0x80, 0x00, 0x00
+#define LOW_16	  0x0f, 0xb7, 0xc9		    /* movzx ecx, cx */
+#define CHECK_8	  GUARD_8, LOW_16, 0x49, 0x01, 0xce /* add r14, rcx */
+#define LEN_LOADS 20
+#define LEN_GUARD 22
+#define LEN_PARTS 25
+#define LEN_CHECK 28
 /* lea rcx, [r14]; pext rcx, rcx, gs:[118h]; lea rcx, [rcx + last]; pext rcx, rcx, gs:[120h] */
 #define LINE(last)                                                                                 \
 	0x49, 0x8d, 0x0e, 0x65, 0xc4, 0xe2, 0xf2, 0xf5, 0x0c, 0x25, 0x18, 0x01, 0x00, 0x00, 0x48,  \
@@ -80,6 +84,46 @@ static const struct snippet snippets[] = {
 	  false,
 	  LEN_LOADS + LEN_CHECK + 4,
 	  { TLB_LOADS(0x40), CHECK_8, 0x49, 0x8b, 0x46, 0x08 } },
+	{ "pointer in parts", /* mov rax, [r14 + rcx] */
+	  true,
+	  LEN_LOADS + LEN_PARTS + 4,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x49, 0x8b, 0x04, 0x0e } },
+	{ "write in parts after a read check",
+	  false,
+	  LEN_LOADS + LEN_PARTS + 4,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x49, 0x89, 0x04, 0x0e } },
+	{ "16 bytes in parts after a check of 8",
+	  false,
+	  LEN_LOADS + LEN_PARTS + 5,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x41, 0x0f, 0x10, 0x04, 0x0e } },
+	{ "displacement in parts", /* mov rax, [r14 + rcx + 8] */
+	  false,
+	  LEN_LOADS + LEN_PARTS + 5,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x49, 0x8b, 0x44, 0x0e, 0x08 } },
+	{ "twice the offset", /* mov rax, [r14 + rcx * 2] */
+	  false,
+	  LEN_LOADS + LEN_PARTS + 4,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x49, 0x8b, 0x04, 0x4e } },
+	{ "offset not cut to 16 bits",
+	  false,
+	  LEN_LOADS + LEN_GUARD + 4,
+	  { TLB_LOADS(0x40), GUARD_8, 0x49, 0x8b, 0x04, 0x0e } },
+	{ "offset changed since", /* inc ecx */
+	  false,
+	  LEN_LOADS + LEN_PARTS + 6,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0xff, 0xc1, 0x49, 0x8b, 0x04, 0x0e } },
+	{ "page changed since", /* inc r14 */
+	  false,
+	  LEN_LOADS + LEN_PARTS + 7,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x49, 0xff, 0xc6, 0x49, 0x8b, 0x04, 0x0e } },
+	{ "another register in between", /* mov r15, rax */
+	  true,
+	  LEN_LOADS + LEN_PARTS + 7,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x49, 0x89, 0xc7, 0x49, 0x8b, 0x04, 0x0e } },
+	{ "page without its offset", /* mov rax, [r14] */
+	  false,
+	  LEN_LOADS + LEN_PARTS + 3,
+	  { TLB_LOADS(0x40), GUARD_8, LOW_16, 0x49, 0x8b, 0x06 } },
 	{ "no guard",
 	  false,
 	  LEN_LOADS + 9,
@@ -484,7 +528,7 @@ static void test_near_entry(void **state)
 	uint32_t rel = 0x1000 - sizeof(code);
 
 	memcpy(code, read, sizeof(read));
-	code[LEN_LOADS + 12] = 9; /* the ja: to the end */
+	code[LEN_LOADS + 9] = 18; /* the ja: to the end */
 	code[sizeof(read)] = 0xe9;
 	memcpy(code + sizeof(read) + 1, &rel, 4);
 	e.code = code;
@@ -516,8 +560,8 @@ static bool verify_large(bool is_bad, char why[160])
 		uint8_t *p = code + i * PART;
 
 		memcpy(p, check, sizeof(check));
-		rel = (uint32_t)(miss - (i * PART + LEN_LOADS + 16));
-		memcpy(p + LEN_LOADS + 12, &rel, 4);
+		rel = (uint32_t)(miss - (i * PART + LEN_LOADS + 13));
+		memcpy(p + LEN_LOADS + 9, &rel, 4);
 		memcpy(p + sizeof(check), call, sizeof(call));
 		rel = (uint32_t)(CHECKS * (PART + MISS) + 5 - (i * PART + sizeof(check) + 7));
 		memcpy(p + sizeof(check) + 3, &rel, 4);
@@ -549,30 +593,31 @@ static void test_large(void **state)
 }
 
 /* Rule 10: the loop that translate_loop.c makes of mov [rax], rdx; add rax, 8; cmp rax, rdi; jne. */
-#define LOOP_CAP   0x65, 0x48, 0xc7, 0x04, 0x25, 0x40, 0x02, 0, 0, 0, 0x04, 0, 0 /* rounds = 400h */
-#define LOOP_ROOM  0xb9, 0xf8, 0x0f, 0, 0
-#define LOOP_BYTES 0x44, 0x29, 0xf9
-#define LOOP_SHIFT 0xc1, 0xe9, 0x03
-#define LOOP_REG   0x4c, 0x8b, 0xf8
-#define LOOP_LESS  0x4d, 0x29, 0xfe
-#define LOOP_SLOT  0x65, 0x4c, 0x89, 0x34, 0x25, 0x00, 0x02, 0, 0
-#define LOOP_CMP   0x65, 0x3b, 0x0c, 0x25, 0x40, 0x02, 0, 0
-#define LOOP_CMOV  0x65, 0x0f, 0x47, 0x0c, 0x25, 0x40, 0x02, 0, 0
-#define LOOP_WORD  0x65, 0x48, 0x89, 0x0c, 0x25, 0x40, 0x02, 0, 0
-#define LOOP_LOAD  0x65, 0x4c, 0x8b, 0x34, 0x25, 0x00, 0x02, 0, 0
-#define LOOP_STORE 0x49, 0x89, 0x14, 0x06
-#define LOOP_ADD   0x48, 0x83, 0xc0, 0x08
-#define LOOP_IF	   0x48, 0x39, 0xf8
-#define LOOP_OUT   0xe3, 0x06
-#define LOOP_COUNT 0x48, 0x8d, 0x49, 0xff
-#define LOOP_BACK  0x75, 0xe4
+#define LOOP_CAP    0x65, 0x48, 0xc7, 0x04, 0x25, 0x40, 0x02, 0, 0, 0, 0x04, 0, 0 /* rounds = 400h */
+#define LOOP_OFFSET 0x41, 0x89, 0xcf
+#define LOOP_ROOM   0xb9, 0xf8, 0x0f, 0, 0
+#define LOOP_BYTES  0x44, 0x29, 0xf9
+#define LOOP_SHIFT  0xc1, 0xe9, 0x03
+#define LOOP_REG    0x4c, 0x8b, 0xf8
+#define LOOP_LESS   0x4d, 0x29, 0xfe
+#define LOOP_SLOT   0x65, 0x4c, 0x89, 0x34, 0x25, 0x00, 0x02, 0, 0
+#define LOOP_CMP    0x65, 0x3b, 0x0c, 0x25, 0x40, 0x02, 0, 0
+#define LOOP_CMOV   0x65, 0x0f, 0x47, 0x0c, 0x25, 0x40, 0x02, 0, 0
+#define LOOP_WORD   0x65, 0x48, 0x89, 0x0c, 0x25, 0x40, 0x02, 0, 0
+#define LOOP_LOAD   0x65, 0x4c, 0x8b, 0x34, 0x25, 0x00, 0x02, 0, 0
+#define LOOP_STORE  0x49, 0x89, 0x14, 0x06
+#define LOOP_ADD    0x48, 0x83, 0xc0, 0x08
+#define LOOP_IF	    0x48, 0x39, 0xf8
+#define LOOP_OUT    0xe3, 0x06
+#define LOOP_COUNT  0x48, 0x8d, 0x49, 0xff
+#define LOOP_BACK   0x75, 0xe4
 
-static const uint8_t good_loop[] = { LOOP_CAP,	      0x48,	 0x8d,	    0x08,
-				     TLB_LOADS(0x60), CHECK_8,	 LOOP_ROOM, LOOP_BYTES,
-				     LOOP_SHIFT,      LOOP_REG,	 LOOP_LESS, LOOP_SLOT,
-				     LOOP_CMP,	      LOOP_CMOV, LOOP_WORD, LOOP_LOAD,
-				     LOOP_STORE,      LOOP_ADD,	 LOOP_IF,   LOOP_OUT,
-				     LOOP_COUNT,      LOOP_BACK };
+static const uint8_t good_loop[] = { LOOP_CAP,	      0x48,	  0x8d,	       0x08,
+				     TLB_LOADS(0x60), CHECK_8,	  LOOP_OFFSET, LOOP_ROOM,
+				     LOOP_BYTES,      LOOP_SHIFT, LOOP_REG,    LOOP_LESS,
+				     LOOP_SLOT,	      LOOP_CMP,	  LOOP_CMOV,   LOOP_WORD,
+				     LOOP_LOAD,	      LOOP_STORE, LOOP_ADD,    LOOP_IF,
+				     LOOP_OUT,	      LOOP_COUNT, LOOP_BACK };
 
 static const struct {
 	const char *name;
@@ -594,6 +639,7 @@ static const struct {
 	{ "rounds of a byte", false, 3, { LOOP_SHIFT }, { 0x90, 0x90, 0x90 } },
 	{ "more room than was checked", false, 5, { LOOP_ROOM }, { 0xb9, 0xfc, 0x0f, 0, 0 } },
 	{ "room from the page's start", false, 3, { LOOP_BYTES }, { 0x90, 0x90, 0x90 } },
+	{ "room from a register that is no offset", false, 3, { LOOP_OFFSET }, { 0x41, 0x89, 0xd7 } },
 	{ "room from another register", false, 3, { LOOP_BYTES }, { 0x90, 0x29, 0xf9 } },
 	{ "downwards", false, 5, { LOOP_ROOM }, { 0x44, 0x89, 0xf9, 0x90, 0x90 } },
 	{ "another register", false, 3, { LOOP_REG }, { 0x4c, 0x8b, 0xff } },
@@ -641,7 +687,7 @@ static void test_loops(void **state)
 	uint32_t rel = 0x1000 - sizeof(all);
 
 	memcpy(all, good_loop, sizeof(good_loop));
-	all[57] = sizeof(good_loop) - 61;
+	all[45] = sizeof(good_loop) - 49;
 	all[sizeof(good_loop)] = 0xe9;
 	memcpy(all + sizeof(good_loop) + 1, &rel, 4);
 	e.code = all;

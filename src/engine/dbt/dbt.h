@@ -47,9 +47,8 @@ extern int memcmp(const void *, const void *, size_t) __asm__("dbt_memcmp");
  *
  *   rneg[i], wneg[i]  minus the page address if reads / writes may go straight to memory, else
  *                     DBT_TLB_INVALID(i).  va + rneg[i] < 4096 is a hit.
- *   xlat[i]           host address of the page minus (page address & 0xf000):
- *                     host pointer = xlat + (va & 0xffff), so that speculation with a wrong va stays within
- *                     64 KiB of a RAM page (RAM_GUARD_BYTES).
+ *   xlat[i]           host address of the page.  Emitted code adds the low 16 bits of va + neg, so that speculation
+ *                     with a wrong va stays within 64 KiB of a RAM page (RAM_GUARD_BYTES).
  *   phys[i]           offset of the page in the RAM mapping | DBT_TLB_* flags; for C code only
  *
  * Only plain RAM enters.  wneg is valid only if a write would need no notice: page writable in this

@@ -139,7 +139,7 @@ static void *direct(struct dbt_cpu *cpu, uint64_t lin, bool is_write)
 	if (!is_direct(cpu, lin, is_write, &i) &&
 	    (!mmu_fill(cpu, lin, 1, is_write, cpu->tlb_mode) || !is_direct(cpu, lin, is_write, &i)))
 		return NULL;
-	return (void *)(uintptr_t)(cpu->tlb[cpu->tlb_mode].xlat[i] + (lin & 0xffff));
+	return (void *)(uintptr_t)(cpu->tlb[cpu->tlb_mode].xlat[i] + lin % GUEST_PAGE_SIZE);
 }
 
 /* May several iterations run as one? */

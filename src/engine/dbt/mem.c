@@ -67,7 +67,7 @@ static void *tlb_hit(struct dbt_cpu *cpu, uint64_t va, unsigned size, unsigned m
 
 	if (in >= GUEST_PAGE_SIZE || in + size > GUEST_PAGE_SIZE)
 		return NULL;
-	return (void *)(uintptr_t)(t->xlat[i] + (va & 0xffff));
+	return (void *)(uintptr_t)(t->xlat[i] + in);
 }
 
 /* ---- data breakpoints (SDM vol. 3 17.2) --------------------------------------------------- */

@@ -606,7 +606,7 @@ static void tlb_enter(struct dbt_cpu *cpu, uint64_t va, unsigned mode, const str
 	t->wneg[i] = p->can_write && p->is_dirty && p->is_writable && claim_write(cpu->vm->ram, p->offset)
 			     ? 0 - page
 			     : DBT_TLB_INVALID(i);
-	t->xlat[i] = (uint64_t)(uintptr_t)cpu->vm->ram->base + p->offset - (page & 0xf000);
+	t->xlat[i] = (uint64_t)(uintptr_t)cpu->vm->ram->base + p->offset;
 	t->phys[i] = p->offset | DBT_TLB_VALID | (p->is_global ? DBT_TLB_GLOBAL : 0) |
 		     (t->phys[i] & (DBT_TLB_LISTED | DBT_TLB_LISTED_G));
 }
@@ -832,7 +832,7 @@ static bool verify_slot(struct dbt_cpu *cpu, unsigned mode, uint32_t i)
 	if (!walk(&w, &err) || !page.is_ram || page.offset != (t->phys[i] & ~PAGE_OFFSET) ||
 	    page.is_global != is_global)
 		return false;
-	if (t->xlat[i] + (va & 0xffff) != (uint64_t)(uintptr_t)ram->base + page.offset)
+	if (t->xlat[i] != (uint64_t)(uintptr_t)ram->base + page.offset)
 		return false;
 	if (t->wneg[i] == DBT_TLB_INVALID(i))
 		return true;

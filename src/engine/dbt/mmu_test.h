@@ -206,7 +206,7 @@ static uint8_t *emitted_lookup(uint64_t va, unsigned mode, bool is_write)
 
 	if (va + (is_write ? t->wneg[i] : t->rneg[i]) >= 4096)
 		return NULL;
-	return (uint8_t *)(uintptr_t)(t->xlat[i] + (va & 0xffff));
+	return (uint8_t *)(uintptr_t)(t->xlat[i] + va % GUEST_PAGE_SIZE);
 }
 
 #endif

@@ -142,74 +142,95 @@ int tr_tlb_mode(uint32_t key)
 				       : DBT_TLB_KERNEL;
 }
 
-/* Of the soft-TLB check of the address in rcx: r15 = minus the tag, r14 = the page's host address. */
-static void emit_tlb_loads(struct ctx *c, bool is_write, bool live)
+/* r14 = index of the soft-TLB entry of the address in rcx */
+static void emit_tlb_index(struct ctx *c, bool live)
 {
 	struct emit *e = &c->e;
-	int32_t tlb = CPU_OFF(tlb) + tr_tlb_mode(c->key) * (int32_t)sizeof(struct dbt_tlb);
-	int32_t neg = tlb + (int32_t)(is_write ? offsetof(struct dbt_tlb, wneg)
-					       : offsetof(struct dbt_tlb, rneg));
-	int32_t xlat = tlb + (int32_t)offsetof(struct dbt_tlb, xlat);
 
 	if (c->x->has_bmi2) {
 		tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(tlb_mask), false);
-	} else {
-		if (live)
-			OP(0x9c); /* pushfq */
-		emit_mov_rr(e, H_R14, H_RCX, 8);
-		OP(0x65, 0x4c, 0x23, 0x34, 0x25); /* and r14, gs:[tlb_mask] */
-		emit_u32(e, (uint32_t)CPU_OFF(tlb_mask));
-		OP(0x49, 0xc1, 0xee, 0x0c); /* shr r14, 12 */
-		if (live)
-			OP(0x9d); /* popfq */
+		return;
 	}
-	emit_load_gs_idx(&c->e, H_R15, H_R14, neg);
-	emit_load_gs_idx(&c->e, H_R14, H_R14, xlat);
+	if (live)
+		OP(0x9c); /* pushfq */
+	emit_mov_rr(e, H_R14, H_RCX, 8);
+	OP(0x65, 0x4c, 0x23, 0x34, 0x25); /* and r14, gs:[tlb_mask] */
+	emit_u32(e, (uint32_t)CPU_OFF(tlb_mask));
+	OP(0x49, 0xc1, 0xee, 0x0c); /* shr r14, 12 */
+	if (live)
+		OP(0x9d); /* popfq */
 }
 
-/* r15 = offset in the page; above, without its rel32, where @size bytes from there on do not lie in it. */
-static void emit_tlb_compare(struct ctx *c, unsigned size)
+static int32_t tlb_off(const struct ctx *c, size_t member)
 {
-	OP(0x49, 0x01, 0xcf); /* add r15, rcx */
-	OP(0x49, 0x81, 0xff); /* cmp r15, 4096 - size */
+	return CPU_OFF(tlb) + tr_tlb_mode(c->key) * (int32_t)sizeof(struct dbt_tlb) + (int32_t)member;
+}
+
+static int32_t neg_off(const struct ctx *c, bool is_write)
+{
+	return tlb_off(c, is_write ? offsetof(struct dbt_tlb, wneg) : offsetof(struct dbt_tlb, rneg));
+}
+
+/*
+ * The check of @size bytes at rcx where flags are dead: rcx = offset in the page; "ja", without its rel32, where they do
+ * not lie in it.
+ */
+static void emit_tlb_compare(struct ctx *c, unsigned size, bool is_write)
+{
+	emit_tlb_index(c, false);
+	OP(0x65, 0x4a, 0x03, 0x0c, 0xf5); /* add rcx, gs:[r14 * 8 + neg] */
+	emit_u32(&c->e, (uint32_t)neg_off(c, is_write));
+	OP(0x48, 0x81, 0xf9); /* cmp rcx, 4096 - size */
 	emit_u32(&c->e, 4096 - size);
 	OP(0x0f, 0x87); /* ja */
 }
 
+/* After it: the bytes are at r14 + rcx, also for a processor that runs ahead of the comparison. */
+static void emit_tlb_page(struct ctx *c)
+{
+	emit_load_gs_idx(&c->e, H_R14, H_R14, tlb_off(c, offsetof(struct dbt_tlb, xlat)));
+	OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
+}
+
 static void emit_tlb_sum(struct ctx *c)
 {
-	OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
 	OP(0x49, 0x01, 0xce); /* add r14, rcx */
 }
 
 void tr_emit_lookup_or(struct ctx *c, unsigned size, bool is_write, const uint8_t *miss)
 {
-	emit_tlb_loads(c, is_write, false);
-	emit_tlb_compare(c, size);
+	emit_tlb_compare(c, size, is_write);
 	emit_u32(&c->e, (uint32_t)(miss - (c->e.p + 4)));
+	emit_tlb_page(c);
 	emit_tlb_sum(c);
+	OP(0x41, 0x89, 0xcf); /* mov r15d, ecx */
 }
 
 /*
- * The soft-TLB check of @size bytes at rcx: leaves the host pointer in r14.  Clobbers rcx, r15; flags only where
- * they are dead.  Returns the cold part that a miss goes to.
+ * The soft-TLB check of @size bytes at rcx: leaves the host pointer in r14; with @is_sum off, and flags dead, its parts in r14
+ * and rcx.  Clobbers rcx, r15; flags only where they are dead.  Returns the cold part that a miss goes to.
  */
-static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, bool live, int kind)
+static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, bool live, int kind,
+				bool is_sum)
 {
 	struct emit *e = &c->e;
 	struct cold *k;
 
-	emit_tlb_loads(c, is_write, live);
 	if (!live) {
-		emit_tlb_compare(c, size);
+		emit_tlb_compare(c, size, is_write);
 		emit_u32(e, 0);
 		k = tr_cold_add(c, kind);
-		emit_tlb_sum(c);
+		emit_tlb_page(c);
+		if (is_sum)
+			emit_tlb_sum(c);
 		return k;
 	}
+	emit_tlb_index(c, true);
+	emit_load_gs_idx(e, H_R15, H_R14, neg_off(c, is_write));
+	emit_load_gs_idx(e, H_R14, H_R14, tlb_off(c, offsetof(struct dbt_tlb, xlat)));
 	emit_lea(e, H_R15, H_R15, H_RCX, 1, (int32_t)size - 1, 8);
-	OP(0x0f, 0xb7, 0xc9); /* movzx ecx, cx */
-	emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
+	OP(0x41, 0x0f, 0xb7, 0xcf); /* movzx ecx, r15w */
+	emit_lea(e, H_R14, H_R14, H_RCX, 1, 1 - (int32_t)size, 8);
 	if (c->x->has_bmi2) {
 		tr_emit_pext_gs(c, H_RCX, H_R15, CPU_OFF(page_mask), false);
 	} else {
@@ -252,13 +273,10 @@ void tr_free_slots(struct ctx *c)
 		}
 }
 
-/*
- * An access of @size bytes of the current instruction: afterwards it is at [r14 + ptr_disp].  Clobbers rcx, r15;
- * flags only where they are dead (@live).
- */
-void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
+/* As tr_emit_check(); with @is_sum off, the access being in no group, and flags dead, it is at [r14 + rcx]. */
+static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write,
+		       bool live, bool is_sum)
 {
-	/* A string's are in no group. */
 	const struct access *a = &c->acc[c->cur][ea_kind == EA_INSN ? ACC_OPERAND : ACC_STACK];
 	struct group *g = a->group < 0 ? NULL : &c->group[a->group];
 	uint8_t *retry = c->e.p;
@@ -286,12 +304,10 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 			     g ? g->addrsize == 2 : ea_kind == EA_STACK && c->sp_size == 2 && size > 8,
 			     live);
 	if (!g) {
-		if (!live)
-			retry = c->e.p;
-		k = emit_lookup(c, size, is_write, live, COLD_MISS);
+		k = emit_lookup(c, size, is_write, live, COLD_MISS, is_sum);
 		c->held = -1;
 	} else {
-		k = emit_lookup(c, (unsigned)(g->dmax - g->dmin), g->is_write, live, COLD_GROUP);
+		k = emit_lookup(c, (unsigned)(g->dmax - g->dmin), g->is_write, live, COLD_GROUP, true);
 		k->is_first_write = is_write;
 		g->is_checked = true;
 		hold_group(c, a->group);
@@ -299,11 +315,19 @@ void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size,
 		*k->link = (struct new_link){ 0 };
 	}
 	k->retry = retry;
-	k->has_address = !live;
 	k->size = (uint16_t)(g ? g->dmax - g->dmin : size);
 	k->is_write = g ? g->is_write : is_write;
 	k->ea_kind = (uint8_t)ea_kind;
 	k->ea_disp = disp;
+}
+
+/*
+ * An access of @size bytes of the current instruction: afterwards it is at [r14 + ptr_disp].  Clobbers rcx, r15;
+ * flags only where they are dead (@live).
+ */
+void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
+{
+	emit_check(c, ea_kind, disp, size, is_write, live, true);
 }
 
 /*
@@ -606,6 +630,24 @@ static int32_t branch_target(const struct ctx *c)
 
 /* ---- instructions ------------------------------------------------------------------------- */
 
+/* The instruction with its operand at [r14 + rcx]; false: it needs rcx. */
+static bool emit_in_parts(struct ctx *c, const struct insn *in)
+{
+	struct emit *e = &c->e;
+	uint8_t *start = e->p;
+
+	e->index = H_RCX;
+	e->scale = 1;
+	e->keeps_rcx = true;
+	bool is_done = emit_native(e, in, 0);
+
+	e->scale = 0;
+	e->keeps_rcx = false;
+	if (!is_done)
+		e->p = start;
+	return is_done;
+}
+
 static enum done tr_native(struct ctx *c, const struct insn *in)
 {
 	uint8_t *start = c->e.p;
@@ -619,10 +661,18 @@ static enum done tr_native(struct ctx *c, const struct insn *in)
 			return DONE_INTERP;
 		if (insn_is_bit_string(in) && !c->x->has_bmi2)
 			return DONE_INTERP; /* emit_ea cannot move the address without touching flags */
-		tr_emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE,
-			      tr_flags_live_before(c));
-		if (insn_is_locked(in))
+		bool live = tr_flags_live_before(c), is_locked = insn_is_locked(in);
+		bool is_sum = live || is_locked || insn_is_bit_string(in) ||
+			      c->acc[c->cur][ACC_OPERAND].group >= 0;
+
+		emit_check(c, EA_INSN, 0, in->mem_size, in->mem_access & OPND_WRITE, live, is_sum);
+		if (is_locked)
 			emit_line_check(c, in->mem_size);
+		if (!is_sum) {
+			if (emit_in_parts(c, in))
+				return DONE_NEXT;
+			emit_tlb_sum(c);
+		}
 	}
 	if (!emit_native(&c->e, in, c->ptr_disp)) {
 		c->e.p = start;
@@ -1402,8 +1452,7 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 	struct emit *e = &c->e;
 	uint8_t *each;
 
-	if (!k->has_address)
-		emit_linear(c, k->ea_kind, k->ea_disp);
+	emit_linear(c, k->ea_kind, k->ea_disp);
 	tr_count_miss(c, k);
 	emit_mov_ri(e, H_R14, k->size - 1u);
 	emit_mov_ri(e, H_R15,
@@ -1458,8 +1507,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 		tr_loop_swap(c, true);
 	switch (k->kind) {
 	case COLD_MISS:
-		if (!k->has_address)
-			emit_linear(c, k->ea_kind, k->ea_disp);
+		emit_linear(c, k->ea_kind, k->ea_disp);
 		tr_count_miss(c, k);
 		emit_mov_ri(e, H_R15,
 			    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28);

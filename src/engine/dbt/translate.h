@@ -44,8 +44,7 @@ struct cold {
 	uint8_t is_write;  /* MISS */
 	bool is_swapped;   /* a loop's register map is in force where it comes from */
 	uint8_t is_first_write; /* GROUP: the access at hand writes */
-	uint8_t has_address;	/* MISS, GROUP: rcx still holds it */
-	uint8_t ea_kind;	/* MISS: how to compute the address again */
+	uint8_t ea_kind;	/* MISS, GROUP: how to compute the address again */
 	int32_t ea_disp;
 	struct new_link *link;
 };

@@ -210,8 +210,8 @@ static void emit_operand(struct string *g, unsigned mode, unsigned reg, bool is_
 	PUT(e, 0x48, 0x3d); /* cmp rax, 4096 */
 	emit_u32(e, GUEST_PAGE_SIZE);
 	refuse_if(g, CC_A);
-	emit_op_reg(e, 0, false, (const uint8_t[]){ 0x0f, 0xb7 }, 2, H_R15, reg); /* movzx r15d, reg16 */
-	PUT(e, 0x4d, 0x01, 0xfe);						  /* add r14, r15 */
+	PUT(e, 0x45, 0x0f, 0xb7, 0xff); /* movzx r15d, r15w */
+	PUT(e, 0x4d, 0x01, 0xfe);	/* add r14, r15 */
 }
 
 /* rax and the arithmetic flags as the guest has them; rcx = @refused */
