@@ -18,7 +18,7 @@ static const struct opt snapshot_opts[] = {
 };
 static const struct opts_cmd snapshot_cmd = {
 	.name = "viv snapshot",
-	.usage = "ACTION MACHINE [SNAPSHOT]",
+	.usage = "ACTION MACHINE [SNAPSHOT [FILE]]",
 	.summary = "snapshots of a machine: memory, CPUs, devices and disks of one moment",
 	.details =
 		"create MACHINE SNAPSHOT    take one; the machine stands still for a moment only\n"
@@ -28,10 +28,13 @@ static const struct opts_cmd snapshot_cmd = {
 		"verify MACHINE SNAPSHOT    compare all of it with its checksums\n"
 		"restore MACHINE SNAPSHOT   go back: in place if the machine runs, else start it "
 		"from there\n"
-		"delete MACHINE SNAPSHOT    remove it; others keep all they need",
+		"delete MACHINE SNAPSHOT    remove it; others keep all they need\n"
+		"export MACHINE SNAPSHOT FILE    all of it as one file\n"
+		"import MACHINE SNAPSHOT FILE    and back; the machine is made if there is none of "
+		"that name",
 	.opts = snapshot_opts,
 	.min_args = 2,
-	.max_args = 3,
+	.max_args = 4,
 };
 
 /* ---- create ---- */
@@ -114,6 +117,10 @@ static int run(const char *action, const struct opts_rest *rest, const struct sn
 		return snapshot_verify(vm, name, a->json, err);
 	if (!strcmp(action, "restore"))
 		return snapshot_restore(vm, name, a->prefault, err);
+	if (!strcmp(action, "export"))
+		return snapshot_export(vm, name, rest->args[3], err);
+	if (!strcmp(action, "import"))
+		return snapshot_import(vm, name, rest->args[3], err);
 	return snapstore_delete(vm, name, err);
 }
 
@@ -122,8 +129,9 @@ static int check_usage(const struct opts_rest *rest, struct error *err)
 	static const struct {
 		const char *name;
 		unsigned nargs;
-	} actions[] = { { "create", 3 }, { "list", 2 },	   { "tree", 2 },  { "show", 3 },
-			{ "verify", 3 }, { "restore", 3 }, { "delete", 3 } };
+	} actions[] = { { "create", 3 }, { "list", 2 },	  { "tree", 2 },
+			{ "show", 3 },	 { "verify", 3 }, { "restore", 3 },
+			{ "delete", 3 }, { "export", 4 }, { "import", 4 } };
 
 	for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
 		if (strcmp(rest->args[0], actions[i].name) != 0)
@@ -131,7 +139,9 @@ static int check_usage(const struct opts_rest *rest, struct error *err)
 		if (rest->nargs == actions[i].nargs)
 			return 0;
 		return error_set(err, -EINVAL, "viv snapshot %s takes %s", actions[i].name,
-				 actions[i].nargs == 2 ? "a machine" : "a machine and a snapshot");
+				 actions[i].nargs == 2	 ? "a machine"
+				 : actions[i].nargs == 3 ? "a machine and a snapshot"
+							 : "a machine, a snapshot and a file");
 	}
 	return error_set(err, -EINVAL, "there is no action \"%s\"", rest->args[0]);
 }

@@ -14,6 +14,8 @@ struct snapshot_args {
 int snapshot_list(const char *vm, bool as_tree, bool json, struct error *err);
 int snapshot_show(const char *vm, const char *name, bool json, struct error *err);
 int snapshot_verify(const char *vm, const char *name, bool json, struct error *err);
+int snapshot_export(const char *vm, const char *name, const char *path, struct error *err);
+int snapshot_import(const char *vm, const char *name, const char *path, struct error *err);
 int snapshot_restore(const char *vm, const char *name, bool is_prefault, struct error *err);
 
 /**

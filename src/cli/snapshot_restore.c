@@ -10,6 +10,7 @@
 #include "cli/spawn.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
+#include "ctl/snapbundle.h"
 
 static int restore_running(const char *vm, const char *name, struct error *err)
 {
@@ -134,8 +135,8 @@ static int own_disk(struct vmconfig_disk *d, const struct snapshot_info *from, c
 	return 0;
 }
 
-int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, bool is_throwaway,
-			 struct error *err)
+/* The snapshot's configuration, and files, for the machine @c->name, which has the snapshot. */
+static int take_over(const struct snapshot_info *from, struct vmconfig *c, struct error *err)
 {
 	_cleanup_free_ char *name = strdup(c->name);
 	json_t *json = vmconfig_to_json(&from->config);
@@ -145,17 +146,104 @@ int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, b
 	json_decref(json);
 	if (r == 0)
 		r = vmconfig_set(&c->name, name, err);
-	if (r < 0)
-		return r;
-	c->is_throwaway = is_throwaway;
-	r = copy_snapshot(from, c->name, err);
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++)
 		r = own_disk(&c->disks[i], from, c->name, err);
 	if (r == 0)
 		r = own_file(&c->kernel, c->name, err);
 	if (r == 0)
 		r = own_file(&c->initrd, c->name, err);
+	return r < 0 ? r : own_file(&c->firmware, c->name, err);
+}
+
+int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, bool is_throwaway,
+			 struct error *err)
+{
+	int r = copy_snapshot(from, c->name, err);
+
 	if (r == 0)
-		r = own_file(&c->firmware, c->name, err);
+		r = take_over(from, c, err);
+	c->is_throwaway = is_throwaway;
+	return r;
+}
+
+/* ---- export, import ---- */
+
+/* Progress that begins when there is some: not before a refusal. */
+struct packing {
+	struct progress progress;
+	const char *what;
+	bool has_begun;
+};
+
+static bool tick(void *arg, uint64_t done, uint64_t total)
+{
+	struct packing *p = arg;
+
+	if (!p->has_begun)
+		progress_start(&p->progress, p->what);
+	p->has_begun = true;
+	progress_tick(&p->progress, (int)(done * 1000 / total));
+	return true;
+}
+
+static void packing_end(struct packing *p)
+{
+	if (p->has_begun)
+		progress_end(&p->progress);
+}
+
+int snapshot_export(const char *vm, const char *name, const char *path, struct error *err)
+{
+	struct packing p = { .what = "packing the snapshot" };
+	struct ram_progress progress = { tick, &p };
+	int r = snapbundle_export(vm, name, path, &progress, err);
+
+	packing_end(&p);
+	return r;
+}
+
+/* A machine of nothing but its snapshot. */
+static int make_machine(const char *vm, const char *name, struct error *err)
+{
+	struct snapshot_info info;
+	struct vmconfig c;
+	int r = snapstore_load(&info, vm, name, err);
+
+	if (r < 0)
+		return r;
+	r = vmconfig_init(&c, err);
+	if (r == 0)
+		r = vmconfig_set(&c.name, vm, err);
+	if (r == 0)
+		r = take_over(&info, &c, err);
+	c.is_throwaway = false;
+	if (r == 0)
+		r = vmconfig_save(&c, err);
+	vmconfig_free(&c);
+	snapshot_info_free(&info);
+	return r;
+}
+
+int snapshot_import(const char *vm, const char *name, const char *path, struct error *err)
+{
+	struct packing p = { .what = "unpacking the snapshot" };
+	struct ram_progress progress = { tick, &p };
+	int r = paths_check_name("a machine", vm, err);
+	_cleanup_free_ char *dir = r == 0 ? paths_vm(vm, NULL, err) : NULL;
+	struct error why;
+
+	if (!dir)
+		return r < 0 ? r : -ENOMEM;
+	bool is_new = access(dir, F_OK) < 0;
+
+	if (is_new)
+		r = paths_make(dir, err);
+	if (r == 0)
+		r = snapbundle_import(vm, name, path, &progress, err);
+	packing_end(&p);
+	if (r == 0 && is_new)
+		r = make_machine(vm, name, err);
+	if (r < 0 && is_new && paths_remove_tree(dir, &why) < 0)
+		cli_note("%s", why.text);
 	return r;
 }

@@ -260,3 +260,36 @@ def test_a_disk_that_is_thrown_away_is_refused(empty_viv, debian, tmp_path):
     empty_viv.fails("snapshot", "create", "a", "one", says=["thrown away", "--name"])
     assert snapshots(empty_viv, "a") == {}
     ends(empty_viv, "a")
+
+
+def test_export_and_import(empty_viv, debian, tmp_path):
+    """To another home, as on another host: one file, checked, and all that is needed is in it."""
+    viv, disk, file = empty_viv, tmp_path / "counted.raw", tmp_path / "one.viv"
+    disk.write_bytes(bytes(8 << 20))
+    initrd = tiny.make(debian, tmp_path, COUNT_ON_DISK)
+    viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--disk", disk,
+           "--append", "console=ttyS0 quiet", "--mem", "256M")
+    a = Counter(viv, "a")
+    a.reaches(5)
+    viv.ok("snapshot", "create", "a", "zero")
+    a.reaches(a.next() + 5)
+    viv.ok("snapshot", "create", "a", "one")
+    viv.ok("snapshot", "export", "a", "one", file)
+    viv.fails("snapshot", "export", "a", "one", file, says=["already"])
+    ends(viv, "a")
+    for path in (disk, initrd):
+        path.unlink()
+    data = file.read_bytes()
+    for damaged in (data[:len(data) // 2], data[:-1], data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], b"", b"x" * 99):
+        bad = tmp_path / "bad.viv"
+        bad.write_bytes(damaged)
+        assert viv.run("snapshot", "import", "b", "new", bad).returncode == 1
+        assert viv.names() == []
+    viv.ok("snapshot", "import", "b", "new", file)
+    assert viv.ok("snapshot", "verify", "b", "new").stdout == "new: whole\n"
+    viv.ok("snapshot", "restore", "b", "new")
+    b = Counter(viv, "b")
+    assert b.next() >= 10
+    b.reaches(b.next() + 10)
+    viv.fails("snapshot", "import", "b", "new", file, says=["already"])
+    ends(viv, "b")
