@@ -86,7 +86,7 @@ static bool is_layer_name(const char *name, size_t len)
 	if (!len || len >= RAM_LAYER_NAME)
 		return false;
 	for (size_t i = 0; i < len; i++)
-		if (!strchr("abcdefghijklmnopqrstuvwxyz0123456789-", name[i]))
+		if (!name[i] || !strchr("abcdefghijklmnopqrstuvwxyz0123456789-", name[i]))
 			return false;
 	return true;
 }

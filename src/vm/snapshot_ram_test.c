@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 #include "base/host.h"
 #include "vm/snapshot_ram.h"
@@ -226,6 +227,12 @@ static void damage(void **state)
 		assert_true(ram_index_parse(&y, b.data, b.len, &err) < 0);
 		b.data[bit / 8] ^= (uint8_t)(1u << bit % 8);
 	}
+	/* A name with a NUL inside, the checksum made right. */
+	b.data[28 + 3] = 0;
+	uint64_t sum = XXH64(b.data, b.len - 8, 0);
+
+	memcpy(b.data + b.len - 8, &sum, 8);
+	assert_int_equal(ram_index_parse(&y, b.data, b.len, &err), -EINVAL);
 	bytes_free(&b);
 	x.layer[0] = 2;
 	must(ram_index_save(&x, &b, &err));
