@@ -31,7 +31,7 @@
 #define MANY	   8u
 #define LAYERS_MAX 6u
 
-static unsigned nkills = 50, ncuts = 120;
+static unsigned nkills = 50, ncuts = 90;
 
 /* ---- what may be found ---- */
 

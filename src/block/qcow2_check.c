@@ -20,7 +20,7 @@
 #include "block/qcow2_int.h"
 #include "block/qcow2_snap.h"
 
-#define CLUSTERS_MAX (1ULL << 34)
+#define CLUSTERS_MAX (1ULL << 32)
 
 struct check {
 	struct qcow2 *q;
@@ -169,7 +169,6 @@ static int check_l1(struct check *c, uint64_t l1_offset, uint64_t n)
 	int r = qcow2_read_words(q, l1_offset, n, &l1);
 	if (r < 0)
 		return r;
-	memset(c->seen, 0, c->nclusters / 8 + 1);
 	for (uint64_t i = 0; r == 0 && i < n; i++) {
 		uint64_t at = l1[i] & QCOW2_OFFSET_MASK, cluster = at >> q->cluster_bits;
 		r = tell(c, c->l2_done++, MAX(c->l2_total, c->l2_done));
@@ -190,6 +189,9 @@ static int check_l1(struct check *c, uint64_t l1_offset, uint64_t n)
 		count(c, at, q->cluster_size);
 		r = check_l2(c, at, i * span);
 	}
+	for (uint64_t i = 0; i < n; i++)
+		if ((l1[i] & QCOW2_OFFSET_MASK) >> q->cluster_bits < c->nclusters)
+			c->seen[(l1[i] & QCOW2_OFFSET_MASK) >> q->cluster_bits >> 3] = 0;
 	free(l1);
 	return r;
 }

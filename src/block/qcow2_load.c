@@ -26,7 +26,7 @@ int qcow2_read_words(struct qcow2 *q, uint64_t offset, uint64_t n, uint64_t **ou
 int qcow2_snapshots(struct qcow2 *q, int (*fn)(void *ctx, uint64_t l1_offset, uint64_t l1_size),
 		    void *ctx, uint64_t *table_bytes)
 {
-	uint64_t at = q->h.snapshots_offset;
+	uint64_t at = q->h.snapshots_offset, total = 0;
 	int r = 0;
 
 	for (uint32_t i = 0; r == 0 && i < q->h.nsnapshots; i++) {
@@ -37,6 +37,9 @@ int qcow2_snapshots(struct qcow2 *q, int (*fn)(void *ctx, uint64_t l1_offset, ui
 		uint64_t l1 = be64(d), n = be32(d + 8), extra = be32(d + 36);
 		if (extra > 1024 || n > QCOW2_L1_MAX || at > q->file.size_bytes || l1 % q->cluster_size ||
 		    (n && (l1 > q->file.size_bytes || 8 * n > q->file.size_bytes - l1)))
+			return -EINVAL;
+		total += n;
+		if (total > QCOW2_SNAPSHOT_L1_MAX)
 			return -EINVAL;
 		at = ALIGN_UP(at + 40 + extra + be16(d + 12) + be16(d + 14), 8);
 		if (fn)
