@@ -211,6 +211,12 @@ static int create_memory(struct machine *m, struct error *err)
 	uint64_t rom_bytes = restore ? restore->state->machine.rom_bytes : 0;
 	int r = restore ? 0 : load_rom_bytes(m, &rom_bytes, err);
 
+	if (restore && restore->state->machine.mem_bytes != m->cfg.mem_bytes)
+		return error_set(
+			err, -EINVAL,
+			"the snapshot is of a machine with %llu bytes of memory, this one has %llu",
+			(unsigned long long)restore->state->machine.mem_bytes,
+			(unsigned long long)m->cfg.mem_bytes);
 	if (restore && restore->ram) {
 		m->ram = *restore->ram;
 		m->ram.on_code_write = NULL;

@@ -173,6 +173,7 @@ static void describe(const struct machine *m, struct snapshot_machine *s)
 	snprintf(s->cpu_name, sizeof(s->cpu_name), "%s", m->cpu_name);
 	snprintf(s->vendor, sizeof(s->vendor), "%s", m->model.vendor);
 	memcpy(s->brand, m->model.brand, sizeof(s->brand));
+	snapshot_host_boot(s->host_boot);
 }
 
 static void save_clock(const struct machine *m, const struct lapics *lapics, struct snapshot_clock *c)

@@ -3,9 +3,11 @@
 #include "vm/snapshot_state.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <xxhash.h>
 
+#include "base/host.h"
 #include "dev/registry.h"
 #include "engine/x86_state.h"
 #include "vm/snapshot_int.h"
@@ -27,7 +29,8 @@ static int check_machine(const void *obj, struct error *err)
 	const struct snapshot_machine *s = obj;
 
 	if (!ends(s->viv_version, sizeof(s->viv_version)) || !ends(s->engine, sizeof(s->engine)) ||
-	    !ends(s->cpu_name, sizeof(s->cpu_name)) || !ends(s->vendor, sizeof(s->vendor)))
+	    !ends(s->cpu_name, sizeof(s->cpu_name)) || !ends(s->vendor, sizeof(s->vendor)) ||
+	    !ends(s->host_boot, sizeof(s->host_boot)))
 		return error_set(err, -EINVAL, "a name in it has no end");
 	if (s->vcpus < 1 || s->vcpus > MACHINE_MAX_CPUS || s->mem_bytes < MACHINE_MIN_MEM ||
 	    s->mem_bytes > MACHINE_MAX_MEM || s->mem_bytes % GUEST_PAGE_SIZE ||
@@ -48,6 +51,7 @@ static const struct field machine_fields[] = {
 	F_BYTES(S, cpu_name),
 	F_BYTES(S, vendor),
 	F_BYTES(S, brand),
+	F_BYTES(S, host_boot),
 	F_U64(S, mem_bytes),
 	F_U64(S, rom_bytes),
 	F_U64(S, xcr0_mask),
@@ -370,11 +374,27 @@ int snapshot_cpu_model(const struct snapshot_state *s, struct cpu_model *model, 
 /* Clocks of one kind differ less, and NTP corrects this much. */
 #define SAME_CLOCK_PER 2000
 
+void snapshot_host_boot(char out[40])
+{
+	int fd = host.open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC, 0);
+
+	memset(out, 0, 40);
+	/* Unknown is fine: then frequencies are compared. */
+	if (fd >= 0 && host.pread(fd, out, 36, 0) != 36)
+		memset(out, 0, 40);
+	if (fd >= 0)
+		close(fd);
+}
+
 uint32_t snapshot_tsc_khz(const struct snapshot_state *s, uint32_t host_khz)
 {
 	uint32_t saved = s ? s->machine.tsc_khz : host_khz;
 	uint32_t apart = host_khz > saved ? host_khz - saved : saved - host_khz;
+	char here[40];
 
+	snapshot_host_boot(here);
+	if (s && here[0] && !strcmp(here, s->machine.host_boot))
+		return saved;
 	return apart > saved / SAME_CLOCK_PER ? host_khz : saved;
 }
 

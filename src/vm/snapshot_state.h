@@ -36,6 +36,7 @@ struct snapshot_machine {
 	char cpu_name[32];
 	char vendor[16];
 	char brand[48];
+	char host_boot[40]; /* identifies the host since it was started; empty: unknown */
 	uint64_t mem_bytes, rom_bytes;
 	uint64_t xcr0_mask;
 	uint32_t vcpus;
@@ -76,6 +77,9 @@ const struct snapshot_section *snapshot_state_find(const struct snapshot_state *
 /** snapshot_state_show() - every field of every section, readable, into @out.  Returns 0, -EINVAL, -ENOMEM. */
 int snapshot_state_show(const struct snapshot_state *s, struct bytes *out, struct error *err);
 
+/** snapshot_host_boot() - fill in what identifies this host since it was started. */
+void snapshot_host_boot(char out[40]);
+
 /** snapshot_cpu_model() - the saved CPU over @model, the same one by name on this host.
  * Returns 0, or -ENOTSUP naming what this host lacks; @model is then untouched. */
 int snapshot_cpu_model(const struct snapshot_state *s, struct cpu_model *model, struct error *err);
@@ -83,7 +87,8 @@ int snapshot_cpu_model(const struct snapshot_state *s, struct cpu_model *model, 
 /**
  * snapshot_tsc_khz() - the frequency to tell the guest of its TSC.
  * @s: what the machine goes on from, or NULL
- * @host_khz: measured here; measurements differ a little, and a guest's CPUs must be told one figure
+ * @host_khz: measured here; measurements differ a little, more on a busy host, and a guest's CPUs must be told one
+ * figure: on the same host, or one with nearly the same, it is the saved one
  */
 uint32_t snapshot_tsc_khz(const struct snapshot_state *s, uint32_t host_khz);
 
