@@ -52,6 +52,8 @@ struct device_class {
 	/* Machine paused / about to run again; drain in-flight backend work on pause.  May be NULL. */
 	void (*pause)(struct device *d);
 	void (*resume)(struct device *d);
+	/* Younger than the oldest snapshots: where one lacks it, it has power-on values. */
+	bool may_be_new;
 };
 struct device {
 	const struct device_class *cls;

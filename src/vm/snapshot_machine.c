@@ -269,6 +269,8 @@ static int try_device(const struct snapshot_state *s, const struct device *d, st
 	void *copy = NULL;
 
 	snprintf(name, sizeof(name), "dev:%s", d->id);
+	if (!snapshot_state_find(s, name) && d->cls->may_be_new)
+		return 0;
 	if (!snapshot_state_find(s, name))
 		return error_set(err, -EINVAL,
 				 "the snapshot is of a machine without %s, which this one has", d->id);
@@ -460,7 +462,9 @@ static void load_device(const struct snapshot_state *s, struct device *d, int *r
 	char name[sizeof(d->id) + 4];
 
 	snprintf(name, sizeof(name), "dev:%s", d->id);
-	if (*result == 0)
+	if (!snapshot_state_find(s, name))
+		d->cls->reset(d); /* it may be new */
+	else if (*result == 0)
 		*result = snapshot_get(s, name, d->cls->state, d, err);
 }
 

@@ -62,6 +62,7 @@ const struct device_class vmgenid_class = {
 	.state = &desc,
 	.reset = reset,
 	.destroy = destroy,
+	.may_be_new = true,
 };
 
 int vmgenid_create(struct vmgenid **out, const struct dev_env *env, struct acpi_pm *pm,
