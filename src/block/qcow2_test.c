@@ -338,6 +338,36 @@ static void test_dirty(void **state)
 	testing_judge(f, "killed.qcow2", "qcow2", shadow, SIZE);
 }
 
+/* Past the page cache, and with limits that are far away. */
+static void test_direct(void **state)
+{
+	struct fixture *f = *state;
+	static const uint64_t clusters[] = { 64 * KIB, 4096, 512 };
+	struct error err = { 0 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(clusters); i++) {
+		struct block_open o = { .path = testing_path(f, "a.qcow2"),
+					.format = "qcow2",
+					.use_direct = true,
+					.max_bytes_per_s = 64 * GIB,
+					.max_ops_per_s = 10000000 };
+		struct block_dev *b = NULL;
+		memset(shadow, 0, SIZE);
+		make(f, "a.qcow2",
+		     (struct image_create){
+			     .size_bytes = SIZE, .cluster_bytes = clusters[i], .may_replace = true });
+		if (block_open(&b, f->loop, &o, &err) < 0) {
+			print_message("no O_DIRECT here: %s\n", err.text);
+			assert_non_null(strstr(err.text, "leave out the direct option"));
+			return;
+		}
+		testing_work(f, b, shadow, SIZE, 20);
+		testing_expect(f, b, shadow, SIZE);
+		b->ops->close(b);
+		testing_judge(f, "a.qcow2", "qcow2", shadow, SIZE);
+	}
+}
+
 /* ---- a failing host ---- */
 
 static _Atomic int fail_after; /* calls that still work; then one fails */
@@ -437,9 +467,11 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, testing_setup, testing_teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_own_images),	    T(test_own_layers), T(test_foreign_images),
-		T(test_internal_snapshots), T(test_features),	T(test_backing_rule),
-		T(test_overlaps),	    T(test_dirty),	T(test_failures),
+		T(test_own_images),	T(test_own_layers),
+		T(test_foreign_images), T(test_internal_snapshots),
+		T(test_features),	T(test_backing_rule),
+		T(test_overlaps),	T(test_dirty),
+		T(test_failures),	T(test_direct),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
