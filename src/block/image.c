@@ -157,7 +157,9 @@ int image_info(const char *path, const char *format, struct image_info *out, str
 	struct image_info i = { .format = is_qcow2(format) ? "qcow2" : "raw" };
 	struct layer *l;
 	struct stat st;
-	int r = image_open_layer(&l, &o, false, true, err);
+	/* It may be looked at while a machine runs on it. */
+	const struct layer_open lo = { .o = &o, .no_backing = true, .is_peek = true };
+	int r = layer_open(&l, &lo, err);
 
 	if (r < 0)
 		return r;

@@ -2,7 +2,7 @@
 /*
  * Image files that no machine has open: make, look at, check, repair, resize, copy, merge.
  *
- * Everything read from an image is hostile.  Every function locks the files it works on, as a machine would (-EBUSY), and
+ * Everything read from an image is hostile.  Every function but image_info() locks the files it works on, as a machine would (-EBUSY), and
  * leaves each image valid when it fails or is killed at any point; @err names file, reason and remedy.
  */
 #ifndef VIV_BLOCK_IMAGE_H
@@ -47,7 +47,7 @@ struct image_info {
 	bool has_extended_l2, has_lazy_refcounts, is_dirty, is_corrupt;
 	enum image_compression compression;
 };
-/** image_info() - from the file alone, no backing file is opened.  image_info_free() after success. */
+/** image_info() - from the file alone: no backing file is opened, no lock is taken, a machine may be running on it.  image_info_free() after success. */
 int image_info(const char *path, const char *format, struct image_info *out, struct error *err);
 void image_info_free(struct image_info *i);
 

@@ -110,8 +110,8 @@ int image_file_check_raw(const struct image_file *f, const char *path, struct er
 	return 0;
 }
 
-int image_file_open(struct image_file *f, const char *path, bool is_writer, bool use_direct,
-		    struct error *err)
+static int open_file(struct image_file *f, const char *path, bool is_writer, bool use_direct,
+		     bool has_lock, struct error *err)
 {
 	int flags = (is_writer ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
@@ -122,13 +122,24 @@ int image_file_open(struct image_file *f, const char *path, bool is_writer, bool
 	if (f->fd < 0)
 		return open_error(path, is_writer, errno, err);
 	int r = measure(f, path, err);
-	if (r == 0)
+	if (r == 0 && has_lock)
 		r = lock_image(f->fd, path, is_writer, err);
 	if (r == 0 && f->is_direct)
 		r = probe_direct(f, path, err);
 	if (r < 0)
 		image_file_close(f);
 	return r;
+}
+
+int image_file_open(struct image_file *f, const char *path, bool is_writer, bool use_direct,
+		    struct error *err)
+{
+	return open_file(f, path, is_writer, use_direct, true, err);
+}
+
+int image_file_peek(struct image_file *f, const char *path, struct error *err)
+{
+	return open_file(f, path, false, false, false, err);
 }
 
 void image_file_share(const struct image_file *f)

@@ -135,6 +135,10 @@ static void test_push(void **state)
 	testing_work(f, b, shadow, SIZE, 5);
 	push_busy(f, b, "one");
 	expect_busy(f, "base", "raw", true);
+	struct image_info info;
+	must(image_info(testing_path(f, "one"), "qcow2", &info, &err));
+	assert_string_equal(info.backing_path, "base");
+	image_info_free(&info);
 	testing_expect(f, b, shadow, SIZE);
 	testing_work(f, b, shadow, SIZE, 20);
 	flush(f, b);

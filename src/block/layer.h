@@ -69,6 +69,7 @@ struct layer_open {
 	bool is_writer;
 	bool no_backing; /* leave the backing file alone; the caller gives one or needs none */
 	bool for_repair; /* open even what only a repair may touch */
+	bool is_peek;	 /* without a lock, to look at the header */
 	const struct layer_chain *chain;
 };
 

@@ -202,7 +202,9 @@ static int check_chain(const struct qcow2 *q, const struct layer_open *lo, struc
 
 static int open_files(struct qcow2 *q, const struct layer_open *lo, struct error *err)
 {
-	int r = image_file_open(&q->file, lo->o->path, lo->is_writer, lo->o->use_direct, err);
+	int r = lo->is_peek
+			? image_file_peek(&q->file, lo->o->path, err)
+			: image_file_open(&q->file, lo->o->path, lo->is_writer, lo->o->use_direct, err);
 
 	if (r < 0)
 		return r;

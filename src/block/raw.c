@@ -156,7 +156,9 @@ int raw_layer_open(struct layer **out, const struct layer_open *lo, struct error
 
 	if (!d)
 		return error_set(err, -ENOMEM, "out of memory");
-	int r = image_file_open(&d->file, lo->o->path, lo->is_writer, lo->o->use_direct, err);
+	int r = lo->is_peek
+			? image_file_peek(&d->file, lo->o->path, err)
+			: image_file_open(&d->file, lo->o->path, lo->is_writer, lo->o->use_direct, err);
 	if (r == 0)
 		r = image_file_check_raw(&d->file, lo->o->path, err);
 	if (r < 0) {
