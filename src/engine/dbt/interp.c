@@ -494,5 +494,7 @@ void interp_decoded(struct dbt_cpu *cpu, const struct insn *in)
 		exc_deliver_raised(cpu);
 	} else {
 		call(cpu, in);
+		/* A tail call, which clang makes of it, would leave the frame that a raise comes back to. */
+		__asm__ volatile("" : : : "memory");
 	}
 }
