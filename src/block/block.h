@@ -9,7 +9,7 @@
  * What needs no waiting, such as a read that the host's page cache answers, is done on the spot by try_now:
  * handing a request to another thread and back costs many times the copy.
  *
- * Layers (raw, later qcow2) implement struct block_ops; image files are locked against use by another machine
+ * A device stands on layers of image files (raw, qcow2; layer.h); these are locked against use by another machine
  * (open file description locks): exclusive for writers, shared for readers.
  */
 #ifndef VIV_BLOCK_BLOCK_H

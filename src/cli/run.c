@@ -49,7 +49,7 @@ static const struct opt run_opts[] = {
 		   "kernel command line; with an image: added to its own"),
 	OPT_STRING(struct args, firmware, "firmware", "FILE",
 		   "BIOS image (default: SeaBIOS if there is no kernel)"),
-	OPT_LIST(struct args, disks, "disk", "FILE[,format=qcow2][,ro][,snapshot]...",
+	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=F]",
 		 "a disk; may be given again"),
 	OPT_STRING(struct args, net, "net", "nat|none", "network (default nat with an image, else none)"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
@@ -81,13 +81,16 @@ static const struct opts_cmd run_cmd = {
 		"Without --name the machine leaves nothing behind: what it writes to the image's "
 		"disk is\n"
 		"thrown away.  With --name it gets a copy of the disk and stays until viv rm.\n\n"
-		"--disk takes after the file: format=qcow2 (raw if not given; it is never "
-		"guessed), ro, snapshot "
-		"(writes\n"
-		"are thrown away), direct (past the host's cache), bps=50M and iops=500 (limits), "
-		"and\n"
-		"backing=PATH, again and again: a file, or a folder of files, that the image may "
-		"stand on.\n\n"
+		"--disk takes after the file: format=qcow2 or raw (else by the name: .qcow2, all "
+		"others raw; "
+		"what is in\n"
+		"the file is not asked), ro, snapshot (writes are thrown away), direct (past the "
+		"host's "
+		"cache), bps=50M\n"
+		"and iops=500 (limits), and backing=PATH, again and again: a file, or a folder of "
+		"files, "
+		"that the image\n"
+		"may stand on.\n\n"
 		"With a command, the machine boots, runs it through the guest agent, prints its "
 		"output, and the exit\n"
 		"status is the command's.",
@@ -168,12 +171,17 @@ static int parse_disk(struct disk_args *d, const char *spec, struct error *err)
 
 static int add_disk(struct vmconfig *c, const char *spec, struct error *err)
 {
-	struct disk_args d = { .format = "raw" };
+	struct disk_args d = { .format = "" };
 	_cleanup_free_ char *full = NULL;
 	int r = parse_disk(&d, spec, err);
 
 	if (r < 0)
 		error_prefix(err, "--disk %s", spec);
+	/* By the name, which no guest can change; never by what the file says of itself. */
+	const char *dot = strrchr(d.path, '.');
+	if (!d.format[0])
+		snprintf(d.format, sizeof(d.format), "%s",
+			 dot && strcmp(dot, ".qcow2") == 0 ? "qcow2" : "raw");
 	if (r == 0)
 		r = absolute(d.path, &full, err);
 	if (r == 0)

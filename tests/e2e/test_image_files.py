@@ -113,7 +113,7 @@ def test_debian_on_qcow2(viv, debian, tmp_path):
     base, data = tmp_path / "data.qcow2", tmp_path / "top.qcow2"
     viv.ok("image", "create", base, "64M")
     viv.ok("image", "create", data, "--backing", "data.qcow2", "--extended-l2")
-    viv.fails("run", "--disk", f"{data},format=qcow2", "debq", "--", "true", says=["data.qcow2", "backing="])
+    viv.fails("run", "--disk", data, "debq", "--", "true", says=["data.qcow2", "backing="])
     script = ("mkfs.ext4 -q /dev/vdb && mount /dev/vdb /mnt && cp -a /usr/bin /mnt && sync && cd /usr/bin && "
               "find . -type f -exec sha256sum {} + >/mnt/sums && umount /mnt && mount /dev/vdb /mnt && fstrim /mnt && "
               "cd /mnt/bin && sha256sum --quiet -c ../sums && echo same")
