@@ -145,7 +145,8 @@ int snapper_restore(struct snapper *s, const char *name, json_t *result, struct 
 	bool was_running = machine_state(s->m) == MACHINE_RUNNING;
 
 	r = was_running ? machine_pause(s->m, err) : 0;
-	if (r == 0)
+	/* The base's state is this machine's: it was saved or loaded here. */
+	if (r == 0 && !is_base)
 		r = machine_check_state(s->m, st, err);
 	if (r == 0)
 		r = prepare_tops(s, name, is_base, tops, err);

@@ -1,0 +1,163 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""snapshot.py [--mem 512M] [--copies 10] [--no-qemu] - snapshots, restore, copies and resets of a Debian machine, and QEMU's savevm
+and loadvm beside them.
+
+Prints one row a figure: median and worst of some rounds.  What QEMU does with a machine that stands still is shown as a pause; QEMU has
+no living copies.  Nothing of it remains afterwards.
+"""
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+VIV = ROOT / "build" / "viv"
+DATA = pathlib.Path(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) / "vivarium"
+IMAGE = DATA / "images" / "debian"
+ROUNDS = 7
+RESETS = 300
+
+
+def row(what, values, unit="ms"):
+    if values:
+        print(f"{what:<58} {statistics.median(values):>9.1f} {max(values):>9.1f} {unit}", flush=True)
+
+
+def ms(since):
+    return (time.monotonic() - since) * 1000
+
+
+class Control:
+    """A connection to a machine's control socket."""
+
+    def __init__(self, home, name):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(home / "run" / name / "control.sock"))
+        self.file = self.socket.makefile("r")
+
+    def __call__(self, cmd, **args):
+        self.socket.sendall(json.dumps({"cmd": cmd, **args}).encode() + b"\n")
+        reply = json.loads(self.file.readline())
+        if not reply["ok"]:
+            raise SystemExit(f"{cmd}: {reply['error']}")
+        return reply
+
+
+def bench_viv(home, mem, copies):
+    def viv(*args):
+        return subprocess.run([VIV, *args], env={**os.environ, "VIVARIUM_HOME": str(home)}, check=True, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+
+    (home / "images").symlink_to(DATA / "images")
+    viv("run", "debian", "--name", "a", "--mem", mem, "--detach")
+    try:
+        viv("exec", "a", "--", "true")
+        for load in ("idle", "writing to memory"):
+            if load != "idle":
+                viv("exec", "a", "--", "systemd-run", "--unit=load", "sh", "-c", "while :; do dd if=/dev/zero of=/dev/shm/x bs=1M count=50; done")
+                time.sleep(2)
+            taken = [json.loads(viv("snapshot", "create", "a", f"s{load[0]}{i}", "--json")) for i in range(ROUNDS)]
+            row(f"viv {mem}: pause of a whole snapshot, {load}", [taken[0]["pause_us"] / 1000])
+            row(f"viv {mem}: pause of an incremental one, {load}", [t["pause_us"] / 1000 for t in taken[1:]])
+            row(f"viv {mem}: size of an incremental one, {load}", [t["bytes"] / 2**20 for t in taken[1:]], "MiB")
+        viv("exec", "a", "--", "systemctl", "stop", "load")
+        control = Control(home, "a")
+        row(f"viv {mem}: back in place to another moment", [control("restore", name=f"si{i}")["pause_us"] / 1000
+                                                              for i in range(ROUNDS)])
+        resets = [control("restore", name="si6") for _ in range(RESETS)]
+        row(f"viv {mem}: back to the same moment, again and again", [r["pause_us"] / 1000 for r in resets])
+        row("    pages put back", [r["pages"] for r in resets], "pages")
+        forked = [json.loads(viv("fork", "a", "--name", f"f{i}", "--json"))["pause_us"] / 1000 for i in range(3)]
+        row(f"viv {mem}: pause for a copy", forked)
+        started = time.monotonic()
+        viv("fork", "a", "-n", str(copies), "--name", "w{}")
+        row(f"viv {mem}: {copies} copies, all running", [ms(started)])
+        pids = [vm["pid"] for vm in json.loads(viv("list", "--json")) if vm["name"].startswith("w")]
+        time.sleep(5)
+        dirty = [sum(int(line.split()[1]) for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Private"))
+                 for pid in pids]
+        row(f"viv {mem}: memory of an idle copy's own", [kib / 1024 for kib in dirty], "MiB")
+        viv("rm", "-f", *[f"w{i + 1}" for i in range(copies)], "f0", "f1", "f2")
+        ready, answer = [], []
+        for _ in range(3):
+            viv("stop", "-f", "a")
+            started = time.monotonic()
+            viv("snapshot", "restore", "a", "si6")
+            ready.append(ms(started))
+            viv("exec", "a", "--", "true")
+            answer.append(ms(started))
+        row(f"viv {mem}: stopped machine to running, from a snapshot", ready)
+        row(f"viv {mem}: and to the first answer of its agent", answer)
+    finally:
+        for vm in json.loads(viv("list", "--json")):
+            viv("rm", "-f", vm["name"])
+
+
+class Qemu:
+    def __init__(self, home, mem):
+        disk, self.qmp, self.serial = home / "q.qcow2", home / "qmp", home / "serial"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", IMAGE / "disk.raw", disk], check=True)
+        append = json.loads((IMAGE / "image.json").read_text())["append"]
+        self.process = subprocess.Popen(
+            ["qemu-system-x86_64", "-accel", "tcg", "-m", mem, "-display", "none", "-kernel", IMAGE / "vmlinuz", "-initrd",
+             IMAGE / "initrd", "-append", append, "-drive", f"file={disk},if=virtio", "-serial", f"file:{self.serial}",
+             "-qmp", f"unix:{self.qmp},server=on,wait=off"])
+        end = time.monotonic() + 300
+        while not self.serial.exists() or b"login:" not in self.serial.read_bytes():
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise SystemExit("QEMU's guest did not come to its login")
+            time.sleep(0.5)
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(self.qmp))
+        self.file = self.socket.makefile("r")
+        self.file.readline()
+        self("qmp_capabilities")
+
+    def __call__(self, command, **arguments):
+        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        while True:
+            reply = json.loads(self.file.readline())
+            if "return" in reply or "error" in reply:
+                return reply
+
+    def monitor(self, line):
+        started = time.monotonic()
+        said = self("human-monitor-command", **{"command-line": line}).get("return", "")
+        if "rror" in said:
+            raise SystemExit(f"QEMU: {line}: {said}")
+        return ms(started)
+
+
+def bench_qemu(home, mem):
+    qemu = Qemu(home, mem)
+    try:
+        row(f"QEMU TCG {mem}: pause of savevm, idle", [qemu.monitor(f"savevm s{i}") for i in range(3)])
+        row(f"QEMU TCG {mem}: loadvm", [qemu.monitor("loadvm s1") for _ in range(3)])
+    finally:
+        qemu.process.kill()
+        qemu.process.wait()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mem", default="512M")
+    parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--no-qemu", action="store_true")
+    args = parser.parse_args()
+    print(f"{'':<58} {'median':>9} {'worst':>9}")
+    with tempfile.TemporaryDirectory() as home:
+        bench_viv(pathlib.Path(home), args.mem, args.copies)
+    if not args.no_qemu:
+        with tempfile.TemporaryDirectory() as home:
+            bench_qemu(pathlib.Path(home), args.mem)
+
+
+with contextlib.suppress(KeyboardInterrupt):
+    main()
