@@ -229,7 +229,7 @@ static void drop_tables(struct qcow2 *q)
 	qcow2_cache_free(q);
 	qcow2_set_free(&q->meta);
 	q->free_hint = 0;
-	q->npending = 0;
+	q->npending = q->npending_kept = 0;
 	q->l1_lo = UINT32_MAX;
 	q->l1_hi = 0;
 	q->is_meta_dirty = false;

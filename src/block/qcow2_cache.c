@@ -6,9 +6,11 @@
 
 #include "block/qcow2_int.h"
 
-#define CACHE_BYTES (16 * MIB)
-#define CACHE_MIN   16u
-#define CACHE_KEEP  8u /* the last so many stay, whatever comes */
+#define CACHE_BYTES   (16 * MIB)
+#define PENDING_BYTES (64 * MIB) /* freed, and not yet to be used again */
+#define PENDING_MIN   64u
+#define CACHE_MIN     16u
+#define CACHE_KEEP    8u /* the last so many stay, whatever comes */
 
 static unsigned bucket_of(const struct qcow2 *q, uint64_t offset)
 {
@@ -49,9 +51,11 @@ void qcow2_cache_free(struct qcow2 *q)
 	q->cache = (struct qcow2_cache){ 0 };
 }
 
-bool qcow2_cache_is_tight(const struct qcow2 *q)
+bool qcow2_is_tight(const struct qcow2 *q)
 {
-	return q->cache.ndirty > q->cache.capacity / 2;
+	size_t most = MAX((size_t)(PENDING_BYTES >> q->cluster_bits), (size_t)PENDING_MIN);
+
+	return q->cache.ndirty > q->cache.capacity / 2 || q->npending > q->npending_kept + most;
 }
 
 struct qcow2_table *qcow2_table_find(struct qcow2 *q, uint64_t offset)
@@ -92,7 +96,7 @@ static void make_room(struct qcow2 *q)
 				victim = t;
 		}
 	if (!victim)
-		return; /* all are dirty or in use: more than planned for a moment, see qcow2_cache_is_tight() */
+		return; /* all are dirty or in use: more than planned for a moment, see qcow2_is_tight() */
 	unlink_table(q, victim);
 	table_free(victim);
 }

@@ -175,7 +175,7 @@ static struct qcow2_pending *take_pending(struct qcow2 *q, size_t n, size_t *tak
 		else
 			q->pending[kept++] = q->pending[i];
 	}
-	q->npending = kept;
+	q->npending = q->npending_kept = kept;
 	qsort(p, *taken, sizeof(*p), by_cluster);
 	return p;
 }

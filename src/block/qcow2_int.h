@@ -132,6 +132,7 @@ struct qcow2 {
 	uint64_t ticket;
 	struct qcow2_pending *pending;
 	size_t npending, pending_cap;
+	size_t npending_kept; /* of these, so many outlived the last writeback: readers hold them */
 	uint64_t free_hint;   /* no cluster below is free */
 	uint64_t end_cluster; /* nothing from here on was ever used */
 	bool is_meta_dirty;   /* a flush has entries to write */
@@ -205,8 +206,10 @@ void qcow2_table_dirty(struct qcow2 *q, struct qcow2_table *t, uint32_t at, uint
 void qcow2_table_forget(struct qcow2 *q, uint64_t offset);
 int qcow2_cache_init(struct qcow2 *q);
 void qcow2_cache_free(struct qcow2 *q);
-/** qcow2_cache_is_tight() - so many tables wait to be written that a writeback is due. */
-bool qcow2_cache_is_tight(const struct qcow2 *q);
+/** qcow2_is_tight() - so many tables wait to be written, or so much freed room to be used again, that a writeback is due
+ * before anything more is changed.  Without the latter a guest that writes and discards, and never flushes, fills the host's
+ * disk. */
+bool qcow2_is_tight(const struct qcow2 *q);
 
 /* ---- qcow2_refs.c; all under @lock ---- */
 

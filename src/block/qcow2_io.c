@@ -352,7 +352,7 @@ int qcow2_write(struct layer *l, struct io_vec v, uint64_t len, uint64_t at)
 		struct qcow2_run run;
 		struct qcow2_span span;
 		uint64_t done = 0;
-		if (qcow2_cache_is_tight(q)) {
+		if (qcow2_is_tight(q)) {
 			pthread_mutex_unlock(&q->lock);
 			r = qcow2_writeback(q, true);
 			pthread_mutex_lock(&q->lock);

@@ -219,7 +219,7 @@ int qcow2_write_compressed(struct layer *l, const void *buf, uint64_t at)
 
 	if (!out)
 		return -ENOMEM;
-	if (qcow2_cache_is_tight(q)) {
+	if (qcow2_is_tight(q)) {
 		int w = qcow2_writeback(q, true);
 		if (w < 0)
 			return w;

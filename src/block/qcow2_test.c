@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/host.h"
 #include "block/testing.h"
@@ -338,6 +339,32 @@ static void test_dirty(void **state)
 	testing_judge(f, "killed.qcow2", "qcow2", shadow, SIZE);
 }
 
+/* Written and discarded again and again without a flush: the file doesn't grow for ever. */
+static void test_room(void **state)
+{
+	struct fixture *f = *state;
+	static uint8_t buf[512 * KIB];
+	const char *path = testing_path(f, "a.qcow2");
+	struct stat st;
+
+	make(f, "a.qcow2", (struct image_create){ .size_bytes = SIZE });
+	struct block_dev *b = testing_open(f, (struct block_open){ .path = path, .format = "qcow2" });
+	for (unsigned i = 0; i < 600; i++) {
+		memset(buf, (int)i, sizeof(buf));
+		assert_int_equal(testing_rw(f, b, BLOCK_WRITE, MIB, buf, sizeof(buf)), 0);
+		assert_int_equal(testing_run(f, b,
+					     (struct block_req){ .op = BLOCK_DISCARD,
+								 .offset_bytes = MIB,
+								 .len_bytes = sizeof(buf) }),
+				 0);
+	}
+	assert_int_equal(stat(path, &st), 0);
+	assert_true((uint64_t)st.st_size < 100 * MIB); /* of the 300 written */
+	b->ops->close(b);
+	memset(shadow, 0, SIZE);
+	testing_judge(f, "a.qcow2", "qcow2", shadow, SIZE);
+}
+
 /* Past the page cache, and with limits that are far away. */
 static void test_direct(void **state)
 {
@@ -472,6 +499,7 @@ int main(void)
 		T(test_features),	T(test_backing_rule),
 		T(test_overlaps),	T(test_dirty),
 		T(test_failures),	T(test_direct),
+		T(test_room),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

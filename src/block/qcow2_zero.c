@@ -122,7 +122,7 @@ int qcow2_drop(struct qcow2 *q, uint64_t len, uint64_t at, enum qcow2_drop how)
 		uint64_t in = at & (q->cluster_size - 1);
 		struct qcow2_span span;
 		struct qcow2_run run;
-		if (qcow2_cache_is_tight(q)) {
+		if (qcow2_is_tight(q)) {
 			pthread_mutex_unlock(&q->lock);
 			r = qcow2_writeback(q, true);
 			pthread_mutex_lock(&q->lock);
