@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots of a running machine, and going back to them."""
+import contextlib
 import json
 import os
 import pathlib
@@ -293,3 +294,38 @@ def test_export_and_import(empty_viv, debian, tmp_path):
     b.reaches(b.next() + 10)
     viv.fails("snapshot", "import", "b", "new", file, says=["already"])
     ends(viv, "b")
+
+
+def test_killed_at_any_moment(empty_viv, debian, tmp_path):
+    """Whatever is listed afterwards is whole, disk and memory, and the machine goes on from it."""
+    viv, disk = empty_viv, tmp_path / "counted.raw"
+    disk.write_bytes(bytes(8 << 20))
+    initrd = tiny.make(debian, tmp_path, COUNT_ON_DISK)
+    viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--disk", disk,
+           "--append", "console=ttyS0 quiet", "--mem", "256M")
+    Counter(viv, "a").reaches(3)
+    viv.ok("snapshot", "create", "a", "base")
+    program = os.environ.get("VIV", str(pathlib.Path(__file__).resolve().parents[2] / "build" / "viv"))
+    folder = viv.home / "vms" / "a" / "snapshots"
+    done = ["base"]
+    for i in range(10):
+        pid = viv.list()[0]["pid"]
+        taking = subprocess.Popen([program, "snapshot", "create", "a", f"s{i}"], env=viv.env, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            taking.wait(timeout=0.03 * i)
+        os.kill(pid, signal.SIGKILL)
+        if taking.wait() == 0:
+            done.append(f"s{i}")
+        viv.wait_until(lambda: viv.list()[0]["state"] == "stopped", "stopped")
+        found = snapshots(viv, "a")
+        assert set(done) <= set(found), "one that was told to be done is not there"
+        newest = list(found)[-1]
+        viv.ok("snapshot", "restore", "a", newest)
+        a = Counter(viv, "a")
+        a.reaches(a.next() + 3)
+    for name in snapshots(viv, "a"):
+        assert viv.ok("snapshot", "verify", "a", name).stdout == f"{name}: whole\n"
+    viv.ok("snapshot", "create", "a", "last")
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")], "something half-made is left"
+    ends(viv, "a")
