@@ -202,7 +202,7 @@ struct executor {
 
 static void run_translated(struct dbt_cpu *c)
 {
-	struct xlate_block *b = xlate_find(c, 0);
+	struct xlate_block *b = xlate_find(c, 0, false);
 
 	c->xlate->is_watched = true;
 	/* What follows the instruction is INT3, which is interpreted: the block ends before it. */
@@ -212,7 +212,7 @@ static void run_translated(struct dbt_cpu *c)
 
 		if (exit == XEXIT_LINK && c->s.rip == guest.start && guest.vector < 0) {
 			/* A group of accesses that no single check covers. */
-			b = xlate_find(c, xlate_link_extra(xlate_exit_link(c)));
+			b = xlate_find(c, xlate_link_extra(xlate_exit_link(c)), true);
 			if (!b || b->is_interp) {
 				interp_one(c);
 				return;

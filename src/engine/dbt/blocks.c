@@ -351,7 +351,7 @@ static void block_kill(struct dbt_vm *vm, struct xlate_block *b)
 	b->is_dead = true;
 	x->invalidations++;
 
-	patch_jump(x, b->code, x->exit_lookup); /* s.rip is exact there */
+	patch_jump(x, b->entry, x->exit_lookup); /* s.rip is exact there */
 	if (b->landing)
 		patch_jump(x, b->code + b->landing, x->ret_dead);
 }

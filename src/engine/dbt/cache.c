@@ -303,8 +303,10 @@ static void empty(struct dbt_vm *vm, unsigned s)
 	}
 	xlate_blocks_drop(vm, s);
 	for (unsigned i = 0; i < vm->ncpus; i++)
-		if (vm->cpus[i])
+		if (vm->cpus[i]) {
 			xlate_jc_forget(vm->cpus[i], x->cc.rx + hot_at(s), x->cc.rx + hot_at(s + 1));
+			xlate_jc_forget(vm->cpus[i], x->cc.rx + cold_at(s), x->cc.rx + cold_at(s + 1));
+		}
 	*g = (struct xlate_segment){ 0 };
 	x->cc.nsegs--;
 	x->evictions++;

@@ -237,9 +237,9 @@ static bool handle_requests(struct dbt_cpu *cpu, enum run_result *result)
 }
 
 /* A block to enter for the present state, or NULL: interpret one instruction. */
-static struct xlate_block *next_block(struct dbt_cpu *cpu, uint32_t key_extra)
+static struct xlate_block *next_block(struct dbt_cpu *cpu, uint32_t key_extra, bool is_jump)
 {
-	struct xlate_block *b = xlate_find(cpu, key_extra);
+	struct xlate_block *b = xlate_find(cpu, key_extra, is_jump);
 
 	return b && !(b->is_interp && cpu->xlate->is_watched) ? b : NULL;
 }
@@ -275,7 +275,7 @@ enum run_result dbt_run(struct dbt_cpu *cpu)
 						 cpu->s.rip == link_rip
 					 ? xlate_link_extra(link)
 					 : 0;
-		struct xlate_block *b = wants_interp(cpu) ? NULL : next_block(cpu, extra);
+		struct xlate_block *b = wants_interp(cpu) ? NULL : next_block(cpu, extra, link);
 
 		if (!b) {
 			link = NULL;

@@ -1397,7 +1397,7 @@ static void test_translation_saves_vectors(void **state)
 	cpu->s.rip = CODE;
 	dbt_run_enter(cpu);
 	dbt_fpu_to_regs(cpu);
-	struct xlate_block *b = xlate_find(cpu, 0);
+	struct xlate_block *b = xlate_find(cpu, 0, false);
 	bool is_in_regs = cpu->is_fpu_in_regs;
 
 	dbt_fpu_to_mem(cpu);
@@ -1413,7 +1413,7 @@ static void test_late_poison(void **state)
 	poke(CODE, 2, 0xf490); /* nop; hlt */
 	cpu->s.rip = CODE;
 	dbt_run_enter(cpu);
-	assert_non_null(xlate_find(cpu, 0));
+	assert_non_null(xlate_find(cpu, 0, false));
 	atomic_store(&cpu->poll, 0);
 	atomic_store(&cpu->jc_key_now, cpu->jc_poison);
 	assert_non_null(xlate_lookup_fast(cpu));
@@ -1438,7 +1438,7 @@ static void flush_and_refill(void)
 	memset(cc->rw + XLATE_STUB_BYTES, 0xcc, 64 * KIB); /* INT3 */
 	cc->seg[cc->now].hot += 64 * KIB;
 	cpu->s.rip = CODE + 10;
-	assert_non_null(xlate_find(cpu, 0));
+	assert_non_null(xlate_find(cpu, 0, false));
 	cpu->s.rip = rip;
 }
 

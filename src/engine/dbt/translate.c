@@ -1580,11 +1580,23 @@ static void emit_entry(struct ctx *c)
 	emit_store_gs(e, CPU_OFF(pc_base), H_R14, 8);
 }
 
+/* The same among the ways out. */
+static uint8_t *emit_cold_entry(struct ctx *c, const uint8_t *near_entry)
+{
+	align_to(c, 0, 8); /* it can be patched at once */
+	uint8_t *start = c->e.p;
+
+	emit_entry(c);
+	emit_u8(&c->e, 0xe9);
+	emit_u32(&c->e, (uint32_t)(near_entry - (c->e.p + 4)));
+	return start;
+}
+
 /* The independent reading of the block (code_verify.h).  A block that fails it is never run. */
 static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struct emit *cold)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
-	uint8_t *exec = xlate_far_entry(x, b);
+	uint8_t *exec = xlate_code(x, b);
 	int mode = tr_tlb_mode(xlate_block_key(b));
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
 	struct code_verify_env env = {
@@ -1676,7 +1688,8 @@ static void pack_links(const struct ctx *c, struct xlate_block *b)
 	}
 }
 
-struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2, uint32_t key)
+struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2,
+				    uint32_t key, bool is_jump)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
 	struct ctx ctx, *c = &ctx;
@@ -1706,7 +1719,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	e->scale = 0;
 	e->exec_delta = x->cc.rx - x->cc.rw;
 
-	emit_entry(c);
+	if (!is_jump)
+		emit_entry(c);
 	uint8_t *near_entry = e->p;
 	tr_count_enter(c);
 	tr_loop_enter(c);
@@ -1767,6 +1781,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	e->p = e->start = xlate_cold(x, &e->end);
 	for (unsigned i = 0; i < c->ncold; i++)
 		emit_cold(c, &c->cold[i]);
+	uint8_t *far_entry = is_jump ? emit_cold_entry(c, near_entry) : hot.start;
+
 	if (e->is_full)
 		return NULL;
 	struct emit cold = *e;
@@ -1775,6 +1791,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	*b = (struct xlate_block){
 		.tag = xlate_tag(phys, key),
 		.code = (uint32_t)(hot.start - x->cc.rw),
+		.entry = (uint32_t)(far_entry - x->cc.rw),
 		.code_len = (uint16_t)(hot.p - hot.start),
 		.landing = (uint16_t)c->landing,
 		.guest_len = (uint16_t)(MAX(guest_end, (unsigned)(phys & 0xfff) + 1) - (phys & 0xfff)),

@@ -323,7 +323,7 @@ static bool is_crossing(struct dbt_cpu *cpu, uint64_t phys)
 	       interp_decode(cpu, &in, cpu->vm->ram->base + phys, left, cpu->code_bits) == DECODE_MORE;
 }
 
-static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint32_t key)
+static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint32_t key, bool is_jump)
 {
 	struct dbt_vm *vm = cpu->vm;
 	struct xlate_vm *x = vm->xlate;
@@ -347,7 +347,7 @@ static struct xlate_block *translate_at(struct dbt_cpu *cpu, uint64_t phys, uint
 		bool has_room = xlate_cache_has_room(x);
 
 		if (is_safe && has_room) {
-			b = xlate_translate(cpu, phys, phys2, key);
+			b = xlate_translate(cpu, phys, phys2, key, is_jump);
 			if (b) {
 				cpu->xlate->translations++;
 				xlate_block_insert(cpu, b);
@@ -407,7 +407,7 @@ static struct xlate_block *lookup_at_rip(struct dbt_cpu *cpu, uint64_t phys, uin
 	return b;
 }
 
-struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra)
+struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra, bool is_jump)
 {
 	uint64_t phys;
 	uint32_t key;
@@ -418,7 +418,7 @@ struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra)
 	struct xlate_block *b = lookup_at_rip(cpu, phys, key);
 
 	if (!b)
-		b = translate_at(cpu, phys, key);
+		b = translate_at(cpu, phys, key, is_jump);
 	return b;
 }
 
@@ -630,7 +630,7 @@ bool xlate_signal(struct dbt_cpu *cpu, ucontext_t *uc, int sig)
 		return true;
 	}
 	struct xlate_block *b = xlate_cache_find(x, pc);
-	uint32_t off = b ? (uint32_t)(pc - xlate_far_entry(x, b)) : 0;
+	uint32_t off = b ? (uint32_t)(pc - xlate_code(x, b)) : 0;
 	unsigned index = 0;
 	int page_off = b ? xlate_map_find(b, off, &index) : -1;
 

@@ -6,8 +6,10 @@
  * position-independent in guest-virtual addresses: gs:pc_base holds RIP minus the offset in the page, so
  * that RIP of any instruction of the block is pc_base + its offset in the page.
  *
- *   far entry   gs:s.rip holds the block's RIP: sets pc_base, falls into the near entry
+ *   far entry   gs:s.rip holds the block's RIP: sets pc_base, and goes on at the near entry
  *   near entry  pc_base is right already (chained from a block of the same page)
+ *
+ * The far entry stands before the near one; of a block that was translated for a jump, to be chained, among the ways out.
  *
  * Its code is in two places: what is executed normally, close together for the host's caches; and the ways
  * out, in the cold part of its segment.  Backward jumps poll, and so do all that go through the branch table.
@@ -98,7 +100,7 @@ static inline uint64_t xlate_ct_entry(uint64_t va, uint64_t page, uint64_t key)
 #define XLATE_NO_PAGE 2ULL
 
 struct xlate_insn_map {
-	uint32_t host_off; /* where the instruction's host code starts, from the far entry */
+	uint32_t host_off; /* where the instruction's host code starts, in the block's */
 	uint16_t page_off;
 };
 
@@ -114,13 +116,14 @@ struct xlate_insn_map {
  */
 struct xlate_block {
 	uint64_t tag;	    /* xlate_tag() */
-	uint32_t code;	    /* offset of the far entry in the code cache */
+	uint32_t code;	    /* offset of its code in the code cache */
+	uint32_t entry;	    /* ... of the far entry */
 	uint32_t page_next; /* block: another of the page */
 	uint32_t in;	    /* link: one that jumps here */
-	uint16_t code_len;  /* from the far entry, without the cold part */
-	uint16_t landing; /* where its call comes back to, from the far entry; 8-byte aligned code; 0: nowhere */
+	uint16_t code_len;  /* without the cold part */
+	uint16_t landing; /* where its call comes back to, from code on; 8-byte aligned code; 0: nowhere */
 	uint16_t guest_len; /* bytes in the page of phys */
-	uint8_t near;	    /* near entry, from the far entry */
+	uint8_t near;	    /* near entry, from code on */
 	uint8_t ninsns, nlinks, nfars;
 	uint8_t nmap; /* entries of the map: ninsns, and of a loop as many again */
 	bool is_dead;
@@ -141,7 +144,7 @@ struct xlate_crossing {
 /* A loop with registers of its own. */
 struct xlate_loop {
 	uint8_t host[16]; /* register map of its code */
-	uint32_t off;	  /* where that begins, from the far entry */
+	uint32_t off;	  /* where that begins, in the block's code */
 };
 
 #define XLATE_JC_HASHES	 4096u
@@ -176,7 +179,7 @@ struct xlate_cpu {
 #define XLATE_DROPPED_BITS  16
 
 /*
- * Under vm->lock.  Blocks are in the order of their far entries; the last words of the records' part, downwards, name
+ * Under vm->lock.  Blocks are in the order of their code; the last words of the records' part, downwards, name
  * them in that order, so that a signal handler may search it.
  */
 struct xlate_segment {
@@ -284,8 +287,12 @@ static inline struct xlate_link *xlate_link_at(const struct xlate_vm *x, uint32_
 {
 	return (struct xlate_link *)(void *)(x->cc.meta + ref);
 }
-/** xlate_far_entry() - executable address. */
+/** xlate_far_entry(), xlate_code() - executable addresses. */
 static inline uint8_t *xlate_far_entry(const struct xlate_vm *x, const struct xlate_block *b)
+{
+	return x->cc.rx + b->entry;
+}
+static inline uint8_t *xlate_code(const struct xlate_vm *x, const struct xlate_block *b)
 {
 	return x->cc.rx + b->code;
 }
@@ -347,9 +354,9 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err);
 void xlate_cpu_destroy(struct dbt_cpu *cpu);
 
 /** xlate_find() - the block for the present s.rip, translating it if needed, with
- * @key_extra (DBT_MODE_EACH or 0) added to the key; NULL when this place can't be
- * translated (not RAM, fetch faults, mode is the interpreter's). */
-struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra);
+ * @key_extra (DBT_MODE_EACH or 0) added to the key, @is_jump: for a jump that is going to be chained to it;
+ * NULL when this place can't be translated (not RAM, fetch faults, mode is the interpreter's). */
+struct xlate_block *xlate_find(struct dbt_cpu *cpu, uint32_t key_extra, bool is_jump);
 /** xlate_lookup_fast() - the miss of the branch table, called by the stub with only s.rip and the mode exact:
  * far entry of the block for s.rip, now in the table; NULL: leave to the dispatcher. */
 void *xlate_lookup_fast(struct dbt_cpu *cpu);
@@ -387,8 +394,10 @@ bool xlate_mode_ok(const struct xlate_vm *x, uint32_t key);
 
 /* translate.c */
 /** xlate_translate() - build a block in the present segment; called with vm->lock.  NULL when it can't be.
+ * @is_jump: as in xlate_find()
  * @phys2: XLATE_NO_PAGE, or the RAM offset of the page where its only instruction goes on, with bit 0 set; 0: it does not */
-struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2, uint32_t key);
+struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2,
+				    uint32_t key, bool is_jump);
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
 
