@@ -128,7 +128,7 @@ struct dbt_mmu {
 #define DBT_KEYS 16u /* keys of it that are remembered */
 
 /* ---- inline table of code pages (xlate.h, "far links") ---- */
-#define DBT_CT_SIZE 1024u
+#define DBT_CT_SIZE 8192u
 
 /* ---- what a vCPU is asked to do at its next safepoint (cpu->requests, atomic) ---- */
 enum {
