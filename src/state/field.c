@@ -274,11 +274,29 @@ static uint64_t scalar(const struct field *f, const void *obj, uint32_t i)
 	return v;
 }
 
+/* Length of the text that @p looks like: printable, then zeros to its end; 0: it is none. */
+static size_t text_len(const uint8_t *p, size_t len)
+{
+	size_t n = 0;
+
+	while (n < len && p[n] >= 0x20 && p[n] < 0x7f)
+		n++;
+	for (size_t i = n; i < len; i++)
+		if (p[i])
+			return 0;
+	return n > 1 && n < len ? n : 0;
+}
+
 static void show_value(const struct field *f, const void *obj, struct bytes *out)
 {
 	if (f->kind == FIELD_BYTES) {
 		const uint8_t *p = (const void *)element(f, obj, 0);
-		size_t len = (size_t)f->size * f->count;
+		size_t len = (size_t)f->size * f->count, text = text_len(p, len);
+
+		if (text) {
+			bytes_printf(out, " \"%.*s\"", (int)text, (const char *)p);
+			return;
+		}
 		for (size_t i = 0; i < len; i++)
 			bytes_printf(out, i % 32 ? "%02x" : " %02x", p[i]);
 		return;

@@ -308,6 +308,13 @@ static void shown_a_field_a_line(void **state)
 	assert_non_null(strstr(t, "deadline = -5\n"));
 	assert_non_null(strstr(t, "chan[1].mode = 0x4\n"));
 	assert_null(strstr(t, "host"));
+
+	_cleanup_bytes_ struct bytes text = { 0 };
+
+	memcpy(a.regs, "dbt\0", sizeof(a.regs));
+	assert_int_equal(state_show(&dev_desc, &a, &text), 0);
+	bytes_put_u8(&text, 0);
+	assert_non_null(strstr((const char *)text.data, "regs = \"dbt\"\n"));
 }
 
 struct hole {
