@@ -7,6 +7,7 @@
 
 #include "cli/snapshot.h"
 #include "ctl/client.h"
+#include "ctl/snapmerge.h"
 
 #define POLL_MS 200
 
@@ -28,7 +29,8 @@ static const struct opts_cmd snapshot_cmd = {
 		"verify MACHINE SNAPSHOT    compare all of it with its checksums\n"
 		"restore MACHINE SNAPSHOT   go back: in place if the machine runs, else start it "
 		"from there\n"
-		"delete MACHINE SNAPSHOT    remove it; others keep all they need\n"
+		"delete MACHINE SNAPSHOT    remove it; what others need of it is merged into "
+		"theirs\n"
 		"export MACHINE SNAPSHOT FILE    all of it as one file\n"
 		"import MACHINE SNAPSHOT FILE    and back; the machine is made if there is none of "
 		"that name",
@@ -100,6 +102,32 @@ static int create(const char *vm, const char *name, bool json, struct error *err
 	return 0;
 }
 
+/* ---- delete ---- */
+
+static bool tick(void *arg, uint64_t done, uint64_t total)
+{
+	progress_tick(arg, (int)(done * 1000 / total));
+	return true;
+}
+
+/* What it leaves to others is merged; killed meanwhile, the next one does that. */
+static int delete (const char *vm, const char *name, struct error *err)
+{
+	struct progress shown;
+	const struct ram_progress progress = { tick, &shown };
+	int r = snapstore_delete(vm, name, err);
+
+	if (r < 0)
+		return r;
+	progress_start(&shown, "merging what others need of it");
+	r = snapmerge(vm, &progress, err);
+	progress_end(&shown);
+	if (r < 0)
+		error_prefix(err, "%s is deleted, but what others need of it is not merged yet, which the next delete tries again",
+			     name);
+	return r;
+}
+
 /* ---- the verb ---- */
 
 static int run(const char *action, const struct opts_rest *rest, const struct snapshot_args *a,
@@ -121,7 +149,7 @@ static int run(const char *action, const struct opts_rest *rest, const struct sn
 		return snapshot_export(vm, name, rest->args[3], err);
 	if (!strcmp(action, "import"))
 		return snapshot_import(vm, name, rest->args[3], err);
-	return snapstore_delete(vm, name, err);
+	return delete (vm, name, err);
 }
 
 static int check_usage(const struct opts_rest *rest, struct error *err)

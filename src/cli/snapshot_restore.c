@@ -89,8 +89,11 @@ static int copy_snapshot(const struct snapshot_info *from, const char *vm, struc
 
 	if (!dir)
 		return r;
-	if (r == 0)
-		r = link_all(&b, dir, err);
+	if (r == 0) {
+		_cleanup_close_ int lock = snapstore_lock(from->vm, false, err);
+
+		r = lock < 0 ? lock : link_all(&b, dir, err);
+	}
 	if (r == 0)
 		r = snapstore_commit(&b, err);
 	snapstore_end(&b);

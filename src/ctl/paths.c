@@ -219,6 +219,22 @@ static int write_all(int fd, const char *p, size_t len)
 	return 0;
 }
 
+/* The name itself: after a power cut, too, it is the new file's. */
+static int sync_parent(const char *path)
+{
+	_cleanup_free_ char *dir = strdup(path);
+	char *slash = dir ? strrchr(dir, '/') : NULL;
+
+	if (!dir)
+		return -ENOMEM;
+	if (slash)
+		slash[slash == dir] = 0;
+	_cleanup_close_ int fd = host.open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+
+	/* Some file systems can't sync folders: then there is no more to be had. */
+	return fd < 0 || (host.fsync(fd) < 0 && errno != EINVAL) ? -errno : 0;
+}
+
 int paths_write_file(const char *path, const void *data, size_t len, struct error *err)
 {
 	_cleanup_free_ char *tmp = paths_format(err, "%s.new", path);
@@ -236,6 +252,8 @@ int paths_write_file(const char *path, const void *data, size_t len, struct erro
 	close(fd);
 	if (r == 0 && rename(tmp, path) < 0)
 		r = -errno;
+	if (r == 0)
+		r = sync_parent(path);
 	if (r < 0) {
 		unlink(tmp);
 		return error_set(err, r, "cannot write %s: %s", path, strerror(-r));

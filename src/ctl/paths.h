@@ -33,7 +33,7 @@ int paths_make(const char *path, struct error *err);
 /** paths_remove_tree() - @path and all in it; not following links.  0 also when it is not there. */
 int paths_remove_tree(const char *path, struct error *err);
 
-/** paths_write_file() - whole, with mode 0600, replacing what was there in one step. */
+/** paths_write_file() - whole, with mode 0600, replacing what was there in one step; stable when it returns. */
 int paths_write_file(const char *path, const void *data, size_t len, struct error *err);
 /** paths_read_file() - all of a file of at most @max bytes, NUL appended. */
 int paths_read_file(const char *path, size_t max, char **out, size_t *len, struct error *err);

@@ -232,6 +232,11 @@ int snapbundle_export(const char *vm, const char *name, const char *path,
 		return -ENOMEM;
 	if (access(path, F_OK) == 0)
 		return error_set(err, -EEXIST, "there is a file %s already", path);
+	/* Index and files of one moment: no merge in between. */
+	_cleanup_close_ int lock = snapstore_lock(vm, false, err);
+
+	if (lock < 0)
+		return lock;
 	_cleanup_close_ int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	struct stream s;
 

@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "ctl/paths.h"
 
@@ -35,7 +36,7 @@ static int sync_dir(const char *path, struct error *err)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-	if (fd < 0 || fsync(fd) < 0)
+	if (fd < 0 || host.fsync(fd) < 0)
 		return error_set(err, -errno, "cannot sync %s: %s", path, strerror(errno));
 	return 0;
 }
@@ -107,7 +108,7 @@ static int copy_file(const char *path, int dir_fd, const char *as, struct error 
 			}
 		}
 	}
-	if (n < 0 || fsync(to) < 0)
+	if (n < 0 || host.fsync(to) < 0)
 		return error_set(err, -errno, "cannot copy %s: %s", path, strerror(errno));
 	return 0;
 }
@@ -185,7 +186,7 @@ int snapstore_write(const struct snapstore_build *b, const char *file, const voi
 		p += n;
 		len -= (size_t)n;
 	}
-	if (fsync(fd) < 0)
+	if (host.fsync(fd) < 0)
 		return error_set(err, -errno, "cannot write %s/%s: %s", b->dir, file, strerror(errno));
 	return 0;
 }
@@ -196,7 +197,7 @@ int snapstore_commit(struct snapstore_build *b, struct error *err)
 
 	if (!parent)
 		return -ENOMEM;
-	if (fsync(b->dir_fd) < 0)
+	if (host.fsync(b->dir_fd) < 0)
 		return error_set(err, -errno, "cannot sync %s: %s", b->dir, strerror(errno));
 	if (rename(b->dir, b->final) < 0)
 		return error_set(err, -errno, "cannot name the snapshot %s: %s", b->final,
@@ -250,6 +251,58 @@ void snapstore_clean(const char *vm)
 		if (path && is_left_over(path, e->d_name) && paths_remove_tree(path, &err) < 0)
 			log_warn("snapshot", "%s", err.text);
 	}
+	if (d)
+		closedir(d);
+}
+
+int snapstore_lock(const char *vm, bool is_exclusive, struct error *err)
+{
+	_cleanup_free_ char *dir = snapshots_dir(vm, err);
+	int r = dir ? paths_make(dir, err) : -ENOMEM;
+
+	if (r < 0)
+		return r;
+	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(err, -errno, "cannot open %s: %s", dir, strerror(errno));
+	for (unsigned ms = 0; flock(fd, (is_exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) < 0; ms++) {
+		r = errno != EWOULDBLOCK
+			    ? error_set(err, -errno, "cannot lock %s: %s", dir, strerror(errno))
+		    : ms >= SNAPSTORE_LOCK_MS
+			    ? error_set(err, -EBUSY,
+					"another process works on the snapshots of %s; try again", vm)
+			    : 0;
+		if (r < 0) {
+			close(fd);
+			return r;
+		}
+		usleep(1000);
+	}
+	return fd;
+}
+
+static bool is_named(const struct ram_index *x, const char *file)
+{
+	for (uint32_t i = 0; i < x->nlayers; i++)
+		if (!strcmp(x->layers[i], file))
+			return true;
+	return false;
+}
+
+void snapstore_remove_unnamed(int dir_fd, const struct ram_index *x)
+{
+	int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+	struct dirent *e;
+
+	if (!d && fd >= 0)
+		close(fd);
+	while (d && (e = readdir(d)))
+		if (((!strncmp(e->d_name, "ram-", 4) && !is_named(x, e->d_name)) ||
+		     !strcmp(e->d_name, "ram.index.new")) &&
+		    unlinkat(dir_fd, e->d_name, 0) < 0)
+			log_warn("snapshot", "cannot remove %s: %s", e->d_name, strerror(errno));
 	if (d)
 		closedir(d);
 }
@@ -429,7 +482,8 @@ int snapstore_list(const char *vm, struct snapshot_info **out, unsigned *n,
 		if (e->d_name[0] == '.')
 			continue;
 		if (snapstore_load(&i, vm, e->d_name, &why) < 0) {
-			damaged(arg, e->d_name, &why);
+			if (damaged)
+				damaged(arg, e->d_name, &why);
 			continue;
 		}
 		more = realloc(list, (count + 1) * sizeof(*list));
@@ -472,13 +526,12 @@ int snapstore_open_state(const char *vm, const char *name, struct snapshot_state
 	return r;
 }
 
-int snapstore_open_ram(const char *vm, const char *name, struct ram_files *out, struct error *err)
+static int open_ram(const char *dir, const char *index, struct ram_files *out, struct error *err)
 {
-	_cleanup_free_ char *dir = snapstore_path(vm, name, NULL, err);
-	_cleanup_free_ char *path = dir ? snapstore_path(vm, name, "ram.index", err) : NULL, *data = NULL;
+	_cleanup_free_ char *data = NULL;
 	struct ram_index x;
 	size_t len;
-	int r = path ? paths_read_file(path, RAM_INDEX_MAX, &data, &len, err) : -ENOMEM;
+	int r = paths_read_file(index, RAM_INDEX_MAX, &data, &len, err);
 
 	if (r == 0)
 		r = ram_index_parse(&x, (const uint8_t *)data, len, err);
@@ -491,6 +544,18 @@ int snapstore_open_ram(const char *vm, const char *name, struct ram_files *out, 
 		return error_set(err, -errno, "cannot open %s: %s", dir, strerror(errno));
 	}
 	return ram_files_open(out, &x, fd, err);
+}
+
+int snapstore_open_ram(const char *vm, const char *name, struct ram_files *out, struct error *err)
+{
+	_cleanup_free_ char *dir = snapstore_path(vm, name, NULL, err);
+	_cleanup_free_ char *index = dir ? snapstore_path(vm, name, "ram.index", err) : NULL;
+	int r = index ? open_ram(dir, index, out, err) : -ENOMEM;
+
+	/* Between the index and its files, a merge may have put others in their place. */
+	for (unsigned i = 0; r == -ENOENT && i < 3; i++)
+		r = open_ram(dir, index, out, err);
+	return r;
 }
 
 int snapstore_delete(const char *vm, const char *name, struct error *err)

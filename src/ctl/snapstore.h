@@ -10,6 +10,8 @@
  * Files that several snapshots, or a snapshot and a machine, have in common are hard links to one file, which nobody
  * writes any more.  So deleting one never takes anything from another, whatever their order.
  *
+ * What deleted snapshots leave in common with others is merged by snapmerge.h, which exchanges files of a folder under its lock.
+ *
  * A snapshot is built in snapshots/.tmp-NAME, synced, and renamed: under its name it is whole.  The builder holds
  * a lock (flock) on the folder; without one it is left over from a builder that died, and goes at the next occasion.
  */
@@ -54,6 +56,15 @@ void snapstore_release(struct snapstore_build *b);
 /** snapstore_clean() - remove what builders that died left over. */
 void snapstore_clean(const char *vm);
 
+/**
+ * snapstore_lock() - against files that are exchanged (@is_exclusive) while they are linked elsewhere.
+ * Returns a descriptor to be closed; -EBUSY: others have had it for SNAPSTORE_LOCK_MS; -errno.
+ */
+int snapstore_lock(const char *vm, bool is_exclusive, struct error *err);
+#define SNAPSTORE_LOCK_MS 5000
+/** snapstore_remove_unnamed() - files of memory in the folder that @x does not name: left over by a merge. */
+void snapstore_remove_unnamed(int dir_fd, const struct ram_index *x);
+
 /* ---- looking ---- */
 
 struct snapshot_info {
@@ -70,7 +81,7 @@ int snapstore_load(struct snapshot_info *out, const char *vm, const char *name, 
 void snapshot_info_free(struct snapshot_info *i); /* zeroed is fine */
 
 /** snapstore_list() - all of @vm, oldest first; *@n of them in *@out, an array to be freed after each.  Damaged ones are
- * told to @damaged and left out. */
+ * told to @damaged (NULL: nobody) and left out. */
 int snapstore_list(const char *vm, struct snapshot_info **out, unsigned *n,
 		   void (*damaged)(void *arg, const char *name, const struct error *why), void *arg,
 		   struct error *err);

@@ -342,13 +342,32 @@ static void on_child(void *arg, int fd, unsigned events)
 
 /* ---- the parent, before ---- */
 
+/* Its memory may lie in other files by now, if snapshots were merged.  What comes from there is what it was, or it is another one. */
+static bool open_base_again(struct snapper *s)
+{
+	struct ram_files files;
+	struct error err;
+
+	if (snapstore_open_ram(s->config->name, s->base_name, &files, &err) < 0)
+		return false;
+	if (!ram_index_is_same(&files.index, &s->base.index)) {
+		ram_files_close(&files);
+		return false;
+	}
+	ram_files_close(&s->base);
+	s->base = files;
+	return true;
+}
+
 /* Layers of the base into the new folder.  The base may have been deleted meanwhile: then all is written. */
 static bool link_base(struct take *t)
 {
 	struct snapper *s = t->s;
 	struct error err;
 
-	if (!s->base_name)
+	_cleanup_close_ int lock = s->base_name ? snapstore_lock(s->config->name, false, &err) : -1;
+
+	if (lock < 0 || !open_base_again(s))
 		return false;
 	for (uint32_t i = 0; i < s->base.index.nlayers; i++) {
 		_cleanup_free_ char *path =

@@ -12,7 +12,7 @@
 #include "block/image.h"
 #include "ctl/paths.h"
 
-#define LAYER_PREFIX "layer-" /* of the names given here */
+#define LAYER_PREFIX VMDISKS_LAYER_PREFIX
 
 bool vmdisks_is_layered(const struct vmconfig *c, unsigned i)
 {
@@ -136,8 +136,12 @@ static int link_file(const char *from, const char *to, struct error *err)
 		return 0;
 	int r = -errno;
 
-	if (r == -EEXIST && stat(from, &a) == 0 && stat(to, &b) == 0 && a.st_dev == b.st_dev &&
-	    a.st_ino == b.st_ino)
+	/* A layer's name stands for its content, in whichever file: one of them may be merged. */
+	const char *name = strrchr(to, '/');
+	bool is_layer = name && !strncmp(name + 1, LAYER_PREFIX, strlen(LAYER_PREFIX));
+
+	if (r == -EEXIST && stat(from, &a) == 0 && stat(to, &b) == 0 &&
+	    (is_layer || (a.st_dev == b.st_dev && a.st_ino == b.st_ino)))
 		return 0;
 	if (r == -EXDEV)
 		return error_set(err, r,
@@ -236,10 +240,32 @@ static int outside(unsigned i, const char *name, struct error *err)
 			 i, name);
 }
 
+/* As they are now: a merge may have made them shorter. */
+static int read_again(struct vmdisks *d, struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < d->config->ndisks; i++) {
+		struct vmdisk_chain ch;
+
+		if (!vmdisks_is_layered(d->config, i))
+			continue;
+		r = chain_read(&ch, d->config->disks[i].path, d->config->disks[i].format, d->folder, err);
+		if (r == 0) {
+			chain_free(&d->chains[i]);
+			d->chains[i] = ch;
+		} else {
+			chain_free(&ch);
+		}
+	}
+	return r;
+}
+
 int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 		   const char *names[MACHINE_MAX_DISKS], struct error *err)
 {
-	int r = 0;
+	_cleanup_close_ int lock = snapstore_lock(d->config->name, false, err);
+	int r = lock < 0 ? lock : read_again(d, err);
 
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
 		names[i] = NULL;
@@ -264,7 +290,8 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 		 const uint64_t sizes[MACHINE_MAX_DISKS], struct error *err)
 {
-	int r = 0;
+	_cleanup_close_ int lock = snapstore_lock(d->config->name, false, err);
+	int r = lock < 0 ? lock : read_again(d, err);
 
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		_cleanup_free_ char *top = NULL;
@@ -312,8 +339,15 @@ static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk
 		else
 			r = a && b ? link_file(a, b, err) : -ENOMEM;
 	}
+	_cleanup_free_ char *below = r == 0 ? paths_format(err, "%s/%s", d->folder, ch.files[0]) : NULL;
+
 	if (r == 0)
-		r = make_layer(d->folder, i, 0, ch.files[0], from->format, top, err);
+		r = below ? make_layer(d->folder, i, 0, ch.files[0], from->format, top, err) : -ENOMEM;
+	if (r < 0)
+		return r;
+	/* Some may have been there before, merged or not yet. */
+	chain_free(&d->next[i]);
+	r = chain_read(&d->next[i], below, from->format, d->folder, err);
 	return r < 0 ? r : chain_add(&d->next[i], 0, name_in(*top, d->folder), err);
 }
 
@@ -321,7 +355,8 @@ int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
 		    char *tops[MACHINE_MAX_DISKS], struct error *err)
 {
 	_cleanup_free_ char *snapshot = snapstore_path(from->vm, from->name, NULL, err);
-	int r = snapshot ? 0 : -ENOMEM;
+	_cleanup_close_ int lock = snapshot ? snapstore_lock(from->vm, false, err) : -1;
+	int r = !snapshot ? -ENOMEM : lock < 0 ? lock : 0;
 
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
 		tops[i] = NULL;

@@ -7,6 +7,9 @@
  * an empty layer on the snapshot's chain.  All names are plain names of files in one folder, so that a chain is
  * whole wherever all of it is linked.
  *
+ * Layers may be merged while the machine runs (snapmerge.h): chains are read again before they are linked, under the lock of
+ * the snapshots.
+ *
  * Disks that are read-only have no layers; those that are thrown away at the end have layers that nobody can name.
  */
 #ifndef VIV_CTL_VMDISKS_H
@@ -15,6 +18,8 @@
 #include "ctl/snapstore.h"
 
 #define VMDISKS_CHAIN_MAX 256
+#define VMDISKS_LAYER_PREFIX                                                                       \
+	"layer-" /* of the names that are given to layers; each stands for one content */
 
 struct vmdisk_chain {
 	char **files; /* plain names in the machine's folder, top first; the last may be a path outside of it */

@@ -263,21 +263,21 @@ static int write_all(int fd, const uint8_t *p, uint64_t len, uint64_t at, struct
 	return 0;
 }
 
-/* Runs of pages that are not zero. */
-static int write_granule(int fd, const uint8_t *base, uint64_t at, uint64_t len, struct error *err)
+/* Runs of pages that are not zero, of @len bytes that belong at @at. */
+static int write_granule(int fd, const uint8_t *p, uint64_t at, uint64_t len, struct error *err)
 {
-	uint64_t end = at + len;
+	uint64_t done = 0;
 	int r = 0;
 
-	while (r == 0 && at < end) {
-		uint64_t from = at;
+	while (r == 0 && done < len) {
+		uint64_t from = done;
 
-		while (at < end && !is_zero(base + at, GUEST_PAGE_SIZE))
-			at += GUEST_PAGE_SIZE;
-		if (at > from)
-			r = write_all(fd, base + from, at - from, from, err);
-		while (at < end && is_zero(base + at, GUEST_PAGE_SIZE))
-			at += GUEST_PAGE_SIZE;
+		while (done < len && !is_zero(p + done, GUEST_PAGE_SIZE))
+			done += GUEST_PAGE_SIZE;
+		if (done > from)
+			r = write_all(fd, p + from, done - from, at + from, err);
+		while (done < len && is_zero(p + done, GUEST_PAGE_SIZE))
+			done += GUEST_PAGE_SIZE;
 	}
 	return r;
 }
@@ -309,7 +309,7 @@ int ram_write_layer(struct ram_index *x, unsigned layer, int fd, const uint8_t *
 			continue;
 		x->layer[i] = (uint16_t)layer;
 		x->hash[i] = XXH64(base + at, len, 0);
-		r = write_granule(fd, base, at, len, err);
+		r = write_granule(fd, base + at, at, len, err);
 	}
 	return r == 0 ? report(progress, x->ram_bytes, x->ram_bytes, err) : r;
 }
@@ -498,6 +498,28 @@ int64_t ram_files_put_back(const struct ram_files *f, const struct ram_index *no
 			return pages;
 	}
 	return n;
+}
+
+int ram_files_copy(const struct ram_files *f, uint32_t i, int to, uint8_t *buf, struct error *err)
+{
+	const struct ram_index *x = &f->index;
+	uint64_t at = (uint64_t)i * x->granule_bytes, len = granule_len(x, i);
+	int r = read_piece(f, buf, at, len, err);
+
+	if (r == 0 && XXH64(buf, len, 0) != x->hash[i])
+		r = error_set(err, -EINVAL, "the snapshot's memory %s is damaged at byte %llu",
+			      x->layers[x->layer[i] - 1], (unsigned long long)at);
+	return r == 0 ? write_granule(to, buf, at, len, err) : r;
+}
+
+bool ram_index_is_same(const struct ram_index *a, const struct ram_index *b)
+{
+	if (a->ram_bytes != b->ram_bytes)
+		return false;
+	for (uint32_t i = 0; i < a->ngranules; i++)
+		if (!is_same_granule(a, b, i))
+			return false;
+	return true;
 }
 
 int64_t ram_files_verify(const struct ram_files *f,

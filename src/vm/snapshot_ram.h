@@ -48,6 +48,8 @@ int ram_index_copy(struct ram_index *to, const struct ram_index *from, struct er
 int ram_index_add_layer(struct ram_index *x, const char *name, struct error *err);
 /** ram_index_drop_unused() - forget layers that no granule is in. */
 void ram_index_drop_unused(struct ram_index *x);
+/** ram_index_is_same() - do both say the same content, in whatever files? */
+bool ram_index_is_same(const struct ram_index *a, const struct ram_index *b);
 /** ram_index_save() - append to @out. */
 int ram_index_save(const struct ram_index *x, struct bytes *out, struct error *err);
 /** ram_index_parse() - hostile bytes.  0, -EINVAL, -ENOMEM; ram_index_free() after success. */
@@ -95,6 +97,13 @@ int ram_files_prefault(const struct ram_files *f, struct guest_ram *ram, struct 
  */
 int64_t ram_files_put_back(const struct ram_files *f, const struct ram_index *now,
 			   struct guest_ram *ram, const uint64_t *dirty, struct error *err);
+
+/**
+ * ram_files_copy() - granule @i, which is not zero, to the layer file @to, at the same place.
+ * @buf: room for a granule
+ * Returns 0, -EINVAL (its checksum does not match), -errno.
+ */
+int ram_files_copy(const struct ram_files *f, uint32_t i, int to, uint8_t *buf, struct error *err);
 
 /**
  * ram_files_verify() - read all and compare with the checksums.

@@ -114,9 +114,16 @@ def test_parents_sizes_and_deleting_the_middle(counting):
     assert [found[n]["parent"] for n in ("one", "two", "three")] == [None, "one", "two"]
     assert found["three"]["own_bytes"] < found["three"]["shared_bytes"], "it is no incremental one"
     assert [line.split()[0] for line in viv.ok("snapshot", "tree", "a").stdout.splitlines()[1:]] == ["one", "two", "three"]
-    viv.ok("snapshot", "delete", "a", "two")
-    viv.ok("snapshot", "delete", "a", "one")
-    assert viv.ok("snapshot", "verify", "a", "three").stdout == "three: whole\n"
+    folder = viv.home / "vms" / "a" / "snapshots" / "three"
+    assert len(list(folder.glob("ram-*"))) == 3
+    for name in ("two", "one"):
+        viv.ok("snapshot", "delete", "a", name)
+        assert len(list(folder.glob("ram-*"))) <= 2, "what it needs of the deleted one was not merged"
+        assert viv.ok("snapshot", "verify", "a", "three").stdout == "three: whole\n"
+    # The machine knows where its memory is by now: what comes next is incremental.
+    viv.ok("snapshot", "create", "a", "four")
+    assert snapshots(viv, "a")["four"]["own_bytes"] < snapshots(viv, "a")["four"]["shared_bytes"]
+    viv.ok("snapshot", "delete", "a", "four")
     before = a.next()
     a.reaches(before + 20)
     viv.ok("snapshot", "restore", "a", "three")

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What is left of deleted snapshots, merged into what needs it.
+ *
+ * Memory: layers that the same snapshots use, and nobody else, become one file that holds only the granules they read.
+ * Disks: a layer that is nobody's top and has one child goes into a copy of this child, which takes the child's name.
+ *
+ * Invariants
+ *  1. A file that has its name never changes: machines map it, or read it as a backing file.  What is merged is a new file.
+ *  2. A layer's name stands for its content, in whatever folder and whichever of its files: the merged file takes the name of the child,
+ *     so that what stands on it finds the same.  A layer of memory gets a new name, as indexes are rewritten anyway.
+ *  3. Each folder is whole at any time: the new file is stable before a name or an index leads to it, and the old one goes after that.
+ *
+ *  4. What somebody writes to is left alone: every image is locked while it is read (block/image_file.h).
+ *
+ * So a process killed at any moment leaves whole snapshots and perhaps files that nothing leads to, which the next merge removes.  A
+ * running machine reads on in the old files, whose room comes back when it closes them.
+ */
+#ifndef VIV_CTL_SNAPMERGE_H
+#define VIV_CTL_SNAPMERGE_H
+
+#include "vm/snapshot_ram.h"
+
+/** Smaller files are always merged, larger ones if what they are merged with is not tiny beside them. */
+#define SNAPMERGE_ALWAYS_BYTES (64 * MIB)
+
+/**
+ * snapmerge() - all that can be merged of the machine @vm, running or not.
+ * @progress: of each file in turn
+ * Returns 0; -ECANCELED, -ENOSPC, -EIO ...: all snapshots are whole as they were.
+ */
+int snapmerge(const char *vm, const struct ram_progress *progress, struct error *err);
+
+/* ---- its parts ---- */
+/** snapmerge_ram() - layers of memory; the caller holds the lock of merges. */
+int snapmerge_ram(const char *vm, const struct ram_progress *progress, struct error *err);
+
+#endif
