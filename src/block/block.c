@@ -320,16 +320,13 @@ int block_reset_layer(struct block_dev *b, struct error *err)
 	return temp_layer_reset(front_of(b)->top, err);
 }
 
-int block_reopen(struct block_dev *b, struct loop *loop, const struct block_open *o, bool is_child,
-		 struct error *err)
+int block_reopen(struct block_dev *b, const struct block_open *o, struct error *err)
 {
 	struct front *d = front_of(b);
 	struct layer *l;
-	struct io_pool *pool = NULL;
 
 	assert(b->ops == &front_ops);
-	if (!is_child)
-		front_drain(b);
+	front_drain(b);
 	int r = layer_open_stack(&l, o, err);
 	if (r < 0)
 		return r;
@@ -338,19 +335,7 @@ int block_reopen(struct block_dev *b, struct loop *loop, const struct block_open
 		return error_set(err, -EINVAL, "disk image '%s' has another size than the disk of the machine; take one of the same machine",
 				 o->path);
 	}
-	if (is_child) {
-		r = io_pool_create(&pool, loop, FRONT_THREADS, do_request, d, err);
-		if (r < 0) {
-			layer_close(l);
-			return r;
-		}
-		io_pool_abandon(d->pool);
-		d->pool = pool;
-		for (struct layer *a = d->top; a; a = a->backing)
-			a->ops->abandon(a);
-	} else {
-		layer_close(d->top);
-	}
+	layer_close(d->top);
 	d->top = l;
 	d->needs_seal = false;
 	return 0;

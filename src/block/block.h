@@ -114,12 +114,9 @@ int block_push_layer(struct block_dev *b, const struct block_open *top, struct e
 int block_reset_layer(struct block_dev *b, struct error *err);
 
 /**
- * block_reopen() - put the device on other files, as block_open() would open @o: to go back to a snapshot, or in
- * a forked child, which has the parent's files but none of its threads (@is_child: nothing is drained, flushed or
- * written through the inherited layers, they are only dropped; @loop: the child's).
+ * block_reopen() - put the device on other files, as block_open() would open @o: to go back to a snapshot.
  * Returns 0, -EINVAL (another size than the device has now), or what block_open() gives.
  */
-int block_reopen(struct block_dev *b, struct loop *loop, const struct block_open *o, bool is_child,
-		 struct error *err);
+int block_reopen(struct block_dev *b, const struct block_open *o, struct error *err);
 
 #endif

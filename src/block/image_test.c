@@ -177,10 +177,10 @@ static void test_reopen(void **state)
 	struct block_dev *b = testing_open(f, at(f, "one", "qcow2"));
 	testing_work(f, b, shadow, SIZE, 20);
 	struct block_open o = at(f, "small", "qcow2");
-	assert_int_equal(block_reopen(b, f->loop, &o, false, &err), -EINVAL);
+	assert_int_equal(block_reopen(b, &o, &err), -EINVAL);
 	testing_expect(f, b, shadow, SIZE);
 	o = at(f, "two", "qcow2");
-	must(block_reopen(b, f->loop, &o, false, &err));
+	must(block_reopen(b, &o, &err));
 	expect_file(f, "one", "qcow2", shadow);
 	testing_expect(f, b, older, SIZE);
 	testing_work(f, b, older, SIZE, 20);

@@ -42,8 +42,6 @@ struct layer_ops {
 	int (*seal)(struct layer *l);
 	/* Make stable what can be, close.  The backing layer is not touched. */
 	void (*close)(struct layer *l);
-	/* In a forked child: let the files go without writing anything. */
-	void (*abandon)(struct layer *l);
 };
 
 struct layer {

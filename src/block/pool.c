@@ -154,13 +154,6 @@ void io_pool_destroy(struct io_pool *p)
 	free(p);
 }
 
-void io_pool_abandon(struct io_pool *p)
-{
-	/* Locks, conditions and the parent's loop are in no state to be touched: their memory stays. */
-	close(p->done_fd);
-	p->done_fd = -1;
-}
-
 int io_pool_create(struct io_pool **out, struct loop *loop, unsigned nthreads,
 		   int (*work)(void *ctx, struct block_req *req), void *ctx, struct error *err)
 {

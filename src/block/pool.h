@@ -30,7 +30,4 @@ void io_pool_drain(struct io_pool *p);
 /** io_pool_destroy() - drains, then ends the threads.  NULL is fine. */
 void io_pool_destroy(struct io_pool *p);
 
-/** io_pool_abandon() - in a forked child, which has none of the threads: only the descriptor is closed. */
-void io_pool_abandon(struct io_pool *p);
-
 #endif

@@ -80,11 +80,6 @@ static int qcow2_seal(struct layer *l)
 	return r;
 }
 
-static void qcow2_abandon(struct layer *l)
-{
-	close_files(qcow2_of(l));
-}
-
 static const struct layer_ops qcow2_ops = {
 	.name = "qcow2",
 	.read = qcow2_read,
@@ -98,7 +93,6 @@ static const struct layer_ops qcow2_ops = {
 	.status = qcow2_status,
 	.seal = qcow2_seal,
 	.close = qcow2_close,
-	.abandon = qcow2_abandon,
 };
 
 bool layer_is_qcow2(const struct layer *l)

@@ -129,11 +129,6 @@ static void raw_close(struct layer *l)
 	free(d);
 }
 
-static void raw_abandon(struct layer *l)
-{
-	image_file_close(&raw_of(l)->file);
-}
-
 static const struct layer_ops raw_ops = {
 	.name = "raw",
 	.read = raw_read,
@@ -147,7 +142,6 @@ static const struct layer_ops raw_ops = {
 	.status = raw_status,
 	.seal = raw_seal,
 	.close = raw_close,
-	.abandon = raw_abandon,
 };
 
 int raw_layer_open(struct layer **out, const struct layer_open *lo, struct error *err)

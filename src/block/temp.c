@@ -129,11 +129,6 @@ static void temp_close(struct layer *l)
 	free(t);
 }
 
-static void temp_abandon(struct layer *l)
-{
-	overlay_close(&temp_of(l)->overlay);
-}
-
 static const struct layer_ops temp_ops = {
 	.name = "throw-away",
 	.read = temp_read,
@@ -147,7 +142,6 @@ static const struct layer_ops temp_ops = {
 	.status = temp_status,
 	.seal = temp_flush,
 	.close = temp_close,
-	.abandon = temp_abandon,
 };
 
 int temp_layer_push(struct layer **out, struct layer *backing, struct error *err)

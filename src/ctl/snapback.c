@@ -83,7 +83,7 @@ static int reopen_disks(struct snapper *s, char *tops[MACHINE_MAX_DISKS], struct
 		if (!tops[i])
 			continue;
 		has_any = true;
-		r = block_reopen(machine_block(s->m, i), machine_loop(s->m), &o, false, err);
+		r = block_reopen(machine_block(s->m, i), &o, err);
 	}
 	if (r == 0 && has_any)
 		r = vmdisks_went_back(s->disks, tops, err);
