@@ -77,6 +77,16 @@ bool snap_forking_is_for(const struct forking *f, const void *ctx);
 int snap_make_pipes(int *from_child, int *to_child, int child_ends[2], struct error *err);
 /** snap_tell() - a line to the parent; one that is gone shows when its word is awaited. */
 void snap_tell(int fd, const char *text);
+/* Lines of a child, put together from what its pipe gives at a time; start with zeroes. */
+struct snap_lines {
+	char line[1024];
+	size_t len;
+};
+/**
+ * snap_read_lines() - what is to be read now; @take for each whole line, without its end.  What is too long is cut.
+ * Returns true while more may come: false at the end of the pipe.
+ */
+bool snap_read_lines(struct snap_lines *l, int fd, void (*take)(void *arg, const char *line), void *arg);
 /** snap_give_word() - the child waits for it; one that is gone is noticed by its pipe. */
 void snap_give_word(int fd);
 /** snap_await_word() - 0, or -ECANCELED: the parent is gone. */

@@ -200,6 +200,26 @@ void snap_tell(int fd, const char *text)
 		return;
 }
 
+bool snap_read_lines(struct snap_lines *l, int fd, void (*take)(void *arg, const char *line), void *arg)
+{
+	char buf[512];
+	ssize_t n = read(fd, buf, sizeof(buf));
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return true;
+	for (ssize_t i = 0; i < n; i++) {
+		if (buf[i] != '\n') {
+			if (l->len < sizeof(l->line) - 1)
+				l->line[l->len++] = buf[i];
+			continue;
+		}
+		l->line[l->len] = 0;
+		l->len = 0;
+		take(arg, l->line);
+	}
+	return n > 0;
+}
+
 void snap_give_word(int fd)
 {
 	if (write(fd, "g", 1) != 1)

@@ -33,8 +33,7 @@ struct forking {
 	pid_t pid; /* the hatchery */
 	int from_child, to_child;
 	struct loop_fd *watch;
-	char line[1024];
-	size_t line_len;
+	struct snap_lines lines;
 	struct error failure;
 	bool is_gone; /* but layers are being flushed */
 	snapper_done_fn done;
@@ -228,8 +227,9 @@ static void finish(struct forking *f)
 	forking_free(f);
 }
 
-static void take_line(struct forking *f, const char *line)
+static void take_line(void *arg, const char *line)
 {
+	struct forking *f = arg;
 	json_t *json = json_loads(line, 0, NULL);
 	const char *event = json_string_value(json_object_get(json, "event"));
 	const char *text = json_string_value(json_object_get(json, "text"));
@@ -245,25 +245,9 @@ static void take_line(struct forking *f, const char *line)
 static void on_child(void *arg, int fd, unsigned events)
 {
 	struct forking *f = arg;
-	char buf[512];
-	ssize_t n = read(fd, buf, sizeof(buf));
 
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0) {
+	if (!snap_read_lines(&f->lines, fd, take_line, f))
 		finish(f);
-		return;
-	}
-	for (ssize_t i = 0; i < n; i++) {
-		if (buf[i] != '\n') {
-			if (f->line_len < sizeof(f->line) - 1)
-				f->line[f->line_len++] = buf[i];
-			continue;
-		}
-		f->line[f->line_len] = 0;
-		f->line_len = 0;
-		take_line(f, f->line);
-	}
 }
 
 static void on_flushed(void *arg)

@@ -38,8 +38,7 @@ struct take {
 	pid_t pid;
 	int from_child, to_child;
 	struct loop_fd *watch;
-	char line[512];
-	size_t line_len;
+	struct snap_lines lines;
 	uint64_t done_bytes, total_bytes, written_bytes;
 	struct error failure; /* what the child said */
 	snapper_done_fn done;
@@ -299,8 +298,9 @@ static void on_flushed(void *arg)
 		go_if_done(t);
 }
 
-static void take_line(struct take *t, const char *line)
+static void take_line(void *arg, const char *line)
 {
+	struct take *t = arg;
 	unsigned long long a, b;
 
 	if (sscanf(line, "p %llu %llu", &a, &b) == 2) {
@@ -311,7 +311,7 @@ static void take_line(struct take *t, const char *line)
 	} else if (line[0] == 'w') {
 		t->is_written = true;
 		go_if_done(t);
-	} else if (line[0] == 'e') {
+	} else if (!strncmp(line, "e ", 2)) {
 		error_set(&t->failure, -EIO, "%s", line + 2);
 	}
 }
@@ -319,25 +319,9 @@ static void take_line(struct take *t, const char *line)
 static void on_child(void *arg, int fd, unsigned events)
 {
 	struct take *t = arg;
-	char buf[512];
-	ssize_t n = read(fd, buf, sizeof(buf));
 
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0) {
+	if (!snap_read_lines(&t->lines, fd, take_line, t))
 		finish(t);
-		return;
-	}
-	for (ssize_t i = 0; i < n; i++) {
-		if (buf[i] != '\n') {
-			if (t->line_len < sizeof(t->line) - 1)
-				t->line[t->line_len++] = buf[i];
-			continue;
-		}
-		t->line[t->line_len] = 0;
-		t->line_len = 0;
-		take_line(t, t->line);
-	}
 }
 
 /* ---- the parent, before ---- */
