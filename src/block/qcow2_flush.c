@@ -294,6 +294,16 @@ int qcow2_flush_now(struct layer *l)
 	return is_dirty ? -EAGAIN : io_sync_now(&q->sync);
 }
 
+int qcow2_ease(struct qcow2 *q)
+{
+	if (!qcow2_is_tight(q))
+		return 0;
+	pthread_mutex_unlock(&q->lock);
+	int r = qcow2_writeback(q, true);
+	pthread_mutex_lock(&q->lock);
+	return r;
+}
+
 int qcow2_finish(struct qcow2 *q)
 {
 	if (q->is_broken)

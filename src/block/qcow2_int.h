@@ -284,6 +284,8 @@ int qcow2_discard(struct layer *l, uint64_t len, uint64_t at);
 
 /** qcow2_writeback() - bring entries to the storage in order (invariant 2).  @refs_too: also counts that lazy refcounts leave for later. */
 int qcow2_writeback(struct qcow2 *q, bool refs_too);
+/** qcow2_ease() - a writeback where one is due (qcow2_is_tight()).  Under @lock, which it lets go for that time. */
+int qcow2_ease(struct qcow2 *q);
 int qcow2_flush(struct layer *l);
 int qcow2_flush_now(struct layer *l);
 /** qcow2_finish() - everything written, the dirty mark taken off. */

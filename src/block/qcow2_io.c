@@ -352,13 +352,9 @@ int qcow2_write(struct layer *l, struct io_vec v, uint64_t len, uint64_t at)
 		struct qcow2_run run;
 		struct qcow2_span span;
 		uint64_t done = 0;
-		if (qcow2_is_tight(q)) {
-			pthread_mutex_unlock(&q->lock);
-			r = qcow2_writeback(q, true);
-			pthread_mutex_lock(&q->lock);
-			if (r < 0)
-				break;
-		}
+		r = qcow2_ease(q);
+		if (r < 0)
+			break;
 		r = qcow2_lookup(q, at, len, false, &run);
 		if (r < 0)
 			break;

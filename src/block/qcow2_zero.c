@@ -122,13 +122,9 @@ int qcow2_drop(struct qcow2 *q, uint64_t len, uint64_t at, enum qcow2_drop how)
 		uint64_t in = at & (q->cluster_size - 1);
 		struct qcow2_span span;
 		struct qcow2_run run;
-		if (qcow2_is_tight(q)) {
-			pthread_mutex_unlock(&q->lock);
-			r = qcow2_writeback(q, true);
-			pthread_mutex_lock(&q->lock);
-			if (r < 0)
-				break;
-		}
+		r = qcow2_ease(q);
+		if (r < 0)
+			break;
 		r = qcow2_lookup(q, at, part, false, &run);
 		if (r < 0)
 			break;
