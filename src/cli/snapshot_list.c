@@ -100,6 +100,15 @@ int snapshot_list(const char *vm, bool as_tree, bool json, struct error *err)
 
 /* ---- show ---- */
 
+/* A text without the quotes that mark it as one. */
+static json_t *value_to_json(const char *value)
+{
+	size_t len = strlen(value);
+	bool is_text = len >= 2 && value[0] == '"' && value[len - 1] == '"';
+
+	return is_text ? json_stringn(value + 1, len - 2) : json_string(value);
+}
+
 /* "name = value" lines of sections to {"section": {"name": "value"}}. */
 static json_t *text_to_json(char *text)
 {
@@ -116,7 +125,7 @@ static json_t *text_to_json(char *text)
 			(void)json_object_set_new(all, line + 1, section);
 		} else if (eq) {
 			*eq = 0;
-			(void)json_object_set_new(section, line, json_string(eq + 3));
+			(void)json_object_set_new(section, line, value_to_json(eq + 3));
 		} else {
 			(void)json_object_set_new(section, line, json_true());
 		}
