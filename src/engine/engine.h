@@ -163,6 +163,13 @@ struct engine_ops {
 	void (*unhalt)(struct engine_vcpu *v);
 	/* Forget all translations of linear addresses before the next instruction.  NULL where owns_lapic. */
 	void (*flush_tlb)(struct engine_vcpu *v);
+	/*
+	 * Around a change of guest memory that guests change by locked instructions too, in a callback of the vCPU: the
+	 * engine may be executing something of another vCPU twice to compare it, and what is written in between would be
+	 * lost.  No lock is taken between them.  NULL: nothing is executed twice.
+	 */
+	void (*write_begin)(struct engine_vcpu *v);
+	void (*write_end)(struct engine_vcpu *v);
 
 	uint64_t (*read_tsc)(struct engine_vcpu *v); /* any thread */
 	uint32_t (*tsc_khz)(struct engine_vm *vm);

@@ -126,19 +126,44 @@ static int on_exit_locked(struct vcpu *v, struct vcpu_exit *x)
 }
 
 /*
+ * The byte of the guest's structure that says whether this CPU runs: other CPUs change it by locked instructions.
+ */
+static void go_away(struct vcpu *v)
+{
+	const struct engine_ops *ops = v->m->ops;
+
+	if (ops->write_begin)
+		ops->write_begin(v->ev);
+	preempted_set(&v->steal, &v->m->ram);
+	if (ops->write_end)
+		ops->write_end(v->ev);
+}
+
+static void come_back(struct vcpu *v)
+{
+	const struct engine_ops *ops = v->m->ops;
+
+	if (ops->write_begin)
+		ops->write_begin(v->ev);
+	bool has_to_flush = preempted_clear(&v->steal, &v->m->ram);
+	if (ops->write_end)
+		ops->write_end(v->ev);
+	if (has_to_flush)
+		ops->flush_tlb(v->ev);
+}
+
+/*
  * The thread may be off its core for as long as the host's other threads like: the guest is told.  No lock:
  * steal and the guest's structure are this thread's.
  */
 static void yield(void *ctx)
 {
 	struct vcpu *v = ctx;
-	struct machine *m = v->m;
 
-	preempted_set(&v->steal, &m->ram);
+	go_away(v);
 	sched_yield();
-	if (preempted_clear(&v->steal, &m->ram))
-		m->ops->flush_tlb(v->ev);
-	steal_update(&v->steal, &m->ram);
+	come_back(v);
+	steal_update(&v->steal, &v->m->ram);
 }
 
 static int on_exit_(void *ctx, struct vcpu_exit *x)
@@ -312,8 +337,7 @@ static bool step(struct vcpu *v)
 	v->is_inside = true;
 	pthread_mutex_unlock(&m->lock);
 	steal_start(&v->steal, &m->ram, late_ns);
-	if (preempted_clear(&v->steal, &m->ram))
-		m->ops->flush_tlb(v->ev);
+	come_back(v);
 	enum run_result r = m->ops->vcpu_run(v->ev, &err);
 
 	steal_stop(&v->steal, &m->ram);

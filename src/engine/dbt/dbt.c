@@ -324,6 +324,16 @@ static void dbt_set_tsc_offset(struct engine_vcpu *v, int64_t offset)
 /* ---- dirty log ---------------------------------------------------------------------------- */
 
 /* With the world stopped. */
+static void dbt_write_begin(struct engine_vcpu *v)
+{
+	dbt_run_enter(cpu_of(v));
+}
+
+static void dbt_write_end(struct engine_vcpu *v)
+{
+	dbt_run_leave(cpu_of(v));
+}
+
 static void flush_tlbs(struct dbt_vm *vm)
 {
 	for (unsigned i = 0; i < vm->ncpus; i++)
@@ -476,6 +486,8 @@ const struct engine_ops engine_dbt = {
 	.raise_nmi = dbt_raise_nmi,
 	.unhalt = dbt_unhalt,
 	.flush_tlb = dbt_flush_tlb,
+	.write_begin = dbt_write_begin,
+	.write_end = dbt_write_end,
 	.read_tsc = dbt_read_tsc,
 	.tsc_khz = dbt_tsc_khz,
 	.get_tsc_offset = dbt_get_tsc_offset,
