@@ -313,6 +313,39 @@ int block_push_layer(struct block_dev *b, const struct block_open *top, struct e
 	return 0;
 }
 
+int block_keep_layer(struct block_dev *b, const char *path, struct error *err)
+{
+	assert(b->ops == &front_ops);
+	return temp_layer_keep(front_of(b)->top, path, err);
+}
+
+int block_save_kept(struct block_dev *b, const char *path, struct error *err)
+{
+	const struct block_open o = { .path = path, .format = "qcow2" };
+	const struct layer_open lo = { .o = &o, .is_writer = true, .no_backing = true };
+	struct layer *to;
+
+	assert(b->ops == &front_ops);
+	int r = layer_open(&to, &lo, err);
+
+	if (r < 0)
+		return r;
+	/* What it stands on, so that clusters written in part are filled up from there. */
+	struct layer *l = front_of(b)->top;
+
+	while (l && !(l->dev == to->dev && l->ino == to->ino))
+		l = l->backing;
+	to->backing = l ? l->backing : NULL;
+	r = l ? temp_layer_save(l, to) : -ENOENT;
+	if (r == 0)
+		r = to->ops->flush(to);
+	to->backing = NULL;
+	to->ops->close(to);
+	if (r == -ENOENT)
+		return error_set(err, -EINVAL, "no throw-away layer is kept in '%s'", path);
+	return r < 0 ? error_set(err, r, "cannot write '%s': %s", path, strerror(-r)) : 0;
+}
+
 int block_reset_layer(struct block_dev *b, struct error *err)
 {
 	assert(b->ops == &front_ops);

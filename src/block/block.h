@@ -108,6 +108,20 @@ int block_open(struct block_dev **out, struct loop *loop, const struct block_ope
 int block_push_layer(struct block_dev *b, const struct block_open *top, struct error *err);
 
 /**
+ * block_keep_layer() - what was written to the throw-away layer on top shall be kept after all, in the file @path: an empty
+ * qcow2 image just made by image_create() over the same file.  A new layer on top names that as its backing file; block_save_kept() fills it.
+ * Returns 0, -EINVAL (the top is no throw-away layer), -errno.
+ */
+int block_keep_layer(struct block_dev *b, const char *path, struct error *err);
+
+/**
+ * block_save_kept() - write what the throw-away layer holds to its file, stable when this returns.  Again gives the same.
+ * On any thread, or in a forked child; that layer must not be the top any more, or the machine stand still.
+ * Returns 0, -EINVAL (no layer is kept in @path), -errno.
+ */
+int block_save_kept(struct block_dev *b, const char *path, struct error *err);
+
+/**
  * block_reset_layer() - forget everything written to the throw-away layer on top.
  * Takes time by what was written, not by the size of the disk.  Returns 0, -EINVAL (the top is no throw-away layer), -errno.
  */

@@ -420,11 +420,44 @@ static void test_repair(void **state)
 	}
 }
 
+/* What was to be thrown away becomes a file, filled while the machine writes on. */
+static void test_keep(void **state)
+{
+	struct fixture *f = *state;
+	struct block_open o = at(f, "base", "raw");
+
+	testing_fill(f, "base", shadow, SIZE);
+	struct block_dev *b = testing_open(f, o);
+
+	make(f, "kept", "base", "raw", SIZE);
+	assert_int_equal(block_keep_layer(b, testing_path(f, "kept"), &err), -EINVAL);
+	b->ops->close(b);
+	o.is_snapshot = true;
+	b = testing_open(f, o);
+	testing_work(f, b, shadow, SIZE, 30);
+	assert_int_equal(block_save_kept(b, testing_path(f, "kept"), &err), -EINVAL);
+	assert_int_equal(block_keep_layer(b, testing_path(f, "none"), &err), -ENOENT);
+	must(block_keep_layer(b, testing_path(f, "kept"), &err));
+	make(f, "top", "kept", "qcow2", SIZE);
+	push_busy(f, b, "top");
+	testing_work(f, b, shadow, SIZE, 10);
+	/* Twice: the first may have been cut short. */
+	must(block_save_kept(b, testing_path(f, "kept"), &err));
+	testing_work(f, b, shadow, SIZE, 10);
+	must(block_save_kept(b, testing_path(f, "kept"), &err));
+	expect_file(f, "kept", "qcow2", older);
+	testing_expect(f, b, shadow, SIZE);
+	flush(f, b);
+	b->ops->close(b);
+	testing_judge(f, "kept", "qcow2", older, SIZE);
+	testing_judge(f, "top", "qcow2", shadow, SIZE);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, testing_setup, testing_teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_push),  T(test_reopen),	T(test_resize), T(test_convert),
+		T(test_push),  T(test_reopen),	T(test_resize), T(test_convert), T(test_keep),
 		T(test_merge), T(test_compact), T(test_cancel), T(test_repair),
 	};
 

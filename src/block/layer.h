@@ -84,6 +84,10 @@ int qcow2_layer_open(struct layer **out, const struct layer_open *lo, struct err
 int temp_layer_open(struct layer **out, struct layer *backing, struct error *err);
 /** temp_layer_push() - takes @backing only on success. */
 int temp_layer_push(struct layer **out, struct layer *backing, struct error *err);
+/** temp_layer_keep() - it stands for the file @path from now on; -EINVAL: no such layer. */
+int temp_layer_keep(struct layer *l, const char *path, struct error *err);
+/** temp_layer_save() - what it holds to @to; -ENOENT: it stands for another file, or is no such layer. */
+int temp_layer_save(struct layer *l, struct layer *to);
 /** temp_layer_reset() - forget what was written; -EINVAL: no such layer. */
 int temp_layer_reset(struct layer *l, struct error *err);
 

@@ -2,10 +2,14 @@
 /* The throw-away layer: writes go to an unlinked temporary file (overlay.h), nothing is ever made stable. */
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
 
 #include "base/host.h"
 #include "block/layer.h"
 #include "block/overlay.h"
+
+#define SAVE_BYTES (1 * MIB)
 
 struct temp {
 	struct layer layer;
@@ -181,4 +185,41 @@ int temp_layer_reset(struct layer *l, struct error *err)
 	/* The room comes back; the bits alone would do for the content. */
 	int r = io_fallocate(t->file.fd, FALLOC_FL_PUNCH_HOLE, 0, l->size_bytes, &t->no_punch);
 	return r < 0 && r != -EOPNOTSUPP ? error_set(err, r, "cannot empty the throw-away layer") : 0;
+}
+
+int temp_layer_keep(struct layer *l, const char *path, struct error *err)
+{
+	struct stat st;
+
+	if (l->ops != &temp_ops)
+		return error_set(err, -EINVAL, "the disk has no throw-away layer on top");
+	if (stat(path, &st) < 0)
+		return error_set(err, -errno, "cannot look at '%s': %s", path, strerror(errno));
+	l->dev = st.st_dev;
+	l->ino = st.st_ino;
+	return 0;
+}
+
+int temp_layer_save(struct layer *l, struct layer *to)
+{
+	if (l->ops != &temp_ops || l->dev != to->dev || l->ino != to->ino)
+		return -ENOENT;
+	uint8_t *buf = malloc(SAVE_BYTES);
+	int r = buf ? 0 : -ENOMEM;
+
+	for (uint64_t at = 0, run; r == 0 && at < l->size_bytes; at += run) {
+		struct iovec iov = { buf, 0 };
+		const struct io_vec v = { &iov, 1, 0 };
+		enum layer_status st;
+
+		r = temp_status(l, l->size_bytes - at, at, &st, &run);
+		if (r < 0 || st != LAYER_DATA)
+			continue;
+		run = iov.iov_len = MIN(run, SAVE_BYTES);
+		r = read_own(l, v, run, at);
+		if (r == 0)
+			r = to->ops->write(to, v, run, at);
+	}
+	free(buf);
+	return r;
 }

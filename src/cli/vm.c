@@ -235,8 +235,11 @@ static int open_disks(struct process *p, struct error *err)
 		for (char **b = p->config.disks[i].backing; *b; b++)
 			p->backing_paths[n++] = *b;
 	p->backing = (struct block_backing_rule){ .paths = p->backing_paths };
-	int r = vmdisks_open(&p->disks, &p->config, err);
+	/* Switched on, throw-away disks begin anew. */
+	int r = p->args.from || p->restore ? 0 : vmdisks_throw_away(&p->config, err);
 
+	if (r == 0)
+		r = vmdisks_open(&p->disks, &p->config, err);
 	if (r < 0 || !p->args.from)
 		return r;
 	r = snapstore_load(&info, p->args.name, p->args.from, err);

@@ -158,6 +158,8 @@ static void test_config(void **state)
 		assert_int_equal(vmconfig_add_disk(&a, "/disk", "raw", i & 1, i & 2, &err), 0);
 	assert_int_equal(vmconfig_add_disk(&a, "/disk", "raw", true, true, &err), -EINVAL);
 	assert_int_equal(vmconfig_add_forward(&a, "2222:22", &err), 0);
+	assert_int_equal(vmconfig_set(&a.disks[2].pristine, "/before", &err), 0);
+	assert_int_equal(vmconfig_set(&a.disks[2].pristine_format, "raw", &err), 0);
 	char dir[128];
 
 	snprintf(dir, sizeof(dir), "%s/vms/m", home);
@@ -170,6 +172,9 @@ static void test_config(void **state)
 	assert_true(json_equal(ja, jb));
 	assert_string_equal(b.kernel, "/k \"x\" ü");
 	assert_int_equal(b.mem_bytes, 5 * GIB);
+	assert_string_equal(b.disks[2].pristine, "/before");
+	vmconfig_own_disk(&b.disks[2]);
+	assert_null(b.disks[2].pristine);
 	assert_true(b.no_reboot && b.disks[3].is_readonly && b.disks[3].is_snapshot);
 
 	struct machine_config mc;

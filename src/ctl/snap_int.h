@@ -52,8 +52,12 @@ struct snap_layers {
 	void (*flushed)(void *arg);
 	void *arg;
 };
-/** snap_layers_check() - can all disks get one?  0 or -ENOTSUP. */
-int snap_layers_check(const struct snapper *s, struct error *err);
+/** snap_layers_keep() - throw-away disks get files, which snap_layers_save() fills. */
+int snap_layers_keep(struct snapper *s, struct error *err);
+/** snap_layers_save() - in a forked child, before it closes the files that it shares with the machine. */
+int snap_layers_save(const struct snapper *s, struct error *err);
+/** snap_layers_saved() - it did. */
+void snap_layers_saved(struct snapper *s);
 /** snap_layers_prepare() - empty layers in the configuration: until they are on top, disks read the same through either. */
 int snap_layers_prepare(struct snapper *s, struct snap_layers *l, struct error *err);
 /** snap_layers_push() - on top with them; the machine is paused. */

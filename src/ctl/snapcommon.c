@@ -63,17 +63,41 @@ int snap_log_start(struct snapper *s, struct error *err)
 
 /* ---- new layers of the disks ---- */
 
-int snap_layers_check(const struct snapper *s, struct error *err)
+int snap_layers_keep(struct snapper *s, struct error *err)
 {
-	for (unsigned i = 0; i < s->config->ndisks; i++)
-		if (s->config->disks[i].is_snapshot)
-			return error_set(err, -ENOTSUP,
-					 "what this machine writes to disk %u (%s) is thrown away "
-					 "at its end, so nothing can "
-					 "keep it; a machine with a name (viv run --name) has a "
-					 "disk of its own",
-					 i, s->config->disks[i].path);
-	return 0;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++) {
+		struct block_dev *b = machine_block(s->m, i);
+		_cleanup_free_ char *path = NULL;
+		struct block_info info;
+
+		if (!s->config->disks[i].is_snapshot)
+			continue;
+		b->ops->info(b, &info);
+		r = vmdisks_keep(s->disks, i, info.size_bytes, &path, err);
+		if (r == 0)
+			r = block_keep_layer(b, path, err);
+	}
+	return r;
+}
+
+int snap_layers_save(const struct snapper *s, struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < s->config->ndisks; i++)
+		if (s->disks->kept[i])
+			r = block_save_kept(machine_block(s->m, i), s->disks->kept[i], err);
+	return r;
+}
+
+void snap_layers_saved(struct snapper *s)
+{
+	for (unsigned i = 0; i < s->config->ndisks; i++) {
+		free(s->disks->kept[i]);
+		s->disks->kept[i] = NULL;
+	}
 }
 
 int snap_layers_prepare(struct snapper *s, struct snap_layers *l, struct error *err)

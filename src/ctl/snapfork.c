@@ -124,6 +124,9 @@ static int make_config(struct snapper *s, struct vmconfig *c, const char *name, 
 		r = make_mac(c, err);
 	if (r < 0)
 		return r;
+	/* Its disks are its own. */
+	for (unsigned i = 0; i < c->ndisks; i++)
+		vmconfig_own_disk(&c->disks[i]);
 	/* The host's ports are the parent's. */
 	while (c->nforwards)
 		free(c->forwards[--c->nforwards]);
@@ -171,6 +174,17 @@ static int make_copy(struct forking *f, unsigned i, struct error *err)
 
 /* ---- the child ---- */
 
+/* As a copy would (cli/vm.c), and the end. */
+static void tell_failure(int fd, const struct error *err)
+{
+	json_t *json = json_pack("{s:s, s:s}", "event", "failed", "text", err->text);
+	_cleanup_free_ char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
+
+	if (text && dprintf(fd, "%s\n", text) < 0)
+		log_debug("fork", "the machine is gone");
+	_exit(1);
+}
+
 static void hatch(struct forking *f, const int child_ends[2])
 {
 	struct snapper *s = f->s;
@@ -183,6 +197,8 @@ static void hatch(struct forking *f, const int child_ends[2])
 	prctl(PR_SET_NAME, "viv-fork");
 	int r = snap_await_word(child_ends[1], &err);
 
+	if (r == 0 && snap_layers_save(s, &err) < 0)
+		tell_failure(child_ends[0], &err);
 	machine_abandon(s->m);
 	snap_close_others(keep, ARRAY_SIZE(keep));
 	if (r == 0)
@@ -213,6 +229,8 @@ static void finish(struct forking *f)
 	f->s->forking = NULL;
 	while (waitpid(f->pid, NULL, 0) < 0 && errno == EINTR)
 		continue;
+	if (f->nready)
+		snap_layers_saved(f->s);
 	if (f->nready == f->n) {
 		result = json_pack("{s:I, s:i}", "pause_us", (json_int_t)f->pause_us, "copies",
 				   (int)f->n);
@@ -316,7 +334,7 @@ static int pause_and_fork(struct forking *f, const int child_ends[2], struct err
 
 static int prepare(struct forking *f, const char *const *names, unsigned n, struct error *err)
 {
-	int r = snap_layers_check(f->s, err);
+	int r = snap_layers_keep(f->s, err);
 
 	f->names = calloc(n, sizeof(*f->names));
 	if (!f->names)

@@ -158,8 +158,10 @@ int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c,
 	if (r == 0)
 		r = add_named(b, c->firmware, "firmware", &named.firmware, err);
 	for (unsigned i = 0; r == 0 && i < named.ndisks; i++)
-		if (disks[i])
+		if (disks[i]) {
 			r = vmconfig_set(&named.disks[i].path, disks[i], err);
+			vmconfig_own_disk(&named.disks[i]);
+		}
 	*out = r == 0 ? vmconfig_to_json(&named) : NULL;
 	vmconfig_free(&named);
 	if (r == 0 && !*out)
@@ -344,6 +346,8 @@ static int make_paths(struct vmconfig *c, const char *dir, struct error *err)
 			free(*b);
 			*b = NULL;
 		}
+		/* Nor is anything read from elsewhere at a later start. */
+		vmconfig_own_disk(&c->disks[i]);
 		r = make_path(&c->disks[i].path, dir, c->disks[i].is_readonly, err);
 	}
 	return r;

@@ -197,6 +197,8 @@ static void child_main(struct take *t)
 	int r = snap_await_word(t->to_child, &err);
 
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
+	if (r == 0)
+		r = snap_layers_save(t->s, &err);
 	snap_close_others(keep, ARRAY_SIZE(keep));
 	if (r == 0)
 		r = child_write(t, &err);
@@ -259,6 +261,7 @@ static void finish(struct take *t)
 	t->pid = 0;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
 		adopt_base(t);
+		snap_layers_saved(t->s);
 		result = json_pack("{s:I, s:I, s:o}", "pause_us", (json_int_t)t->pause_us, "bytes",
 				   (json_int_t)t->written_bytes, "parent",
 				   json_incref(json_object_get(t->info, "parent")) ?: json_null());
@@ -396,10 +399,10 @@ static int prepare(struct take *t, const char *name, bool *has_base, struct erro
 	struct snapper *s = t->s;
 	const char *names[MACHINE_MAX_DISKS];
 	json_t *config = NULL;
-	int r = snap_layers_check(s, err);
+	int r = snapstore_begin(&t->build, s->config->name, name, err);
 
 	if (r == 0)
-		r = snapstore_begin(&t->build, s->config->name, name, err);
+		r = snap_layers_keep(s, err);
 	if (r == 0)
 		r = vmdisks_add_to(s->disks, &t->build, names, err);
 	if (r == 0)

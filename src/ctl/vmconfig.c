@@ -88,6 +88,7 @@ void vmconfig_free(struct vmconfig *c)
 	for (unsigned i = 0; i < c->ndisks; i++) {
 		free(c->disks[i].path);
 		free(c->disks[i].format);
+		vmconfig_own_disk(&c->disks[i]);
 		for (char **b = c->disks[i].backing; *b; b++)
 			free(*b);
 	}
@@ -123,6 +124,13 @@ int vmconfig_allow_backing(struct vmconfig *c, const char *path, struct error *e
 		return error_set(err, -EINVAL, "a disk has at most %d files or folders to stand on",
 				 VMCONFIG_MAX_BACKING);
 	return vmconfig_set(&d->backing[n], path, err);
+}
+
+void vmconfig_own_disk(struct vmconfig_disk *d)
+{
+	free(d->pristine);
+	free(d->pristine_format);
+	d->pristine = d->pristine_format = NULL;
 }
 
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err)
@@ -162,11 +170,12 @@ static json_t *disk_to_json(const struct vmconfig_disk *d)
 
 	for (char *const *b = d->backing; r == 0 && *b; b++)
 		r = json_array_append_new(backing, json_string(*b));
-	json_t *obj = r == 0 ? json_pack("{s:s, s:s, s:b, s:b, s:b, s:I, s:I, s:O}", "path",
-					 d->path, "format", d->format, "readonly", d->is_readonly,
-					 "snapshot", d->is_snapshot, "direct", d->use_direct, "bps",
-					 (json_int_t)d->max_bytes_per_s, "iops",
-					 (json_int_t)d->max_ops_per_s, "backing", backing)
+	json_t *obj = r == 0 ? json_pack("{s:s, s:s, s:b, s:b, s:b, s:I, s:I, s:O, s:s*, s:s*}",
+					 "path", d->path, "format", d->format, "readonly",
+					 d->is_readonly, "snapshot", d->is_snapshot, "direct",
+					 d->use_direct, "bps", (json_int_t)d->max_bytes_per_s, "iops",
+					 (json_int_t)d->max_ops_per_s, "backing", backing, "pristine",
+					 d->pristine, "pristine_format", d->pristine_format)
 			     : NULL;
 
 	json_decref(backing);
@@ -231,21 +240,27 @@ static int value_from_json(struct vmconfig *c, const struct row *row, json_t *v,
 
 static int disk_from_json(struct vmconfig *c, json_t *d, struct error *err)
 {
-	const char *path, *format;
+	const char *path, *format, *pristine = NULL, *pristine_format = NULL;
 	int is_readonly, is_snapshot, use_direct = 0;
 	json_int_t bps = 0, iops = 0;
 	json_t *backing = NULL, *b;
 	size_t i;
 
-	if (json_unpack(d, "{s:s, s:s, s:b, s:b, s?b, s?I, s?I, s?o !}", "path", &path, "format",
-			&format, "readonly", &is_readonly, "snapshot", &is_snapshot, "direct",
-			&use_direct, "bps", &bps, "iops", &iops, "backing", &backing) < 0 ||
-	    bps < 0 || iops < 0 || (backing && !json_is_array(backing)))
+	if (json_unpack(d, "{s:s, s:s, s:b, s:b, s?b, s?I, s?I, s?o, s?s, s?s !}", "path", &path,
+			"format", &format, "readonly", &is_readonly, "snapshot", &is_snapshot,
+			"direct", &use_direct, "bps", &bps, "iops", &iops, "backing", &backing,
+			"pristine", &pristine, "pristine_format", &pristine_format) < 0 ||
+	    bps < 0 || !pristine != !pristine_format || iops < 0 || (backing && !json_is_array(backing)))
 		return bad_value("disks", err);
 	int r = vmconfig_add_disk(c, path, format, is_readonly, is_snapshot, err);
 	if (r < 0)
 		return r;
 	struct vmconfig_disk *disk = &c->disks[c->ndisks - 1];
+	r = vmconfig_set(&disk->pristine, pristine, err);
+	if (r == 0)
+		r = vmconfig_set(&disk->pristine_format, pristine_format, err);
+	if (r < 0)
+		return r;
 	disk->use_direct = use_direct;
 	disk->max_bytes_per_s = (uint64_t)bps;
 	disk->max_ops_per_s = (uint64_t)iops;

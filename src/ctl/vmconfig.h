@@ -21,6 +21,8 @@ struct vmconfig_disk {
 	char *format;
 	bool is_readonly, is_snapshot, use_direct;
 	uint64_t max_bytes_per_s, max_ops_per_s; /* 0: no limit */
+	/* What a throw-away disk that has layers begins with at each start; NULL: the disk is none. */
+	char *pristine, *pristine_format;
 	char *backing[VMCONFIG_MAX_BACKING + 1]; /* absolute; files and folders its backing files may be */
 };
 
@@ -51,6 +53,8 @@ int vmconfig_add_disk(struct vmconfig *c, const char *path, const char *format, 
 		      bool is_snapshot, struct error *err);
 /** vmconfig_allow_backing() - the disk added last may stand on @path, a file or a folder. */
 int vmconfig_allow_backing(struct vmconfig *c, const char *path, struct error *err);
+/** vmconfig_own_disk() - what is written to @d stays: it never begins anew. */
+void vmconfig_own_disk(struct vmconfig_disk *d);
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err);
 
 json_t *vmconfig_to_json(const struct vmconfig *c); /* NULL: no memory */

@@ -13,6 +13,8 @@
 #include "ctl/paths.h"
 
 #define LAYER_PREFIX VMDISKS_LAYER_PREFIX
+/* What was thrown away but for a snapshot: the name has a file before that has its content, so nobody may merge it. */
+#define KEPT_PREFIX "kept-"
 
 bool vmdisks_is_layered(const struct vmconfig *c, unsigned i)
 {
@@ -77,13 +79,13 @@ static int chain_read(struct vmdisk_chain *ch, const char *path, const char *for
 		r = image_info(at, fmt, &info, err);
 		if (r < 0)
 			return r;
-		bool is_ours =
+		bool is_inside =
 			info.backing_path && info.backing_format && !strchr(info.backing_path, '/');
-		char *below = is_ours ? paths_format(err, "%s/%s", folder, info.backing_path) : NULL;
-		char *below_fmt = is_ours ? strdup(info.backing_format) : NULL;
+		char *below = is_inside ? paths_format(err, "%s/%s", folder, info.backing_path) : NULL;
+		char *below_fmt = is_inside ? strdup(info.backing_format) : NULL;
 
 		image_info_free(&info);
-		if (!is_ours)
+		if (!is_inside)
 			return 0;
 		free(at);
 		free(fmt);
@@ -111,6 +113,7 @@ void vmdisks_close(struct vmdisks *d)
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
 		chain_free(&d->chains[i]);
 		chain_free(&d->next[i]);
+		free(d->kept[i]);
 	}
 	free(d->folder);
 	*d = (struct vmdisks){ 0 };
@@ -118,13 +121,13 @@ void vmdisks_close(struct vmdisks *d)
 
 /* ---- new layers ---- */
 
-static int new_name(char out[64], unsigned i, const char *suffix, struct error *err)
+static int new_name(char out[64], const char *prefix, unsigned i, const char *suffix, struct error *err)
 {
 	uint64_t random;
 
 	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
 		return error_set(err, -EIO, "the host gives no random numbers");
-	snprintf(out, 64, LAYER_PREFIX "%u-%016llx.%s", i, (unsigned long long)random, suffix);
+	snprintf(out, 64, "%s%u-%016llx.%s", prefix, i, (unsigned long long)random, suffix);
 	return 0;
 }
 
@@ -160,7 +163,7 @@ static int bring_inside(struct vmdisks *d, unsigned i, struct error *err)
 
 	if (!strchr(ch->files[0], '/'))
 		return 0;
-	int r = new_name(name, i, d->config->disks[i].format, err);
+	int r = new_name(name, LAYER_PREFIX, i, d->config->disks[i].format, err);
 	_cleanup_free_ char *inside = r == 0 ? paths_format(err, "%s/%s", d->folder, name) : NULL;
 
 	if (!inside)
@@ -178,15 +181,15 @@ static int bring_inside(struct vmdisks *d, unsigned i, struct error *err)
 	return 0;
 }
 
-static int make_layer(const char *folder, unsigned i, uint64_t size_bytes, const char *below,
-		      const char *below_format, char **path, struct error *err)
+static int make_file(const char *folder, const char *prefix, unsigned i, uint64_t size_bytes,
+		     const char *below, const char *below_format, char **path, struct error *err)
 {
 	struct image_create c = { .format = "qcow2",
 				  .size_bytes = size_bytes,
 				  .backing_path = below,
 				  .backing_format = below_format };
 	char name[64];
-	int r = new_name(name, i, "qcow2", err);
+	int r = new_name(name, prefix, i, "qcow2", err);
 	char *full = r == 0 ? paths_format(err, "%s/%s", folder, name) : NULL;
 
 	if (!full)
@@ -198,6 +201,44 @@ static int make_layer(const char *folder, unsigned i, uint64_t size_bytes, const
 	}
 	*path = full;
 	return 0;
+}
+
+static int make_layer(const char *folder, unsigned i, uint64_t size_bytes, const char *below,
+		      const char *below_format, char **path, struct error *err)
+{
+	return make_file(folder, LAYER_PREFIX, i, size_bytes, below, below_format, path, err);
+}
+
+/* The disk that is thrown away is from now on what is in @path. */
+static int give_layers(struct vmconfig_disk *disk, struct error *err)
+{
+	int r = vmconfig_set(&disk->pristine, disk->path, err);
+
+	if (r == 0)
+		r = vmconfig_set(&disk->pristine_format, disk->format, err);
+	disk->is_snapshot = r < 0;
+	return r;
+}
+
+int vmdisks_keep(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err)
+{
+	struct vmconfig_disk *disk = &d->config->disks[i];
+	struct vmdisk_chain *ch = &d->chains[i];
+
+	chain_free(ch);
+	int r = chain_read(ch, disk->path, disk->format, d->folder, err);
+
+	if (r == 0)
+		r = bring_inside(d, i, err);
+	if (r == 0)
+		r = make_file(d->folder, KEPT_PREFIX, i, size_bytes, ch->files[0], disk->format,
+			      path, err);
+	if (r < 0)
+		return r;
+	r = vmconfig_set(&d->kept[i], *path, err);
+	if (r == 0)
+		r = give_layers(disk, err);
+	return r < 0 ? r : vmdisks_push(d, i, *path, err);
 }
 
 int vmdisks_new_top(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err)
@@ -364,9 +405,10 @@ int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
 		r = error_set(err, -EINVAL, "the snapshot has %u disks, the machine %u",
 			      from->config.ndisks, d->config->ndisks);
 	for (unsigned i = 0; r == 0 && i < d->config->ndisks; i++) {
-		if (vmdisks_is_layered(&from->config, i) != vmdisks_is_layered(d->config, i))
+		/* A throw-away disk has layers in the snapshot. */
+		if (vmdisks_is_layered(&from->config, i) != !d->config->disks[i].is_readonly)
 			r = error_set(err, -EINVAL, "disk %u of the snapshot is of another kind", i);
-		else if (vmdisks_is_layered(d->config, i))
+		else if (!d->config->disks[i].is_readonly)
 			r = go_back_one(d, i, &from->config.disks[i], snapshot, &tops[i], err);
 	}
 	for (unsigned i = 0; r < 0 && i < MACHINE_MAX_DISKS; i++)
@@ -376,6 +418,12 @@ int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
 			tops[i] = NULL;
 		}
 	return r;
+}
+
+static bool is_ours(const char *name)
+{
+	return !strncmp(name, LAYER_PREFIX, strlen(LAYER_PREFIX)) ||
+	       !strncmp(name, KEPT_PREFIX, strlen(KEPT_PREFIX));
 }
 
 static bool is_needed(const struct vmdisks *d, const char *name)
@@ -394,8 +442,8 @@ static void sweep(const struct vmdisks *d)
 	struct dirent *e;
 
 	while (dir && (e = readdir(dir)))
-		if (!strncmp(e->d_name, LAYER_PREFIX, strlen(LAYER_PREFIX)) &&
-		    !is_needed(d, e->d_name) && unlinkat(dirfd(dir), e->d_name, 0) < 0)
+		if (is_ours(e->d_name) && !is_needed(d, e->d_name) &&
+		    unlinkat(dirfd(dir), e->d_name, 0) < 0)
 			log_warn("disks", "cannot remove %s: %s", e->d_name, strerror(errno));
 	if (dir)
 		closedir(dir);
@@ -408,6 +456,10 @@ int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct e
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
 		if (!tops[i])
 			continue;
+		if (d->config->disks[i].is_snapshot)
+			r = give_layers(&d->config->disks[i], err);
+		free(d->kept[i]);
+		d->kept[i] = NULL;
 		if (r == 0)
 			r = vmconfig_set(&d->config->disks[i].path, tops[i], err);
 		if (r == 0)
@@ -422,5 +474,37 @@ int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct e
 		r = vmconfig_save(d->config, err);
 	if (r == 0)
 		sweep(d);
+	return r;
+}
+
+int vmdisks_throw_away(struct vmconfig *c, struct error *err)
+{
+	bool has_any = false;
+	struct vmdisks d;
+	int r = 0;
+
+	for (unsigned i = 0; i < c->ndisks; i++) {
+		struct vmconfig_disk *disk = &c->disks[i];
+
+		if (!disk->pristine)
+			continue;
+		free(disk->path);
+		free(disk->format);
+		disk->path = disk->pristine;
+		disk->format = disk->pristine_format;
+		disk->pristine = disk->pristine_format = NULL;
+		disk->is_snapshot = true;
+		has_any = true;
+	}
+	if (!has_any)
+		return 0;
+	r = vmconfig_save(c, err);
+	if (r == 0)
+		r = vmdisks_open(&d, c, err);
+	else
+		return r;
+	if (r == 0)
+		sweep(&d);
+	vmdisks_close(&d);
 	return r;
 }

@@ -10,7 +10,8 @@
  * Layers may be merged while the machine runs (snapmerge.h): chains are read again before they are linked, under the lock of
  * the snapshots.
  *
- * Disks that are read-only have no layers; those that are thrown away at the end have layers that nobody can name.
+ * Disks that are read-only have no layers.  Those that are thrown away at the end have one that nobody can name, until a snapshot or a copy
+ * is made: then it gets a file, and the disk has layers like any other, which go when the machine is started anew.
  */
 #ifndef VIV_CTL_VMDISKS_H
 #define VIV_CTL_VMDISKS_H
@@ -31,6 +32,7 @@ struct vmdisks {
 	struct vmdisk_chain chains[MACHINE_MAX_DISKS];
 	struct vmdisk_chain next[MACHINE_MAX_DISKS]; /* between vmdisks_go_back() and vmdisks_went_back() */
 	char *folder;				     /* the machine's */
+	char *kept[MACHINE_MAX_DISKS]; /* files of vmdisks_keep() that are not filled yet */
 };
 
 /** vmdisks_is_layered() - is disk @i one with layers? */
@@ -39,6 +41,14 @@ bool vmdisks_is_layered(const struct vmconfig *c, unsigned i);
 /** vmdisks_open() - learn the chains; before the machine opens the files.  vmdisks_close() in any case. */
 int vmdisks_open(struct vmdisks *d, struct vmconfig *c, struct error *err);
 void vmdisks_close(struct vmdisks *d); /* zeroed is fine */
+
+/**
+ * vmdisks_keep() - the throw-away disk @i of @size_bytes gets layers: the empty file *@path, allocated, is to hold what was written up to
+ * now (block_keep_layer()).
+ */
+int vmdisks_keep(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err);
+/** vmdisks_throw_away() - at a start: disks that are thrown away begin anew, their layers go.  Before vmdisks_open(). */
+int vmdisks_throw_away(struct vmconfig *c, struct error *err);
 
 /** vmdisks_new_top() - make an empty layer for disk @i of @size_bytes, after vmdisks_add_to(); its path in *@path, allocated. */
 int vmdisks_new_top(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err);
