@@ -127,10 +127,11 @@ static enum packet_error parse_nd(struct packet *p)
 {
 	const uint8_t *n;
 
-	/* RFC 6980: never in fragments.  RFC 4861, 7.1: hop limit 255, code 0. */
-	if (p->is_fragment)
+	/* RFC 6980: never in fragments, of one part neither.  RFC 4861, 7.1: hop limit 255, code 0.  Extension headers are
+	 * no part of it but for who wants to get past a filter (RFC 7113, 2.1). */
+	if (p->has_fragment_header)
 		return PACKET_BAD_FRAGMENT;
-	if (p->ttl != 255 || p->icmp_code != 0)
+	if (p->ttl != 255 || p->icmp_code != 0 || p->has_options)
 		return PACKET_BAD_HEADER;
 	switch (p->icmp_type) {
 	case ICMP6_RS:
@@ -165,6 +166,9 @@ static enum packet_error parse_l4(struct packet *p)
 {
 	enum packet_error e = PACKET_FINE;
 
+	/* One version's ICMP in the other is what no receiver understands, and a filter might take for its own. */
+	if (p->proto == (p->kind == PACKET_IPV4 ? IP_ICMP6 : IP_ICMP))
+		return PACKET_BAD_HEADER;
 	if (p->is_fragment && p->frag_offset)
 		return PACKET_FINE;
 	if (p->proto == IP_TCP)
@@ -253,7 +257,7 @@ static int skip_extension(struct packet *p, uint8_t next, enum packet_error *e)
 		*e = PACKET_BAD_FRAGMENT;
 		if (p->is_fragment) /* a second one */
 			return -1;
-		p->is_fragment = true;
+		p->is_fragment = p->has_fragment_header = true;
 		p->has_more = x[3] & 1;
 		p->frag_offset = net_get16(x + 2) & 0xfff8;
 		p->frag_id = net_get32(x + 4);

@@ -63,11 +63,12 @@ struct packet {
 
 	/* IP */
 	struct net_addr src, dst;
-	uint8_t proto; /* of the upper layer */
-	uint8_t ttl;   /* or hop limit */
-	uint16_t l4;   /* offset of the upper layer, or of a later fragment's bytes */
-	uint32_t end;  /* offset of the packet's end: what Ethernet pads lies behind */
-	bool has_options;
+	uint8_t proto;	  /* of the upper layer */
+	uint8_t ttl;	  /* or hop limit */
+	uint16_t l4;	  /* offset of the upper layer, or of a later fragment's bytes */
+	uint32_t end;	  /* offset of the packet's end: what Ethernet pads lies behind */
+	bool has_options; /* or extension headers */
+	bool has_fragment_header;
 	/* A part of a packet: bytes from frag_offset on.  Of the first one, the upper layer's header is there. */
 	bool is_fragment, has_more;
 	uint16_t frag_offset; /* bytes */

@@ -203,6 +203,9 @@ static void test_ipv6_extensions(void **state)
 	chain[3] = 0;
 	frame_ip(&f, &e, 60, chain, 16);
 	assert_int_equal(parse(&p, &f), PACKET_TOO_DEEP);
+	/* ICMP of the other version. */
+	frame_ip(&f, &e, IP_ICMP, chain, 16);
+	assert_int_equal(parse(&p, &f), PACKET_BAD_HEADER);
 	/* IPv4's addresses in IPv6. */
 	e.src = frame_addr("10.0.0.1");
 	frame_udp(&f, &e, 1, 2, "", 0);
@@ -236,9 +239,11 @@ static void test_arp_nd_dhcp(void **state)
 	f.b[ETH_HEADER + 7] = 255;
 	f.b[ETH_HEADER + 40 + 25] = 0; /* an option without length */
 	assert_int_equal(parse(&p, &f), PACKET_SHORT);
-	frame_nd(&f, &e, ICMP6_NS, &target, mac_a);
-	frame_fragment(&f, 0, 32, true, 1);
-	assert_int_equal(parse(&p, &f), PACKET_BAD_FRAGMENT);
+	for (unsigned more = 0; more < 2; more++) {
+		frame_nd(&f, &e, ICMP6_NS, &target, mac_a);
+		frame_fragment(&f, 0, 32, more, 1);
+		assert_int_equal(parse(&p, &f), PACKET_BAD_FRAGMENT);
+	}
 
 	frame_dhcp(&f, mac_a, mac_a, 1);
 	assert_int_equal(parse(&p, &f), PACKET_FINE);

@@ -1,0 +1,697 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "net/fabric.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "net/fabric_int.h"
+#include "net/offload.h"
+
+enum { FRAGMENTS_MS = 30000, ETH_MIN = 14 };
+
+// clang-format off
+const char *const fabric_reason_names[FABRIC_REASONS] = {
+	[FABRIC_PASSED]       = "passed",
+	[FABRIC_GATEWAY]      = "for the gateway",
+	[FABRIC_MALFORMED]    = "malformed",
+	[FABRIC_HINTS]        = "hints that don't fit, or too long",
+	[FABRIC_VLAN]         = "VLAN tag",
+	[FABRIC_ETHERTYPE]    = "neither ARP nor IP",
+	[FABRIC_SPOOFED_MAC]  = "spoofed MAC",
+	[FABRIC_SPOOFED_IP]   = "spoofed IP",
+	[FABRIC_SPOOFED_ARP]  = "spoofed ARP",
+	[FABRIC_SPOOFED_ND]   = "spoofed neighbor discovery",
+	[FABRIC_SPOOFED_DHCP] = "spoofed DHCP",
+	[FABRIC_FRAGMENT]     = "fragment without a beginning",
+	[FABRIC_NO_FLOW]      = "of no flow",
+	[FABRIC_NOBODY]       = "nobody has the address",
+	[FABRIC_TTL]          = "TTL",
+	[FABRIC_FLOOD]        = "flood",
+	[FABRIC_QUARANTINE]   = "quarantine",
+	[FABRIC_RULE]         = "denied by a rule",
+	[FABRIC_BLOCKED]      = "no internet address",
+	[FABRIC_NO_UPLINK]    = "no uplink",
+	[FABRIC_DEFAULT]      = "allowed by no rule",
+};
+// clang-format on
+
+struct fabric *fabric_create(struct policy *policy, const struct fabric_ops *ops)
+{
+	struct fabric *f = calloc(1, sizeof(*f));
+
+	if (!f) {
+		policy_free(policy);
+		return NULL;
+	}
+	f->policy = policy;
+	f->ops = *ops;
+	f->generation = 1;
+	f->flows = conntrack_create(policy->nports + 1);
+	f->ports = calloc(policy->nports + 1, sizeof(*f->ports));
+	f->rules = calloc(policy->nrules + 1, sizeof(*f->rules));
+	if (f->flows && f->ports && f->rules)
+		return f;
+	fabric_destroy(f);
+	return NULL;
+}
+
+void fabric_destroy(struct fabric *f)
+{
+	if (!f)
+		return;
+	policy_free(f->policy);
+	conntrack_destroy(f->flows);
+	free(f->ports);
+	free(f->rules);
+	free(f);
+}
+
+const struct policy *fabric_policy(const struct fabric *f)
+{
+	return f->policy;
+}
+
+int fabric_set_policy(struct fabric *f, struct policy *policy)
+{
+	struct fabric_counts *rules = calloc(policy->nrules + 1, sizeof(*rules));
+
+	if (!rules) {
+		policy_free(policy);
+		return -ENOMEM;
+	}
+	/* Both are nearly in the same order: the search goes on where the last one ended. */
+	for (unsigned i = 0, j = 0; i < policy->nrules; i++)
+		for (unsigned n = 0; n < f->policy->nrules; n++, j++) {
+			j = j < f->policy->nrules ? j : 0;
+			if (f->policy->rules[j].id == policy->rules[i].id) {
+				rules[i] = f->rules[j];
+				break;
+			}
+		}
+	free(f->rules);
+	policy_free(f->policy);
+	f->rules = rules;
+	f->policy = policy;
+	f->generation++;
+	return 0;
+}
+
+bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s)
+{
+	int64_t passed = now_ms - b->at_ms;
+
+	if (passed >= 1000) {
+		b->tokens = per_s;
+		b->at_ms = now_ms;
+	} else if (passed * per_s >= 1000) {
+		uint32_t more = (uint32_t)(passed * per_s / 1000);
+		b->tokens = MIN(b->tokens + more, per_s);
+		b->at_ms = now_ms;
+	}
+	if (!b->tokens)
+		return false;
+	b->tokens--;
+	return true;
+}
+
+static struct fabric_port *port_of(struct fabric *f, int port)
+{
+	return &f->ports[port == POLICY_OUTSIDE ? f->policy->nports : (unsigned)port];
+}
+
+void fabric_told(struct input *in, enum fabric_reason reason, int rule)
+{
+	struct fabric *f = in->f;
+
+	if (in->is_told)
+		return;
+	in->is_told = true;
+	port_of(f, in->port)->counts.reasons[reason]++;
+	if (rule >= 0) {
+		f->rules[rule].frames++;
+		f->rules[rule].bytes += in->p.len;
+	}
+	if (f->ops.seen) {
+		struct fabric_verdict v = { reason, rule };
+		f->ops.seen(f->ops.ctx, in->port, in->network, &v, in->p.data, in->p.len);
+	}
+}
+
+void fabric_output(struct fabric *f, unsigned port, const struct net_offload *off, uint8_t *frame,
+		   size_t len)
+{
+	int vlan = f->policy->networks[f->policy->ports[port].network].vlan;
+	struct fabric_counts *out = &f->ports[port].counts.out;
+	struct net_offload tagged = *off;
+
+	out->frames++;
+	out->bytes += len;
+	if (vlan < 0) {
+		f->ops.send(f->ops.ctx, port, off, frame, len);
+		return;
+	}
+	uint8_t *start = frame - ETH_TAG;
+	memmove(start, frame, 12);
+	net_put16(start + 12, ETH_VLAN);
+	net_put16(start + 14, (unsigned)vlan);
+	if (off->flags & NET_OFF_NEEDS_CSUM)
+		tagged.csum_start += ETH_TAG;
+	if (off->hdr_len)
+		tagged.hdr_len += ETH_TAG;
+	f->ops.send(f->ops.ctx, port, &tagged, start, len + ETH_TAG);
+	memmove(frame, start, 12);
+}
+
+/* ---- fragments ---- */
+
+static bool is_of(const struct fragments *g, const struct packet *p)
+{
+	return g->id == p->frag_id && g->proto == p->proto && net_addr_is_equal(&g->src, &p->src) &&
+	       net_addr_is_equal(&g->dst, &p->dst);
+}
+
+static struct fragments *find_fragments(struct input *in, int64_t now_ms)
+{
+	struct fabric_port *port = port_of(in->f, in->port);
+
+	for (unsigned i = 0; i < FABRIC_FRAGMENTS; i++)
+		if (port->fragments[i].expires_ms > now_ms && is_of(&port->fragments[i], &in->p))
+			return &port->fragments[i];
+	return NULL;
+}
+
+static void keep_fragments(struct input *in, int to, int rule, int64_t now_ms)
+{
+	struct fabric_port *port = port_of(in->f, in->port);
+	struct fragments *g = find_fragments(in, now_ms);
+	const struct packet *p = &in->p;
+
+	if (!g)
+		g = &port->fragments[port->next_fragments++ % FABRIC_FRAGMENTS];
+	*g = (struct fragments){ .src = p->src,
+				 .dst = p->dst,
+				 .id = p->frag_id,
+				 .proto = p->proto,
+				 .to = to,
+				 .rule = rule,
+				 .generation = in->f->generation,
+				 .first_len = (uint16_t)(p->end - p->l4),
+				 .expires_ms = now_ms + FRAGMENTS_MS };
+}
+
+/* ---- flows ---- */
+
+static enum fabric_reason reason_of(const struct policy_verdict *v)
+{
+	if (v->is_allowed)
+		return FABRIC_PASSED;
+	switch (v->why) {
+	case POLICY_QUARANTINE:
+		return FABRIC_QUARANTINE;
+	case POLICY_BY_RULE:
+		return FABRIC_RULE;
+	case POLICY_BLOCKED:
+		return FABRIC_BLOCKED;
+	case POLICY_NO_UPLINK:
+		return FABRIC_NO_UPLINK;
+	default:
+		return FABRIC_DEFAULT;
+	}
+}
+
+/* A flow that was allowed keeps the addresses that its rule's names had then. */
+struct held_names {
+	const struct policy_names *names;
+	uint32_t rule_id;
+};
+
+static bool has_held(void *ctx, uint32_t rule_id, const struct net_addr *a)
+{
+	const struct held_names *h = ctx;
+
+	return rule_id == h->rule_id || (h->names->has && h->names->has(h->names->ctx, rule_id, a));
+}
+
+static struct policy_verdict decide(struct fabric *f, const struct conn_key *k, int from, int to,
+				    bool has_ports, uint32_t held)
+{
+	struct held_names h = { &f->ops.names, held };
+	struct policy_names names = { has_held, &h };
+	struct policy_flow flow = {
+		.from = from, .to = to, .dst = k->dst, .proto = k->proto, .dport = k->dport, .has_ports = has_ports
+	};
+
+	return policy_decide(f->policy, &flow, &names);
+}
+
+static bool has_ports(uint8_t proto)
+{
+	return proto == IP_TCP || proto == IP_UDP;
+}
+
+/* Invariant 3. */
+static enum fabric_reason ask_again(struct fabric *f, struct conn *c)
+{
+	if (c->generation == f->generation)
+		return FABRIC_PASSED;
+	struct policy_verdict v =
+		decide(f, &c->key, c->from, c->to, has_ports(c->key.proto), c->rule_id);
+	if (!v.is_allowed) {
+		conntrack_remove(f->flows, c);
+		return reason_of(&v);
+	}
+	c->generation = f->generation;
+	c->rule = v.rule;
+	c->rule_id = v.rule >= 0 ? f->policy->rules[v.rule].id : 0;
+	return FABRIC_PASSED;
+}
+
+/* An ICMP error passes if it is about a flow from where it goes to. */
+static enum fabric_reason check_related(struct input *in, int to, const struct packet *quoted, int *rule)
+{
+	struct fabric *f = in->f;
+	struct conn_key k = conntrack_key(quoted);
+	bool is_answer;
+	struct conn *c = conntrack_find(f->flows, &k, f->ops.now_ms(f->ops.ctx), &is_answer);
+
+	if (!c || (is_answer ? c->to : c->from) != to || !net_addr_is_equal(&in->p.dst, &quoted->src))
+		return FABRIC_NO_FLOW;
+	enum fabric_reason reason = ask_again(f, c);
+	*rule = reason == FABRIC_PASSED ? c->rule : -1;
+	return reason;
+}
+
+static bool is_echo_reply(const struct packet *p)
+{
+	return p->kind == PACKET_IPV4 ? p->proto == IP_ICMP && p->icmp_type == ICMP_ECHO_REPLY
+				      : p->proto == IP_ICMP6 && p->icmp_type == ICMP6_ECHO_REPLY;
+}
+
+/* Is it the beginning of something? */
+static bool may_open(const struct packet *p)
+{
+	if (p->proto == IP_TCP)
+		return (p->tcp_flags & (PACKET_SYN | PACKET_ACK | PACKET_RST | PACKET_FIN)) == PACKET_SYN;
+	return !is_echo_reply(p);
+}
+
+static enum fabric_reason open_flow(struct input *in, int to, const struct conn_key *k,
+				    int64_t now_ms, int *rule)
+{
+	struct fabric *f = in->f;
+	const struct packet *p = &in->p;
+
+	/* Rules first: what is denied anyhow is called that. */
+	struct policy_verdict v = decide(f, k, in->port, to, p->has_l4 && has_ports(p->proto), 0);
+	*rule = v.rule;
+	if (!v.is_allowed)
+		return reason_of(&v);
+	if (!may_open(p)) {
+		*rule = -1;
+		return FABRIC_NO_FLOW;
+	}
+	unsigned owner = in->port == POLICY_OUTSIDE ? f->policy->nports : (unsigned)in->port;
+	struct conn *c = conntrack_add(f->flows, k, owner, now_ms);
+	if (!c)
+		return FABRIC_FLOOD;
+	c->from = in->port;
+	c->to = to;
+	c->generation = f->generation;
+	c->rule = v.rule;
+	c->rule_id = v.rule >= 0 ? f->policy->rules[v.rule].id : 0;
+	conntrack_seen(f->flows, c, false, p->tcp_flags, now_ms);
+	port_of(f, in->port)->counts.in.flows++;
+	if (v.rule >= 0)
+		f->rules[v.rule].flows++;
+	return FABRIC_PASSED;
+}
+
+/* May this packet go on to @to?  Invariant 2. */
+static enum fabric_reason check_flow(struct input *in, int to, int *rule)
+{
+	struct fabric *f = in->f;
+	const struct packet *p = &in->p;
+	int64_t now_ms = f->ops.now_ms(f->ops.ctx);
+	struct packet quoted;
+	enum fabric_reason reason;
+	bool is_answer;
+
+	*rule = -1;
+	if (p->is_fragment && p->frag_offset) {
+		const struct fragments *g = find_fragments(in, now_ms);
+		if (!g || g->to != to || g->generation != in->f->generation || p->frag_offset < g->first_len)
+			return FABRIC_FRAGMENT;
+		*rule = g->rule;
+		return FABRIC_PASSED;
+	}
+	if (packet_quoted(p, &quoted))
+		return check_related(in, to, &quoted, rule);
+	struct conn_key k = conntrack_key(p);
+	struct conn *c = conntrack_find(f->flows, &k, now_ms, &is_answer);
+	/* An ended connection's ports may be used anew. */
+	if (c && c->state == CONN_CLOSING && p->proto == IP_TCP && may_open(p)) {
+		conntrack_remove(f->flows, c);
+		c = NULL;
+	}
+	if (c && ((is_answer ? c->to : c->from) != in->port || (is_answer ? c->from : c->to) != to))
+		return FABRIC_NO_FLOW;
+	if (!c) {
+		reason = open_flow(in, to, &k, now_ms, rule);
+	} else {
+		reason = ask_again(f, c);
+		if (reason == FABRIC_PASSED) {
+			*rule = c->rule;
+			conntrack_seen(f->flows, c, is_answer,
+				       p->proto == IP_TCP ? p->tcp_flags : 0, now_ms);
+		}
+	}
+	if (reason == FABRIC_PASSED && p->is_fragment)
+		keep_fragments(in, to, *rule, now_ms);
+	return reason;
+}
+
+/* ---- the switch ---- */
+
+static int port_by_mac(const struct policy *policy, unsigned network, const uint8_t mac[6])
+{
+	for (unsigned i = 0; i < policy->nports; i++)
+		if (policy->ports[i].network == network && memcmp(policy->ports[i].mac, mac, 6) == 0)
+			return (int)i;
+	return -1;
+}
+
+static bool has_addr(const struct policy_port *q, const struct net_addr *a)
+{
+	return net_addr_is_equal(a, &q->v4) || net_addr_is_equal(a, &q->v6) ||
+	       net_addr_is_equal(a, &q->ll);
+}
+
+static bool is_nd(const struct packet *p)
+{
+	return p->kind == PACKET_IPV6 && p->has_l4 && p->proto == IP_ICMP6 &&
+	       p->icmp_type >= ICMP6_RS && p->icmp_type <= ICMP6_REDIRECT;
+}
+
+static bool is_quarantined(const struct fabric *f, unsigned port)
+{
+	return f->policy->machines[f->policy->ports[port].machine].is_quarantined;
+}
+
+/* ARP and neighbor discovery are no flows: in their network they pass. */
+static bool is_link_talk(const struct packet *p)
+{
+	return p->kind == PACKET_ARP || is_nd(p);
+}
+
+static void switch_one(struct input *in, unsigned to)
+{
+	struct fabric *f = in->f;
+	const struct policy_port *q = &f->policy->ports[to];
+	enum fabric_reason reason = FABRIC_PASSED;
+	int rule = -1;
+
+	if (is_quarantined(f, to))
+		reason = FABRIC_QUARANTINE;
+	else if ((int)to == in->port)
+		reason = FABRIC_NOBODY; /* a switch sends nothing back to where it came from */
+	else if (in->p.kind != PACKET_ARP && !has_addr(q, &in->p.dst) && !q->may_spoof)
+		reason = FABRIC_NOBODY; /* invariant 5 */
+	else if (!is_link_talk(&in->p))
+		reason = check_flow(in, (int)to, &rule);
+	fabric_told(in, reason, rule);
+	if (reason == FABRIC_PASSED)
+		fabric_output(f, to, &in->off, in->p.data, in->p.len);
+}
+
+/* The MACs of cards are known.  Another one can only be behind a port whose sender addresses are its own affair. */
+static void switch_unknown(struct input *in)
+{
+	const struct policy *policy = in->f->policy;
+
+	for (unsigned i = 0; i < policy->nports; i++)
+		if ((int)i != in->port && policy->ports[i].network == in->network &&
+		    policy->ports[i].may_spoof)
+			switch_one(in, i);
+	fabric_told(in, FABRIC_NOBODY, -1);
+}
+
+/* Multicasts open no flow: each port that may be sent the like gets a copy. */
+static bool may_hear(struct input *in, unsigned to)
+{
+	struct fabric *f = in->f;
+	const struct packet *p = &in->p;
+
+	if ((int)to == in->port || f->policy->ports[to].network != in->network || is_quarantined(f, to))
+		return false;
+	if (is_link_talk(p))
+		return true;
+	struct conn_key k = conntrack_key(p);
+	struct policy_verdict v = decide(f, &k, in->port, (int)to, p->has_l4 && has_ports(p->proto), 0);
+	return v.is_allowed;
+}
+
+static bool is_subnet_broadcast(const struct policy_network *n, const struct net_addr *a)
+{
+	struct net_addr last = n->v4.addr;
+
+	for (unsigned i = n->v4.bits; i < 128; i++)
+		last.b[i / 8] |= (uint8_t)(0x80 >> i % 8);
+	return net_addr_is_equal(a, &last);
+}
+
+static void flood(struct input *in)
+{
+	struct fabric *f = in->f;
+	const struct packet *p = &in->p;
+
+	if (!bucket_take(&f->ports[in->port].flood, f->ops.now_ms(f->ops.ctx), FABRIC_FLOOD_PER_S)) {
+		fabric_told(in, FABRIC_FLOOD, -1);
+		return;
+	}
+	/* Unicast in a frame for many is what firewalls are passed with; probes of neighbors are the exception. */
+	if (p->kind != PACKET_ARP && !net_addr_is_multicast(&p->dst) &&
+	    !(p->kind == PACKET_IPV4 && is_subnet_broadcast(input_network(in), &p->dst))) {
+		fabric_told(in, FABRIC_NOBODY, -1);
+		return;
+	}
+	if (p->is_fragment) {
+		fabric_told(in, FABRIC_FRAGMENT, -1);
+		return;
+	}
+	fabric_told(in, FABRIC_PASSED, -1);
+	for (unsigned i = 0; i < f->policy->nports; i++)
+		if (may_hear(in, i))
+			fabric_output(f, i, &in->off, p->data, p->len);
+}
+
+/* ---- the router ---- */
+
+static void decrement_ttl(struct packet *p)
+{
+	uint8_t *ip = p->data + p->l3;
+
+	if (p->kind == PACKET_IPV6) {
+		ip[7]--;
+		return;
+	}
+	/* RFC 1624, equation 3, for a word that becomes 0x0100 less. */
+	uint32_t sum = net_get16(ip + 10) + 0x0100u;
+	ip[8]--;
+	net_put16(ip + 10, (sum & 0xffff) + (sum >> 16));
+}
+
+static void set_macs(struct input *in, const uint8_t dst[6], const uint8_t src[6])
+{
+	memcpy(in->p.data, dst, 6);
+	memcpy(in->p.data + 6, src, 6);
+}
+
+static void deny(struct input *in, enum fabric_reason reason, int rule)
+{
+	fabric_told(in, reason, rule);
+	if (reason == FABRIC_NOBODY)
+		gateway_error(in, ICMP_UNREACHABLE, 1, ICMP6_UNREACHABLE, 3);
+	else if (reason >= FABRIC_RULE)
+		gateway_error(in, ICMP_UNREACHABLE, 13, ICMP6_UNREACHABLE, 1);
+}
+
+static void route_to_port(struct input *in, unsigned to)
+{
+	struct fabric *f = in->f;
+	const struct policy_port *q = &f->policy->ports[to];
+	int rule;
+	enum fabric_reason reason = check_flow(in, (int)to, &rule);
+
+	if (reason != FABRIC_PASSED) {
+		deny(in, reason, rule);
+		return;
+	}
+	fabric_told(in, reason, rule);
+	if (in->port != POLICY_OUTSIDE)
+		decrement_ttl(&in->p);
+	set_macs(in, q->mac, f->policy->networks[q->network].gateway_mac);
+	fabric_output(f, to, &in->off, in->p.data, in->p.len);
+}
+
+static void route_outside(struct input *in)
+{
+	struct fabric *f = in->f;
+	int rule;
+	enum fabric_reason reason = check_flow(in, POLICY_OUTSIDE, &rule);
+
+	if (reason != FABRIC_PASSED) {
+		deny(in, reason, rule);
+		return;
+	}
+	fabric_told(in, reason, rule);
+	decrement_ttl(&in->p);
+	f->ops.uplink(f->ops.ctx, in->network, &in->off, in->p.data, in->p.len);
+}
+
+static bool is_in_lab(const struct policy *policy, const struct net_addr *a)
+{
+	for (unsigned i = 0; i < policy->nnetworks; i++)
+		if (net_prefix_has(&policy->networks[i].v4, a) ||
+		    net_prefix_has(&policy->networks[i].v6, a))
+			return true;
+	return false;
+}
+
+static void route(struct input *in)
+{
+	struct fabric *f = in->f;
+	const struct packet *p = &in->p;
+
+	if (is_nd(p) || net_addr_is_link_local(&p->dst) || net_addr_is_link_local(&p->src) ||
+	    net_addr_is_any(&p->src) || net_addr_is_multicast(&p->dst)) {
+		fabric_told(in, FABRIC_NOBODY, -1); /* stays on its link (RFC 4291, 2.5.6) */
+		return;
+	}
+	if (p->ttl <= 1) {
+		fabric_told(in, FABRIC_TTL, -1);
+		gateway_error(in, ICMP_TIME_EXCEEDED, 0, ICMP6_TIME_EXCEEDED, 0);
+		return;
+	}
+	int to = policy_port_by_addr(f->policy, &p->dst);
+	if (to >= 0)
+		route_to_port(in, (unsigned)to);
+	else if (is_in_lab(f->policy, &p->dst))
+		deny(in, FABRIC_NOBODY, -1);
+	else
+		route_outside(in);
+}
+
+/* ---- in ---- */
+
+/* Takes off the tag that the network's frames carry; false: it isn't the right one. */
+static bool untag(struct input *in, uint8_t **frame, size_t *len)
+{
+	int vlan = input_network(in)->vlan;
+	uint8_t *b = *frame;
+
+	if (vlan < 0)
+		return *len < ETH_MIN || net_get16(b + 12) != ETH_VLAN;
+	if (*len < ETH_MIN + ETH_TAG || net_get16(b + 12) != ETH_VLAN ||
+	    (net_get16(b + 14) & 0xfff) != vlan)
+		return false;
+	memmove(b + ETH_TAG, b, 12);
+	*frame += ETH_TAG;
+	*len -= ETH_TAG;
+	if (in->off.flags & NET_OFF_NEEDS_CSUM)
+		in->off.csum_start = in->off.csum_start >= ETH_TAG ? in->off.csum_start - ETH_TAG : 0;
+	return true;
+}
+
+/* What is wrong with it before anybody asks where it goes. */
+static enum fabric_reason check_input(struct input *in, enum packet_error e)
+{
+	if (is_quarantined(in->f, (unsigned)in->port))
+		return FABRIC_QUARANTINE;
+	if (e != PACKET_FINE)
+		return e == PACKET_BAD_FRAGMENT ? FABRIC_FRAGMENT : FABRIC_MALFORMED;
+	if (in->p.vlan >= 0)
+		return FABRIC_VLAN; /* the network's own is off already */
+	if (in->p.src_mac[0] & 1)
+		return FABRIC_SPOOFED_MAC;
+	if (in->p.kind == PACKET_OTHER)
+		return FABRIC_ETHERTYPE;
+	if (!packet_check_offload(&in->p, &in->off))
+		return FABRIC_HINTS;
+	return guard_check(in);
+}
+
+void fabric_input(struct fabric *f, unsigned port, const struct net_offload *off, uint8_t *frame,
+		  size_t len)
+{
+	struct input in = {
+		.f = f, .port = (int)port, .network = f->policy->ports[port].network, .off = *off
+	};
+	struct fabric_counts *count = &f->ports[port].counts.in;
+
+	count->frames++;
+	count->bytes += len;
+	bool has_tag = untag(&in, &frame, &len);
+	enum packet_error e = packet_parse(&in.p, frame, len);
+	enum fabric_reason reason = check_input(&in, e);
+	if (!has_tag && reason != FABRIC_QUARANTINE)
+		reason = FABRIC_VLAN;
+	if (reason != FABRIC_PASSED) {
+		fabric_told(&in, reason, -1);
+		return;
+	}
+	if (gateway_take(&in))
+		return;
+	if (in.p.dst_mac[0] & 1) {
+		flood(&in);
+		return;
+	}
+	if (memcmp(in.p.dst_mac, input_network(&in)->gateway_mac, 6) == 0) {
+		route(&in);
+		return;
+	}
+	int to = port_by_mac(f->policy, in.network, in.p.dst_mac);
+	if (to < 0)
+		switch_unknown(&in);
+	else
+		switch_one(&in, (unsigned)to);
+}
+
+void fabric_uplink_input(struct fabric *f, unsigned network, const struct net_offload *off,
+			 uint8_t *frame, size_t len)
+{
+	struct input in = { .f = f, .port = POLICY_OUTSIDE, .network = network, .off = *off };
+	enum packet_error e = packet_parse(&in.p, frame, len);
+
+	if (e != PACKET_FINE || (in.p.kind != PACKET_IPV4 && in.p.kind != PACKET_IPV6)) {
+		fabric_told(&in, e == PACKET_FINE ? FABRIC_ETHERTYPE : FABRIC_MALFORMED, -1);
+		return;
+	}
+	int to = policy_port_by_addr(f->policy, &in.p.dst);
+	if (to < 0 || f->policy->ports[to].network != network)
+		fabric_told(&in, FABRIC_NOBODY, -1);
+	else
+		route_to_port(&in, (unsigned)to);
+}
+
+void fabric_port_up(struct fabric *f, unsigned port)
+{
+	if (!is_quarantined(f, port))
+		gateway_advertise(f, port);
+}
+
+/* ---- queries ---- */
+
+const struct fabric_port_counts *fabric_port_counts(const struct fabric *f, unsigned port)
+{
+	return &f->ports[port].counts;
+}
+
+struct fabric_counts fabric_rule_counts(const struct fabric *f, unsigned rule)
+{
+	return f->rules[rule];
+}
+
+unsigned fabric_flows(const struct fabric *f, unsigned port)
+{
+	return conntrack_count(f->flows, port);
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside of the data plane: fabric.c, guard.c and gateway.c. */
+#ifndef VIV_NET_FABRIC_INT_H
+#define VIV_NET_FABRIC_INT_H
+
+#include "net/conntrack.h"
+#include "net/fabric.h"
+
+struct bucket { /* of tokens */
+	int64_t at_ms;
+	uint32_t tokens;
+};
+
+/* A packet in fragments, whose first one passed. */
+struct fragments {
+	struct net_addr src, dst;
+	uint32_t id;
+	uint8_t proto;
+	int to;
+	int rule;
+	uint32_t generation;
+	uint16_t first_len; /* bytes of the first one: nothing may be laid over them */
+	int64_t expires_ms; /* 0: unused */
+};
+
+struct fabric_port {
+	struct bucket flood, errors;
+	struct fragments fragments[FABRIC_FRAGMENTS];
+	unsigned next_fragments;
+	struct fabric_port_counts counts;
+};
+
+struct fabric {
+	struct policy *policy;
+	uint32_t generation;
+	struct fabric_ops ops;
+	struct conntrack *flows; /* the last owner is the outside */
+	struct fabric_counts *rules;
+	struct fabric_port *ports; /* nports + 1: the last is the outside */
+	uint16_t ip_id;
+};
+
+/* One frame on its way in. */
+struct input {
+	struct fabric *f;
+	int port; /* or POLICY_OUTSIDE */
+	unsigned network;
+	struct packet p;
+	struct net_offload off;
+	bool is_told; /* seen() was called */
+};
+
+static inline const struct policy_network *input_network(const struct input *in)
+{
+	return &in->f->policy->networks[in->network];
+}
+
+/** bucket_take() - a token of @per_s a second, one second's worth kept. */
+bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s);
+
+/** fabric_told() - what becomes of it; once, before the frame is changed. */
+void fabric_told(struct input *in, enum fabric_reason reason, int rule);
+/** fabric_output() - a frame with FABRIC_HEADROOM to the machine at @port. */
+void fabric_output(struct fabric *f, unsigned port, const struct net_offload *off, uint8_t *frame,
+		   size_t len);
+
+/** guard_check() - is the sender who it says? FABRIC_PASSED, or why not. */
+enum fabric_reason guard_check(const struct input *in);
+
+/** gateway_take() - frames of @in that are for the gateway itself; false: it is not for it, nothing was done. */
+bool gateway_take(struct input *in);
+/** gateway_error() - an ICMP error about the packet back to its sender, if it may be sent (RFC 1122, 3.2.2). */
+void gateway_error(struct input *in, uint8_t type4, uint8_t code4, uint8_t type6, uint8_t code6);
+/** gateway_advertise() - a router advertisement to @port. */
+void gateway_advertise(struct fabric *f, unsigned port);
+
+#endif

@@ -1,0 +1,589 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "net/conntrack.h"
+#include "net/fabric_testing.h"
+#include "net/offload.h"
+
+static struct lab_fixture lab;
+
+static int set_up(void **state)
+{
+	lab_set_up(&lab);
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	lab_tear_down(&lab);
+	return 0;
+}
+
+static void to_wire(unsigned port, struct frame *f)
+{
+	if (lab.policy->networks[lab.policy->ports[port].network].vlan >= 0)
+		frame_tag(f, (uint16_t)lab.policy->networks[lab.policy->ports[port].network].vlan);
+}
+
+static enum fabric_reason send_tcp(unsigned from, unsigned to, bool v6, uint16_t sport,
+				   uint16_t dport, uint8_t flags)
+{
+	struct frame_ends e = lab_ends(lab.policy, from, to, v6);
+	struct frame f;
+
+	frame_tcp(&f, &e, sport, dport, flags);
+	to_wire(from, &f);
+	return lab_send(&lab, from, &f);
+}
+
+static enum fabric_reason send_echo(unsigned from, unsigned to, bool v6, bool is_reply, uint16_t id)
+{
+	struct frame_ends e = lab_ends(lab.policy, from, to, v6);
+	struct frame f;
+
+	frame_echo(&f, &e, is_reply, id);
+	to_wire(from, &f);
+	return lab_send(&lab, from, &f);
+}
+
+static struct packet parsed(const struct sent *s)
+{
+	struct packet p;
+
+	assert_non_null(s);
+	assert_int_equal(packet_parse(&p, (uint8_t *)(uintptr_t)s->frame.b, s->frame.len), PACKET_FINE);
+	return p;
+}
+
+/* The sum over the IPv4 header must be right after the router changed it. */
+static void assert_ipv4_sum(const struct packet *p)
+{
+	assert_int_equal(net_checksum_fold(net_checksum(p->data + p->l3, p->l4 - p->l3, 0)), 0);
+}
+
+static void test_routed_flow(void **state)
+{
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		/* An answer before the question, and the middle of a connection, are of no flow. */
+		assert_int_equal(send_tcp(DB, WEB_DMZ, v6, 5432, 1000, PACKET_SYN | PACKET_ACK),
+				 FABRIC_DEFAULT);
+		assert_int_equal(send_tcp(WEB_DMZ, DB, v6, 1000, 5432, PACKET_ACK), FABRIC_NO_FLOW);
+		assert_int_equal(send_tcp(WEB_DMZ, DB, v6, 1000, 5432, PACKET_SYN), FABRIC_PASSED);
+		struct packet p = parsed(lab_got(&lab, DB));
+		assert_int_equal(p.ttl, 63);
+		assert_memory_equal(p.dst_mac, lab.policy->ports[DB].mac, 6);
+		assert_memory_equal(p.src_mac, lab.policy->networks[APP].gateway_mac, 6);
+		if (!v6)
+			assert_ipv4_sum(&p);
+		assert_int_equal(send_tcp(DB, WEB_DMZ, v6, 5432, 1000, PACKET_SYN | PACKET_ACK),
+				 FABRIC_PASSED);
+		assert_non_null(lab_got(&lab, WEB_DMZ));
+		assert_int_equal(send_tcp(WEB_DMZ, DB, v6, 1000, 5432, PACKET_ACK), FABRIC_PASSED);
+		/* Of other ports, other machines: nothing; and who asked is told. */
+		assert_int_equal(send_tcp(WEB_DMZ, DB, v6, 1000, 5433, PACKET_SYN), FABRIC_DEFAULT);
+		assert_null(lab_got(&lab, DB));
+		p = parsed(lab_got(&lab, WEB_DMZ));
+		assert_int_equal(p.proto, v6 ? IP_ICMP6 : IP_ICMP);
+		assert_int_equal(p.icmp_type, v6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE);
+		assert_int_equal(send_tcp(SUS, DB, v6, 1000, 5432, PACKET_SYN), FABRIC_DEFAULT);
+		assert_int_equal(send_tcp(DB, WEB_DMZ, v6, 5432, 1001, PACKET_SYN | PACKET_ACK),
+				 FABRIC_DEFAULT);
+	}
+	assert_int_equal(fabric_rule_counts(lab.f, 0).flows, 2);
+	assert_int_equal(fabric_rule_counts(lab.f, 0).frames, 6);
+}
+
+static void test_same_network(void **state)
+{
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		assert_int_equal(send_tcp(SUS, EVIL, v6, 1, 2, PACKET_SYN), FABRIC_PASSED);
+		struct packet p = parsed(lab_got(&lab, EVIL));
+		assert_int_equal(p.ttl, 64); /* switched, not routed */
+		assert_int_equal(send_tcp(OPS, WEB_DMZ, v6, 1, 22, PACKET_SYN), FABRIC_RULE);
+		assert_int_equal(send_tcp(OPS, WEB_DMZ, v6, 1, 23, PACKET_SYN), FABRIC_PASSED);
+		assert_int_equal(send_tcp(WEB_DMZ, OPS, v6, 1, 22, PACKET_SYN), FABRIC_PASSED);
+	}
+}
+
+static void test_echo(void **state)
+{
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		/* An id has two ends: both may ask with the same one, if both may ask. */
+		assert_int_equal(send_echo(DB, OPS, v6, false, 7), FABRIC_PASSED);
+		assert_int_equal(send_echo(OPS, DB, v6, false, 7), FABRIC_DEFAULT);
+		assert_int_equal(send_echo(OPS, DB, v6, true, 8), FABRIC_DEFAULT);
+		assert_int_equal(send_echo(OPS, DB, v6, true, 7), FABRIC_PASSED);
+		assert_int_equal(send_echo(DB, OPS, v6, false, 0), FABRIC_PASSED);
+		assert_int_equal(send_echo(OPS, DB, v6, false, 0), FABRIC_DEFAULT);
+		assert_int_equal(send_echo(SUS, EVIL, v6, false, 9), FABRIC_PASSED);
+		assert_int_equal(send_echo(EVIL, SUS, v6, false, 9), FABRIC_PASSED);
+		assert_int_equal(send_echo(EVIL, SUS, v6, true, 9), FABRIC_PASSED);
+	}
+}
+
+static void test_gateway(void **state)
+{
+	const struct policy_port *q = &lab.policy->ports[SUS];
+	const struct policy_network *n = &lab.policy->networks[MAL];
+	struct frame f;
+
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		struct frame_ends e = { .src = v6 ? q->v6 : q->v4,
+					.dst = v6 ? n->gateway_v6 : n->gateway_v4 };
+		memcpy(e.src_mac, q->mac, 6);
+		memcpy(e.dst_mac, n->gateway_mac, 6);
+		frame_echo(&f, &e, false, 3);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+		struct packet p = parsed(lab_got(&lab, SUS));
+		assert_int_equal(p.icmp_id, 3);
+		/* The checksum is right: the sum over all with the pseudo header is -0. */
+		uint8_t *l4 = p.data + p.l4;
+		uint16_t sum = net_get16(l4 + 2);
+		packet_put_sum(l4, p.end - p.l4, 2, &p.src, &p.dst, p.proto);
+		assert_int_equal(net_get16(l4 + 2), sum);
+		frame_udp(&f, &e, 1000, 53, "question", 8);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+		assert_int_equal(lab.dns_questions, v6 + 1);
+		frame_tcp(&f, &e, 1000, 22, PACKET_SYN);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_DEFAULT);
+	}
+	/* Another network's gateway is no way in. */
+	struct frame_ends e = { .src = q->v4, .dst = lab.policy->networks[APP].gateway_v4 };
+	memcpy(e.src_mac, q->mac, 6);
+	memcpy(e.dst_mac, n->gateway_mac, 6);
+	frame_echo(&f, &e, false, 3);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_NOBODY);
+}
+
+static void test_arp(void **state)
+{
+	static const uint8_t all[6] = { 255, 255, 255, 255, 255, 255 };
+	const struct policy_port *q = &lab.policy->ports[SUS];
+	struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, false);
+	struct frame f;
+
+	memcpy(e.dst_mac, all, 6);
+	frame_arp(&f, &e, 1);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+	assert_int_equal(lab.nsent, 1);
+	assert_non_null(lab_got(&lab, EVIL));
+	e.dst = lab.policy->networks[MAL].gateway_v4;
+	frame_arp(&f, &e, 1);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+	struct packet p = parsed(lab_got(&lab, SUS));
+	assert_true(p.arp_op == 2 && net_addr_is_equal(&p.src, &lab.policy->networks[MAL].gateway_v4));
+	/* Poison: the gateway's, a neighbor's address; another's MAC inside. */
+	e.src = lab.policy->networks[MAL].gateway_v4;
+	e.dst = lab.policy->ports[EVIL].v4;
+	frame_arp(&f, &e, 2);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ARP);
+	e.src = q->v4;
+	frame_arp(&f, &e, 2);
+	f.b[ETH_HEADER + 8] ^= 2;
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ARP);
+}
+
+static void test_nd(void **state)
+{
+	const struct policy_port *q = &lab.policy->ports[SUS], *other = &lab.policy->ports[EVIL];
+	const struct policy_network *n = &lab.policy->networks[MAL];
+	struct frame_ends e = { .src = q->ll,
+				.dst = frame_addr("ff02::1:ff00:1"),
+				.dst_mac = { 0x33, 0x33, 0xff, 0, 0, 1 } };
+	struct frame f;
+	struct packet p;
+
+	memcpy(e.src_mac, q->mac, 6);
+	frame_nd(&f, &e, ICMP6_NS, &n->gateway_ll, q->mac);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+	p = parsed(lab_got(&lab, SUS));
+	assert_int_equal(p.icmp_type, ICMP6_NA);
+	assert_memory_equal(p.nd_lladdr, n->gateway_mac, 6);
+	frame_nd(&f, &e, ICMP6_NS, &other->v6, q->mac);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+	assert_non_null(lab_got(&lab, EVIL));
+	frame_nd(&f, &e, ICMP6_NS, &other->v6, other->mac);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ND);
+	frame_nd(&f, &e, ICMP6_NA, &other->v6, q->mac);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ND);
+	frame_nd(&f, &e, ICMP6_NA, &q->v6, q->mac);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+	frame_nd(&f, &e, ICMP6_RA, &q->v6, NULL);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ND);
+	frame_nd(&f, &e, ICMP6_REDIRECT, &q->v6, NULL);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ND);
+	frame_nd(&f, &e, ICMP6_RS, &q->v6, NULL);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+	p = parsed(lab_got(&lab, SUS));
+	assert_int_equal(p.icmp_type, ICMP6_RA);
+	/* About a link, it stays there, whatever a rule says of ICMP. */
+	e = lab_ends(lab.policy, DB, OPS, true);
+	frame_nd(&f, &e, ICMP6_NS, &lab.policy->ports[OPS].v6, lab.policy->ports[DB].mac);
+	assert_int_equal(lab_send(&lab, DB, &f), FABRIC_NOBODY);
+	assert_int_equal(lab.nsent, 0);
+	e = (struct frame_ends){ .dst = frame_addr("ff02::1:ff00:1"),
+				 .dst_mac = { 0x33, 0x33, 0xff, 0, 0, 1 } };
+	memcpy(e.src_mac, q->mac, 6);
+	/* Duplicate address detection: the own address, no other. */
+	e.src = frame_addr("::");
+	frame_nd(&f, &e, ICMP6_NS, &q->v6, NULL);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+	frame_nd(&f, &e, ICMP6_NS, &other->v6, NULL);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ND);
+}
+
+static void test_dhcp(void **state)
+{
+	const struct policy_port *q = &lab.policy->ports[SUS];
+	struct frame f;
+
+	frame_dhcp(&f, q->mac, q->mac, 1);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+	assert_int_equal(lab.nsent, 1);
+	struct packet p = parsed(lab_got(&lab, SUS));
+	assert_true(p.is_dhcp && p.dhcp_op == 2 && p.dhcp_type == 2);
+	assert_memory_equal(p.data + p.payload + 16, q->v4.b + 12, 4);
+	/* For another's hardware address; a request for an address that is not its own. */
+	frame_dhcp(&f, q->mac, lab.policy->ports[EVIL].mac, 1);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_DHCP);
+	frame_dhcp(&f, q->mac, q->mac, 3);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+	p = parsed(lab_got(&lab, SUS));
+	assert_int_equal(p.dhcp_type, 6);
+	/* A server of its own. */
+	struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, false);
+	frame_udp(&f, &e, 67, 68, "", 0);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_DHCP);
+	e = lab_ends(lab.policy, SUS, EVIL, true);
+	frame_udp(&f, &e, 547, 546, "", 0);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_DHCP);
+}
+
+static void test_spoofed(void **state)
+{
+	struct frame f;
+
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, v6);
+		e.src_mac[5] ^= 1;
+		frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_MAC);
+		e = lab_ends(lab.policy, SUS, EVIL, v6);
+		e.src.b[15] ^= 1;
+		frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_IP);
+		/* A neighbor's MAC with an address that is not its own: it would route. */
+		e = lab_ends(lab.policy, WEB_APP, DB, v6);
+		struct frame_ends own = lab_ends(lab.policy, OPS, WEB_DMZ, v6);
+		own.dst = e.dst;
+		frame_tcp(&f, &own, 1, 5432, PACKET_SYN);
+		assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_NOBODY);
+		/* A frame for all with an address of one. */
+		e = lab_ends(lab.policy, SUS, EVIL, v6);
+		memset(e.dst_mac, 255, 6);
+		frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_NOBODY);
+	}
+}
+
+static void test_vlan(void **state)
+{
+	struct frame_ends e = lab_ends(lab.policy, OLD, NEW, false);
+	struct frame f;
+
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, OLD, &f), FABRIC_VLAN); /* no tag */
+	frame_tag(&f, 21);
+	assert_int_equal(lab_send(&lab, OLD, &f), FABRIC_VLAN);
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	frame_tag(&f, 20);
+	assert_int_equal(lab_send(&lab, OLD, &f), FABRIC_PASSED);
+	struct packet p = parsed(lab_got(&lab, NEW));
+	assert_int_equal(p.vlan, 20);
+	/* Two tags. */
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	frame_tag(&f, 1);
+	frame_tag(&f, 20);
+	assert_int_equal(lab_send(&lab, OLD, &f), FABRIC_VLAN);
+	/* Where there are no tags, none passes: no hop into another VLAN. */
+	e = lab_ends(lab.policy, SUS, EVIL, false);
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	frame_tag(&f, 20);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_VLAN);
+	/* Routed between a network with and one without tags, hints included. */
+	e = lab_ends(lab.policy, OLD, DB, false);
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	frame_tag(&f, 20);
+	assert_int_equal(lab_send(&lab, OLD, &f), FABRIC_PASSED);
+	p = parsed(lab_got(&lab, DB));
+	assert_true(p.vlan == -1 && p.dport == 2);
+}
+
+static void test_fragments(void **state)
+{
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		struct frame_ends e = lab_ends(lab.policy, OPS, DB, v6);
+		uint8_t payload[64] = { 0 };
+		struct frame f;
+
+		/* Later parts pass behind their first one only. */
+		frame_udp(&f, &e, 1000, 53, payload, sizeof(payload));
+		frame_fragment(&f, 32, 40, false, 9);
+		assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_FRAGMENT);
+		frame_udp(&f, &e, 1000, 53, payload, sizeof(payload));
+		frame_fragment(&f, 0, 32, true, 9);
+		assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_PASSED);
+		frame_udp(&f, &e, 1000, 53, payload, sizeof(payload));
+		frame_fragment(&f, 32, 40, false, 9);
+		assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_PASSED);
+		assert_non_null(lab_got(&lab, DB));
+		/* Over the bytes of the first one: the ports would be others. */
+		frame_udp(&f, &e, 1000, 53, payload, sizeof(payload));
+		frame_fragment(&f, 8, 64, false, 9);
+		assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_FRAGMENT);
+		/* Of one that was denied. */
+		e = lab_ends(lab.policy, SUS, DB, v6);
+		frame_udp(&f, &e, 1000, 53, payload, sizeof(payload));
+		frame_fragment(&f, 0, 32, true, 10);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_DEFAULT);
+		frame_udp(&f, &e, 1000, 53, payload, sizeof(payload));
+		frame_fragment(&f, 32, 40, false, 10);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_FRAGMENT);
+		/* Half a minute later the beginning is forgotten. */
+		e = lab_ends(lab.policy, OPS, DB, v6);
+		lab.now_ms += 31000;
+		frame_udp(&f, &e, 1000, 53, payload, sizeof(payload));
+		frame_fragment(&f, 32, 40, false, 9);
+		assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_FRAGMENT);
+	}
+}
+
+static void test_ttl(void **state)
+{
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		struct frame_ends e = lab_ends(lab.policy, WEB_DMZ, DB, v6);
+		struct frame f;
+
+		frame_tcp(&f, &e, 1000, 5432, PACKET_SYN);
+		f.b[ETH_HEADER + (v6 ? 7 : 8)] = 1;
+		assert_int_equal(lab_send(&lab, WEB_DMZ, &f), FABRIC_TTL);
+		struct packet p = parsed(lab_got(&lab, WEB_DMZ)), q;
+		assert_int_equal(p.icmp_type, v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED);
+		assert_true(packet_quoted(&p, &q) && q.dport == 5432);
+	}
+}
+
+static void test_related_errors(void **state)
+{
+	struct frame_ends e = lab_ends(lab.policy, OPS, DB, false),
+			  back = lab_ends(lab.policy, DB, OPS, false);
+	struct frame f, question;
+	uint8_t icmp[8 + 28] = { ICMP_UNREACHABLE, 3 };
+
+	frame_udp(&question, &e, 1000, 99, "", 0);
+	memcpy(icmp + 8, question.b + ETH_HEADER, 28);
+	frame_ip(&f, &back, IP_ICMP, icmp, sizeof(icmp));
+	assert_int_equal(lab_send(&lab, DB, &f), FABRIC_NO_FLOW);
+	assert_int_equal(lab_send(&lab, OPS, &question), FABRIC_PASSED);
+	assert_int_equal(lab_send(&lab, DB, &f), FABRIC_PASSED);
+	assert_non_null(lab_got(&lab, OPS));
+	/* The same about somebody else's flow. */
+	back = lab_ends(lab.policy, DB, WEB_APP, false);
+	frame_ip(&f, &back, IP_ICMP, icmp, sizeof(icmp));
+	assert_int_equal(lab_send(&lab, DB, &f), FABRIC_NO_FLOW);
+}
+
+static void test_internet(void **state)
+{
+	struct frame_ends e = lab_ends(lab.policy, WEB_DMZ, DB, false);
+	struct frame f;
+	struct {
+		uint8_t room[FABRIC_HEADROOM];
+		struct frame f;
+	} in;
+	struct net_offload none = { 0 };
+
+	e.dst = frame_addr(LAB_LEARNT);
+	frame_tcp(&f, &e, 1000, 443, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, WEB_DMZ, &f), FABRIC_PASSED);
+	assert_non_null(lab_got(&lab, POLICY_OUTSIDE));
+	/* The answer comes in; a question from there does not. */
+	struct frame_ends back = { .src = e.dst, .dst = e.src };
+	frame_tcp(&in.f, &back, 443, 1000, PACKET_SYN | PACKET_ACK);
+	lab.nsent = 0;
+	fabric_uplink_input(lab.f, DMZ, &none, in.f.b, in.f.len);
+	assert_non_null(lab_got(&lab, WEB_DMZ));
+	frame_tcp(&in.f, &back, 443, 1001, PACKET_SYN);
+	lab.nsent = 0;
+	fabric_uplink_input(lab.f, DMZ, &none, in.f.b, in.f.len);
+	assert_int_equal(lab.nsent, 0);
+	frame_tcp(&in.f, &back, 443, 80, PACKET_SYN); /* the forwarded port */
+	fabric_uplink_input(lab.f, DMZ, &none, in.f.b, in.f.len);
+	assert_non_null(lab_got(&lab, WEB_DMZ));
+	/* By the uplink of another network nothing comes to it. */
+	lab.nsent = 0;
+	frame_tcp(&in.f, &back, 443, 80, PACKET_SYN);
+	fabric_uplink_input(lab.f, APP, &none, in.f.b, in.f.len);
+	assert_int_equal(lab.nsent, 0);
+	e.dst = frame_addr("1.1.1.1"); /* by no name */
+	frame_tcp(&f, &e, 1000, 443, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, WEB_DMZ, &f), FABRIC_DEFAULT);
+	e.dst = frame_addr("169.254.169.254");
+	frame_tcp(&f, &e, 1000, 80, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, WEB_DMZ, &f), FABRIC_BLOCKED);
+	e = lab_ends(lab.policy, DB, OPS, false);
+	e.dst = frame_addr(LAB_LEARNT);
+	frame_tcp(&f, &e, 1000, 443, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, DB, &f), FABRIC_NO_UPLINK);
+}
+
+static void test_policy_changes(void **state)
+{
+	struct policy *p;
+	struct policy_rule r;
+	struct error err;
+
+	assert_int_equal(send_tcp(WEB_DMZ, DB, false, 1000, 5432, PACKET_SYN), FABRIC_PASSED);
+	assert_int_equal(send_tcp(DB, WEB_DMZ, false, 5432, 1000, PACKET_SYN | PACKET_ACK), FABRIC_PASSED);
+	assert_int_equal(fabric_rule_counts(lab.f, 0).frames, 2);
+	/* Denied before the rule that allows it: the flow ends with its next packet, counters stay with their rule. */
+	p = policy_copy(fabric_policy(lab.f));
+	assert_int_equal(policy_parse_rule(p, "dmz.web -> app.*", NULL, &r, &err), 0);
+	assert_int_equal(policy_add_rule(p, 0, &r, &err), 0);
+	assert_int_equal(fabric_set_policy(lab.f, p), 0);
+	lab.policy = p;
+	assert_int_equal(fabric_rule_counts(lab.f, 1).frames, 2);
+	assert_int_equal(send_tcp(DB, WEB_DMZ, false, 5432, 1000, PACKET_ACK), FABRIC_RULE);
+	assert_int_equal(send_tcp(WEB_DMZ, DB, false, 1000, 5432, PACKET_SYN), FABRIC_RULE);
+	/* Quarantine: not even its neighbors, the gateway or ARP. */
+	assert_int_equal(send_tcp(SUS, EVIL, false, 1, 2, PACKET_SYN), FABRIC_PASSED);
+	p = policy_copy(fabric_policy(lab.f));
+	p->machines[M_SUS].is_quarantined = true;
+	assert_int_equal(fabric_set_policy(lab.f, p), 0);
+	lab.policy = p;
+	assert_int_equal(send_tcp(SUS, EVIL, false, 1, 2, PACKET_ACK), FABRIC_QUARANTINE);
+	assert_int_equal(send_tcp(EVIL, SUS, false, 2, 1, PACKET_ACK), FABRIC_QUARANTINE);
+	struct frame f;
+	frame_dhcp(&f, p->ports[SUS].mac, p->ports[SUS].mac, 1);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_QUARANTINE);
+	struct frame_ends e = lab_ends(p, EVIL, SUS, false);
+	memset(e.dst_mac, 255, 6);
+	frame_arp(&f, &e, 1);
+	lab_send(&lab, EVIL, &f);
+	assert_null(lab_got(&lab, SUS));
+	assert_int_equal(lab.nsent, 0);
+}
+
+/* One port opens as many flows as it likes: another's stay. */
+static void test_flood(void **state)
+{
+	assert_int_equal(send_tcp(WEB_DMZ, DB, false, 1000, 5432, PACKET_SYN), FABRIC_PASSED);
+	for (unsigned i = 0; i < 3 * CONNTRACK_PER_OWNER; i++)
+		assert_int_equal(send_tcp(OLD, DB, false, (uint16_t)i, (uint16_t)(i / 7), PACKET_SYN),
+				 FABRIC_PASSED);
+	assert_true(fabric_flows(lab.f, OLD) <= CONNTRACK_PER_OWNER);
+	assert_int_equal(send_tcp(DB, WEB_DMZ, false, 5432, 1000, PACKET_SYN | PACKET_ACK), FABRIC_PASSED);
+	/* Frames for all have a rate. */
+	struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, false);
+	struct frame f;
+	unsigned passed = 0;
+	memset(e.dst_mac, 255, 6);
+	frame_arp(&f, &e, 1);
+	for (unsigned i = 0; i < 3 * FABRIC_FLOOD_PER_S; i++)
+		passed += lab_send(&lab, SUS, &f) == FABRIC_PASSED;
+	assert_int_equal(passed, FABRIC_FLOOD_PER_S);
+	lab.now_ms += 100;
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+	/* Errors have one, too. */
+	unsigned errors = 0;
+	for (unsigned i = 0; i < 10 * FABRIC_ERRORS_PER_S; i++) {
+		send_tcp(SUS, DB, false, 1, 1, PACKET_SYN);
+		errors += lab.nsent;
+	}
+	assert_int_equal(errors, FABRIC_ERRORS_PER_S);
+}
+
+static void test_expiry(void **state)
+{
+	assert_int_equal(send_echo(DB, OPS, false, false, 7), FABRIC_PASSED);
+	lab.now_ms += 29000;
+	assert_int_equal(send_echo(OPS, DB, false, true, 7), FABRIC_PASSED);
+	lab.now_ms += 31000;
+	assert_int_equal(send_echo(OPS, DB, false, true, 7), FABRIC_DEFAULT);
+	/* A connection that ended may begin anew at once. */
+	assert_int_equal(send_tcp(WEB_DMZ, DB, false, 1000, 5432, PACKET_SYN), FABRIC_PASSED);
+	assert_int_equal(send_tcp(DB, WEB_DMZ, false, 5432, 1000, PACKET_RST | PACKET_ACK), FABRIC_PASSED);
+	assert_int_equal(send_tcp(WEB_DMZ, DB, false, 1000, 5432, PACKET_SYN), FABRIC_PASSED);
+	lab.now_ms += 11000;
+	assert_int_equal(send_tcp(DB, WEB_DMZ, false, 5432, 1000, PACKET_SYN | PACKET_ACK), FABRIC_PASSED);
+}
+
+static void test_hints(void **state)
+{
+	static struct {
+		uint8_t room[FABRIC_HEADROOM];
+		uint8_t b[70000];
+	} big;
+	struct frame_ends e = lab_ends(lab.policy, OLD, DB, false);
+	struct net_offload off = { .flags = 1,
+				   .gso_type = NET_GSO_TCP4,
+				   .gso_size = 1400,
+				   .hdr_len = 58,
+				   .csum_start = 38,
+				   .csum_offset = 16 };
+	struct frame f;
+
+	frame_tcp(&f, &e, 1000, 5432, PACKET_SYN);
+	frame_tag(&f, 20);
+	assert_int_equal(lab_send(&lab, OLD, &f), FABRIC_PASSED);
+	/* A long segment goes on with its hints, at their new places. */
+	f.b[18 + 20 + 13] = PACKET_ACK;
+	memcpy(big.b, f.b, f.len);
+	net_put16(big.b + 20, 40 + 1900);
+	lab.nsent = 0;
+	fabric_input(lab.f, OLD, &off, big.b, f.len + 1900);
+	const struct sent *s = lab_got(&lab, DB);
+	assert_non_null(s);
+	assert_int_equal(s->off.csum_start, 34);
+	assert_int_equal(s->off.hdr_len, 54);
+	assert_int_equal(s->off.gso_size, 1400);
+	/* Without hints it is too long. */
+	memcpy(big.b, f.b, f.len);
+	off = (struct net_offload){ 0 };
+	lab.nsent = 0;
+	fabric_input(lab.f, OLD, &off, big.b, f.len + 1900);
+	assert_int_equal(lab.verdict.reason, FABRIC_HINTS);
+	assert_int_equal(lab.nsent, 0);
+}
+
+int main(void)
+{
+#define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
+	const struct CMUnitTest tests[] = {
+		T(test_routed_flow),
+		T(test_same_network),
+		T(test_echo),
+		T(test_gateway),
+		T(test_arp),
+		T(test_nd),
+		T(test_dhcp),
+		T(test_spoofed),
+		T(test_vlan),
+		T(test_fragments),
+		T(test_ttl),
+		T(test_related_errors),
+		T(test_internet),
+		T(test_flood),
+		T(test_expiry),
+		T(test_hints),
+		T(test_policy_changes),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
