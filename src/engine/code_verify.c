@@ -89,9 +89,10 @@ struct known {
 	uint16_t rcx_covers, word_covers; /* windows that rcx, gs:rounds are no more rounds than allowed for */
 	uint16_t is_compared,
 		is_nonzero; /* the instruction before: cmp ecx, gs:rounds; jrcxz that was not taken */
+	uint16_t is_base;   /* rule 11: r15 is */
 	struct window window[PTR_SLOTS];
 };
-_Static_assert(sizeof(struct known) == (42 + 9 * PTR_SLOTS) * sizeof(uint16_t), "no padding");
+_Static_assert(sizeof(struct known) == (43 + 9 * PTR_SLOTS) * sizeof(uint16_t), "no padding");
 
 struct place {
 	bool is_start; /* an instruction was read here */
@@ -372,6 +373,7 @@ static void meet_rounds(struct known *a, const struct known *b)
 		a->r14_window = 0;
 	a->rcx_covers &= b->rcx_covers;
 	a->word_covers &= b->word_covers;
+	a->is_base &= b->is_base;
 	a->is_compared &= b->is_compared;
 	a->is_nonzero &= b->is_nonzero;
 	for (unsigned i = 0; i < PTR_SLOTS; i++)
@@ -438,13 +440,27 @@ static bool jump_to(struct ver *v, size_t to)
 	return go_to(v, to, &k);
 }
 
+#define NO_BASE "way to another block without the base in r15"
+
+static bool is_linked(const struct ver *v, const uint8_t *target)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(v->env->linked); i++)
+		if (v->env->linked[i] == target)
+			return true;
+	return false;
+}
+
 /* Rule 2, and the indirect form. */
 static bool check_branch(struct ver *v)
 {
 	const ZydisDecodedOperand *o = &v->op[0];
 
 	if (is_plain_ret(v))
-		return v->k.depth == 0 ? true : bad(v, "return with something on the host stack");
+		return v->k.depth != 0 ? bad(v, "return with something on the host stack")
+		       : v->k.is_base  ? true
+				       : bad(v, NO_BASE);
+	if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && !v->k.is_base)
+		return bad(v, NO_BASE);
 	if (o->type == ZYDIS_OPERAND_TYPE_MEMORY)
 		return v->in.mnemonic == ZYDIS_MNEMONIC_JMP && is_gs_indexed(o, v->env->off_jc_code)
 			       ? true
@@ -462,7 +478,9 @@ static bool check_branch(struct ver *v)
 			return bad(v, "call that is not to a stub and has pushed nothing");
 		if (to <= v->pos || to == SIZE_MAX)
 			return bad(v, "call out of the block, or back");
-		v->k = (struct known){ 0 };
+		if (!v->k.is_base)
+			return bad(v, NO_BASE);
+		v->k = (struct known){ .is_base = true };
 		if (!jump_to(v, to))
 			return false;
 		v->k.depth = FRAME; /* it comes back */
@@ -471,7 +489,7 @@ static bool check_branch(struct ver *v)
 	if (v->k.depth != 0)
 		return bad(v, "transfer with something on the host stack");
 	if (is_stub(v, target))
-		return true;
+		return v->k.is_base || !is_linked(v, target) ? true : bad(v, NO_BASE);
 	return to == SIZE_MAX ? bad(v, "jump out of the block") : jump_to(v, to);
 }
 
@@ -650,7 +668,7 @@ static bool check_stack(struct ver *v)
 	switch (v->in.mnemonic) {
 	case ZYDIS_MNEMONIC_PUSHFQ:
 	case ZYDIS_MNEMONIC_PUSH: {
-		bool is_frame = is_reg(&v->op[0], ZYDIS_REGISTER_R15);
+		bool is_frame = is_reg(&v->op[0], ZYDIS_REGISTER_R14);
 
 		if (v->in.mnemonic == ZYDIS_MNEMONIC_PUSH && !is_frame &&
 		    !is_reg(&v->op[0], ZYDIS_REGISTER_RCX))
@@ -967,6 +985,33 @@ static void forget_scratch(struct ver *v)
 	k->rcx_covers = 0;
 }
 
+/* Rule 11; stubs that come back put it there. */
+static void learn_base(struct ver *v, bool is_call)
+{
+	if (is_call)
+		v->k.is_base = true;
+	else if (v->written & W_R15)
+		v->k.is_base = v->in.mnemonic == ZYDIS_MNEMONIC_MOV &&
+			       is_reg(&v->op[0], ZYDIS_REGISTER_R15) &&
+			       is_gs_abs(&v->op[1], v->env->off_base);
+}
+
+/* Rule 11: operands by the base, seen as those by gs that they are. */
+static void resolve_base(struct ver *v)
+{
+	for (unsigned i = 0; i < v->in.operand_count; i++) {
+		ZydisDecodedOperand *o = &v->op[i];
+
+		if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type != ZYDIS_MEMOP_TYPE_MEM ||
+		    o->mem.base != ZYDIS_REGISTER_R15 || !v->k.is_base ||
+		    (o->mem.segment != ZYDIS_REGISTER_DS && o->mem.segment != ZYDIS_REGISTER_NONE))
+			continue;
+		o->mem.segment = ZYDIS_REGISTER_GS;
+		o->mem.base = ZYDIS_REGISTER_NONE;
+		o->mem.disp.value += v->env->base;
+	}
+}
+
 /* What is known of the scratch registers after the instruction. */
 static void learn(struct ver *v, enum step next, enum line line)
 {
@@ -1008,6 +1053,7 @@ static void learn(struct ver *v, enum step next, enum line line)
 		   (k->step == ST_PARTS && v->written & W_RCX)) {
 		k->step = ST_NONE;
 	}
+	learn_base(v, is_call);
 	learn_rounds(v);
 	learn_windows(v, &before);
 	follow_registers(v);
@@ -1060,7 +1106,7 @@ static bool note_start(struct ver *v)
 	for (size_t i = v->pos + 1; i < v->pos + v->in.length; i++)
 		if (v->at[i].is_reached)
 			return bad(v, "jump into an instruction");
-	/* Code that no one reaches may rely on nothing. */
+	/* Code that no one reaches may rely on nothing but the base. */
 	v->at[v->pos].is_start = v->at[v->pos].is_reached = true;
 	v->read_to = v->pos + v->in.length;
 	return true;
@@ -1073,10 +1119,12 @@ static bool verify_all(struct ver *v)
 	ZydisDecoder dec;
 
 	ZydisDecoderInit(&dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-	/* Other blocks come here with nothing known. */
+	/* Other blocks come here with nothing known but the base. */
 	v->at[0].is_reached = true;
 	if (env->near_entry < v->len)
 		v->at[env->near_entry].is_reached = true;
+	for (size_t i = 0; i < len; i++)
+		v->at[i].k.is_base = true; /* until a way leads there */
 	while (v->again != NOBODY || v->read_to < len) {
 		struct place *p = &v->at[v->again != NOBODY ? v->again : v->read_to];
 
@@ -1093,6 +1141,7 @@ static bool verify_all(struct ver *v)
 			    (is_cold ? len : v->len) - v->pos, &v->in, v->op)))
 			return false;
 		v->written = written_regs(v);
+		resolve_base(v);
 		if ((!p->is_start && !note_start(v)) || !check_one(v))
 			return false;
 		if (!left--)

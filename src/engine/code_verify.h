@@ -8,10 +8,11 @@
  *     far or indirect transfer (but the one branch-table form), string instruction, gather, masked move
  *     through rdi, XSAVE family.
  *  2. A direct jump stays in the block, or goes to a listed stub; the only calls go to listed stubs, or
- *     to code of the block that relies on nothing, with r15 pushed just before and popped where it comes back.
+ *     to code of the block that relies on nothing but the base, with r14 pushed just before and one word popped into r15
+ *     where it comes back.
  *     A return has nothing else above what a call has left on the host stack.
  *  3. A memory operand is gs:[disp] inside struct dbt_cpu, written only where the guest's state and scratch words are,
- *     or gs:[r14 * 8 + table] for reading, with r14 an index that pext has bounded to that table, or [r14 + disp] /
+ *     or the same by r15 where that is the base; or gs:[r14 * 8 + table] for reading, with r14 an index that pext has bounded to that table, or [r14 + disp] /
  *     [rcx + disp] while that register holds a checked pointer, within what was checked, and written only after a
  *     write check.
  *  4. A pointer is checked only by the soft-TLB sequence, in its exact order; any other write to the
@@ -27,6 +28,9 @@
  * 10. In a loop, an operand at r14 and a register that moves (translate_loop.c) lies in the page that was checked: the
  *     register is followed, constant by constant; rcx counts the rounds, each of which may move it by so much, and was
  *     computed from the room that the check had left in the page, the least of all windows.
+ *
+ * 11. r15 is the base, what gs:base holds, from the start on, until something else is written to it. Other blocks rely on it:
+ *     it is so at each return, call and jump by the table, and at each jump that can be patched to go to one.
  *
  * A place is read again when a way leads to it on which less is known than on those before, until nothing changes.
  *
@@ -44,9 +48,11 @@ struct code_verify_env {
 	const uint8_t *code, *exec; /* the block: its writable view, and the address that it will run at */
 	const uint8_t *cold_code, *cold_exec; /* the same of its second part; it may be anywhere */
 	size_t cold_len;
-	size_t near_entry;	/* offset at which other blocks enter it, besides 0 */
-	uint32_t off_ptr, nptr; /* slots for checked pointers */
-	uint32_t off_rounds;	/* rounds of a loop that are left */
+	size_t near_entry; /* offset at which other blocks enter it, besides 0 */
+	uint32_t off_base, base; /* the word that holds r15's value, and how far that is into struct dbt_cpu */
+	const uint8_t *linked[2]; /* stubs that patched jumps went to */
+	uint32_t off_ptr, nptr;	  /* slots for checked pointers */
+	uint32_t off_rounds;	  /* rounds of a loop that are left */
 	uint32_t off_kept[4]; /* guest registers that live in the state: misses do not touch them */
 	uint32_t cpu_bytes;   /* size of struct dbt_cpu */
 	uint32_t off_tlb_mask, off_page_mask, off_jc_mask, off_jc_neg, off_jc_code, off_ct_mask, off_ct;

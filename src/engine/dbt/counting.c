@@ -52,10 +52,10 @@ void tr_count_enter(struct ctx *c)
 		return;
 	c->cur = 0;
 	emit_load_gs(e, H_RCX, CPU_OFF(left), 8);
-	OP(0x4c, 0x8d, 0xb9); /* lea r15, [rcx - instructions] */
+	OP(0x4c, 0x8d, 0xb1); /* lea r14, [rcx - instructions] */
 	c->count_at[0] = e->p;
 	emit_u32(e, 0);
-	emit_store_gs(e, CPU_OFF(left), H_R15, 8);
+	emit_store_gs(e, CPU_OFF(left), H_R14, 8);
 	OP(0x48, 0x8d, 0x89); /* lea rcx, [rcx - instructions, the interpreted one too] */
 	c->count_at[1] = e->p;
 	emit_u32(e, 0);

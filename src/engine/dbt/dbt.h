@@ -171,36 +171,41 @@ struct dbt_vm;
 struct insn;
 
 struct dbt_cpu {
-	struct x86_state s; /* first member: emitted code addresses it through gs: */
-
-	/* Hot words of emitted code. */
+	/*
+	 * Hot words of emitted code.  The last sixteen of them and the registers of s are what a displacement of one byte
+	 * reaches from r15 (DBT_BASE).  What blocks write is together, from tmp to pc_base.
+	 */
+	uint64_t jc_poison; /* nothing a guest could guess */
+	uint64_t host_rsp;  /* stack of the dispatcher while translated code runs */
+	uint64_t ret_base; /* where rsp starts in translated code: the top of the returns (stubs.c) */
+	uint64_t tmp[8];   /* scratch of emitted code */
+	uint64_t count_fix; /* what the block has ahead at the miss that was called last */
+	uint64_t ptr[8];    /* checked pointers that a block keeps over other checks */
+	uint64_t rounds;    /* of a loop, before it has to be looked at again (translate_loop.c) */
+	uint64_t loop_wait; /* rounds before that is tried */
+	int64_t left; /* instructions before the stop (counting.c); less those that the running block has ahead */
+	uint64_t exit_info; /* set by emitted exits */
 	uint64_t pc_base; /* RIP minus the offset in its guest-physical page, of the running block */
-	uint64_t tlb_mask;  /* (size - 1) << 12 */
-	uint64_t page_mask; /* ~0xfff: constant operand of emitted pext */
-	uint64_t jc_key;    /* of mode_key and, at CPL 3, the address space's tag */
+	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
 	/* What emitted code reads as jc_key: that, or jc_poison while poll is set, which finds nothing in the
 	 * branch table, so that every miss is a poll. */
 	_Atomic uint64_t jc_key_now;
-	uint64_t jc_poison;    /* nothing a guest could guess */
-	_Atomic uint64_t poll; /* non-zero: leave translated code at the next poll point */
-	uint64_t host_rsp;     /* stack of the dispatcher while translated code runs */
-	uint64_t ret_base; /* where rsp starts in translated code: the top of the returns (stubs.c) */
 	uint64_t ret_key;   /* jc_key + ret_gen: RIP + key tells returns apart */
-	uint64_t ptr[8];    /* checked pointers that a block keeps over other checks */
-	uint64_t tmp[8];    /* scratch of emitted code */
-	uint64_t rounds;    /* of a loop, before it has to be looked at again (translate_loop.c) */
-	uint64_t loop_wait; /* rounds before that is tried */
-	uint64_t exit_info; /* set by emitted exits */
-	int64_t left; /* instructions before the stop (counting.c); less those that the running block has ahead */
-	uint64_t count_fix;   /* what the block has ahead at the miss that was called last */
-	struct dbt_cpu *self; /* this struct: emitted code has it only as gs base */
-	uint64_t jc_mask;     /* bits of RIP that index the branch table: constant operand */
+	uint64_t tlb_mask;  /* (size - 1) << 12 */
+	uint64_t page_mask; /* ~0xfff: constant operand of emitted pext */
+	uint64_t jc_mask;   /* bits of RIP that index the branch table: constant operand */
+	uint64_t ct_mask;   /* bits of an address that index ct: constant operand */
+
+	struct x86_state s;
+
+	char *base;	      /* this struct + DBT_BASE: r15 of emitted code */
+	uint64_t jc_key;      /* of mode_key and, at CPL 3, the address space's tag */
+	struct dbt_cpu *self; /* this struct */
 	uint64_t line_mask;   /* DBT_LINE - 1, DBT_LINE: constant operands */
 	uint64_t line_size;
 	uint64_t df_mask; /* X86_FL_DF: constant operand */
 	uint64_t not_df;  /* ~X86_FL_DF, ~X86_FL_IF: constant operands */
 	uint64_t not_if;
-	uint64_t ct_mask;   /* bits of an address that index ct: constant operand */
 	uint64_t sign_mask; /* bit 63: constant operand */
 	uint64_t attr_mask; /* attributes of a segment that a load below protected mode keeps: constant operand */
 	/*
@@ -272,6 +277,9 @@ struct dbt_cpu {
 	struct thunk_cpu *thunk; /* thunk interpreter's part (decode cache ...) */
 	pthread_t thread;
 };
+
+/* r15 of emitted code is that far into struct dbt_cpu. */
+#define DBT_BASE ((int32_t)offsetof(struct dbt_cpu, s))
 
 struct dbt_vm {
 	struct guest_ram *ram;

@@ -41,6 +41,10 @@ static void put_mem(struct emit *e, unsigned reg, unsigned base, unsigned index,
 static void op_mem(struct emit *e, uint8_t prefix, unsigned rex, const uint8_t *opc, unsigned nopc,
 		   unsigned reg, unsigned base, int32_t disp)
 {
+	if (base == H_NONE && e->has_base) {
+		base = H_R15;
+		disp -= DBT_BASE;
+	}
 	if (base == H_NONE)
 		emit_u8(e, 0x65);
 	if (prefix)
@@ -59,6 +63,22 @@ void emit_op_mem(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc,
 		 unsigned reg, unsigned base, int32_t disp)
 {
 	op_mem(e, prefix, rex_w ? REX_W : 0, opc, nopc, reg, base, disp);
+}
+
+bool emit_take_base(struct emit *e)
+{
+	bool was_base = e->has_base;
+
+	e->has_base = false;
+	return was_base;
+}
+
+void emit_put_base(struct emit *e, bool was_base)
+{
+	e->has_base = false;
+	if (was_base)
+		emit_load_gs(e, H_R15, CPU_OFF(base), 8);
+	e->has_base = was_base;
 }
 
 void emit_op_reg(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc,
@@ -143,24 +163,29 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsig
 
 void emit_load_gs_idx(struct emit *e, unsigned dst, unsigned idx, int32_t off)
 {
-	emit_u8(e, 0x65);
-	emit_u8(e, (uint8_t)(REX | REX_W | (dst & 8 ? REX_R : 0) | (idx & 8 ? REX_X : 0)));
-	emit_u8(e, 0x8b);
-	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
-	emit_u8(e, (uint8_t)(3 << 6 | (idx & 7) << 3 | 5));
-	emit_u32(e, (uint32_t)off);
+	emit_gs_idx(e, REX_W, 0x8b, dst, idx, off);
+}
+
+void emit_gs_idx(struct emit *e, unsigned rex, uint8_t opcode, unsigned reg, unsigned idx, int32_t off)
+{
+	rex |= (reg & 8 ? REX_R : 0) | (idx & 8 ? REX_X : 0) | (e->has_base ? REX_B : 0);
+	if (!e->has_base)
+		emit_u8(e, 0x65);
+	if (rex)
+		emit_u8(e, (uint8_t)(REX | rex));
+	emit_u8(e, opcode);
+	put_mem(e, reg, e->has_base ? H_R15 : H_NONE, idx, 8, off - (e->has_base ? DBT_BASE : 0));
 }
 
 void emit_pext_gs(struct emit *e, unsigned dst, unsigned src, int32_t off, bool is_pdep)
 {
-	emit_u8(e, 0x65);
+	if (!e->has_base)
+		emit_u8(e, 0x65);
 	emit_u8(e, 0xc4);
-	emit_u8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | 0x20 | 2));
+	emit_u8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | (e->has_base ? 0 : 0x20) | 2));
 	emit_u8(e, (uint8_t)(0x80 | ((~src & 15) << 3) | (is_pdep ? 3 : 2)));
 	emit_u8(e, 0xf5);
-	emit_u8(e, (uint8_t)((dst & 7) << 3 | 4));
-	emit_u8(e, 0x25);
-	emit_u32(e, (uint32_t)off);
+	put_mem(e, dst, e->has_base ? H_R15 : H_NONE, H_NONE, 1, off - (e->has_base ? DBT_BASE : 0));
 }
 
 unsigned emit_guest_get(struct emit *e, unsigned r, unsigned scratch)

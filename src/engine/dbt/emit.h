@@ -4,7 +4,8 @@
  *
  * Host register roles of emitted code (docs/design/engine): guest rax rdx rbx rbp rsi rdi r8 r12 live in
  * themselves; guest rcx, r13, r14 in r9, r10, r11; guest rsp in r13; guest r9 r10 r11 r15 in memory
- * (gs: state).  rcx, r14, r15 are scratch; rsp is the host stack; gs base is the struct dbt_cpu.
+ * (the state).  rcx and r14 are scratch; rsp is the host stack; gs base is the struct dbt_cpu, and r15, between
+ * instructions and wherever blocks go on in others, is DBT_BASE into it: operands in the state are shorter by it.
  */
 #ifndef VIV_DBT_EMIT_H
 #define VIV_DBT_EMIT_H
@@ -26,9 +27,12 @@ struct emit {
 	bool keeps_rcx; /* emit_native() fails where it would need rcx */
 	/* Of emit_native()'s memory operand, which is at [H_ADDR + index * scale + disp]; scale 0: no index. */
 	uint8_t index, scale;
-	/* After the native instruction that ended here r15 holds a guest register that lives in memory; NULL: none. */
-	const uint8_t *r15_at;
-	uint8_t r15_guest;
+	/* r15 is the base.  What is emitted in a block begins with it so; who takes r15 as a scratch register puts it back. */
+	bool has_base;
+	bool keeps_base; /* emit_native() fails where it would need r15 */
+	/* After the native instruction that ended here rcx holds a guest register that lives in memory; NULL: none. */
+	const uint8_t *kept_at;
+	uint8_t kept_guest;
 	const uint8_t *host; /* the register map: emit_host_reg, or a loop's own (translate_loop.c) */
 	intptr_t exec_delta; /* executable address - p (W^X by two mappings); 0 for thunks in tests */
 };
@@ -68,21 +72,27 @@ extern const uint8_t emit_host_reg[16];
 	((int32_t)(offsetof(struct dbt_cpu, s.seg) + (n) * sizeof(struct x86_seg) +                \
 		   offsetof(struct x86_seg, member)))
 
+/* r15 is taken, and put back: emit_take_base() returns whether there is anything to put back. */
+bool emit_take_base(struct emit *e);
+void emit_put_base(struct emit *e, bool was_base);
+
 /* mov, flags untouched.  @size 4 or 8 (4 zero-extends). */
 void emit_mov_rr(struct emit *e, unsigned dst, unsigned src, unsigned size);
 void emit_mov_ri(struct emit *e, unsigned dst, uint64_t imm);
 void emit_load_gs(struct emit *e, unsigned dst, int32_t off, unsigned size); /* dst = gs:[off] */
 void emit_store_gs(struct emit *e, int32_t off, unsigned src, unsigned size); /* gs:[off] = src; size 1 2 4 8 */
 void emit_store_gs_imm(struct emit *e, int32_t off, int32_t imm, unsigned size);
-/* mov dst, gs:[idx * 8 + off] */
+/* mov dst, gs:[idx * 8 + off]; both forms of state operands are called so, by gs and by r15 */
 void emit_load_gs_idx(struct emit *e, unsigned dst, unsigned idx, int32_t off);
+/* The same for another instruction with one opcode byte: REX bits (48H: 64 bits), reg. */
+void emit_gs_idx(struct emit *e, unsigned rex, uint8_t opcode, unsigned reg, unsigned idx, int32_t off);
 /* pext (pdep) dst, src, gs:[off]; hosts with BMI2 only, flags untouched. */
 void emit_pext_gs(struct emit *e, unsigned dst, unsigned src, int32_t off, bool is_pdep);
 /* lea dst, [base + index * scale + disp]; base or index may be H_NONE; @size 2 (the rest of dst stays), 4 or 8. */
 void emit_lea(struct emit *e, unsigned dst, unsigned base, unsigned index, unsigned scale,
 	      int32_t disp, unsigned size);
 /* One instruction with ModRM memory operand [base + disp], by opcode bytes (prefix/REX computed).
- * @prefix: 66H, F2H, F3H or 0;  @base H_NONE: gs:[disp].  Not for byte registers 4..7. */
+ * @prefix: 66H, F2H, F3H or 0;  @base H_NONE: the state at @disp.  Not for byte registers 4..7. */
 void emit_op_mem(struct emit *e, uint8_t prefix, bool rex_w, const uint8_t *opc, unsigned nopc,
 		 unsigned reg, unsigned base, int32_t disp);
 /* The same with a register in ModRM.rm. */
@@ -99,8 +109,8 @@ void emit_guest_put(struct emit *e, unsigned r, unsigned src);
 /**
  * emit_native() - an INSN_NATIVE instruction over the register map, flags live on both sides.
  *
- * The memory operand, if any, is at [H_ADDR + @disp] (checked, permitted).  Uses rcx and r15 freely, r14 too when
- * there is no memory operand.  Loads guest registers kept in memory, stores those it changed; handles
+ * The memory operand, if any, is at [H_ADDR + @disp] (checked, permitted).  Uses rcx freely, r14 too when
+ * there is no memory operand, and r15, which a block gets back.  Loads guest registers kept in memory, stores those it changed; handles
  * implicit rcx (shift counts), AH..BH, 16- and 32-bit code (re-encoded for 64-bit mode), LOCK.
  * Returns false when this form has no native encoding (the caller interprets it), or none without rcx (struct emit,
  * keeps_rcx); what was emitted then is to be dropped.
@@ -108,7 +118,8 @@ void emit_guest_put(struct emit *e, unsigned r, unsigned src);
 bool emit_native(struct emit *e, const struct insn *in, int32_t disp);
 
 /**
- * emit_ea() - linear address of the memory operand into host @dst (rcx, r14 or r15); @tmp is another of them.
+ * emit_ea() - linear address of the memory operand into host @dst (rcx, r14 or r15); @tmp is another of them, and not
+ * r15 where that is the base.
  * Wrapped to the address size, base of FS and GS added from the state (ES CS SS DS are taken as flat), in
  * 16- and 32-bit code wrapped to 32 bits.  Checks nothing: no limit, no canonical form.  Flags untouched.
  * RIP-relative: uses pc_base + @page_off_next (offset of the next instruction in its page).

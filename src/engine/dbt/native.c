@@ -162,6 +162,7 @@ struct work {
 	bool is_direct8; /* AH..BH are encoded as such, nothing needs REX, memory is at [rcx] */
 	uint8_t pool[3], npool;
 	bool is_short; /* of scratch registers */
+	bool was_base; /* r15, which was taken */
 	int32_t disp;  /* of the memory operand, from its pointer */
 };
 
@@ -252,13 +253,15 @@ static bool can_direct8(const struct work *w)
 static uint8_t take(struct work *w)
 {
 	if (!w->npool) {
-		assert(w->e->keeps_rcx);
+		assert(w->e->keeps_rcx || w->e->keeps_base);
 		w->is_short = true;
 		return H_R15;
 	}
 	w->npool--;
 	if (w->pool[w->npool] == H_ADDR)
 		w->e->used_addr = true;
+	if (w->pool[w->npool] == H_R15)
+		w->was_base = emit_take_base(w->e);
 	return w->pool[w->npool];
 }
 
@@ -288,12 +291,15 @@ static void bind_fields(struct work *w)
 	struct emit *e = w->e;
 	bool rcx_free = !w->rcx_read && !w->rcx_write && !e->keeps_rcx;
 
-	/* Taken from the end: r15, rcx, r14. */
-	if (!w->in->has_mem)
+	/* Taken from the end: rcx, r14, r15; with AH..BH rcx after r14, as it is on the way. */
+	if (!e->keeps_base)
+		w->pool[w->npool++] = H_R15;
+	if (!w->in->has_mem && !has_high8(w))
 		w->pool[w->npool++] = H_R14;
 	if (rcx_free)
 		w->pool[w->npool++] = H_RCX;
-	w->pool[w->npool++] = H_R15;
+	if (!w->in->has_mem && has_high8(w))
+		w->pool[w->npool++] = H_R14;
 
 	for (unsigned i = 0; i < F_COUNT; i++) {
 		struct field *f = &w->f[i];
@@ -320,7 +326,8 @@ static void bind_fields(struct work *w)
 		}
 		f->host = take(w);
 		if (!f->is_high8) {
-			bool is_there = f->host == H_R15 && e->r15_at == e->p && e->r15_guest == f->guest;
+			bool is_there =
+				f->host == H_RCX && e->kept_at == e->p && e->kept_guest == f->guest;
 
 			if (!is_there && is_read(w, f))
 				emit_load_gs(e, f->host, CPU_GPR_OFF(f->guest), 8);
@@ -536,8 +543,11 @@ static void put_bit_offset(struct emit *e, const struct insn *in)
 	unsigned src = emit_guest_get(e, in->reg, H_RCX);
 
 	if (emit_has_bmi2()) {
+		bool was_base = emit_take_base(e);
+
 		emit_mov_ri(e, H_R15, mask);
 		emit_vex38(e, 2, false, 0xf5, H_RCX, src, H_R15); /* pext ecx, src, r15d */
+		emit_put_base(e, was_base);
 		return;
 	}
 	emit_mov_rr(e, H_RCX, src, 4);
@@ -565,9 +575,10 @@ bool emit_native(struct emit *e, const struct insn *in, int32_t disp)
 			return false;
 		bind_fields(&w);
 	}
-	if (w.is_short)
+	if (w.is_short) {
+		e->has_base |= w.was_base;
 		return false;
-
+	}
 	reg = w.f[F_REG].is_used ? w.f[F_REG].host : w.reg;
 	rm = in->has_mem	 ? (w.is_direct8 ? H_RCX : H_ADDR)
 	     : w.f[F_RM].is_used ? w.f[F_RM].host
@@ -578,10 +589,12 @@ bool emit_native(struct emit *e, const struct insn *in, int32_t disp)
 		put_legacy(&w, reg, rm);
 	put_imm(&w);
 	write_back(&w);
+	if (w.was_base)
+		emit_put_base(e, true);
 	for (unsigned i = 0; i < F_COUNT; i++)
-		if (w.f[i].is_used && w.f[i].is_scratch && !w.f[i].is_high8 && w.f[i].host == H_R15) {
-			e->r15_at = e->p;
-			e->r15_guest = w.f[i].guest;
+		if (w.f[i].is_used && w.f[i].is_scratch && !w.f[i].is_high8 && w.f[i].host == H_RCX) {
+			e->kept_at = e->p;
+			e->kept_guest = w.f[i].guest;
 		}
 	return true;
 }

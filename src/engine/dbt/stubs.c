@@ -31,10 +31,17 @@ static void emit_pop(struct emit *e, unsigned reg)
 	emit_u8(e, 0x58 + (reg & 7));
 }
 
+/* The stubs' own operands in the state are by gs: what they are called with may be in r15. */
+static void load_base(struct emit *e)
+{
+	emit_load_gs(e, H_R15, CPU_OFF(base), 8);
+}
+
 static void load_guest(struct emit *e)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(mapped); i++)
 		emit_load_gs(e, mapped[i][1], CPU_GPR_OFF(mapped[i][0]), 8);
+	load_base(e);
 }
 
 static void store_guest(struct emit *e)
@@ -162,7 +169,7 @@ static uint8_t *begin(struct xlate_vm *x, struct emit *e)
 		x->cc.rw[x->cc.used++] = 0xcc;
 	e->p = e->start = x->cc.rw + x->cc.used;
 	e->end = x->cc.rw + XLATE_STUB_BYTES;
-	e->is_full = false;
+	e->is_full = e->has_base = false;
 	e->exec_delta = x->cc.rx - x->cc.rw;
 	return e->p + e->exec_delta;
 }
@@ -212,6 +219,7 @@ static void emit_find(struct xlate_vm *x, struct emit *e, uintptr_t fn)
 	emit_bytes(e, (const uint8_t[]){ 0x04, 0x7f, 0x9e }, 3); /* add al, 0x7f; sahf */
 	for (unsigned i = 0; i < ARRAY_SIZE(call_clobbered); i++)
 		emit_load_gs(e, call_clobbered[i], guest_home(call_clobbered[i]), 8);
+	load_base(e);
 	emit_bytes(e, (const uint8_t[]){ 0xe3, 0x02, 0xff, 0xe1 }, 4); /* jrcxz +2; jmp rcx */
 	emit_leave(e, XEXIT_LOOKUP);
 	finish(x, e);
@@ -273,6 +281,7 @@ static void emit_returns(struct xlate_vm *x, struct emit *e)
 			emit_bytes(e, (const uint8_t[]){ 0x48, 0x8d, 0x64, 0x24, 16 }, 5);
 	}
 	emit_mov_rr(e, H_RCX, H_R15, 8);
+	load_base(e);
 	emit_u8(e, 0xc3);
 	finish(x, e);
 
@@ -293,6 +302,7 @@ static void emit_returns(struct xlate_vm *x, struct emit *e)
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	emit_bytes(e, (const uint8_t[]){ 0xe3, 5, 0xe9 }, 3); /* jrcxz +5; jmp exit_lookup */
 	emit_u32(e, (uint32_t)(x->exit_lookup - (e->p + 4 + e->exec_delta)));
+	load_base(e);
 	emit_bytes(e, (const uint8_t[]){ 0x65, 0x42, 0xff, 0x24, 0xf5 }, 5); /* jmp gs:[r14 * 8 + jc_code] */
 	emit_u32(e, (uint32_t)CPU_OFF(jc_code));
 	finish(x, e);
@@ -442,9 +452,10 @@ int xlate_emit_stubs(struct dbt_vm *vm, struct error *err)
 	emit_pext_gs(e, H_RCX, H_RCX, CPU_OFF(page_mask), false);
 	emit_pext_gs(e, H_R14, H_R14, CPU_OFF(page_mask), false);
 	emit_bytes(e, (const uint8_t[]){ 0x48, 0xf7, 0xd1 }, 3); /* not rcx */
-	emit_lea(e, H_RCX, H_RCX, H_R14, 1, 1, 8);	/* 0: first and last byte lie in one page */
-	emit_bytes(e, (const uint8_t[]){ 0xe3, 6 }, 2); /* jrcxz over the next two */
+	emit_lea(e, H_RCX, H_RCX, H_R14, 1, 1, 8); /* 0: first and last byte lie in one page */
+	emit_bytes(e, (const uint8_t[]){ 0xe3, 15 }, 2); /* jrcxz over the next three */
 	emit_mov_ri(e, H_RCX, GROUP_EACH);
+	load_base(e);
 	emit_u8(e, 0xc3);
 	emit_load_gs(e, H_RCX, CPU_OFF(tmp[0]), 8);
 	emit_miss_call(e, (uintptr_t)miss_group);

@@ -7,6 +7,7 @@
  * soft-TLB check, the instruction at the checked pointer.  All checks of an instruction precede every
  * write to guest state, so that the interpreter can execute it again from its start.
  */
+#include <assert.h>
 #include <limits.h>
 
 #include "base/log.h"
@@ -45,6 +46,7 @@ struct cold *tr_cold_add(struct ctx *c, int kind)
 	k->page_off = c->off[c->cur];
 	k->link = NULL;
 	k->is_swapped = c->loop.is_swapped;
+	k->has_base = c->e.has_base;
 	return k;
 }
 
@@ -108,7 +110,7 @@ static void emit_address(struct ctx *c, unsigned ea_kind, int32_t disp)
 		in.disp += disp;
 		if (tr_is_segmented(c, in.seg))
 			in.seg = SEG_DS;
-		emit_ea(e, &in, H_RCX, H_R15, c->off[c->cur + 1]);
+		emit_ea(e, &in, H_RCX, H_R14, c->off[c->cur + 1]);
 		break;
 	}
 	case EA_STACK:
@@ -154,8 +156,7 @@ static void emit_tlb_index(struct ctx *c, bool live)
 	if (live)
 		OP(0x9c); /* pushfq */
 	emit_mov_rr(e, H_R14, H_RCX, 8);
-	OP(0x65, 0x4c, 0x23, 0x34, 0x25); /* and r14, gs:[tlb_mask] */
-	emit_u32(e, (uint32_t)CPU_OFF(tlb_mask));
+	emit_op_mem(e, 0, true, (const uint8_t[]){ 0x23 }, 1, H_R14, H_NONE, CPU_OFF(tlb_mask)); /* and */
 	OP(0x49, 0xc1, 0xee, 0x0c); /* shr r14, 12 */
 	if (live)
 		OP(0x9d); /* popfq */
@@ -178,8 +179,7 @@ static int32_t neg_off(const struct ctx *c, bool is_write)
 static void emit_tlb_compare(struct ctx *c, unsigned size, bool is_write)
 {
 	emit_tlb_index(c, false);
-	OP(0x65, 0x4a, 0x03, 0x0c, 0xf5); /* add rcx, gs:[r14 * 8 + neg] */
-	emit_u32(&c->e, (uint32_t)neg_off(c, is_write));
+	emit_gs_idx(&c->e, 0x48, 0x03, H_RCX, H_R14, neg_off(c, is_write)); /* add rcx, gs:[r14 * 8 + neg] */
 	OP(0x48, 0x81, 0xf9); /* cmp rcx, 4096 - size */
 	emit_u32(&c->e, 4096 - size);
 	OP(0x0f, 0x87); /* ja */
@@ -203,12 +203,13 @@ void tr_emit_lookup_or(struct ctx *c, unsigned size, bool is_write, const uint8_
 	emit_u32(&c->e, (uint32_t)(miss - (c->e.p + 4)));
 	emit_tlb_page(c);
 	emit_tlb_sum(c);
+	(void)emit_take_base(&c->e);
 	OP(0x41, 0x89, 0xcf); /* mov r15d, ecx */
 }
 
 /*
  * The soft-TLB check of @size bytes at rcx: leaves the host pointer in r14; with @is_sum off, and flags dead, its parts in r14
- * and rcx.  Clobbers rcx, r15; flags only where they are dead.  Returns the cold part that a miss goes to.
+ * and rcx.  Clobbers rcx; flags only where they are dead.  Returns the cold part that a miss goes to.
  */
 static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, bool live, int kind,
 				bool is_sum)
@@ -226,6 +227,7 @@ static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, boo
 		return k;
 	}
 	emit_tlb_index(c, true);
+	bool was_base = emit_take_base(e);
 	emit_load_gs_idx(e, H_R15, H_R14, neg_off(c, is_write));
 	emit_load_gs_idx(e, H_R14, H_R14, tlb_off(c, offsetof(struct dbt_tlb, xlat)));
 	emit_lea(e, H_R15, H_R15, H_RCX, 1, (int32_t)size - 1, 8);
@@ -242,7 +244,9 @@ static struct cold *emit_lookup(struct ctx *c, unsigned size, bool is_write, boo
 	OP(0xe3, 0x05); /* jrcxz +5 */
 	OP(0xe9);	/* jmp miss */
 	emit_u32(e, 0);
-	return tr_cold_add(c, kind);
+	k = tr_cold_add(c, kind);
+	emit_put_base(e, was_base);
+	return k;
 }
 
 /* The pointer of @g is in r14 from here on; keep it for later accesses that others come before. */
@@ -252,7 +256,7 @@ static void hold_group(struct ctx *c, int g)
 
 	c->held = g;
 	if (gr->slot == SLOT_NONE && gr->last > c->cur) {
-		for (unsigned k = 0; k < ARRAY_SIZE(c->cpu->ptr); k++)
+		for (unsigned k = ARRAY_SIZE(c->cpu->ptr); k-- > 0;) /* the last ones are nearer to r15 */
 			if (!(c->slots >> k & 1)) {
 				c->slots |= 1u << k;
 				gr->slot = (uint8_t)k;
@@ -322,7 +326,7 @@ static void emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned s
 }
 
 /*
- * An access of @size bytes of the current instruction: afterwards it is at [r14 + ptr_disp].  Clobbers rcx, r15;
+ * An access of @size bytes of the current instruction: afterwards it is at [r14 + ptr_disp].  Clobbers rcx;
  * flags only where they are dead (@live).
  */
 void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live)
@@ -415,10 +419,9 @@ void tr_emit_poll(struct ctx *c, bool live)
 		OP(0xe3, 0x05);
 		tr_emit_jmp_cold(c, COLD_POLL);
 	} else {
-		OP(0x65, 0x80, 0x3c, 0x25); /* cmp byte gs:[poll], 0 */
-		emit_u32(&c->e, (uint32_t)CPU_OFF(poll));
-		emit_u8(&c->e, 0);
-		OP(0x0f, 0x85); /* jne */
+		emit_op_mem(&c->e, 0, false, (const uint8_t[]){ 0x80 }, 1, 7, H_NONE, CPU_OFF(poll));
+		emit_u8(&c->e, 0); /* cmp byte gs:[poll], 0 */
+		OP(0x0f, 0x85);	   /* jne */
 		emit_u32(&c->e, 0);
 		tr_cold_add(c, COLD_POLL);
 	}
@@ -469,15 +472,15 @@ void tr_emit_indirect(struct ctx *c, int32_t sp_moved)
 	}
 	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(jc_mask), false);
 	emit_load_gs(e, H_R15, CPU_OFF(jc_key_now), 8);
+	bool was_base = emit_take_base(e);
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(jc_neg));
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
 	OP(0xe3, 0x05); /* jrcxz +5: hit */
 	tr_emit_jmp_cold(c, COLD_BRANCH);
 	c->cold[c->ncold - 1].ea_disp = info;
-	/* jmp gs:[r14 * 8 + jc_code] */
-	OP(0x65, 0x42, 0xff, 0x24, 0xf5);
-	emit_u32(e, (uint32_t)CPU_OFF(jc_code));
+	emit_put_base(e, was_base);
+	emit_gs_idx(e, 0, 0xff, 4, H_R14, CPU_OFF(jc_code)); /* jmp gs:[r14 * 8 + jc_code] */
 }
 
 /* No-ops until @by bytes further on an address of alignment @to comes. */
@@ -576,13 +579,13 @@ static void emit_far(struct ctx *c, struct new_link *l)
 	emit_lea(e, H_RCX, H_RCX, H_NONE, 1, l->page_delta, 8);
 	emit_store_gs(e, CPU_OFF(pc_base), H_RCX, 8);
 	tr_emit_pext_gs(c, H_R14, H_RCX, CPU_OFF(ct_mask), false);
-	emit_load_gs_idx(e, H_R15, H_R14, CPU_OFF(ct));
+	emit_load_gs_idx(e, H_R14, H_R14, CPU_OFF(ct));
 	OP(0xc4, 0xe3, 0xfb, 0xf0, 0xc9, 0x30); /* rorx rcx, rcx, 48 */
 	align_site(c, 4);
-	emit_lea(e, H_RCX, H_RCX, H_R15, 1, (int32_t)XLATE_NO_RAM_PAGE, 8);
+	emit_lea(e, H_RCX, H_RCX, H_R14, 1, (int32_t)XLATE_NO_RAM_PAGE, 8);
 	l->ram_page = e->p - 4;
-	emit_load_gs(e, H_R15, CPU_OFF(jc_key_now), 8);
-	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 8);
+	emit_load_gs(e, H_R14, CPU_OFF(jc_key_now), 8);
+	emit_lea(e, H_RCX, H_RCX, H_R14, 1, 0, 8);
 	OP(0xe3, 0x05); /* jrcxz +5 */
 	tr_emit_jmp_cold(c, COLD_FAR_MISS);
 	c->cold[c->ncold - 1].link = l;
@@ -638,11 +641,11 @@ static bool emit_in_parts(struct ctx *c, const struct insn *in)
 
 	e->index = H_RCX;
 	e->scale = 1;
-	e->keeps_rcx = true;
+	e->keeps_rcx = e->keeps_base = true;
 	bool is_done = emit_native(e, in, 0);
 
 	e->scale = 0;
-	e->keeps_rcx = false;
+	e->keeps_rcx = e->keeps_base = false;
 	if (!is_done)
 		e->p = start;
 	return is_done;
@@ -768,13 +771,16 @@ static enum done tr_lea(struct ctx *c, const struct insn *in)
 	if (host != H_NONE && in->opsize >= 4 && in->addrsize == 8 && !in->rip_rel &&
 	    (in->base != 0xff || in->index != 0xff)) {
 		unsigned base = in->base == 0xff ? H_NONE : emit_guest_get(&c->e, in->base, H_RCX);
-		unsigned index = in->index == 0xff ? H_NONE : emit_guest_get(&c->e, in->index, H_R15);
+		unsigned index = in->index == 0xff ? H_NONE : emit_guest_get(&c->e, in->index, H_R14);
 
+		if (index == H_R14)
+			c->held = -1;
 		emit_lea(&c->e, host, base, index, in->scale, (int32_t)in->disp, in->opsize);
 		return DONE_NEXT;
 	}
 	flat.seg = SEG_DS;
-	emit_ea(&c->e, &flat, H_RCX, H_R15, c->off[c->cur + 1]);
+	c->held = -1;
+	emit_ea(&c->e, &flat, H_RCX, H_R14, c->off[c->cur + 1]);
 	if (in->opsize == 8) {
 		emit_guest_put(&c->e, in->reg, H_RCX);
 	} else if (in->opsize == 4) {
@@ -825,9 +831,9 @@ static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
 	struct emit *e = &c->e;
 	int32_t next = c->off[c->cur + 1];
 
-	emit_load_gs(e, H_R15, CPU_OFF(ret_key), 8);
-	emit_lea(e, H_R15, H_R15, H_RCX, 1, 0, 8);
-	OP(0x41, 0x57);	   /* push r15 */
+	emit_load_gs(e, H_R14, CPU_OFF(ret_key), 8);
+	emit_lea(e, H_R14, H_R14, H_RCX, 1, 0, 8);
+	OP(0x41, 0x56);	   /* push r14 */
 	align_to(c, 5, 8); /* the landing can be patched at once */
 	emit_u8(e, 0xe8);
 	emit_u32(e, 0);
@@ -839,10 +845,12 @@ static enum done tr_call_go(struct ctx *c, const struct insn *in, int32_t off)
 	c->landing = (uint32_t)(e->p - e->start);
 	OP(0x4d, 0x8d, 0xb6); /* lea r14, [r14 - next], in the long form */
 	emit_u32(e, (uint32_t)-next);
+	bool was_base = emit_take_base(e);
 	OP(0x41, 0x5f); /* pop r15 */
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 1, 8);
 	OP(0xe3, 0x05); /* jrcxz +5 */
 	tr_emit_jmp_cold(c, COLD_RETURN);
+	emit_put_base(e, was_base);
 	emit_store_gs(e, CPU_OFF(pc_base), H_R14, 8);
 	c->held = -1;
 	return DONE_NEXT;
@@ -1065,6 +1073,8 @@ static enum done tr_pushf(struct ctx *c, const struct insn *in)
 	if (!c->x->has_bmi2 || c->key & DBT_MODE_VM86 || (size == 2 && c->bits == 64))
 		return DONE_INTERP;
 	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
+	bool was_base = emit_take_base(&c->e);
+
 	OP(0x9c);	/* pushfq */
 	OP(0x41, 0x5f); /* pop r15 */
 	emit_mov_rr(&c->e, H_RCX, H_R15, 8);
@@ -1080,6 +1090,7 @@ static enum done tr_pushf(struct ctx *c, const struct insn *in)
 		OP(0x9d); /* popfq */
 	else
 		OP(0x48, 0x8d, 0x64, 0x24, 0x08); /* lea rsp, [rsp + 8] */
+	emit_put_base(&c->e, was_base);
 	tr_emit_sp_add(c, -(int32_t)size);
 	return DONE_NEXT;
 }
@@ -1137,9 +1148,10 @@ static enum done tr_swapgs(struct ctx *c, const struct insn *in)
 
 	if (tr_key_cpl(c->key) != 0 || c->bits != 64)
 		return DONE_INTERP;
+	c->held = -1;
 	emit_load_gs(&c->e, H_RCX, gs, 8);
-	emit_load_gs(&c->e, H_R15, CPU_OFF(s.kernel_gs_base), 8);
-	emit_store_gs(&c->e, gs, H_R15, 8);
+	emit_load_gs(&c->e, H_R14, CPU_OFF(s.kernel_gs_base), 8);
+	emit_store_gs(&c->e, gs, H_R14, 8);
 	emit_store_gs(&c->e, CPU_OFF(s.kernel_gs_base), H_RCX, 8);
 	return DONE_NEXT;
 }
@@ -1460,6 +1472,7 @@ static void emit_group_miss(struct ctx *c, struct cold *k)
 			    (uint32_t)k->is_first_write << 29);
 	emit_u8(e, 0xe8);
 	tr_emit_rel_to(c, c->x->miss_group);
+	e->has_base = true;
 	OP(0xe3, 0x00); /* jrcxz each */
 	each = e->p;
 	if (k->is_swapped)
@@ -1503,6 +1516,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	memcpy(k->jump - 4, &rel, 4);
 	c->cur = (unsigned)(k->in - c->in);
 	e->host = emit_host_reg;
+	e->has_base = k->has_base;
 	if (k->is_swapped)
 		tr_loop_swap(c, true);
 	switch (k->kind) {
@@ -1513,6 +1527,7 @@ static void emit_cold(struct ctx *c, struct cold *k)
 			    k->page_off | (uint32_t)k->size << 16 | (uint32_t)k->is_write << 28);
 		emit_u8(e, 0xe8);
 		tr_emit_rel_to(c, c->x->miss);
+		e->has_base = true;
 		if (k->is_swapped)
 			tr_loop_swap(c, false);
 		emit_u8(e, 0xe9);
@@ -1586,6 +1601,7 @@ static uint8_t *emit_cold_entry(struct ctx *c, const uint8_t *near_entry)
 	align_to(c, 0, 8); /* it can be patched at once */
 	uint8_t *start = c->e.p;
 
+	c->e.has_base = true;
 	emit_entry(c);
 	emit_u8(&c->e, 0xe9);
 	emit_u32(&c->e, (uint32_t)(near_entry - (c->e.p + 4)));
@@ -1625,8 +1641,11 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struc
 		.off_line_mask = (uint32_t)CPU_OFF(line_mask),
 		.off_line_size = (uint32_t)CPU_OFF(line_size),
 		.line_bytes = DBT_LINE,
-		.writable = { { 0, (uint32_t)CPU_OFF(tlb_mask) },
-			      { (uint32_t)CPU_OFF(ptr), (uint32_t)CPU_OFF(self) } },
+		.writable = { { (uint32_t)CPU_OFF(tmp), (uint32_t)CPU_OFF(poll) },
+			      { (uint32_t)CPU_OFF(s), (uint32_t)CPU_OFF(base) } },
+		.off_base = (uint32_t)CPU_OFF(base),
+		.base = (uint32_t)DBT_BASE,
+		.linked = { x->exit_link, x->exit_far },
 		.off_rneg = tlb + (uint32_t)offsetof(struct dbt_tlb, rneg),
 		.off_wneg = tlb + (uint32_t)offsetof(struct dbt_tlb, wneg),
 		.off_xlat = tlb + (uint32_t)offsetof(struct dbt_tlb, xlat),
@@ -1713,8 +1732,9 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	tr_loop_plan(c);
 	e->p = e->start = xlate_hot(x, &e->end);
 	e->is_full = false;
-	e->r15_at = NULL;
-	e->keeps_rcx = false;
+	e->kept_at = NULL;
+	e->has_base = true;
+	e->keeps_rcx = e->keeps_base = false;
 	e->host = emit_host_reg;
 	e->scale = 0;
 	e->exec_delta = x->cc.rx - x->cc.rw;
@@ -1778,6 +1798,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 
 	struct emit hot = *e;
 
+	assert(hot.has_base);
 	e->p = e->start = xlate_cold(x, &e->end);
 	for (unsigned i = 0; i < c->ncold; i++)
 		emit_cold(c, &c->cold[i]);

@@ -43,6 +43,7 @@ struct cold {
 	uint16_t size;	   /* MISS */
 	uint8_t is_write;  /* MISS */
 	bool is_swapped;   /* a loop's register map is in force where it comes from */
+	bool has_base;	   /* r15 is the base there */
 	uint8_t is_first_write; /* GROUP: the access at hand writes */
 	uint8_t ea_kind;	/* MISS, GROUP: how to compute the address again */
 	int32_t ea_disp;
@@ -204,7 +205,7 @@ void tr_emit_poll(struct ctx *c, bool live);
 void tr_emit_link(struct ctx *c, int cc, uint16_t off);
 void tr_emit_goto(struct ctx *c, int32_t off, int32_t sp_moved);
 enum done tr_insn(struct ctx *c, const struct insn *in);
-/* The soft-TLB check of @size bytes at rcx: r14 = host pointer, r15 = offset in the page; else to @miss (writable address).
+/* The soft-TLB check of @size bytes at rcx: r14 = host pointer, r15, the base no more, = offset in the page; else to @miss (writable address).
  * Clobbers rcx, flags. */
 void tr_emit_lookup_or(struct ctx *c, unsigned size, bool is_write, const uint8_t *miss);
 
@@ -221,11 +222,11 @@ void tr_count_miss(struct ctx *c, const struct cold *k);
 bool tr_is_segmented(const struct ctx *c, unsigned seg);
 /** tr_is_seg_off() - is @in's memory operand by a segment that is not translated (ENGINE_SEGMENTS)? */
 bool tr_is_seg_off(const struct ctx *c, const struct insn *in);
-/** tr_seg_base() - the offset in rcx becomes a linear address.  Clobbers r15; flags live on. */
+/** tr_seg_base() - the offset in rcx becomes a linear address.  Flags live on. */
 void tr_seg_base(struct ctx *c, unsigned seg);
 /**
  * tr_seg_check() - the same, after the check that @size bytes from there on may be accessed; else the instruction is
- * interpreted.  @is_64k: they may not run over 64 KiB either.  Clobbers r14, r15; flags only where they are dead (@live).
+ * interpreted.  @is_64k: they may not run over 64 KiB either.  Clobbers r14; flags only where they are dead (@live).
  */
 void tr_seg_check(struct ctx *c, unsigned seg, unsigned size, bool is_write, bool is_64k, bool live);
 enum done tr_push_seg(struct ctx *c, const struct insn *in);

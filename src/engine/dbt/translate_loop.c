@@ -522,12 +522,14 @@ static const uint8_t *emit_gate(struct ctx *c)
 		tr_emit_link(c, -1, c->off[0]);
 	}
 	miss = e->p;
+	emit_put_base(e, true);
 	tr_loop_swap(c, true);
 	emit_flags_back(c, kept);
 	emit_store_gs_imm(e, CPU_OFF(loop_wait), LOOP_WAIT_AGAIN, 8);
 	emit_jmp(c, start);
 
 	set_rel32(c, c->loop.jump, e->p);
+	e->has_base = true;
 	c->loop.jump = e->p;
 	c->cur = 0;
 	tr_emit_poll(c, kept != KEPT_NONE);
@@ -542,6 +544,7 @@ static const uint8_t *emit_gate(struct ctx *c)
 		if (!e->is_full)
 			skip[-1] = (uint8_t)(e->p - skip);
 	}
+	(void)emit_take_base(e); /* a scratch register of what follows */
 	emit_flags_away(c, kept);
 	tr_loop_swap(c, false);
 	e->host = c->loop.host;
@@ -549,6 +552,7 @@ static const uint8_t *emit_gate(struct ctx *c)
 	for (unsigned n = 0; n < c->loop.nwindows; n++)
 		emit_window(c, n, miss);
 	emit_flags_back(c, kept);
+	emit_put_base(e, true);
 	return start;
 }
 
@@ -685,7 +689,7 @@ unsigned tr_loop_emit(struct ctx *c, struct xlate_insn_map *map)
 		e->p = load;
 		c->ncold = ncold;
 		c->nlinks = nlinks;
-		e->r15_at = NULL;
+		e->kept_at = NULL;
 		c->loop.top = e->p;
 		if (!emit_round(c, false, map)) /* the first copy had them all */
 			e->is_full = true;

@@ -32,8 +32,11 @@ bool tr_is_seg_off(const struct ctx *c, const struct insn *in)
 
 void tr_seg_base(struct ctx *c, unsigned seg)
 {
+	bool was_base = emit_take_base(&c->e);
+
 	emit_load_gs(&c->e, H_R15, CPU_SEG_OFF(seg, base), 8);
 	emit_lea(&c->e, H_RCX, H_RCX, H_R15, 1, 0, 4);
+	emit_put_base(&c->e, was_base);
 }
 
 void tr_seg_check(struct ctx *c, unsigned seg, unsigned size, bool is_write, bool is_64k, bool live)
@@ -41,6 +44,8 @@ void tr_seg_check(struct ctx *c, unsigned seg, unsigned size, bool is_write, boo
 	struct emit *e = &c->e;
 	int32_t end = CPU_OFF(seg_end[0][0][0]) +
 		      (int32_t)(sizeof(c->cpu->seg_end[0]) * seg + 16 * is_write + 8 * is_64k);
+
+	bool was_base = emit_take_base(e);
 
 	if (!live) {
 		unsigned last = H_RCX;
@@ -55,6 +60,7 @@ void tr_seg_check(struct ctx *c, unsigned seg, unsigned size, bool is_write, boo
 		emit_u32(e, 0);
 		tr_cold_add(c, COLD_INTERP);
 		tr_seg_base(c, seg);
+		emit_put_base(e, was_base);
 		return;
 	}
 	/* The sign of end - 1 - last. */
@@ -68,6 +74,7 @@ void tr_seg_check(struct ctx *c, unsigned seg, unsigned size, bool is_write, boo
 	tr_emit_jmp_cold(c, COLD_INTERP);
 	emit_load_gs(e, H_RCX, CPU_SEG_OFF(seg, base), 8);
 	emit_lea(e, H_RCX, H_RCX, H_R15, 1, 0, 4);
+	emit_put_base(e, was_base);
 }
 
 /* ---- selectors ---------------------------------------------------------------------------- */

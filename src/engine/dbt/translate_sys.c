@@ -88,6 +88,8 @@ enum done tr_fsgsbase(struct ctx *c, const struct insn *in)
 		return DONE_NEXT;
 	}
 	/* Canonical: the same when bit 47 is copied upward. */
+	bool was_base = emit_take_base(e);
+
 	emit_mov_ri(e, H_R15, 16);
 	emit_shift_r15(c, 1, reg);
 	emit_shift_r15(c, 2, H_RCX);
@@ -95,6 +97,7 @@ enum done tr_fsgsbase(struct ctx *c, const struct insn *in)
 	emit_lea(e, H_RCX, H_RCX, reg, 1, 1, 8);
 	OP(0xe3, 0x05); /* jrcxz +5 */
 	tr_emit_jmp_cold(c, COLD_DECODED);
+	emit_put_base(e, was_base);
 	emit_store_gs(e, base, reg, 8);
 	return DONE_NEXT;
 }
@@ -220,6 +223,8 @@ static void emit_string_end(struct emit *e, bool is_refused)
 	emit_load_gs(e, H_RAX, CPU_OFF(tmp[4]), 8);
 	PUT(e, 0x04, 0x7f, 0x9e); /* add al, 0x7f; sahf */
 	emit_load_gs(e, H_RAX, CPU_OFF(tmp[3]), 8);
+	emit_put_base(e, true);
+	e->has_base = false;
 	emit_mov_ri(e, H_RCX, is_refused);
 	emit_u8(e, 0xc3);
 }

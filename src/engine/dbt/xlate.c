@@ -113,6 +113,7 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 	if (rc)
 		return rc;
 	cpu->self = cpu;
+	cpu->base = (char *)cpu + DBT_BASE;
 	if (cpu->vm->cfg.without & ENGINE_IN_PLACE)
 		cpu->xlate->is_watched = true;
 	cpu->page_mask = ~0xfffULL;
