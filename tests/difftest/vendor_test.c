@@ -223,6 +223,21 @@ static void test_masked_stores(void **state)
 	}
 }
 
+static void test_masked_loads_at_the_end(void **state)
+{
+	static const uint32_t third[4] = { 0, 0, 0x80000000 };
+
+	if (host_lacks(CPUF_AVX2, "AVX2"))
+		return;
+	for (int amd = 0; amd < 2; amd++) {
+		START(amd, 0x67, 0xc4, 0xe2, 0x71, 0x8c, 0x06); /* vpmaskmovd xmm0, xmm1, [esi] */
+		s->gpr[R_RSI] = 0xfffffff8;
+		put_x(X_XMM + 16, third, 16);
+		assert_int_equal(step(), EXC_PF);
+		assert_int_equal(s->cr2, amd ? 0 : 0x100000000);
+	}
+}
+
 static void test_gather_faults(void **state)
 {
 	static const uint32_t mask[4] = { 0x80000000, 0x80000000, 0, 0x90000000 },
@@ -347,6 +362,7 @@ int main(void)
 		GUEST_TEST(test_decimal_flags),
 		GUEST_TEST(test_bound),
 		GUEST_TEST(test_masked_stores),
+		GUEST_TEST(test_masked_loads_at_the_end),
 		GUEST_TEST(test_gather_faults),
 		GUEST_TEST(test_xsave_areas),
 		GUEST_TEST(test_work_before_stores),

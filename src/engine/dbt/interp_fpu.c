@@ -678,6 +678,15 @@ void user_maskmov(struct dbt_cpu *cpu, const struct insn *in)
 	mem_commit(cpu, &op);
 }
 
+/* Where element @i of a masked move is: AMD's CPUs wrap each one's address to the address size, as operands have theirs. */
+static uint64_t element_address(struct dbt_cpu *cpu, const struct insn *in, uint64_t ea, unsigned i,
+				unsigned size)
+{
+	uint64_t at = ea + i * size;
+
+	return cpu->vm->model.is_amd ? at & user_mask(in->addrsize) : at;
+}
+
 /*
  * May all selected elements of a masked store be written?  Intel's CPUs look at the first byte and at the last byte of
  * what is selected and name one of them in CR2, AMD's at the elements.
@@ -691,7 +700,7 @@ static void probe_elements(struct dbt_cpu *cpu, const struct insn *in, const str
 		if (!is_selected(mask, i, size))
 			continue;
 		if (cpu->vm->model.is_amd)
-			probe_write(cpu, in->seg, ea + i * size, size);
+			probe_write(cpu, in->seg, element_address(cpu, in, ea, i, size), size);
 		first = MIN(first, i);
 		last = i;
 	}
@@ -716,7 +725,9 @@ void user_vmaskmov(struct dbt_cpu *cpu, const struct insn *in)
 	if (!is_store) {
 		for (unsigned i = 0; i < n; i++)
 			if (is_selected(&mask, i, size))
-				set_element(&v, i, size, mem_read(cpu, in->seg, ea + i * size, size));
+				set_element(&v, i, size,
+					    mem_read(cpu, in->seg,
+						     element_address(cpu, in, ea, i, size), size));
 		vector_set(x, in->reg, &v);
 		return;
 	}
@@ -725,7 +736,8 @@ void user_vmaskmov(struct dbt_cpu *cpu, const struct insn *in)
 	probe_elements(cpu, in, &mask, ea, n, size);
 	for (unsigned i = 0; i < n; i++)
 		if (is_selected(&mask, i, size))
-			mem_write(cpu, in->seg, ea + i * size, size, element(&data, i, size));
+			mem_write(cpu, in->seg, element_address(cpu, in, ea, i, size), size,
+				  element(&data, i, size));
 }
 
 /*
