@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Lab files: networks, machines and rules as people write them, in YAML (docs/formats/lab.md).
+ *
+ * A file is taken as a whole or refused with line, column and reason: unknown keys, keys that stand twice, contradictions,
+ * names of nothing.  Anchors and aliases are refused: with them a file could contain itself.
+ */
+#ifndef VIV_NET_LABFILE_H
+#define VIV_NET_LABFILE_H
+
+#include "net/faults.h"
+#include "net/policy.h"
+
+#define LABFILE_BYTES_MAX (1 * MIB)
+
+struct lab_machine { /* what is no matter of the network; strings are malloc'd or NULL */
+	char *image, *kernel, *initrd, *append, *engine, *memory;
+	char *cpus;
+};
+
+struct lab {
+	struct policy *policy;
+	struct lab_machine machines[POLICY_MACHINES_MAX]; /* as policy->machines */
+	struct faults faults[POLICY_PORTS_MAX];		  /* as policy->ports */
+	uint64_t seed;					  /* of all faults */
+};
+
+/**
+ * lab_parse() - @text of @len bytes.
+ * @where: how the file is called in errors, "lab.yaml"
+ * @name: the lab's, unless the file has one
+ * Returns 0, -ENOMEM or -EINVAL with "lab.yaml:3:7: ..." in @err.
+ */
+int lab_parse(struct lab **out, const char *text, size_t len, const char *where, const char *name,
+	      struct error *err);
+void lab_free(struct lab *l); /* NULL is fine */
+
+#endif

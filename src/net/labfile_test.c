@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "net/plan.h"
+
+static struct error err;
+
+static const char demo[] =
+	"# a lab\n"
+	"networks:\n"
+	"  dmz:  {subnet: 10.1.0.0/24, uplink: nat}\n"
+	"  app:  {subnet: 10.2.0.0/24, subnet6: 'fd00:2::/64'}\n"
+	"  mal:  {subnet: 10.66.0.0/24, vlan: 66, faults: {latency: 20ms}}\n"
+	"machines:\n"
+	"  web: {image: debian, networks: [dmz, app], forward: [\"8080:80\"]}\n"
+	"  db:  {image: debian, networks: [{app: {address: 10.2.0.77}}], memory: 512M}\n"
+	"  sus: {kernel: k, initrd: i, networks: [{mal: {may_spoof: true, faults: {loss: 5%}}}]}\n"
+	"allow:\n"
+	"  - dmz.web -> app.db : tcp/5432\n"
+	"  - dmz.* -> internet : {names: [updates.example.org], ports: [80, 443]}\n"
+	"  - app.db -> dmz.web\n"
+	"deny:\n"
+	"  - app.db -> dmz.web : {proto: udp, ports: [53, 60-70]}\n";
+
+static int parse(struct lab **l, const char *text)
+{
+	return lab_parse(l, text, strlen(text), "lab.yaml", "demo", &err);
+}
+
+static void test_demo(void **state)
+{
+	struct lab *l;
+	char text[128], addr[NET_ADDR_TEXT];
+
+	if (parse(&l, demo) != 0)
+		fail_msg("%s", err.text);
+	const struct policy *p = l->policy;
+	assert_string_equal(p->name, "demo");
+	assert_int_equal(p->nnetworks, 3);
+	assert_true(p->networks[0].has_uplink && !p->networks[1].has_uplink);
+	assert_string_equal(net_prefix_format(&p->networks[1].v6, addr), "fd00:2::/64");
+	assert_int_equal(p->networks[2].vlan, 66);
+	assert_int_equal(p->nports, 4);
+	assert_string_equal(net_addr_format(&p->ports[2].v4, addr), "10.2.0.77");
+	assert_true(p->ports[3].may_spoof);
+	assert_string_equal(faults_format(&l->faults[3], text, sizeof(text)),
+			    "latency=20ms loss=5%");
+	assert_string_equal(l->machines[1].memory, "512M");
+	assert_string_equal(l->machines[2].initrd, "i");
+	assert_int_equal(p->nforwards, 1);
+	assert_int_equal(p->forwards[0].host_port, 8080);
+	/* Denials first. */
+	assert_int_equal(p->nrules, 4);
+	assert_false(p->rules[0].is_allow);
+	assert_string_equal(policy_format_rule(p, &p->rules[0], text, sizeof(text)),
+			    "app.db -> dmz.web : udp/53,60-70");
+	assert_string_equal(policy_format_rule(p, &p->rules[2], text, sizeof(text)),
+			    "dmz.* -> internet : tcp/80,443 @updates.example.org");
+	lab_free(l);
+}
+
+/* Each file is the demo with one line exchanged for another. */
+static void test_refused(void **state)
+{
+	static const struct {
+		const char *old, *new, *says;
+	} bad[] = {
+		{ "subnet: 10.1.0.0/24", "subnet: 10.1.0.1/24", "lab.yaml:3:18: " },
+		{ "subnet: 10.1.0.0/24", "subnet: 10.2.0.0/16",
+		  "lab.yaml:4:3: the subnet 10.2.0.0/24 overlaps" },
+		{ "subnet: 10.1.0.0/24", "subnett: 10.1.0.0/24",
+		  "lab.yaml:3:10: unknown key \"subnett\"; did you mean \"subnet\"?" },
+		{ "uplink: nat", "uplink: bridge", "lab.yaml:3:39: there is no uplink" },
+		{ "subnet: 10.1.0.0/24, ", "", "lab.yaml:3:3: network \"dmz\" has no subnet" },
+		{ "vlan: 66", "vlan: 4095", "a VLAN" },
+		{ "  app:  {", "  dmz:  {", "lab.yaml:4:3: the key \"dmz\" is there twice" },
+		{ "networks: [dmz, app]", "networks: [dmz, apq]",
+		  "lab.yaml:7:40: there is no network \"apq\"; did you mean \"app\"?" },
+		{ "networks: [dmz, app]", "networks: [dmz, dmz]", "is in network \"dmz\" twice" },
+		{ "networks: [dmz, app]", "networks: []", "is in no network" },
+		{ "networks: [dmz, app]", "networks: dmz", "is a list" },
+		{ "image: debian, networks: [dmz", "networks: [dmz", "needs an image or a kernel" },
+		{ "kernel: k, initrd", "image: k, initrd", "an initrd goes with a kernel" },
+		{ "10.2.0.77", "10.3.0.77", "is no address for a machine in network" },
+		{ "memory: 512M", "memory: lots", "is no size" },
+		{ "\"8080:80\"", "\"8080\"", "is no port forward" },
+		{ "\"8080:80\"", "\"8080:80\", \"8080:81\"", "is forwarded twice" },
+		{ "memory: 512M", "forward: [\"1:1\"]", "none of its networks has an uplink" },
+		{ "dmz.web -> app.db : tcp/5432", "dmz.web -> app.bd : tcp/5432",
+		  "lab.yaml:11:5: there is no machine \"bd\"" },
+		{ "dmz.web -> app.db : tcp/5432", "dmz.web -> app.db : tcp/0", "no port" },
+		{ "dmz.web -> app.db : tcp/5432", "dmz.web", "FROM -> TO" },
+		{ "dmz.web -> app.db : tcp/5432", "a: b\n    c: d", "one rule is one entry" },
+		{ "dmz.web -> app.db : tcp/5432", "mal.sus -> internet",
+		  "has an uplink, so nothing would pass" },
+		{ "app.db -> dmz.web\n", "app.db -> dmz.web : {proto: udp, ports: [53, 60-70]}\n",
+		  "both allowed and denied" },
+		{ "updates.example.org", "http://example.org", "is no domain name" },
+		{ "{names: [updates.example.org], ", "{name: [x], ",
+		  "unknown key \"name\"; did you mean \"names\"?" },
+		{ "# a lab", "x: 1", "lab.yaml:1:1: unknown key \"x\"" },
+		{ "# a lab", "name: a/b", "is no name for a lab" },
+		{ "# a lab", "a: &x [*x]", "lab.yaml:1:4: anchors and aliases are refused" },
+		{ "  app:  {", "  app:  [[[[[[[[[[[[[[[[[[[[", "levels" },
+		{ "machines:", "machines", "lab.yaml:" },
+		{ "loss: 5%", "loss: 500%", "loss can't be 500%" },
+	};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+		char text[4096];
+		struct lab *l = NULL;
+		const char *at = strstr(demo, bad[i].old);
+		assert_non_null(at);
+		snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - demo), demo, bad[i].new,
+			 at + strlen(bad[i].old));
+		if (parse(&l, text) != -EINVAL)
+			fail_msg("taken: %s", bad[i].new);
+		if (!strstr(err.text, bad[i].says))
+			fail_msg("%s: %s", bad[i].says, err.text);
+		assert_null(l);
+	}
+	struct lab *l;
+	assert_int_equal(parse(&l, ""), -EINVAL);
+	assert_int_equal(parse(&l, "---\na: b\n---\nc: d\n"), -EINVAL);
+	assert_int_equal(parse(&l, "[1, 2]"), -EINVAL);
+	assert_int_equal(parse(&l, "networks: {a: {subnet: 10.0.0.0/24}}"), -EINVAL);
+}
+
+static void test_plan(void **state)
+{
+	struct bytes text = { 0 };
+	struct lab *l;
+
+	assert_int_equal(parse(&l, demo), 0);
+	plan_text(l->policy, &text);
+	bytes_put_u8(&text, 0);
+	static const char *const lines[] = {
+		"  dmz.web          -> app.db           tcp/5432\n",
+		"  dmz.web          -> internet         tcp/80,443 only updates.example.org\n",
+		"  app.web          -> app.db           all\n",
+		"  app.db           -> app.web          all\n",
+		"  app.db           -> dmz.web          tcp udp/0-52,54-59,71-65535 icmp other\n",
+		"  host 127.0.0.1:8080 -> dmz.web tcp/80\n",
+	};
+	for (unsigned i = 0; i < ARRAY_SIZE(lines); i++)
+		if (!strstr((char *)text.data, lines[i]))
+			fail_msg("%s is not in\n%s", lines[i], (char *)text.data);
+	assert_null(strstr((char *)text.data, "mal.sus          ->"));
+	assert_null(strstr((char *)text.data, "-> mal.sus"));
+	bytes_free(&text);
+	plan_svg(l->policy, &text);
+	bytes_put_u8(&text, 0);
+	assert_non_null(strstr((char *)text.data, "tcp/5432</text>"));
+	assert_non_null(strstr((char *)text.data, "</svg>"));
+	bytes_free(&text);
+	json_t *json = plan_json(l->policy);
+	assert_non_null(json);
+	assert_int_equal(json_array_size(json_object_get(json, "cards")), 4);
+	assert_int_equal(json_array_size(json_object_get(json, "reach")), 4 * 4 - 2);
+	json_decref(json);
+	lab_free(l);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_demo),
+		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_plan),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
