@@ -41,6 +41,7 @@ int cli_snapshot(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_image(int argc, char **argv);
 int cli_doctor(int argc, char **argv);
+int cli_plan(int argc, char **argv);
 int cli_version(int argc, char **argv);
 int cli_vm(int argc, char **argv);
 int cli_net(int argc, char **argv);

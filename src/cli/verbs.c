@@ -22,6 +22,7 @@ const struct verb cli_verbs[] = {
 	{ "fork",    "make running copies of a running machine",          cli_fork },
 	{ "bench",   "show what the engine does while a command runs",    cli_bench },
 	{ "image",   "list, build and remove images",                     cli_image },
+	{ "plan",    "show who can reach whom in a lab",                   cli_plan },
 	{ "doctor",  "show what this host offers and what is missing",    cli_doctor },
 	{ "version", "show the version",                                  cli_version },
 	{ "vm",      NULL,                                                cli_vm },
