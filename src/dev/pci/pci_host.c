@@ -9,6 +9,8 @@
 #define RESET_CPU  0x04
 #define RESET_BITS 0x0a /* system reset, full reset: remembered */
 
+#define ADDRESS_BITS 0x80ffffffu
+
 #define PAM_FIRST 0x59
 #define PAM_COUNT 7
 #define SMRAM	  0x72
@@ -23,6 +25,15 @@ static struct pci_dev *selected(struct pci_host *h)
 	return pci_bus_function(h->bus, slot, function);
 }
 
+/*
+ * The register in config space that an access to CFCH + @port means.  Bits 1:0 of CONFIG_ADDRESS read as 0 (PCI 3.0
+ * 3.2.2.3.2); where a guest writes them nevertheless, the public kvm-unit-tests do, they name the byte as the port does.
+ */
+static unsigned config_reg(const struct pci_host *h, uint64_t port)
+{
+	return (h->address & 0xff) | (unsigned)(port & 3);
+}
+
 static uint64_t port_read(void *dev, uint64_t offset, unsigned size)
 {
 	struct pci_host *h = dev;
@@ -30,10 +41,10 @@ static uint64_t port_read(void *dev, uint64_t offset, unsigned size)
 	if (offset >= 4) {
 		struct pci_dev *d = selected(h);
 
-		return d ? pci_config_read(d, (h->address & 0xfc) + (offset & 3), size) : UINT32_MAX;
+		return d ? pci_config_read(d, config_reg(h, offset), size) : UINT32_MAX;
 	}
 	if (offset == 0 && size == 4)
-		return h->address;
+		return h->address & ~3u;
 	if (offset == 1 && size == 1)
 		return h->reset_control;
 	return UINT32_MAX;
@@ -47,11 +58,11 @@ static void port_write(void *dev, uint64_t offset, unsigned size, uint64_t value
 		struct pci_dev *d = selected(h);
 
 		if (d)
-			pci_config_write(d, (h->address & 0xfc) + (offset & 3), size, (uint32_t)value);
+			pci_config_write(d, config_reg(h, offset), size, (uint32_t)value);
 		return;
 	}
 	if (offset == 0 && size == 4) {
-		h->address = (uint32_t)value & 0x80fffffc;
+		h->address = (uint32_t)value & ADDRESS_BITS;
 	} else if (offset == 1 && size == 1) {
 		h->reset_control = value & RESET_BITS;
 		if (value & RESET_CPU)
@@ -67,7 +78,7 @@ static int check(const void *obj, struct error *err)
 {
 	const struct pci_host *h = obj;
 
-	if ((h->address & ~0x80fffffcu) || (h->reset_control & ~RESET_BITS))
+	if ((h->address & ~ADDRESS_BITS) || (h->reset_control & ~RESET_BITS))
 		return error_set(err, -EINVAL, "PCI host bridge state is impossible");
 	return 0;
 }

@@ -82,6 +82,13 @@ static void test_config_ports(void **state)
 	/* only the whole register can be written */
 	bus_write(t.env.bus, BUS_PIO, 0xcf8, 2, 0);
 	assert_int_equal(bus_read(t.env.bus, BUS_PIO, 0xcf8, 4), 0x80fffffc);
+	/* its low bits read as 0, and name the byte nevertheless */
+	bus_write(t.env.bus, BUS_PIO, 0xcf8, 4, 0x80000802);
+	assert_int_equal(bus_read(t.env.bus, BUS_PIO, 0xcf8, 4), 0x80000800);
+	assert_int_equal(bus_read(t.env.bus, BUS_PIO, 0xcfc, 2), 0x1042);
+	assert_int_equal(bus_read(t.env.bus, BUS_PIO, 0xcfe, 2), 0x1042);
+	bus_write(t.env.bus, BUS_PIO, 0xcf8, 4, 0x800008ff);
+	assert_int_equal(bus_read(t.env.bus, BUS_PIO, 0xcfc, 4), 0xffffffff);
 	/* read-only bytes */
 	cfg_write(1, 0, 4, 0x12345678);
 	cfg_write(1, 8, 4, 0x12345678);
