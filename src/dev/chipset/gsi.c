@@ -16,14 +16,16 @@ static unsigned ioapic_pin(unsigned n)
 	return n == 0 ? 2 : n;
 }
 
-/* The PIC sees the wired or of all lines on an input. */
-static void drive_pic(struct gsi *g, unsigned input)
+/* An ISA IRQ is the wired or of all lines on it; IOAPIC pin 0 has no line, pin 2 is IRQ 0's: IRQ 2 is the PICs' cascade. */
+static void drive_isa(struct gsi *g, unsigned input)
 {
 	bool level = false;
 
 	for (unsigned n = 0; n < GSI_COUNT; n++)
 		level |= gsi_pic_input(n) == input && (g->levels >> n & 1);
 	pic_set_irq(g->pic, input, level);
+	if (input != 2)
+		ioapic_set_irq(g->ioapic, ioapic_pin(input), level);
 }
 
 void gsi_set(void *gsi, unsigned n, bool level)
@@ -33,10 +35,9 @@ void gsi_set(void *gsi, unsigned n, bool level)
 	if (n >= GSI_COUNT)
 		return;
 	g->levels = level ? g->levels | 1u << n : g->levels & ~(1u << n);
-	drive_pic(g, gsi_pic_input(n));
-	/* pin 0 has no line, pin 2 is IRQ 0's: IRQ 2 is the PICs' cascade */
-	if (n != 2)
-		ioapic_set_irq(g->ioapic, ioapic_pin(n), level);
+	drive_isa(g, gsi_pic_input(n));
+	if (n >= GSI_PCI_BASE)
+		ioapic_set_irq(g->ioapic, n, level);
 }
 
 static int check(const void *obj, struct error *err)

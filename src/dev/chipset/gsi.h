@@ -2,7 +2,7 @@
 /*
  * Where interrupt lines go.  Global system interrupts 0..23:
  *   0..15   ISA IRQ n: PIC input n and IOAPIC pin n (IRQ 0: pin 2)
- *   16..23  PCI INTx: IOAPIC pin n, and PIC input 10 or 11, wired-or with the ISA IRQ: 10 for slots 1, 2,
+ *   16..23  PCI INTx: IOAPIC pin n, and ISA IRQ 10 or 11 (PIC input and IOAPIC pin), wired-or: 10 for slots 1, 2,
  *           5, 6 ..., 11 for the others, which is what SeaBIOS and OVMF write into the slots' line registers
  * The machine tells the guest so in the MADT (override 0 -> 2, SCI level) and DSDT (_PRT).
  */

@@ -138,10 +138,15 @@ static void test_routing(void **state)
 	gsi_set(gsi, 4, true);
 	assert_int_equal(t.msi.data, 0x4044);
 	assert_int_equal(pic->chip[0].lines, 0x11);
-	/* PCI lines share the PIC inputs 10 and 11 */
+	/* PCI lines have pins of their own, and share ISA IRQs 10 and 11 */
+	unsigned before = t.msi.count;
 	gsi_set(gsi, 17, true);
+	assert_int_equal(t.msi.count, before + 2); /* pin 10, pin 17 */
+	assert_int_equal(t.msi.data, 0x4051);
 	gsi_set(gsi, 10, true);
+	assert_int_equal(t.msi.count, before + 2);
 	gsi_set(gsi, 18, true);
+	assert_int_equal(t.msi.count, before + 3);
 	assert_int_equal(pic->chip[1].lines, 4);
 	gsi_set(gsi, 17, false);
 	gsi_set(gsi, 10, false);
