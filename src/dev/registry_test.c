@@ -376,7 +376,8 @@ static uint64_t random_port(unsigned *seed)
 
 static uint64_t random_address(unsigned *seed)
 {
-	static const uint64_t addresses[] = { IOAPIC_BASE, IOAPIC_BASE + 0x10, TESTDEV_IOMEM };
+	static const uint64_t addresses[] = { IOAPIC_BASE, IOAPIC_BASE + 0x10, TESTDEV_IOMEM,
+					      PCI_MMIO_BASE, PCI_MMIO_BASE + 0x80 };
 
 	return addresses[(unsigned)rand_r(seed) % ARRAY_SIZE(addresses)] + (unsigned)rand_r(seed) % 64;
 }

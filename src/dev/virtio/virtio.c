@@ -11,9 +11,12 @@ static int check_virtio(const void *obj, struct error *err)
 {
 	const struct virtio_dev *v = obj;
 
-	if (v->features & ~v->host.offered)
+	/* Before FEATURES_OK they are what the driver wrote, whatever that is. */
+	if (v->status & VIRTIO_S_FEATURES_OK && v->features & ~v->host.offered)
 		return error_set(err, -EINVAL, "virtio features %#llx are not offered here",
 				 (unsigned long long)(v->features & ~v->host.offered));
+	if (v->status & VIRTIO_S_DRIVER_OK && !(v->status & VIRTIO_S_FEATURES_OK))
+		return error_set(err, -EINVAL, "virtio state has a driver without features");
 	for (unsigned i = 0; i < sizeof(v->reserved); i++)
 		if (v->reserved[i])
 			return error_set(err, -EINVAL, "virtio state has reserved bytes set");
