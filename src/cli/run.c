@@ -24,9 +24,10 @@
 #define CONSOLE_TAIL	2000
 
 struct args {
-	const char *name, *from, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net, *without;
+	const char *name, *from, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net,
+		*without, *iommu;
 	uint64_t cpus, mem, check;
-	struct opt_list disks, forwards;
+	struct opt_list disks, forwards, devices;
 	bool rm, detach, prefault, no_reboot, strict, interp_only, counting, with_input;
 	int64_t boot_timeout;
 };
@@ -54,6 +55,10 @@ static const struct opt run_opts[] = {
 	OPT_STRING(struct args, net, "net", "nat|none", "network (default nat with an image, else none)"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
 		 "TCP port of this host to a port of the guest"),
+	OPT_STRING(struct args, iommu, "iommu", "intel|none",
+		   "remap DMA and interrupts (VT-d), for guests that test or use DMA isolation"),
+	OPT_LIST(struct args, devices, "device", "edu",
+		 "a device for tests of drivers: edu (PCI, DMA, interrupts)"),
 	OPT_FLAG_L(struct args, with_input, "input", 'i', "with a command: pass standard input to it"),
 	OPT_DURATION(struct args, boot_timeout, "boot-timeout", "TIME",
 		     "with a command: how long booting may take", 1000000000, 86400LL * 1000000000),
@@ -91,6 +96,10 @@ static const struct opts_cmd run_cmd = {
 		"files, "
 		"that the image\n"
 		"may stand on.\n\n"
+		"--iommu intel puts every PCI device behind an Intel VT-d unit; Linux uses it with "
+		"--append "
+		"intel_iommu=on.\n"
+		"There is no memory balloon then: it is about physical pages.\n\n"
 		"With a command, the machine boots, runs it through the guest agent, prints its "
 		"output, and the exit\n"
 		"status is the command's.",
@@ -272,6 +281,23 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 	return r;
 }
 
+static int set_devices(struct vmconfig *c, const struct args *a, struct error *err)
+{
+	if (a->iommu && strcmp(a->iommu, "intel") != 0 && strcmp(a->iommu, "none") != 0)
+		return error_set(err, -EINVAL,
+				 "there is no IOMMU \"%s\"; --iommu takes intel or none", a->iommu);
+	c->has_iommu = a->iommu && strcmp(a->iommu, "intel") == 0;
+	for (unsigned i = 0; i < a->devices.n; i++) {
+		if (strcmp(a->devices.v[i], "edu") != 0)
+			return error_set(err, -EINVAL, "there is no device \"%s\"; --device takes edu",
+					 a->devices.v[i]);
+		if (c->has_edu)
+			return error_set(err, -EINVAL, "a machine has one device \"edu\" at most");
+		c->has_edu = true;
+	}
+	return 0;
+}
+
 static int make_config(struct vmconfig *c, const struct args *a, const struct image *im,
 		       const char *image_name, const struct opts_rest *rest, struct error *err)
 {
@@ -288,7 +314,9 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 	c->is_strict = a->strict;
 	c->use_interp_only = a->interp_only;
 	c->is_counting = a->counting;
-	r = a->without ? engine_parse_techniques(a->without, &c->without, err) : 0;
+	r = set_devices(c, a, err);
+	if (r == 0 && a->without)
+		r = engine_parse_techniques(a->without, &c->without, err);
 	if (r < 0)
 		return r;
 	c->is_throwaway = a->rm || !a->name;
@@ -677,7 +705,7 @@ static int run_config(struct vmconfig *c, const struct args *a, const struct opt
 static int check_from(const struct args *a, const char *image, struct error *err)
 {
 	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net ||
-	    a->cpus || a->mem || a->disks.n || a->without)
+	    a->cpus || a->mem || a->disks.n || a->without || a->iommu || a->devices.n)
 		return error_set(err, -EINVAL,
 				 "with --from the snapshot says what the machine is made of; "
 				 "besides it there are "

@@ -37,6 +37,7 @@ struct vmconfig {
 	unsigned nforwards;
 	struct vmconfig_disk disks[MACHINE_MAX_DISKS];
 	unsigned ndisks;
+	bool has_iommu, has_edu;
 	bool no_reboot, is_strict, use_interp_only, is_counting;
 	bool is_throwaway;	  /* its directory goes when it ends */
 	bool has_agent;		  /* the guest runs qemu-guest-agent */

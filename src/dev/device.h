@@ -101,6 +101,8 @@ void bus_counters(const struct bus *b,
 			     uint64_t accesses),
 		  void *arg);
 
+struct iommu; /* iommu/dma.h */
+
 /* Everything a device constructor may want of the machine. */
 struct dev_env {
 	struct bus *bus;
@@ -108,6 +110,7 @@ struct dev_env {
 	struct loop *loop;
 	struct vclock *clock;
 	struct msi_sink msi;
+	struct iommu *iommu; /* between PCI devices, the IOAPIC and memory, APICs; NULL: there is none */
 	/* Machine-wide requests a device may make. */
 	void (*request_reset)(void *ctx);
 	void (*request_poweroff)(void *ctx);

@@ -24,7 +24,9 @@
 #include "dev/chipset/piix.h"
 #include "dev/chipset/vmgenid.h"
 #include "dev/debug/debugports.h"
+#include "dev/debug/edu.h"
 #include "dev/debug/testdev.h"
+#include "dev/iommu/vtd.h"
 #include "dev/pci/pci_host.h"
 #include "dev/registry.h"
 #include "dev/serial/uart.h"
@@ -180,6 +182,14 @@ static struct device *make_gsi(struct rig *r)
 	return &g->dev;
 }
 
+static struct device *make_vtd(struct rig *r)
+{
+	struct vtd *v;
+
+	assert_int_equal(vtd_create(&v, &r->t.env, 40, NULL), 0);
+	return &v->dev;
+}
+
 static struct device *make_i8042(struct rig *r)
 {
 	static const uint8_t key[] = { 0xe0, 0xf0, 0x75 };
@@ -279,6 +289,14 @@ static struct device *make_testdev(struct rig *r)
 	return &d->dev;
 }
 
+static struct device *make_edu(struct rig *r)
+{
+	struct edu *e;
+
+	assert_int_equal(edu_create(&e, &r->t.env, make_bus(r), -1, NULL), 0);
+	return &e->dev;
+}
+
 static struct device *make_virtio_balloon(struct rig *r)
 {
 	struct virtio_balloon_config cfg = { .release = release, .slot = -1 };
@@ -376,8 +394,11 @@ static uint64_t random_port(unsigned *seed)
 
 static uint64_t random_address(unsigned *seed)
 {
-	static const uint64_t addresses[] = { IOAPIC_BASE, IOAPIC_BASE + 0x10, TESTDEV_IOMEM,
-					      PCI_MMIO_BASE, PCI_MMIO_BASE + 0x80 };
+	static const uint64_t addresses[] = { IOAPIC_BASE,	   IOAPIC_BASE + 0x10,
+					      TESTDEV_IOMEM,	   VTD_BASE,
+					      VTD_BASE + 0x18,	   VTD_BASE + 0x80,
+					      VTD_BASE + 0x220,	   PCI_MMIO_BASE,
+					      PCI_MMIO_BASE + 0x80 };
 
 	return addresses[(unsigned)rand_r(seed) % ARRAY_SIZE(addresses)] + (unsigned)rand_r(seed) % 64;
 }

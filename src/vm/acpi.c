@@ -7,6 +7,8 @@
 #include "dev/chipset/acpi_pm.h"
 #include "dev/chipset/vmgenid.h"
 #include "dev/chipset/gsi.h"
+#include "dev/chipset/ioapic.h"
+#include "dev/iommu/vtd.h"
 #include "dev/pci/pci.h"
 #include "dev/pci/pci_host.h"
 #include "vm/acpi.h"
@@ -188,7 +190,7 @@ static void put_cpus(struct bytes *b, const struct acpi_config *cfg)
 }
 
 /* Microsoft, "Virtual Machine Generation ID": found by _CID or _DDN; ADDR is its address, low and high half. */
-static void put_generation_id(struct bytes *b)
+static void put_generation_id(struct bytes *b, const struct acpi_config *cfg)
 {
 	size_t dev = aml_begin_device(b, "VGEN");
 
@@ -201,7 +203,7 @@ static void put_generation_id(struct bytes *b)
 	aml_name(b, "ADDR");
 	size_t pkg = aml_begin_package(b, 2);
 
-	aml_int(b, VMGENID_BASE);
+	aml_int(b, vmgenid_base(cfg->has_iommu));
 	aml_int(b, 0);
 	aml_end(b, pkg);
 	aml_end(b, dev);
@@ -223,7 +225,7 @@ static uint32_t put_dsdt(struct acpi_tables *t, const struct acpi_config *cfg)
 
 	put_pci_root(b, cfg);
 	put_cpus(b, cfg);
-	put_generation_id(b);
+	put_generation_id(b, cfg);
 	aml_end(b, sb);
 
 	/* 5.6.4.1: _Exx for an edge-triggered event */
@@ -391,6 +393,34 @@ static uint32_t put_madt(struct acpi_tables *t, const struct acpi_config *cfg)
 	return at;
 }
 
+/* VT-d specification, rev. 2.3, 8.1, 8.3: one unit for all of PCI and the IOAPIC. */
+static uint32_t put_dmar(struct acpi_tables *t, const struct acpi_config *cfg)
+{
+	enum { INTR_REMAP = 1, INCLUDE_PCI_ALL = 1, SCOPE_IOAPIC = 3 };
+	static const uint8_t reserved[10];
+	struct bytes *b = &t->tables;
+	uint32_t at = table_begin(t, "DMAR", 1);
+
+	bytes_put_u8(b, (uint8_t)(cfg->phys_bits - 1));
+	bytes_put_u8(b, INTR_REMAP);
+	bytes_put(b, reserved, sizeof(reserved));
+	bytes_put_u16(b, 0); /* DRHD */
+	bytes_put_u16(b, 16 + 8);
+	bytes_put_u8(b, INCLUDE_PCI_ALL);
+	bytes_put_u8(b, 0);
+	bytes_put_u16(b, 0); /* segment */
+	bytes_put_u64(b, VTD_BASE);
+	bytes_put_u8(b, SCOPE_IOAPIC);
+	bytes_put_u8(b, 8);
+	bytes_put_u16(b, 0);
+	bytes_put_u8(b, 0); /* its id in the MADT */
+	bytes_put_u8(b, IOAPIC_SOURCE_ID >> 8);
+	bytes_put_u8(b, IOAPIC_SOURCE_ID >> 3 & 31);
+	bytes_put_u8(b, IOAPIC_SOURCE_ID & 7);
+	table_end(t, at);
+	return at;
+}
+
 static uint32_t put_sdt(struct acpi_tables *t, const char sig[4], uint8_t size,
 			const uint32_t *list, unsigned n)
 {
@@ -428,15 +458,18 @@ static void make_rsdp(struct acpi_tables *t, uint32_t rsdt, uint64_t xsdt)
 
 int acpi_build(struct acpi_tables *t, const struct acpi_config *cfg, struct error *err)
 {
-	uint32_t facs, dsdt, list[2];
+	uint32_t facs, dsdt, list[3];
+	unsigned n = 0;
 
 	*t = (struct acpi_tables){ 0 };
 	facs = put_facs(t);
 	dsdt = put_dsdt(t, cfg);
-	list[0] = put_fadt(t, facs, dsdt);
-	list[1] = put_madt(t, cfg);
-	uint32_t rsdt = put_sdt(t, "RSDT", 4, list, ARRAY_SIZE(list));
-	uint32_t xsdt = put_sdt(t, "XSDT", 8, list, ARRAY_SIZE(list));
+	list[n++] = put_fadt(t, facs, dsdt);
+	list[n++] = put_madt(t, cfg);
+	if (cfg->has_iommu)
+		list[n++] = put_dmar(t, cfg);
+	uint32_t rsdt = put_sdt(t, "RSDT", 4, list, n);
+	uint32_t xsdt = put_sdt(t, "XSDT", 8, list, n);
 
 	make_rsdp(t, rsdt, xsdt);
 	if (t->tables.is_failed)

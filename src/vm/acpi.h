@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ACPI tables of this PC (ACPI 6.4): RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT.
+ * ACPI tables of this PC (ACPI 6.4): RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT, and DMAR where there is an IOMMU.
  *
  * Built once with addresses relative to the start of the blob.  A direct boot places them with
  * acpi_place(); firmware gets them by fw_cfg with a loader script (acpi_loader_script) that tells it
@@ -20,6 +20,8 @@ struct acpi_config {
 	unsigned cpus; /* APIC ids 0..cpus-1 */
 	uint32_t ioapic_addr;
 	bool has_serial[4]; /* COM1..COM4 */
+	bool has_iommu;
+	unsigned phys_bits; /* with an IOMMU: width of physical addresses */
 };
 
 struct acpi_tables {

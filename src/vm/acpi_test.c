@@ -188,6 +188,31 @@ static void test_loader_script(void **state)
 	acpi_free(&t);
 }
 
+/* The remapping unit, for all of PCI and the IOAPIC that the MADT names. */
+static void test_dmar(void **state)
+{
+	struct acpi_tables t;
+	struct acpi_config cfg = config;
+	struct bytes b = { 0 };
+	struct error err;
+
+	(void)state;
+	cfg.has_iommu = true;
+	cfg.phys_bits = 42;
+	assert_int_equal(acpi_build(&t, &cfg, &err), 0);
+	assert_int_equal(acpi_place(&t, BASE, 0x20000, &b, &err), 0);
+	uint64_t dmar = find(&b, get(&b, 24, 8) - BASE, 8, "DMAR");
+
+	assert_int_equal(dmar, find(&b, get(&b, 16, 4) - BASE, 4, "DMAR"));
+	assert_int_equal(get(&b, dmar + 4, 4), 48 + 24);
+	assert_int_equal(get(&b, dmar + 36, 2), 0x0129); /* width 42, interrupt remapping */
+	assert_int_equal(get(&b, dmar + 48, 8), 0x0000000100180000);
+	assert_int_equal(get(&b, dmar + 56, 8), 0xfed90000);
+	assert_int_equal(get(&b, dmar + 64, 8), 0x071ff00000000803);
+	bytes_free(&b);
+	acpi_free(&t);
+}
+
 static void test_many_cpus(void **state)
 {
 	struct acpi_tables t;
@@ -253,7 +278,8 @@ static void test_aml(void **state)
 /* The reference disassembler and compiler agree with every table. */
 static void test_iasl(void **state)
 {
-	static const char *const sigs[] = { "FACP", "APIC" };
+	static const char *const sigs[] = { "FACP", "APIC", "DMAR" };
+	struct acpi_config cfg = config;
 	struct acpi_tables t;
 	struct bytes b = { 0 };
 	struct error err;
@@ -267,13 +293,15 @@ static void test_iasl(void **state)
 		return;
 	}
 	assert_non_null(mkdtemp(dir));
-	assert_int_equal(acpi_build(&t, &config, &err), 0);
+	cfg.has_iommu = true;
+	cfg.phys_bits = 42;
+	assert_int_equal(acpi_build(&t, &cfg, &err), 0);
 	assert_int_equal(acpi_place(&t, BASE, 0x20000, &b, &err), 0);
 	uint64_t xsdt = get(&b, 24, 8) - BASE;
 
-	for (unsigned i = 0; i < 3; i++) {
-		uint64_t off = i == 2 ? get(&b, find(&b, xsdt, 8, "FACP") + 40, 4) - BASE
-				      : find(&b, xsdt, 8, sigs[i]);
+	for (unsigned i = 0; i <= ARRAY_SIZE(sigs); i++) {
+		uint64_t off = i == ARRAY_SIZE(sigs) ? get(&b, find(&b, xsdt, 8, "FACP") + 40, 4) - BASE
+						     : find(&b, xsdt, 8, sigs[i]);
 		FILE *f;
 
 		snprintf(cmd, sizeof(cmd), "%s/t%u.aml", dir, i);
@@ -295,7 +323,7 @@ static void test_iasl(void **state)
 		}
 		assert_int_equal(pclose(f), 0);
 	}
-	assert_int_equal(compiled, 3);
+	assert_int_equal(compiled, ARRAY_SIZE(sigs) + 1);
 	snprintf(cmd, sizeof(cmd), "rm -r %s", dir);
 	assert_int_equal(system(cmd), 0);
 	bytes_free(&b);
@@ -306,8 +334,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_aml),	      cmocka_unit_test(test_tables),
-		cmocka_unit_test(test_loader_script), cmocka_unit_test(test_many_cpus),
-		cmocka_unit_test(test_iasl),
+		cmocka_unit_test(test_loader_script), cmocka_unit_test(test_dmar),
+		cmocka_unit_test(test_many_cpus),     cmocka_unit_test(test_iasl),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -102,9 +102,18 @@ int load_rom_bytes(struct machine *m, uint64_t *bytes, struct error *err)
 
 /* ---- direct boot ---- */
 
+static struct acpi_config acpi_config(const struct machine *m)
+{
+	return (struct acpi_config){ .cpus = m->ncpus,
+				     .ioapic_addr = IOAPIC_BASE,
+				     .has_serial = { true },
+				     .has_iommu = m->vtd,
+				     .phys_bits = m->model.phys_bits };
+}
+
 static int place_acpi(struct machine *m, struct error *err)
 {
-	struct acpi_config cfg = { .cpus = m->ncpus, .ioapic_addr = IOAPIC_BASE, .has_serial = { true } };
+	struct acpi_config cfg = acpi_config(m);
 	struct acpi_tables t;
 	struct bytes placed = { 0 };
 	int r = acpi_build(&t, &cfg, err);
@@ -250,7 +259,7 @@ void load_cpu_state(struct machine *m, unsigned index, struct x86_state *out)
 
 static int add_acpi_files(struct machine *m, struct error *err)
 {
-	struct acpi_config cfg = { .cpus = m->ncpus, .ioapic_addr = IOAPIC_BASE, .has_serial = { true } };
+	struct acpi_config cfg = acpi_config(m);
 	struct acpi_tables t;
 	struct bytes script = { 0 };
 	int r = acpi_build(&t, &cfg, err);

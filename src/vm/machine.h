@@ -91,6 +91,8 @@ struct machine_config {
 	struct char_dev *console;	       /* virtio console (hvc0) */
 	struct char_dev *agent;		       /* virtio port org.qemu.guest_agent.0 */
 	const struct machine_restore *restore; /* NULL: switched on; borrowed for machine_create */
+	bool has_iommu;			       /* VT-d, dev/iommu/vtd.h */
+	bool has_edu;			       /* the test device of dev/debug/edu.h */
 	bool no_reboot;			       /* a reset asked for by the guest ends the machine */
 	bool is_strict;			       /* engine_config.is_strict */
 	bool use_interp_only;		       /* engine_config.use_interp_only */

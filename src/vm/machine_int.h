@@ -28,6 +28,7 @@
 #include "dev/chipset/vmgenid.h"
 #include "dev/debug/debugports.h"
 #include "dev/debug/testdev.h"
+#include "dev/iommu/vtd.h"
 #include "dev/pci/pci_host.h"
 #include "dev/serial/uart.h"
 #include "dev/timer/pit.h"
@@ -99,6 +100,7 @@ struct machine {
 	struct device *devices, **devices_end;
 	struct lapic_bus *lapic_bus;
 	struct pic *pic;
+	struct vtd *vtd; /* NULL: no IOMMU */
 	struct ioapic *ioapic;
 	struct gsi *gsi;
 	struct pit *pit;

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "dev/chipset/piix.h"
+#include "dev/debug/edu.h"
 #include "dev/virtio/virtio_balloon.h"
 #include "dev/virtio/virtio_blk.h"
 #include "dev/virtio/virtio_console.h"
@@ -185,6 +186,13 @@ static int create_interrupts(struct machine *m, struct error *err)
 	if (r < 0)
 		return r;
 	add_device(m, &m->pic->dev);
+	if (m->cfg.has_iommu) {
+		r = vtd_create(&m->vtd, &m->env, m->model.phys_bits, err);
+		if (r < 0)
+			return r;
+		add_device(m, &m->vtd->dev);
+		m->env.iommu = &m->vtd->iommu;
+	}
 	r = ioapic_create(&m->ioapic, &m->env, err);
 	if (r < 0)
 		return r;
@@ -358,16 +366,26 @@ static int create_helpers(struct machine *m, struct error *err)
 	struct virtio_balloon_config balloon_cfg = { .release = release_memory, .ctx = m, .slot = -1 };
 	struct virtio_rng *rng;
 	struct virtio_balloon *balloon;
+	struct edu *edu;
 	int r = virtio_rng_create(&rng, &m->env, pci_host_bus(m->pci), "virtio-rng0", &rng_cfg, err);
 
 	if (r < 0)
 		return r;
 	add_device(m, virtio_rng_device(rng));
-	r = virtio_balloon_create(&balloon, &m->env, pci_host_bus(m->pci), "virtio-balloon0",
-				  &balloon_cfg, err);
-	if (r < 0)
-		return r;
-	add_device(m, virtio_balloon_device(balloon));
+	/* A balloon is about physical pages: its driver takes no translated addresses, so it cannot stand behind an IOMMU. */
+	if (!m->cfg.has_iommu) {
+		r = virtio_balloon_create(&balloon, &m->env, pci_host_bus(m->pci),
+					  "virtio-balloon0", &balloon_cfg, err);
+		if (r < 0)
+			return r;
+		add_device(m, virtio_balloon_device(balloon));
+	}
+	if (m->cfg.has_edu) {
+		r = edu_create(&edu, &m->env, pci_host_bus(m->pci), -1, err);
+		if (r < 0)
+			return r;
+		add_device(m, &edu->dev);
+	}
 	return 0;
 }
 

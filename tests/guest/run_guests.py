@@ -41,6 +41,7 @@ GUESTS = [
     ("syscall64", 1, []),
     ("devices64", 1, []),
     ("virtio64", 2, ["--disk", "%DISK%"]),
+    ("iommu64", 1, ["--iommu", "intel", "--device", "edu"]),
 ]
 
 # Argument, exit status, what the last message says; None: it must be ended from outside (SIGTERM), which must work.

@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "dev/chipset/apic_msg.h"
+#include "dev/iommu/dma.h"
 
 #define VERSION (0x20u | (IOAPIC_PINS - 1) << 16)
 
@@ -16,10 +17,16 @@
 #define RED_LEVEL      (1ull << 15)
 #define RED_MASKED     (1ull << 16)
 #define RED_WRITABLE   0xff0000000001afffull
+#define RED_EXTENDED   0x00ff000000000000ull /* rest of an index, and its format */
 
 #define MMIO_SELECT 0x00
 #define MMIO_WINDOW 0x10
 #define MMIO_EOI    0x40
+
+static uint64_t writable(const struct ioapic *a)
+{
+	return RED_WRITABLE | (a->env.iommu ? RED_EXTENDED : 0);
+}
 
 static void send(struct ioapic *a, uint64_t r)
 {
@@ -35,7 +42,11 @@ static void send(struct ioapic *a, uint64_t r)
 	uint32_t data;
 
 	apic_msg_to_msi(&m, &addr, &data);
-	a->env.msi.send(a->env.msi.ctx, addr, data);
+	if (a->env.iommu)
+		a->env.iommu->ops->msi(a->env.iommu, IOAPIC_SOURCE_ID,
+				       addr | (r & RED_EXTENDED) >> 44, data);
+	else
+		a->env.msi.send(a->env.msi.ctx, addr, data);
 }
 
 /* Send for pin @n if it is due. */
@@ -104,7 +115,7 @@ static uint32_t window_read(const struct ioapic *a)
 
 static void redir_write(struct ioapic *a, unsigned n, unsigned half, uint32_t v)
 {
-	uint64_t old = a->redir[n], mask = (uint64_t)UINT32_MAX << half * 32 & RED_WRITABLE;
+	uint64_t old = a->redir[n], mask = (uint64_t)UINT32_MAX << half * 32 & writable(a);
 	uint64_t r = (old & ~mask) | ((uint64_t)v << half * 32 & mask);
 
 	/* remote IRR has no meaning for edges */
@@ -164,7 +175,7 @@ static int check(const void *obj, struct error *err)
 	for (unsigned n = 0; n < IOAPIC_PINS; n++) {
 		uint64_t r = a->redir[n];
 
-		if ((r & ~(RED_WRITABLE | RED_REMOTE_IRR)) || ((r & RED_REMOTE_IRR) && !(r & RED_LEVEL)))
+		if ((r & ~(writable(a) | RED_REMOTE_IRR)) || ((r & RED_REMOTE_IRR) && !(r & RED_LEVEL)))
 			return error_set(err, -EINVAL, "IOAPIC pin %u is in an impossible state", n);
 	}
 	if (a->lines >> IOAPIC_PINS || a->id > 15)

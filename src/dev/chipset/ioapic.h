@@ -2,7 +2,8 @@
 /*
  * IOAPIC with 24 inputs (Intel 82093AA data sheet 290566; version 20H with the EOI register of
  * ICH 5 data sheet 252516 9.5).  Messages leave as MSIs through env->msi, so the same device serves
- * LAPICs here and in the kernel.  Inputs are logical levels: the polarity bit is stored, not applied.
+ * LAPICs here and in the kernel, and through the IOMMU where there is one: then bits 55:48 of a redirection entry exist, too
+ * (VT-d specification, rev. 2.3, 5.1.2.1).  Inputs are logical levels: the polarity bit is stored, not applied.
  */
 #ifndef VIV_DEV_CHIPSET_IOAPIC_H
 #define VIV_DEV_CHIPSET_IOAPIC_H
@@ -11,6 +12,8 @@
 
 #define IOAPIC_PINS 24
 #define IOAPIC_BASE 0xfec00000u
+/* Behind an IOMMU it sends as a requester of its own (the DMAR table says which): bus F0H, 1FH.7. */
+#define IOAPIC_SOURCE_ID 0xf0ff
 
 struct ioapic {
 	struct device dev;

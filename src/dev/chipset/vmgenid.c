@@ -76,7 +76,8 @@ int vmgenid_create(struct vmgenid **out, const struct dev_env *env, struct acpi_
 	v->env = *env;
 	v->pm = pm;
 	memcpy(v->id, id, VMGENID_BYTES);
-	int r = bus_add(env->bus, BUS_MMIO, VMGENID_BASE, VMGENID_BYTES, 0, &id_ops, v, &v->range);
+	int r = bus_add(env->bus, BUS_MMIO, vmgenid_base(env->iommu), VMGENID_BYTES, 0, &id_ops, v,
+			&v->range);
 
 	if (r < 0) {
 		free(v);

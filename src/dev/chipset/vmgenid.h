@@ -11,9 +11,15 @@
 
 #include "dev/chipset/acpi_pm.h"
 
-#define VMGENID_BASE  0xfed90000u
-#define VMGENID_BYTES 16
-#define VMGENID_GPE   5
+#define VMGENID_BASE	   0xfed90000u
+#define VMGENID_BASE_IOMMU 0xfed94000u /* where an IOMMU has the address above */
+#define VMGENID_BYTES	   16
+#define VMGENID_GPE	   5
+
+static inline uint32_t vmgenid_base(bool has_iommu)
+{
+	return has_iommu ? VMGENID_BASE_IOMMU : VMGENID_BASE;
+}
 
 struct vmgenid {
 	struct device dev;

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "dev/chipset/vmgenid.h"
+#include "dev/iommu/dma.h"
 #include "dev/testing.h"
 
 static void test_id(void **state)
@@ -26,6 +27,14 @@ static void test_id(void **state)
 	vmgenid_set(v, second);
 	assert_int_equal(bus_read(t.env.bus, BUS_MMIO, VMGENID_BASE, 8), 0xff);
 	assert_int_equal(bus_read(t.env.bus, BUS_PIO, ACPI_GPE0, 2), 1 << VMGENID_GPE);
+	v->dev.cls->destroy(&v->dev);
+	/* an IOMMU has that address */
+	struct iommu u = { 0 };
+
+	t.env.iommu = &u;
+	assert_int_equal(vmgenid_create(&v, &t.env, pm, first, &err), 0);
+	assert_int_equal(bus_read(t.env.bus, BUS_MMIO, VMGENID_BASE, 1), 0xff);
+	assert_int_equal(bus_read(t.env.bus, BUS_MMIO, VMGENID_BASE_IOMMU + 15, 1), 16);
 	v->dev.cls->destroy(&v->dev);
 	pm->dev.cls->destroy(&pm->dev);
 	test_env_fini(&t);

@@ -18,6 +18,7 @@
 #define VIV_DEV_PCI_PCI_H
 
 #include "dev/device.h"
+#include "dev/iommu/dma.h"
 
 #define PCI_SLOTS	 32
 #define PCI_FUNCTIONS	 8
@@ -76,6 +77,8 @@ struct pci_dev {
 	uint64_t slot, function;
 	uint64_t cap_next; /* first free byte for capabilities */
 	uint64_t msix_cap; /* offset in config space; 0: none */
+	uint64_t msi_cap;  /* the same */
+	struct dma_path dma;
 	/*
 	 * Optional hooks of the owner: around accesses to its own config bytes (virtio's PCI_CFG
 	 * capability).  before_read may refresh bytes by pci_config_set; written comes after the masked write.
@@ -138,13 +141,23 @@ int pci_add_bar(struct pci_dev *d, unsigned idx, unsigned flags, uint64_t size_b
  */
 int pci_msix_init(struct pci_dev *d, unsigned nvectors, unsigned bar);
 
+/** pci_msi_init() - MSI capability with one vector and a 64-bit address.  Returns 0, -EINVAL, -ENOSPC. */
+int pci_msi_init(struct pci_dev *d);
+
 /* ---- running ---- */
+
+/** pci_send_msi() - a message from @d, through the IOMMU where there is one. */
+void pci_send_msi(const struct pci_dev *d, uint64_t addr, uint32_t data);
+/** pci_msi_enabled() - the guest switched MSI on: no INTx then. */
+bool pci_msi_enabled(const struct pci_dev *d);
+/** pci_msi_notify() - send it; nothing while MSI or bus mastering is off. */
+void pci_msi_notify(struct pci_dev *d);
 
 /** pci_msix_enabled() - the guest switched MSI-X on: no INTx then. */
 bool pci_msix_enabled(const struct pci_dev *d);
 /** pci_msix_notify() - send @vector, or mark it pending while masked.  Out of range, or MSI-X off: nothing. */
 void pci_msix_notify(struct pci_dev *d, unsigned vector);
-/** pci_set_intx() - level of INTA#; gated by the command register and by MSI-X. */
+/** pci_set_intx() - level of INTA#; gated by the command register, by MSI and MSI-X. */
 void pci_set_intx(struct pci_dev *d, bool level);
 /** pci_is_bus_master() - command register bit 2: DMA allowed. */
 bool pci_is_bus_master(const struct pci_dev *d);

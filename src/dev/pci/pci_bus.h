@@ -36,6 +36,7 @@ void pci_bus_drive_intx(struct pci_dev *d, bool level);
 #define PCI_STATUS_INTX	 0x0008
 #define PCI_STATUS_CAPS	 0x0010
 
+#define PCI_CAP_MSI	0x05
 #define PCI_CAP_MSIX	0x11
 #define MSIX_PBA_OFFSET 0x800
 #define MSIX_ENABLE	0x8000

@@ -49,6 +49,11 @@ int pci_dev_init_function(struct pci_dev *d, struct pci_bus *bus, int slot, unsi
 	if (slot >= PCI_SLOTS || pci_bus_function(bus, (unsigned)slot, function))
 		return error_set(err, -EEXIST, "PCI slot %d is taken", slot);
 	d->bus = bus;
+	d->dma = (struct dma_path){
+		.ram = bus->env.ram,
+		.iommu = bus->env.iommu,
+		.source_id = (uint16_t)((unsigned)slot << 3 | function),
+	};
 	d->slot = (unsigned)slot;
 	d->function = function;
 	d->cap_next = 0x40;
@@ -170,7 +175,7 @@ void pci_update_intx(struct pci_dev *d)
 		d->config[PCI_REG_STATUS] |= PCI_STATUS_INTX;
 	else
 		d->config[PCI_REG_STATUS] &= (uint8_t)~PCI_STATUS_INTX;
-	pci_bus_drive_intx(d, d->intx_level && !is_off && !pci_msix_enabled(d));
+	pci_bus_drive_intx(d, d->intx_level && !is_off && !pci_msix_enabled(d) && !pci_msi_enabled(d));
 }
 
 void pci_set_intx(struct pci_dev *d, bool level)
@@ -268,6 +273,8 @@ static const struct field fields[] = {
 	F_HOST(struct pci_dev, function),
 	F_HOST(struct pci_dev, cap_next),
 	F_HOST(struct pci_dev, msix_cap),
+	F_HOST(struct pci_dev, msi_cap),
+	F_HOST(struct pci_dev, dma),
 	F_HOST(struct pci_dev, config_before_read),
 	F_HOST(struct pci_dev, config_written),
 	F_HOST(struct pci_dev, msix_changed),

@@ -43,7 +43,7 @@ void pci_msix_notify(struct pci_dev *d, unsigned vector)
 		return;
 	}
 	d->msix_pending &= ~(1ull << vector);
-	d->bus->env.msi.send(d->bus->env.msi.ctx, d->msix[vector].addr, d->msix[vector].data);
+	pci_send_msi(d, d->msix[vector].addr, d->msix[vector].data);
 }
 
 /* Send what is pending and no longer held back. */

@@ -1,12 +1,47 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "dev/virtio/driver_testing.h"
 
+bool drv_use_iommu;
+
+#define DRIVER 0xffff /* "requester" of the driver's own accesses */
+
+static int translate(struct iommu *u, uint16_t source_id, uint64_t addr, bool is_write, gpa_t *gpa,
+		     uint64_t *len)
+{
+	struct drv_iommu *i = container_of(u, struct drv_iommu, iommu);
+	uint64_t page = ALIGN_DOWN(addr, GUEST_PAGE_SIZE);
+
+	assert_true(source_id == DRIVER || source_id == i->d->slot << 3);
+	assert_true(*len);
+	if (source_id != DRIVER && (page == i->hole || (is_write && page == i->no_write))) {
+		i->refused++;
+		return -EFAULT;
+	}
+	*len = MIN(*len, GUEST_PAGE_SIZE - addr % GUEST_PAGE_SIZE);
+	*gpa = addr < MIB ? addr ^ GUEST_PAGE_SIZE : addr;
+	return 0;
+}
+
+static void forward_msi(struct iommu *u, uint16_t source_id, uint64_t addr, uint32_t data)
+{
+	struct drv_iommu *i = container_of(u, struct drv_iommu, iommu);
+
+	assert_int_equal(source_id, i->d->slot << 3);
+	i->d->t.env.msi.send(i->d->t.env.msi.ctx, addr, data);
+}
+
+static const struct iommu_ops iommu_ops = { translate, forward_msi };
+
 void drv_init(struct drv *d)
 {
 	struct irq_line intx[PCI_INTX_LINES];
 
 	memset(d, 0, sizeof(*d));
 	test_env_init(&d->t);
+	d->u = (struct drv_iommu){ .iommu.ops = &iommu_ops, .d = d, .hole = UINT64_MAX, .no_write = UINT64_MAX };
+	if (drv_use_iommu)
+		d->t.env.iommu = &d->u.iommu;
+	d->path = (struct dma_path){ .ram = &d->t.ram, .iommu = d->t.env.iommu, .source_id = DRIVER };
 	for (unsigned i = 0; i < PCI_INTX_LINES; i++)
 		intx[i] = test_line(&d->t, i);
 	assert_int_equal(pci_host_create(&d->host, &d->t.env, intx, NULL), 0);
@@ -50,12 +85,12 @@ void drv_write(struct drv *d, unsigned offset, unsigned size, uint64_t v)
 
 void drv_poke(struct drv *d, gpa_t gpa, const void *src, size_t len)
 {
-	assert_int_equal(ram_write(&d->t.ram, gpa, src, len), 0);
+	assert_int_equal(dma_write(&d->path, gpa, src, len), 0);
 }
 
 void drv_peek(struct drv *d, gpa_t gpa, void *dst, size_t len)
 {
-	assert_int_equal(ram_read(&d->t.ram, gpa, dst, len), 0);
+	assert_int_equal(dma_read(&d->path, gpa, dst, len), 0);
 }
 
 uint16_t drv_peek16(struct drv *d, gpa_t gpa)
@@ -150,7 +185,7 @@ void drv_setup_queue(struct drv *d, unsigned q, uint16_t size)
 void drv_start(struct drv *d, uint64_t want, unsigned nqueues, bool use_msix)
 {
 	drv_probe(d);
-	d->features = (want & d->offered) | VIRTIO_F_VERSION_1;
+	d->features = ((want | VIRTIO_F_ACCESS_PLATFORM) & d->offered) | VIRTIO_F_VERSION_1;
 	for (unsigned i = 0; i < 2; i++) {
 		drv_write(d, DRV_COMMON + 8, 4, i);
 		drv_write(d, DRV_COMMON + 12, 4, (uint32_t)(d->features >> (32 * i)));

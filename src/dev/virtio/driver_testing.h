@@ -22,8 +22,22 @@ struct drv_queue {
 	gpa_t desc, avail, used;
 };
 
+/* An IOMMU that leads each page of RAM to its neighbour: what lies together for the driver does not in memory. */
+struct drv_iommu {
+	struct iommu iommu;
+	struct drv *d;
+	uint64_t hole;	   /* page that it refuses, by its first byte; UINT64_MAX: none */
+	uint64_t no_write; /* the same for writes */
+	unsigned refused;
+};
+
+/* Every device of the tests that follow stands behind one. */
+extern bool drv_use_iommu;
+
 struct drv {
 	struct test_env t;
+	struct drv_iommu u;
+	struct dma_path path; /* as the driver sees memory: through the IOMMU, if there is one */
 	struct pci_host *host;
 	unsigned slot;
 	uint64_t regs; /* BAR 4 */
@@ -70,6 +84,17 @@ void drv_peek(struct drv *d, gpa_t gpa, void *dst, size_t len);
 uint16_t drv_peek16(struct drv *d, gpa_t gpa);
 void drv_poke16(struct drv *d, gpa_t gpa, uint16_t v);
 uint8_t drv_peek8(struct drv *d, gpa_t gpa);
+
+/** drv_run() - a group of tests twice: without an IOMMU, and behind one.  Returns how many failed. */
+#define drv_run(tests)                                                                             \
+	({                                                                                         \
+		int failed_ = cmocka_run_group_tests(tests, NULL, NULL);                           \
+		drv_use_iommu = true;                                                              \
+		failed_ + cmocka_run_group_tests(tests, NULL, NULL);                               \
+	})
+
+/* Features that a driver must take. */
+#define DRV_MUST (VIRTIO_F_VERSION_1 | (drv_use_iommu ? VIRTIO_F_ACCESS_PLATFORM : 0))
 
 /** drv_set_desc() - a raw descriptor. */
 void drv_set_desc(struct drv *d, gpa_t table, unsigned i, gpa_t addr, uint32_t len, uint16_t flags,

@@ -115,6 +115,19 @@ void virtio_fini(struct virtio_dev *v)
 	v->host.scratch = NULL;
 }
 
+void virtio_set_dma(struct virtio_dev *v, const struct dma_path *dma)
+{
+	v->host.offered |= VIRTIO_F_ACCESS_PLATFORM;
+	for (unsigned q = 0; q < VIRTIO_QUEUES_MAX; q++)
+		vq_set_dma(&v->vqs[q], dma);
+}
+
+void virtio_finish(struct virtio_dev *v)
+{
+	if (v->host.cls->pause)
+		v->host.cls->pause(v);
+}
+
 void virtio_reset(struct virtio_dev *v)
 {
 	/* First the device lets go of its chains, then the queues forget. */
@@ -177,6 +190,11 @@ static bool features_are_fine(const struct virtio_dev *v)
 	}
 	if (!virtio_has(v, VIRTIO_F_VERSION_1)) {
 		log_guest("virtio", "%s: a driver without VERSION_1", v->host.cls->name);
+		return false;
+	}
+	if (v->host.offered & VIRTIO_F_ACCESS_PLATFORM && !virtio_has(v, VIRTIO_F_ACCESS_PLATFORM)) {
+		/* It would give physical addresses, which the IOMMU takes for others. */
+		log_guest("virtio", "%s: a driver without ACCESS_PLATFORM", v->host.cls->name);
 		return false;
 	}
 	return true;

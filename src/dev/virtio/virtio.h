@@ -8,7 +8,7 @@
  *
  * Status machine (3.1.1, 2.1).  0 --> ACKNOWLEDGE, DRIVER --> (features) FEATURES_OK --> (queues) DRIVER_OK;
  * writing 0 resets from anywhere.  FEATURES_OK sticks only if the driver took VERSION_1 and nothing
- * that was not offered; from then on features are fixed.  Only a live device (virtio_is_live)
+ * that was not offered, and ACCESS_PLATFORM if that was; from then on features are fixed.  Only a live device (virtio_is_live)
  * touches its queues.  A queue that the driver broke sets DEVICE_NEEDS_RESET.
  *
  * Invariants
@@ -50,11 +50,12 @@ enum virtio_status {
 	VIRTIO_S_FAILED = 0x80,
 };
 
-#define VIRTIO_F(bit)	       (1ULL << (bit))
-#define VIRTIO_F_INDIRECT_DESC VIRTIO_F(28)
-#define VIRTIO_F_EVENT_IDX     VIRTIO_F(29)
-#define VIRTIO_F_VERSION_1     VIRTIO_F(32)
-#define VIRTIO_FEATURES_COMMON (VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1)
+#define VIRTIO_F(bit)		 (1ULL << (bit))
+#define VIRTIO_F_INDIRECT_DESC	 VIRTIO_F(28)
+#define VIRTIO_F_EVENT_IDX	 VIRTIO_F(29)
+#define VIRTIO_F_VERSION_1	 VIRTIO_F(32)
+#define VIRTIO_F_ACCESS_PLATFORM VIRTIO_F(33)
+#define VIRTIO_FEATURES_COMMON	 (VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1)
 
 struct virtio_dev;
 
@@ -126,6 +127,10 @@ int virtio_init(struct virtio_dev *v, const struct virtio_class *cls,
 		uint64_t offered, const uint16_t *sizes, unsigned nqueues, struct error *err);
 void virtio_fini(struct virtio_dev *v); /* zeroed or half-built is fine */
 void virtio_reset(struct virtio_dev *v);
+/** virtio_set_dma() - behind the IOMMU of @dma (borrowed): offers ACCESS_PLATFORM and insists on it (6.1, 6.2). */
+void virtio_set_dma(struct virtio_dev *v, const struct dma_path *dma);
+/** virtio_finish() - wait for what is in flight: no DMA from here on, where the transport allows none. */
+void virtio_finish(struct virtio_dev *v);
 /** virtio_after_load() - find the queues again and go on. */
 void virtio_after_load(struct virtio_dev *v);
 void virtio_pause(struct virtio_dev *v);

@@ -17,12 +17,14 @@
 
 #define QUEUE_SIZE	256
 #define SEG_MAX		(QUEUE_SIZE - 2) /* header and status take a descriptor each */
+#define SIZE_MAX_BYTES	(64 * KIB) /* a segment, behind an IOMMU: with SEG_MAX within VQ_DMA_MAX */
 #define DISCARD_SEGS	16
 #define DISCARD_SECTORS (1u << 22) /* 2 GiB a segment */
 #define REQUEST_MAX	(1 * GIB)  /* bytes of one read or write */
 #define NOW_BYTES	(1 * MIB)  /* done inside one kick, under the machine's lock */
 
 // clang-format off
+#define F_SIZE_MAX     VIRTIO_F(1)
 #define F_SEG_MAX      VIRTIO_F(2)
 #define F_RO           VIRTIO_F(5)
 #define F_BLK_SIZE     VIRTIO_F(6)
@@ -363,6 +365,7 @@ static void blk_config_read(struct virtio_dev *v, uint8_t *config)
 	const struct block_info *info = &b->host.info;
 	struct config_space c = {
 		.capacity = info->size_bytes / BLOCK_SECTOR,
+		.size_max = v->host.offered & F_SIZE_MAX ? SIZE_MAX_BYTES : 0,
 		.seg_max = SEG_MAX,
 		.blk_size = BLOCK_SECTOR,
 		.physical_block_exp = 3, /* 4 KiB, as the host's page cache */
@@ -466,7 +469,9 @@ int virtio_blk_create(struct virtio_blk **out, const struct dev_env *env, struct
 		sizes[q] = QUEUE_SIZE;
 
 	const struct block_info *info = &b->host.info;
-	uint64_t offered = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE;
+	uint64_t offered = env->iommu ? F_SIZE_MAX : 0;
+
+	offered |= F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE;
 	if (info->is_readonly)
 		offered |= F_RO;
 	if (b->host.nqueues > 1)

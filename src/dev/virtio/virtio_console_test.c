@@ -313,5 +313,5 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_agent_only, setup_agent, teardown),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return drv_run(tests);
 }

@@ -494,5 +494,5 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_link_and_state, setup, teardown),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return drv_run(tests);
 }

@@ -417,9 +417,12 @@ static void config_written(struct pci_dev *d, unsigned offset, unsigned size)
 
 	if (cap && window(p, cap, &off, &n))
 		regs_write(p, off, n, pci_config_get(d, cap + VCAP_DATA, n));
-	/* Bus mastering may have come on: look at what waited. */
-	if (offset < 6 && offset + size > 4)
+	/* Bus mastering may have come on: look at what waited; or gone: what a guest then takes away is no longer used. */
+	if (offset < 6 && offset + size > 4) {
+		if (!pci_is_bus_master(d))
+			virtio_finish(&p->v);
 		virtio_kick_all(&p->v);
+	}
 }
 
 /* ---- building ---- */
@@ -495,6 +498,8 @@ int virtio_pci_init(struct virtio_pci *p, const struct device_class *dcls, const
 		virtio_fini(&p->v);
 		return r;
 	}
+	if (p->pci.dma.iommu)
+		virtio_set_dma(&p->v, &p->pci.dma);
 	p->pci.config_before_read = config_before_read;
 	p->pci.config_written = config_written;
 	r = pci_msix_init(&p->pci, nqueues + 1, BAR_MSIX);

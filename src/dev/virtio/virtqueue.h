@@ -33,15 +33,19 @@
  *     their contents may change under us at any time.
  *  5. Only the holder of the machine's lock touches a struct virtqueue; guest vCPUs meanwhile write
  *     the areas, hence the acquire and release accesses.
+ *  6. Without an IOMMU the areas are host pointers from vq_map on.  Behind one (vq_set_dma) there are none: every
+ *     access to the ring is translated when it is made, and a refused one makes the queue broken.
  */
 #ifndef VIV_DEV_VIRTIO_VIRTQUEUE_H
 #define VIV_DEV_VIRTIO_VIRTQUEUE_H
 
+#include "dev/iommu/dma.h"
 #include "mem/ram.h"
 #include "state/field.h"
 
 #define VQ_SIZE_MAX 1024	      /* of any queue, in descriptors */
 #define VQ_IOV_MAX  (VQ_SIZE_MAX + 8) /* a descriptor across two regions takes two */
+#define VQ_DMA_MAX  8192u	      /* translations for the buffers of one chain */
 
 enum { VQ_DESC_F_NEXT = 1, VQ_DESC_F_WRITE = 2, VQ_DESC_F_INDIRECT = 4 };
 enum { VQ_AVAIL_F_NO_INTERRUPT = 1, VQ_USED_F_NO_NOTIFY = 1 };
@@ -73,6 +77,8 @@ struct vq_host {
 	uint16_t in_flight; /* popped and not yet put */
 	uint16_t pending;   /* put and not yet flushed */
 	bool has_event_idx, has_indirect;
+	bool is_mapped;		    /* vq_map found it well */
+	const struct dma_path *dma; /* NULL: no IOMMU; else the areas above are NULL */
 };
 
 struct virtqueue {
@@ -94,12 +100,16 @@ extern const struct state_desc vq_state;
 struct vq_elem {
 	uint16_t head;
 	unsigned nout, nin;
+	unsigned dma_budget; /* translations left */
 	uint64_t out_bytes, in_bytes;
 	struct iovec *iov; /* nout + nin; the caller's array of VQ_IOV_MAX (vq_pop) */
 };
 
 /** vq_init() - give the queue its memory and its largest size; resets it. */
 void vq_init(struct virtqueue *vq, struct guest_ram *ram, uint16_t max_size);
+
+/** vq_set_dma() - addresses go through the IOMMU of @dma (borrowed); NULL: they don't.  Before the first vq_map. */
+void vq_set_dma(struct virtqueue *vq, const struct dma_path *dma);
 
 /** vq_reset() - power-on values: disabled, largest size, indices 0.  Nothing may be in flight any
  * more that will be put (the device drops such elements). */
@@ -114,7 +124,7 @@ int vq_map(struct virtqueue *vq, bool has_event_idx, bool has_indirect);
 /** vq_is_ready() - enabled, mapped and not broken. */
 static inline bool vq_is_ready(const struct virtqueue *vq)
 {
-	return vq->is_enabled && !vq->is_broken && vq->host.desc;
+	return vq->is_enabled && !vq->is_broken && vq->host.is_mapped;
 }
 
 /**
