@@ -12,13 +12,14 @@
 struct args {
 	uint64_t n;
 	const char *name;
-	bool json;
+	bool json, freeze;
 };
 
 static const struct opt fork_opts[] = {
 	OPT_UINT_L(struct args, n, "copies", 'n', "N", "how many (default 1)", 1, CTL_FORK_MAX),
 	OPT_STRING(struct args, name, "name", "PATTERN",
 		   "of the copies; {} is 1, 2, ... (default MACHINE-{})"),
+	OPT_FLAG(struct args, freeze, "freeze", "the guest's agent freezes its file systems meanwhile"),
 	OPT_FLAG(struct args, json, "json", "print JSON"),
 	OPT_END,
 };
@@ -68,8 +69,9 @@ static int fork_machine(const char *vm, const char *pattern, const struct args *
 
 	if (!names)
 		return -ENOMEM;
-	int r = client_request(vm, json_pack("{s:s, s:O}", "cmd", "fork", "names", names), -1,
-			       &reply, err);
+	int r = client_request(
+		vm, json_pack("{s:s, s:O, s:b}", "cmd", "fork", "names", names, "freeze", a->freeze),
+		-1, &reply, err);
 
 	if (r == 0 && a->json) {
 		json_object_del(reply, "ok");

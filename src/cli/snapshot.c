@@ -13,6 +13,8 @@
 
 static const struct opt snapshot_opts[] = {
 	OPT_FLAG(struct snapshot_args, json, "json", "print JSON"),
+	OPT_FLAG(struct snapshot_args, freeze, "freeze",
+		 "create: the guest's agent freezes its file systems meanwhile"),
 	OPT_FLAG(struct snapshot_args, prefault, "prefault",
 		 "restore: read memory ahead, not when it is touched"),
 	OPT_END,
@@ -74,15 +76,16 @@ static void wait_for_answer(int fd, const char *vm)
 	progress_end(&progress);
 }
 
-static int create(const char *vm, const char *name, bool json, struct error *err)
+static int create(const char *vm, const char *name, bool freeze, bool json, struct error *err)
 {
 	json_t *reply;
 	int fd = client_connect(vm, err);
 
 	if (fd < 0)
 		return fd;
-	int r = client_send(fd, json_pack("{s:s, s:s}", "cmd", "snapshot", "name", name),
-			    CLIENT_TIMEOUT_MS, err);
+	int r = client_send(
+		fd, json_pack("{s:s, s:s, s:b}", "cmd", "snapshot", "name", name, "freeze", freeze),
+		CLIENT_TIMEOUT_MS, err);
 
 	if (r == 0) {
 		wait_for_answer(fd, vm);
@@ -138,7 +141,7 @@ static int run(const char *action, const struct opts_rest *rest, const struct sn
 	if (!strcmp(action, "list") || !strcmp(action, "tree"))
 		return snapshot_list(vm, !strcmp(action, "tree"), a->json, err);
 	if (!strcmp(action, "create"))
-		return create(vm, name, a->json, err);
+		return create(vm, name, a->freeze, a->json, err);
 	if (!strcmp(action, "show"))
 		return snapshot_show(vm, name, a->json, err);
 	if (!strcmp(action, "verify"))

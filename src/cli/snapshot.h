@@ -7,7 +7,7 @@
 #include "ctl/snapstore.h"
 
 struct snapshot_args {
-	bool json, prefault;
+	bool json, prefault, freeze;
 };
 
 /* Each returns 0, or -errno with @err set. */

@@ -15,8 +15,9 @@
 static int restore_running(const char *vm, const char *name, struct error *err)
 {
 	json_t *reply;
-	int r = client_request(vm, json_pack("{s:s, s:s}", "cmd", "restore", "name", name),
-			       CLIENT_TIMEOUT_MS, &reply, err);
+	int r = client_request(
+		vm, json_pack("{s:s, s:s, s:b}", "cmd", "restore", "name", name, "set_clock", 1),
+		CLIENT_TIMEOUT_MS, &reply, err);
 
 	if (r < 0)
 		return r;

@@ -69,6 +69,7 @@ struct process {
 	char engine_reason[256];
 	/* A copy of a machine that runs: forked off its process. */
 	const struct machine_restore *restore; /* NULL: it is none */
+	const struct snapper_moment *moment;   /* of it */
 	const struct engine_ops *ops;
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 };
@@ -283,7 +284,8 @@ static int create_machine(struct process *p, struct error *err)
 	return r;
 }
 
-static void copy_main(void *arg, const char *name, const struct machine_restore *restore, int status_fd);
+static void copy_main(void *arg, const char *name, const struct machine_restore *restore,
+		      const struct snapper_moment *moment, int status_fd);
 
 static int create_snapper(struct process *p, struct error *err)
 {
@@ -291,6 +293,7 @@ static int create_snapper(struct process *p, struct error *err)
 					   .config = &p->config,
 					   .disks = &p->disks,
 					   .backing = &p->backing,
+					   .agent = p->agent,
 					   .child = copy_main,
 					   .child_arg = p };
 	int r = snapper_create(&p->snapper, &sc, err);
@@ -357,6 +360,22 @@ static void block_signals(void)
 
 /* ---- life ---- */
 
+static int start(struct process *p, struct error *err)
+{
+	const struct snapper_moment *from = p->restore ? p->moment : snapper_base(p->snapper);
+	bool wakes = p->restore || p->args.from;
+
+	if (wakes) {
+		machine_new_generation(p->m);
+		machine_slept(p->m, snap_real_ns() - from->real_ns);
+	}
+	int r = machine_start(p->m, false, err);
+
+	if (r == 0 && wakes)
+		snapper_woke(p->snapper, from, true);
+	return r;
+}
+
 static int build(struct process *p, struct error *err)
 {
 	struct ctl_config cc = { 0 };
@@ -390,9 +409,7 @@ static int build(struct process *p, struct error *err)
 	if (r == 0) {
 		tell(p, json_pack("{s:s, s:s, s:s}", "event", "ready", "engine",
 				  machine_engine(p->m)->name, "reason", p->engine_reason));
-		if (p->restore || p->args.from)
-			machine_new_generation(p->m);
-		r = machine_start(p->m, false, err);
+		r = start(p, err);
 	}
 	pthread_mutex_unlock(machine_lock(p->m));
 	return r;
@@ -463,7 +480,8 @@ static int run(struct process *p)
 }
 
 /* Descriptors are 0, 1, 2 and @status_fd; of the machine that was forked only memory is of use. */
-static void copy_main(void *arg, const char *name, const struct machine_restore *restore, int status_fd)
+static void copy_main(void *arg, const char *name, const struct machine_restore *restore,
+		      const struct snapper_moment *moment, int status_fd)
 {
 	const struct process *from = arg;
 	struct process p = { .args = { .name = name, .status_fd = (uint64_t)status_fd },
@@ -471,6 +489,7 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 			     .listen_fd = -1,
 			     .signal_fd = -1,
 			     .restore = restore,
+			     .moment = moment,
 			     .ops = machine_engine(from->m),
 			     .engine_reason = "as the machine that it is a copy of" };
 	struct error err;

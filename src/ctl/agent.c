@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "ctl/agent.h"
@@ -28,7 +29,7 @@ enum step { STEP_NEW, STEP_START, STEP_POLL }; /* what the job does next */
 struct agent_job {
 	struct agent *a;
 	struct agent_job *next;
-	bool is_ping;
+	bool is_ping, is_call, is_set_time;
 	enum step step;
 	char *request; /* the guest-exec line */
 	json_int_t pid;
@@ -152,6 +153,16 @@ static void send_job(struct agent *a, struct agent_job *job)
 	char line[96];
 
 	a->current = job;
+	if (job->is_set_time) {
+		struct timespec now;
+
+		clock_gettime(CLOCK_REALTIME, &now);
+		snprintf(line, sizeof(line),
+			 "{\"execute\":\"guest-set-time\",\"arguments\":{\"time\":%lld%09ld}}",
+			 (long long)now.tv_sec, now.tv_nsec);
+		send_line(a, line, CH_BUSY);
+		return;
+	}
 	if (job->step == STEP_START) {
 		send_line(a, job->request, CH_BUSY);
 		return;
@@ -275,6 +286,13 @@ static void on_reply(struct agent *a, json_t *msg)
 	a->current = NULL;
 	if (error) {
 		job_agent_error(job, error);
+		return;
+	}
+	if (job->is_call) {
+		json_t *result = json_pack("{s:O}", "return", ret ? ret : json_null());
+
+		job_end(job, result, NULL);
+		json_decref(result);
 		return;
 	}
 	if (job->step == STEP_START) {
@@ -424,8 +442,6 @@ static int job_add(struct agent *a, struct agent_job **out, int64_t timeout_ns, 
 {
 	struct agent_job *job, **p = &a->jobs;
 
-	if (a->njobs == AGENT_MAX_JOBS)
-		return error_set(err, -EBUSY, "%d commands run in this guest already", AGENT_MAX_JOBS);
 	job = calloc(1, sizeof(*job));
 	if (!job)
 		return error_set(err, -ENOMEM, "no memory for a command");
@@ -449,11 +465,20 @@ static void job_kick(struct agent *a)
 	arm(a);
 }
 
+static int check_room(const struct agent *a, struct error *err)
+{
+	return a->njobs < AGENT_MAX_JOBS
+		       ? 0
+		       : error_set(err, -EBUSY, "%d commands run in this guest already", AGENT_MAX_JOBS);
+}
+
 int agent_ping(struct agent *a, int64_t timeout_ns, agent_done_fn done, void *ctx,
 	       struct agent_job **out, struct error *err)
 {
-	int r = job_add(a, out, timeout_ns, done, ctx, err);
+	int r = check_room(a, err);
 
+	if (r == 0)
+		r = job_add(a, out, timeout_ns, done, ctx, err);
 	if (r < 0)
 		return r;
 	(*out)->is_ping = true;
@@ -486,8 +511,10 @@ int agent_exec(struct agent *a, json_t *argv, const char *input, int64_t timeout
 	       agent_done_fn done, void *ctx, struct agent_job **out, struct error *err)
 {
 	struct agent_job *job;
-	int r = job_add(a, &job, timeout_ns, done, ctx, err);
+	int r = check_room(a, err);
 
+	if (r == 0)
+		r = job_add(a, &job, timeout_ns, done, ctx, err);
 	if (r < 0)
 		return r;
 	job->request = exec_request(argv, input);
@@ -498,4 +525,56 @@ int agent_exec(struct agent *a, json_t *argv, const char *input, int64_t timeout
 	*out = job;
 	job_kick(a);
 	return 0;
+}
+
+/* The machine's own: few, and not to be kept out by commands of others. */
+int agent_call(struct agent *a, const char *command, json_t *arguments, int64_t timeout_ns,
+	       agent_done_fn done, void *ctx, struct agent_job **out, struct error *err)
+{
+	json_t *req = json_pack("{s:s, s:O*}", "execute", command, "arguments", arguments);
+	char *text = req ? json_dumps(req, JSON_COMPACT | JSON_ENSURE_ASCII) : NULL;
+	struct agent_job *job;
+
+	json_decref(req);
+	int r = text ? job_add(a, &job, timeout_ns, done, ctx, err)
+		     : error_set(err, -ENOMEM, "no memory for a command");
+
+	if (r < 0) {
+		free(text);
+		return r;
+	}
+	job->is_call = true;
+	job->request = text;
+	*out = job;
+	job_kick(a);
+	return 0;
+}
+
+int agent_set_time(struct agent *a, int64_t timeout_ns, agent_done_fn done, void *ctx,
+		   struct agent_job **out, struct error *err)
+{
+	int r = agent_call(a, "guest-set-time", NULL, timeout_ns, done, ctx, out, err);
+
+	if (r == 0)
+		(*out)->is_set_time = true;
+	return r;
+}
+
+void agent_restart(struct agent *a)
+{
+	struct agent_job *job = a->jobs;
+
+	a->channel = CH_IDLE;
+	a->current = NULL;
+	a->tx.len = a->tx_off = a->rx.len = 0;
+	a->is_rx_skipping = false;
+	while (job) {
+		if (job->step == STEP_NEW) {
+			job = job->next;
+			continue;
+		}
+		job_fail(job, -ECANCELED, "the machine went back to another moment meanwhile");
+		job = a->jobs; /* the callback may have changed the list */
+	}
+	job_kick(a);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Commands inside the guest, through the qemu-guest-agent (its QAPI schema, qga/qapi-schema.json:
- * guest-sync-delimited, guest-exec, guest-exec-status) on a virtio port.
+ * guest-sync-delimited, guest-exec, guest-exec-status, guest-fsfreeze-*, guest-set-time) on a virtio port.
  *
  * How it works: one command is under way on the port at a time; any number of jobs (AGENT_MAX_JOBS)
  * take turns.  A job starts with a synchronisation, so that an agent that was restarted, or is not
@@ -34,7 +34,7 @@ void agent_destroy(struct agent *a); /* jobs end without their callback; NULL is
 struct char_dev *agent_chardev(struct agent *a);
 
 /*
- * The end of a job.  @result: for agent_exec the members of guest-exec-status ("exitcode" or
+ * The end of a job.  @result: for agent_call "return"; for agent_exec the members of guest-exec-status ("exitcode" or
  * "signal", "out-data", "err-data"), for agent_ping empty; borrowed; NULL with @err on failure.
  */
 typedef void (*agent_done_fn)(void *ctx, json_t *result, const struct error *err);
@@ -51,6 +51,19 @@ int agent_ping(struct agent *a, int64_t timeout_ns, agent_done_fn done, void *ct
  */
 int agent_exec(struct agent *a, json_t *argv, const char *input, int64_t timeout_ns,
 	       agent_done_fn done, void *ctx, struct agent_job **out, struct error *err);
+
+/**
+ * agent_call() - one command of the agent's schema.
+ * @arguments: borrowed; NULL: none.  The result: "return", what the agent returned.
+ * Returns 0 and the job, or -ENOMEM.
+ */
+int agent_call(struct agent *a, const char *command, json_t *arguments, int64_t timeout_ns,
+	       agent_done_fn done, void *ctx, struct agent_job **out, struct error *err);
+/** agent_set_time() - guest-set-time, to the host's time at the moment when the command is sent. */
+int agent_set_time(struct agent *a, int64_t timeout_ns, agent_done_fn done, void *ctx,
+		   struct agent_job **out, struct error *err);
+/** agent_restart() - the guest went back to another moment: what was under way in it fails, and the channel is synchronised anew. */
+void agent_restart(struct agent *a);
 
 /** agent_cancel() - forget it; @done is not called.  The command in the guest goes on. */
 void agent_cancel(struct agent_job *job);

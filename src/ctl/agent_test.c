@@ -343,17 +343,66 @@ static void test_base64(void **state)
 	bytes_free(&b);
 }
 
+static void test_call(void **state)
+{
+	struct world *w = *state;
+	struct agent_job *job;
+	struct error err;
+
+	assert_int_equal(agent_call(w->a, "guest-fsfreeze-freeze", NULL, 60 * S, done, w, &job, &err), 0);
+	advance(w, 1);
+	answer_sync(w);
+	assert_string_equal(w->sent, "{\"execute\":\"guest-fsfreeze-freeze\"}\n");
+	say(w, "{\"return\": 2}\n");
+	assert_int_equal(w->ndone, 1);
+	assert_int_equal(json_integer_value(json_object_get(w->result, "return")), 2);
+	/* The time is that of sending, not of asking. */
+	assert_int_equal(agent_set_time(w->a, 60 * S, done, w, &job, &err), 0);
+	clear(w);
+	advance(w, 1);
+	time_t before = time(NULL);
+
+	answer_sync(w);
+	long long ns = 0;
+
+	assert_int_equal(
+		sscanf(w->sent, "{\"execute\":\"guest-set-time\",\"arguments\":{\"time\":%lld}}", &ns), 1);
+	assert_true(ns / S >= before && ns / S <= time(NULL));
+	say(w, "{\"error\": {\"desc\": \"no hwclock\"}}\n");
+	assert_int_equal(w->ndone, 2);
+	assert_non_null(strstr(w->text, "no hwclock"));
+}
+
+/* What was asked in a future that did not come: its answer is for nobody. */
+static void test_restart(void **state)
+{
+	struct world *w = *state;
+	struct agent_job *job;
+	struct error err;
+
+	start(w, "[\"sleep\"]", NULL);
+	answer_sync(w);
+	assert_non_null(strstr(w->sent, "guest-exec"));
+	say(w, "{\"return\": {\"pid\"");
+	agent_restart(w->a);
+	assert_int_equal(w->ndone, 1);
+	assert_non_null(strstr(w->text, "another moment"));
+	assert_int_equal(agent_call(w->a, "guest-fsfreeze-thaw", NULL, 60 * S, done, w, &job, &err), 0);
+	clear(w);
+	advance(w, 1);
+	answer_sync(w);
+	say(w, "{\"return\": 0}\n");
+	assert_int_equal(w->ndone, 2);
+	assert_int_equal(w->code, 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_exec),
-		T(test_late_agent),
-		T(test_time_outs),
-		T(test_nonsense),
-		T(test_many),
-		T(test_endless_line),
-		cmocka_unit_test(test_base64),
+		T(test_exec),	  T(test_late_agent), T(test_time_outs),
+		T(test_nonsense), T(test_many),	      T(test_endless_line),
+		T(test_call),	  T(test_restart),    cmocka_unit_test(test_base64),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

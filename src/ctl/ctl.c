@@ -189,7 +189,9 @@ static int cmd_snapshot(struct ctl_conn *conn, json_t *request, json_t *reply, s
 	int r = need_snapper(conn, err);
 
 	if (r == 0)
-		r = snapper_take(conn->ctl->cfg.snapper, name, snapshot_done, conn, err);
+		r = snapper_take(conn->ctl->cfg.snapper, name,
+				 json_is_true(json_object_get(request, "freeze")), snapshot_done,
+				 conn, err);
 	conn->awaits_snapper = r == 0;
 	return r < 0 ? r : CTL_PENDING;
 }
@@ -217,7 +219,9 @@ static int cmd_fork(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	for (unsigned i = 0; i < n; i++)
 		names[i] = json_string_value(json_array_get(list, i));
 	if (r == 0)
-		r = snapper_fork(conn->ctl->cfg.snapper, names, n, snapshot_done, conn, err);
+		r = snapper_fork(conn->ctl->cfg.snapper, names, n,
+				 json_is_true(json_object_get(request, "freeze")), snapshot_done,
+				 conn, err);
 	conn->awaits_snapper = r == 0;
 	return r < 0 ? r : CTL_PENDING;
 }
@@ -227,7 +231,9 @@ static int cmd_restore(struct ctl_conn *conn, json_t *request, json_t *reply, st
 	const char *name = json_string_value(json_object_get(request, "name"));
 	int r = need_snapper(conn, err);
 
-	return r < 0 ? r : snapper_restore(conn->ctl->cfg.snapper, name, reply, err);
+	return r < 0 ? r
+		     : snapper_restore(conn->ctl->cfg.snapper, name,
+				       json_is_true(json_object_get(request, "set_clock")), reply, err);
 }
 
 static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);
@@ -258,11 +264,18 @@ static const struct ctl_arg exec_args[] = {
 	ARG_END,
 };
 static const struct ctl_arg snapshot_args[] = {
-	{ "name", CTL_STRING, true, 1, PATHS_NAME_MAX, "of the snapshot" },
+	{ "name",   CTL_STRING, true,  1, PATHS_NAME_MAX, "of the snapshot" },
+	{ "freeze", CTL_BOOL,   false, 0, 0, "the guest's agent freezes its file systems meanwhile" },
+	ARG_END,
+};
+static const struct ctl_arg restore_args[] = {
+	{ "name",      CTL_STRING, true,  1, PATHS_NAME_MAX, "of the snapshot" },
+	{ "set_clock", CTL_BOOL,   false, 0, 0, "the guest's agent sets its clock afterwards" },
 	ARG_END,
 };
 static const struct ctl_arg fork_args[] = {
-	{ "names", CTL_STRINGS, true, 1, CTL_FORK_MAX, "of the copies" },
+	{ "names",  CTL_STRINGS, true,  1, CTL_FORK_MAX, "of the copies" },
+	{ "freeze", CTL_BOOL,    false, 0, 0, "the guest's agent freezes its file systems meanwhile" },
 	ARG_END,
 };
 static const struct ctl_arg agent_args[] = {
@@ -285,7 +298,7 @@ const struct ctl_command ctl_commands[] = {
 	{ "agent",   "wait until the guest's agent answers",             agent_args,   cmd_agent },
 	{ "snapshot", "take a snapshot; going away cancels it",          snapshot_args, cmd_snapshot },
 	{ "snapshot-progress", "of the snapshot being taken",            NULL,         cmd_snapshot_progress },
-	{ "restore", "go back to a snapshot in place, and on from there", snapshot_args, cmd_restore },
+	{ "restore", "go back to a snapshot in place, and on from there", restore_args, cmd_restore },
 	{ "fork",    "make living copies of the machine",                fork_args,    cmd_fork },
 	{ "help",    "these commands",                                   NULL,         cmd_help },
 	{ NULL, NULL, NULL, NULL },

@@ -12,6 +12,7 @@
 
 struct take;
 struct forking;
+struct frozen;
 
 struct snapper {
 	struct machine *m;
@@ -27,8 +28,15 @@ struct snapper {
 	uint64_t *dirty; /* changed since then, as far as collected */
 	bool is_logging;
 	uint64_t writes[MACHINE_MAX_DISKS]; /* machine_block_writes() at that time */
-	struct take *take;		    /* a snapshot under way; or NULL */
-	struct forking *forking;	    /* copies being made; or NULL */
+	struct snapper_moment base_moment;
+	struct agent *agent;   /* the guest's; or NULL */
+	struct frozen *frozen; /* the guest is being asked to freeze its file systems; or NULL */
+	bool is_frozen;	       /* they are, at this very moment */
+	struct agent_job *thaw_job; /* it is being asked to thaw them; or NULL */
+	unsigned nthaws;
+	struct agent_job *time_job; /* or NULL */
+	struct take *take;	    /* a snapshot under way; or NULL */
+	struct forking *forking;    /* copies being made; or NULL */
 };
 
 uint64_t snap_now_us(void);
@@ -70,6 +78,14 @@ void snap_layers_flush(struct snapper *s, struct snap_layers *l, void (*flushed)
 void snap_layers_free(struct snap_layers *l);
 /** snap_note_writes() - disks are now what the base says. */
 void snap_note_writes(struct snapper *s);
+
+/* ---- the guest's part (snapguest.c) ---- */
+/** snap_freeze() - freeze its file systems; when that is done, snapper_fork() or snapper_take(), and thaw.  0: @done comes later. */
+int snap_freeze(struct snapper *s, const char *const *names, unsigned n, bool is_fork,
+		snapper_done_fn done, void *ctx, struct error *err);
+/** snap_freeze_cancel() - if it is for @ctx. */
+void snap_freeze_cancel(struct snapper *s, const void *ctx);
+void snap_guest_destroy(struct snapper *s);
 
 /* ---- copies ---- */
 /** snap_forking_cancel() - kill what makes them. */

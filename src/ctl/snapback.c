@@ -7,6 +7,18 @@
 #include "base/log.h"
 #include "ctl/snap_int.h"
 
+static int load_moment(const char *vm, const char *name, struct snapper_moment *out, struct error *err)
+{
+	struct snapshot_info info;
+	int r = snapstore_load(&info, vm, name, err);
+
+	if (r < 0)
+		return r;
+	*out = info.moment;
+	snapshot_info_free(&info);
+	return 0;
+}
+
 int snapper_restored(struct snapper *s, const char *name, struct error *err)
 {
 	int r;
@@ -20,9 +32,16 @@ int snapper_restored(struct snapper *s, const char *name, struct error *err)
 		r = snapstore_open_state(s->config->name, name, &s->base_state, err);
 	if (r == 0)
 		r = snap_log_start(s, err);
+	if (r == 0)
+		r = load_moment(s->config->name, name, &s->base_moment, err);
 	if (r < 0)
 		snap_forget_base(s);
 	return r;
+}
+
+const struct snapper_moment *snapper_base(const struct snapper *s)
+{
+	return &s->base_moment;
 }
 
 /* Which snapshot, opened and fit for this machine, becomes the base. */
@@ -93,8 +112,8 @@ static int reopen_disks(struct snapper *s, char *tops[MACHINE_MAX_DISKS], struct
 
 /* Paused.  Disks, memory, then state; nothing that can be refused is left by now but by the host. */
 static int64_t go_back(struct snapper *s, const struct ram_files *files,
-		       const struct snapshot_state *state, char *tops[MACHINE_MAX_DISKS],
-		       struct error *err)
+		       const struct snapshot_state *state, const struct snapper_moment *moment,
+		       char *tops[MACHINE_MAX_DISKS], struct error *err)
 {
 	struct guest_ram *ram = machine_ram(s->m);
 	int64_t pages = 0;
@@ -118,29 +137,40 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 		pages = (int64_t)(ram->size_bytes >> GUEST_PAGE_SHIFT);
 	}
 	r = machine_load_state(s->m, state, err);
-	if (r == 0)
+	if (r == 0) {
 		machine_new_generation(s->m);
+		machine_slept(s->m, snap_real_ns() - moment->real_ns);
+		if (s->agent)
+			agent_restart(s->agent);
+	}
 	if (r == 0)
 		r = snap_log_start(s, err);
 	return r < 0 ? r : pages;
 }
 
-int snapper_restore(struct snapper *s, const char *name, json_t *result, struct error *err)
+int snapper_restore(struct snapper *s, const char *name, bool sets_clock, json_t *result,
+		    struct error *err)
 {
 	bool is_base = s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
 	struct snapshot_state state = { 0 };
 	struct ram_files files = { 0 };
+	struct snapper_moment moment = s->base_moment;
 	char *tops[MACHINE_MAX_DISKS];
 	struct error why;
 
-	if (s->take || s->forking)
+	if (s->take || s->forking || s->frozen)
 		return error_set(
 			err, -EBUSY, "a snapshot or copies of this machine are being made; wait for that");
 	int r = is_base ? 0 : open_target(s, name, &files, &state, err);
 	const struct snapshot_state *st = is_base ? &s->base_state : &state;
 
-	if (r < 0)
+	if (r == 0 && !is_base)
+		r = load_moment(s->config->name, name, &moment, err);
+	if (r < 0) {
+		snapshot_state_free(&state);
+		ram_files_close(&files);
 		return r;
+	}
 	uint64_t start = snap_now_us();
 	bool was_running = machine_state(s->m) == MACHINE_RUNNING;
 
@@ -157,7 +187,7 @@ int snapper_restore(struct snapper *s, const char *name, json_t *result, struct 
 		ram_files_close(&files);
 		return r;
 	}
-	int64_t pages = go_back(s, is_base ? &s->base : &files, st, tops, err);
+	int64_t pages = go_back(s, is_base ? &s->base : &files, st, &moment, tops, err);
 
 	if (pages < 0) { /* memory is neither the old nor the new */
 		error_prefix(err, "going back to %s failed half-way", name);
@@ -174,7 +204,10 @@ int snapper_restore(struct snapper *s, const char *name, json_t *result, struct 
 		if (!s->base_name)
 			snap_forget_base(s);
 	}
+	s->base_moment = moment;
 	r = machine_resume(s->m, err);
+	if (r == 0)
+		snapper_woke(s, &moment, sets_clock);
 	(void)json_object_set_new(result, "pause_us", json_integer((json_int_t)(snap_now_us() - start)));
 	(void)json_object_set_new(result, "pages", json_integer((json_int_t)pages));
 	return r;

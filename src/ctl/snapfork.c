@@ -29,6 +29,7 @@ struct forking {
 	unsigned n, nmade, nready;
 	struct bytes state;
 	struct snap_layers layers;
+	struct snapper_moment moment;
 	uint64_t pause_us;
 	pid_t pid; /* the hatchery */
 	int from_child, to_child;
@@ -210,7 +211,7 @@ static void hatch(struct forking *f, const int child_ends[2])
 
 		if (pid == 0) {
 			close(child_ends[1]);
-			s->child(s->child_arg, f->names[i], &restore, child_ends[0]);
+			s->child(s->child_arg, f->names[i], &restore, &f->moment, child_ends[0]);
 			_exit(1);
 		}
 		if (pid < 0)
@@ -313,6 +314,7 @@ static int pause_and_fork(struct forking *f, const int child_ends[2], struct err
 
 	if (r < 0)
 		return r;
+	f->moment = (struct snapper_moment){ snap_real_ns(), f->s->is_frozen };
 	r = machine_save_state(m, &f->state, err);
 	if (r == 0)
 		r = snap_layers_push(f->s, &f->layers, err);
@@ -350,14 +352,16 @@ static int prepare(struct forking *f, const char *const *names, unsigned n, stru
 	return r == 0 ? snap_layers_prepare(f->s, &f->layers, err) : r;
 }
 
-int snapper_fork(struct snapper *s, const char *const *names, unsigned n, snapper_done_fn done,
-		 void *ctx, struct error *err)
+int snapper_fork(struct snapper *s, const char *const *names, unsigned n, bool freezes,
+		 snapper_done_fn done, void *ctx, struct error *err)
 {
 	int child_ends[2] = { -1, -1 };
 
-	if (s->take || s->forking)
+	if (s->take || s->forking || s->frozen)
 		return error_set(err, -EBUSY,
 				 "a snapshot or copies of this machine are being made already");
+	if (freezes)
+		return snap_freeze(s, names, n, true, done, ctx, err);
 	struct forking *f = calloc(1, sizeof(*f));
 
 	if (!f)

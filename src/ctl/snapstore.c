@@ -375,19 +375,24 @@ static void add_sizes(struct snapshot_info *i, const char *dir)
 static int read_info(struct snapshot_info *i, json_t *json, const char *dir, struct error *err)
 {
 	const char *viv, *engine, *parent = NULL;
-	json_int_t format, created, pause_us;
+	json_int_t format, created, pause_us, real_ns = 0;
+	int is_frozen = 0;
 	json_error_t je;
 	json_t *config;
 
-	if (json_unpack_ex(json, &je, 0, "{s:I, s:s, s:s, s?:s, s:I, s:I, s:o}", "format", &format,
-			   "viv", &viv, "engine", &engine, "parent", &parent, "created", &created,
-			   "pause_us", &pause_us, "config", &config) < 0)
+	if (json_unpack_ex(json, &je, 0, "{s:I, s:s, s:s, s?:s, s:I, s:I, s:o, s?:I, s?:b}",
+			   "format", &format, "viv", &viv, "engine", &engine, "parent", &parent,
+			   "created", &created, "pause_us", &pause_us, "config", &config, "real_ns",
+			   &real_ns, "frozen", &is_frozen) < 0)
 		return error_set(err, -EINVAL, "it is damaged: %s", je.text);
 	if (format != SNAPSTORE_FORMAT)
 		return error_set(err, -ENOTSUP,
 				 "it has format version %lld, this program knows version %d",
 				 (long long)format, SNAPSTORE_FORMAT);
 	i->created_s = created;
+	i->moment.real_ns =
+		real_ns > 0 ? real_ns : MIN(created, (json_int_t)(INT64_MAX / 1000000000)) * 1000000000;
+	i->moment.is_frozen = is_frozen;
 	i->pause_us = (uint64_t)pause_us;
 	i->viv = strdup(viv);
 	i->engine = strdup(engine);

@@ -67,10 +67,17 @@ void snapstore_remove_unnamed(int dir_fd, const struct ram_index *x);
 
 /* ---- looking ---- */
 
+/* When and how its state was saved. */
+struct snapper_moment {
+	int64_t real_ns; /* real time since 1970 */
+	bool is_frozen;	 /* the guest's file systems were frozen */
+};
+
 struct snapshot_info {
 	char *vm, *name, *parent; /* parent: NULL: none */
 	char *viv, *engine;
-	int64_t created_s;		  /* real time since 1970 */
+	int64_t created_s; /* real time since 1970 */
+	struct snapper_moment moment;
 	uint64_t pause_us;		  /* how long the machine stood still for it */
 	uint64_t own_bytes, shared_bytes; /* on the host's disk: of this one alone, and also of others */
 	struct vmconfig config;		  /* paths into the snapshot's folder */

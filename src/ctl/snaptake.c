@@ -30,6 +30,7 @@ struct take {
 	struct bytes state;
 	json_t *info;
 	uint64_t *dirty; /* changed since the parent; NULL: all counts as changed */
+	struct snapper_moment moment;
 	uint64_t pause_us;
 	bool is_written;
 	struct snap_layers layers;
@@ -57,6 +58,7 @@ int snapper_create(struct snapper **out, const struct snapper_config *cfg, struc
 	s->config = cfg->config;
 	s->disks = cfg->disks;
 	s->backing = cfg->backing;
+	s->agent = cfg->agent;
 	s->child = cfg->child;
 	s->child_arg = cfg->child_arg;
 	*out = s;
@@ -111,6 +113,7 @@ void snapper_destroy(struct snapper *s)
 		take_cancel(s->take);
 	if (s->forking)
 		snap_forking_cancel(s->forking);
+	snap_guest_destroy(s);
 	snap_forget_base(s);
 	free(s->dirty);
 	free(s);
@@ -118,6 +121,7 @@ void snapper_destroy(struct snapper *s)
 
 void snapper_forget(struct snapper *s, void *ctx)
 {
+	snap_freeze_cancel(s, ctx);
 	if (s->take && s->take->ctx == ctx)
 		take_cancel(s->take);
 	if (s->forking && snap_forking_is_for(s->forking, ctx))
@@ -232,6 +236,7 @@ static void adopt_base(struct take *t)
 			 s->base_name ? err.text : "no memory");
 		snap_forget_base(s);
 	}
+	s->base_moment = t->moment;
 }
 
 /* The bits that were moved to the snapshot under way belong to the base again. */
@@ -429,6 +434,9 @@ static int prepare(struct take *t, const char *name, bool *has_base, struct erro
 static int capture(struct take *t, bool has_base, struct error *err)
 {
 	struct snapper *s = t->s;
+	t->moment = (struct snapper_moment){ snap_real_ns(), s->is_frozen };
+	(void)json_object_set_new(t->info, "real_ns", json_integer(t->moment.real_ns));
+	(void)json_object_set_new(t->info, "frozen", json_boolean(t->moment.is_frozen));
 	int r = machine_save_state(s->m, &t->state, err);
 
 	if (r == 0 && has_base && s->is_logging)
@@ -485,14 +493,17 @@ static int pause_and_fork(struct take *t, bool has_base, const int child_ends[2]
 	return r;
 }
 
-int snapper_take(struct snapper *s, const char *name, snapper_done_fn done, void *ctx, struct error *err)
+int snapper_take(struct snapper *s, const char *name, bool freezes, snapper_done_fn done, void *ctx,
+		 struct error *err)
 {
 	int child_ends[2] = { -1, -1 };
 	bool has_base = false;
 
-	if (s->take || s->forking)
+	if (s->take || s->forking || s->frozen)
 		return error_set(err, -EBUSY,
 				 "a snapshot or copies of this machine are being made already");
+	if (freezes)
+		return snap_freeze(s, &name, 1, false, done, ctx, err);
 	struct take *t = calloc(1, sizeof(*t));
 
 	if (!t)

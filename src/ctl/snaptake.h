@@ -20,20 +20,24 @@
 #ifndef VIV_CTL_SNAPTAKE_H
 #define VIV_CTL_SNAPTAKE_H
 
+#include "ctl/agent.h"
 #include "ctl/vmdisks.h"
 
 struct snapper;
+/** snap_real_ns() - real time since 1970, as in struct snapper_moment. */
+int64_t snap_real_ns(void);
 /*
  * The life of a copy, in a process that was forked off: the machine @name, whose directory is complete, goes on from
- * @restore.  Tells @status_fd "r NAME\n" when it runs, or "e sentence\n".  Does not return.
+ * @restore, which is @moment.  Tells @status_fd "r NAME\n" when it runs, or "e sentence\n".  Does not return.
  */
 typedef void (*snapper_child_fn)(void *arg, const char *name, const struct machine_restore *restore,
-				 int status_fd);
+				 const struct snapper_moment *moment, int status_fd);
 
 struct snapper_config {
 	struct machine *machine;
 	struct vmconfig *config; /* borrowed; of this machine */
 	struct vmdisks *disks;	 /* borrowed; of this machine */
+	struct agent *agent;	 /* borrowed; NULL: the guest has none */
 	/* What its layers may name; borrowed. */
 	const struct block_backing_rule *backing;
 	snapper_child_fn child;
@@ -52,9 +56,11 @@ typedef void (*snapper_done_fn)(void *ctx, json_t *result, const struct error *e
 
 /**
  * snapper_take() - begin a snapshot @name of the machine, running or paused.
+ * @freezes: its agent freezes its file systems meanwhile; -ENODEV: it has none
  * The result: "pause_us", "bytes" (written), "parent".  Returns 0: @done comes later, never from inside; -EBUSY (one is under way), -EEXIST, -EINVAL, -errno.
  */
-int snapper_take(struct snapper *s, const char *name, snapper_done_fn done, void *ctx, struct error *err);
+int snapper_take(struct snapper *s, const char *name, bool freezes, snapper_done_fn done, void *ctx,
+		 struct error *err);
 
 /** snapper_progress() - of what is under way: bytes done and in all; false: nothing is. */
 bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *total_bytes);
@@ -62,20 +68,32 @@ bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *t
 /** snapper_restored() - the machine was created from snapshot @name: log changes against it. */
 int snapper_restored(struct snapper *s, const char *name, struct error *err);
 
+/** snapper_base() - the moment of the snapshot that snapper_restored() was told. */
+const struct snapper_moment *snapper_base(const struct snapper *s);
+
+/**
+ * snapper_woke() - the machine goes on from @moment: its agent thaws what was frozen then, and sets its clock if @sets_clock.  Without an agent that answers
+ * nothing comes of it.
+ */
+void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool sets_clock);
+
 /**
  * snapper_restore() - go back to snapshot @name in place, running or paused, and go on from there.
+ * @sets_clock: as for snapper_woke()
  * @result: gets "pause_us", "pages"
  * Returns 0 or -errno with @err set, and the machine as it was before.
  */
-int snapper_restore(struct snapper *s, const char *name, json_t *result, struct error *err);
+int snapper_restore(struct snapper *s, const char *name, bool sets_clock, json_t *result,
+		    struct error *err);
 
 /**
  * snapper_fork() - begin making living copies of the machine, each a process and a machine of its own, that share its memory until they
  * write.
  * @names: of the copies, whose directories do not exist yet; @n of them
+ * @freezes: as for snapper_take()
  * The result: "pause_us", "names".  Returns as snapper_take().
  */
-int snapper_fork(struct snapper *s, const char *const *names, unsigned n, snapper_done_fn done,
-		 void *ctx, struct error *err);
+int snapper_fork(struct snapper *s, const char *const *names, unsigned n, bool freezes,
+		 snapper_done_fn done, void *ctx, struct error *err);
 
 #endif

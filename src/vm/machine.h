@@ -174,6 +174,8 @@ uint64_t machine_block_writes(const struct machine *m, unsigned i);
 /** machine_new_generation() - after a state was loaded: the guest goes on from where it, or a copy, has been before, and is
  * told so (dev/chipset/vmgenid.h). */
 void machine_new_generation(struct machine *m);
+/** machine_slept() - after a state was loaded: @ns of real time went by since it was saved.  Machine time knows nothing of it, the real-time clock does. */
+void machine_slept(struct machine *m, int64_t ns);
 /** machine_ram_replaced() - all of RAM may have other contents; the machine is paused. */
 void machine_ram_replaced(struct machine *m);
 

@@ -397,6 +397,11 @@ void machine_new_generation(struct machine *m)
 	vmgenid_set(m->vmgenid, id);
 }
 
+void machine_slept(struct machine *m, int64_t ns)
+{
+	rtc_advance(m->rtc, ns);
+}
+
 int pc_create(struct machine *m, struct error *err)
 {
 	int r;

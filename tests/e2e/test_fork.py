@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running copies of a running machine."""
 import json
+import time
 
 from test_snapshot import Counter, counting, ends  # noqa: F401 (a fixture)
 import tiny
@@ -67,3 +68,44 @@ def test_each_has_its_disk(empty_viv, debian, tmp_path):
     for c in counters[1:]:
         c.reaches(c.next() + 15)
     ends(viv, "w1", "w2")
+
+
+def clock_error(viv, name):
+    """Seconds between the guest's wall clock and this host's, by as much as asking takes."""
+    before = time.time()
+    guest = float(viv.ok("exec", name, "--", "date", "+%s.%N").stdout)
+    return max(before - guest, guest - time.time(), 0)
+
+
+def test_frozen_file_systems_and_clocks(viv):
+    """The guest takes part: whatever becomes of it, its file systems are thawed, in the past and in copies, too, and its clock is right."""
+    def writes(name):
+        viv.ok("exec", name, "--", "sh", "-c", "echo x >>/root/file && sync", limit=30)
+
+    viv.ok("run", "debian", "--name", "a", "--detach", limit=300)
+    viv.ok("exec", "a", "--", "true", limit=300)
+    viv.ok("snapshot", "create", "a", "s", "--freeze")
+    writes("a")
+    viv.fails("snapshot", "create", "a", "s", "--freeze", says=["already"])
+    viv.fails("snapshot", "create", "a", "../s", "--freeze", says=["no name"])
+    writes("a")
+    time.sleep(2)
+    viv.ok("snapshot", "restore", "a", "s")
+    writes("a")
+    viv.wait_until(lambda: clock_error(viv, "a") < 0.5, "the clock is right after a restore", limit=20)
+    viv.ok("fork", "a", "--name", "w", "--freeze")
+    for name in ("a", "w"):
+        writes(name)
+    viv.wait_until(lambda: clock_error(viv, "w") < 0.5, "the clock is right in a copy", limit=20)
+    viv.ok("stop", "-f", "w")
+    viv.ok("pause", "a")
+    viv.fails("snapshot", "create", "a", "t", "--freeze", says=["paused", "--freeze"])
+    viv.ok("resume", "a")
+    ends(viv, "a", "w")
+
+
+def test_nothing_to_freeze_with(counting):  # noqa: F811
+    counting.fails("snapshot", "create", "a", "s", "--freeze", says=["agent", "--freeze"])
+    counting.fails("fork", "a", "--name", "w", "--freeze", says=["agent", "--freeze"])
+    assert counting.names() == ["a"]
+    ends(counting, "a")

@@ -292,6 +292,25 @@ static void arm(struct rtc *r)
 		vtimer_arm(r->timer, at);
 }
 
+void rtc_advance(struct rtc *r, int64_t ns)
+{
+	if (is_stopped(r) || ns <= 0 || ns > SECONDS_MAX * NS_PER_S - MAX(r->offset_ns, 0))
+		return;
+	catch_up(r);
+	int64_t then = seconds_at(r, now_ns(r));
+
+	r->offset_ns += ns;
+	int64_t now = seconds_at(r, now_ns(r));
+
+	if (now > then) {
+		r->ram[R_C] |= C_UF;
+		if (next_alarm(r, then) <= now)
+			r->ram[R_C] |= C_AF;
+	}
+	update_irq(r);
+	arm(r);
+}
+
 static void on_timer(void *arg)
 {
 	struct rtc *r = arg;

@@ -39,4 +39,8 @@ extern const struct device_class rtc_class;
 int rtc_create(struct rtc **out, const struct dev_env *env, struct irq_line irq8,
 	       const struct rtc_config *cfg, struct error *err);
 
+/** rtc_advance() - it runs on battery: @ns of real time went by while machine time stood still.  What it would have signaled
+ * meanwhile is pending.  Stopped by the guest, it stays as it is. */
+void rtc_advance(struct rtc *r, int64_t ns);
+
 #endif

@@ -287,13 +287,43 @@ static void test_state_moves(void **state)
 	test_env_fini(&u);
 }
 
+/* A machine that goes on from a snapshot: machine time stood still, real time did not. */
+static void test_real_time_went_by(void **state)
+{
+	rtc_advance(rtc, 3600 * S + S / 2);
+	expect_time("2023-11-14 23:13:20 3");
+	test_advance(&t, S / 2);
+	expect_time("2023-11-14 23:13:21 3");
+	rtc_advance(rtc, 0);
+	rtc_advance(rtc, -5 * S);
+	rtc_advance(rtc, INT64_MAX);
+	expect_time("2023-11-14 23:13:21 3");
+	/* An alarm that it slept through. */
+	wr(5, 0x23);
+	wr(3, 0x15);
+	wr(1, 0x00);
+	wr(0x0b, 0x22);
+	rd(0x0c);
+	rtc_advance(rtc, 60 * S);
+	assert_false(t.lines[8].level);
+	rtc_advance(rtc, 60 * S);
+	assert_true(t.lines[8].level);
+	assert_int_equal(rd(0x0c) & 0xa0, 0xa0);
+	/* Set by the guest just now. */
+	wr(0x0b, 0x82);
+	rtc_advance(rtc, 60 * S);
+	expect_time("2023-11-14 23:15:21 3");
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_reads_time), T(test_calendar),	      T(test_set_time),
-		T(test_uip),	    T(test_update_interrupt), T(test_alarm),
-		T(test_periodic),   T(test_memory),	      T(test_state_moves),
+		T(test_reads_time),	  T(test_calendar),
+		T(test_set_time),	  T(test_uip),
+		T(test_update_interrupt), T(test_alarm),
+		T(test_periodic),	  T(test_memory),
+		T(test_state_moves),	  T(test_real_time_went_by),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
