@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <fcntl.h>
+#ifdef HAVE_LIBURING
+#include <liburing.h>
+#endif
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -17,13 +21,41 @@ static int real_ioctl(int fd, unsigned long request, void *arg)
 	return ioctl(fd, request, arg);
 }
 
+#ifdef HAVE_LIBURING
+static int real_uring_init(unsigned entries, void *ring)
+{
+	return io_uring_queue_init(entries, ring, 0);
+}
+
+static int real_uring_submit(void *ring)
+{
+	return io_uring_submit(ring);
+}
+#else
+static int real_uring_init(unsigned entries, void *ring)
+{
+	return -ENOSYS;
+}
+
+static int real_uring_submit(void *ring)
+{
+	return -ENOSYS;
+}
+#endif
+
+static int real_uring_result(int op, int fd, int res)
+{
+	return res;
+}
+
 #define REAL_CALLS                                                                                        \
 	{                                                                                                 \
 		.open = real_open, .ioctl = real_ioctl, .mmap = mmap, .pread = pread,                     \
 		.pwrite = pwrite, .preadv = preadv, .pwritev = pwritev, .preadv2 = preadv2,               \
 		.fsync = fsync, .fdatasync = fdatasync, .ftruncate = ftruncate,                           \
 		.fallocate = fallocate, .socket = socket, .connect = connect,                             \
-		.epoll_create1 = epoll_create1, .eventfd = eventfd,                                       \
+		.epoll_create1 = epoll_create1, .eventfd = eventfd, .uring_init = real_uring_init,        \
+		.uring_submit = real_uring_submit, .uring_result = real_uring_result,                     \
 		.timerfd_create = (int (*)(int, int))timerfd_create, .malloc = malloc, .realloc = realloc \
 	}
 

@@ -34,6 +34,10 @@ struct host_calls {
 	int (*epoll_create1)(int flags);
 	int (*eventfd)(unsigned int value, int flags);
 	int (*timerfd_create)(int clock, int flags);
+	/* io_uring, block/uring.h: @ring is liburing's; 0 or -errno, -ENOSYS where it was built without. */
+	int (*uring_init)(unsigned entries, void *ring);
+	int (*uring_submit)(void *ring);
+	int (*uring_result)(int op, int fd, int res); /* what the completion of an operation on @fd says */
 	void *(*malloc)(size_t len);
 	void *(*realloc)(void *p, size_t len);
 };

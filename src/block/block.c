@@ -169,6 +169,18 @@ static int do_request(void *ctx, struct block_req *req)
 	return r;
 }
 
+static bool plan_request(void *ctx, const struct block_req *req, struct layer_plan *out)
+{
+	struct front *d = ctx;
+	bool makes_stable = req->op == BLOCK_FLUSH || (req->op == BLOCK_WRITE && req->is_fua);
+
+	if ((req->op != BLOCK_READ && req->op != BLOCK_WRITE && req->op != BLOCK_FLUSH) ||
+	    has_limits(d) || (makes_stable && d->needs_seal) || !d->top->ops->plan ||
+	    check_req(d, req) < 0)
+		return false;
+	return d->top->ops->plan(d->top, req->op, req->offset_bytes, out);
+}
+
 /*
  * No host tells reliably whether a buffered write would wait; most are a copy.  So writes are tried, and after one
  * that did wait, for room or for a journal, the pool has them for a while.
@@ -228,6 +240,7 @@ static void front_info(const struct block_dev *b, struct block_info *out)
 		.can_discard = is_writable,
 		.can_write_zeroes = is_writable,
 		.has_write_cache = true,
+		.io = io_pool_has_uring(d->pool) && d->top->ops->plan ? "io_uring" : "threads",
 	};
 }
 
@@ -271,7 +284,7 @@ int block_open(struct block_dev **out, struct loop *loop, const struct block_ope
 	pthread_mutex_init(&d->limit_lock, NULL);
 	int r = layer_open_stack(&d->top, o, err);
 	if (r == 0)
-		r = io_pool_create(&d->pool, loop, FRONT_THREADS, do_request, d, err);
+		r = io_pool_create(&d->pool, loop, FRONT_THREADS, do_request, plan_request, d, err);
 	if (r < 0) {
 		front_close(&d->dev);
 		return r;

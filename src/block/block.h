@@ -40,6 +40,7 @@ struct block_req {
 struct block_info {
 	uint64_t size_bytes;
 	bool is_readonly, can_discard, can_write_zeroes, has_write_cache;
+	const char *io; /* what does most of the transfers that wait: "io_uring", "threads" */
 };
 
 struct block_dev;

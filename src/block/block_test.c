@@ -14,9 +14,38 @@
 #include "base/host.h"
 #include "block/block.h"
 #include "block/overlay.h"
+#include "block/uring.h"
 
 #define IMAGE_SECTORS 4096
 #define IMAGE_BYTES   (IMAGE_SECTORS * BLOCK_SECTOR)
+
+/* All tests run twice: transfers by io_uring, and by threads. */
+static bool use_threads;
+
+static int no_uring(unsigned entries, void *ring)
+{
+	return -ENOSYS;
+}
+
+/* What a test puts in place of a host call counts for the ring, too: it is asked there, or by a thread. */
+static int result_of_calls(int op, int fd, int res)
+{
+	if (op == URING_SYNC && host.fdatasync != host_calls_real.fdatasync)
+		return host.fdatasync(fd) < 0 ? -errno : 0;
+	if ((op == URING_READ && host.preadv != host_calls_real.preadv) ||
+	    (op == URING_WRITE && host.pwritev != host_calls_real.pwritev))
+		return -EAGAIN;
+	return res;
+}
+
+static void real_host(void)
+{
+	host = host_calls_real;
+	if (use_threads)
+		host.uring_init = no_uring;
+	else
+		host.uring_result = result_of_calls;
+}
 
 struct fixture {
 	char dir[64], path[96];
@@ -27,6 +56,7 @@ static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
 
+	real_host();
 	strcpy(f->dir, "/tmp/viv-block-XXXXXX");
 	assert_non_null(mkdtemp(f->dir));
 	snprintf(f->path, sizeof(f->path), "%s/disk.img", f->dir);
@@ -136,6 +166,7 @@ static void test_read_write(void **state)
 	assert_int_equal(info.size_bytes, IMAGE_BYTES);
 	assert_false(info.is_readonly);
 	assert_true(info.can_discard && info.can_write_zeroes && info.has_write_cache);
+	assert_string_equal(info.io, use_threads ? "threads" : "io_uring");
 	expect_sectors(f, b, 0, 64, -1);
 
 	/* Scattered over odd vectors, more of them than one batch holds. */
@@ -454,12 +485,12 @@ static void test_host_failures(void **state)
 	assert_int_equal(rw(f, b, BLOCK_READ, 5, buf, sizeof(buf)), -EIO);
 	host.preadv = ended_preadv;
 	assert_int_equal(rw(f, b, BLOCK_READ, 5, buf, sizeof(buf)), -EIO);
-	host = host_calls_real;
+	real_host();
 
 	host.fallocate = failing_fallocate;
 	struct block_req req = { .op = BLOCK_WRITE_ZEROES, .len_bytes = 512 };
 	assert_int_equal(run(f, b, req), -ENOSPC);
-	host = host_calls_real;
+	real_host();
 
 	/* Once lost, always lost. */
 	host.fdatasync = failing_fdatasync;
@@ -468,7 +499,7 @@ static void test_host_failures(void **state)
 	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), 0);
 	assert_int_equal(rw(f, b, BLOCK_WRITE, 5, buf, sizeof(buf)), 0);
 	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), -EIO);
-	host = host_calls_real;
+	real_host();
 	assert_int_equal(run(f, b, (struct block_req){ .op = BLOCK_FLUSH }), -EIO);
 	struct iovec iov = { buf, 512 };
 	req = (struct block_req){
@@ -573,7 +604,7 @@ static void test_now(void **state)
 			assert_int_equal(now(b, BLOCK_WRITE, 10, buf, 512), -EAGAIN);
 	}
 	b->ops->close(b);
-	host = host_calls_real;
+	real_host();
 
 	b = open_image(f, (struct block_open){ .is_snapshot = true });
 	memset(buf, 0x77, 512);
@@ -650,7 +681,7 @@ static void test_open_failures(void **state)
 	host.ftruncate = failing_ftruncate;
 	assert_int_equal(block_open(&b, f->loop, &o, &err), -ENOSPC);
 	assert_non_null(strstr(err.text, "throw-away"));
-	host = host_calls_real;
+	real_host();
 	/* The lock went with it. */
 	b = open_image(f, (struct block_open){ 0 });
 	b->ops->close(b);
@@ -750,5 +781,14 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_direct, setup, teardown),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	struct uring *u = NULL;
+	int r = uring_create(&u), failed = 0;
+
+	if (r < 0)
+		printf("skipped: disks by io_uring (%s)\n", strerror(-r));
+	else
+		failed = cmocka_run_group_tests(tests, NULL, NULL);
+	uring_destroy(u);
+	use_threads = true;
+	return failed + cmocka_run_group_tests(tests, NULL, NULL);
 }

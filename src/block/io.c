@@ -100,7 +100,7 @@ static int move_all(int fd, bool is_write, struct iovec *iov, unsigned n, uint64
 	return 0;
 }
 
-static bool is_aligned(const struct iovec *iov, unsigned n)
+bool io_is_aligned(const struct iovec *iov, unsigned n)
 {
 	for (unsigned i = 0; i < n; i++)
 		if (((uintptr_t)iov[i].iov_base | iov[i].iov_len) & (BLOCK_SECTOR - 1))
@@ -139,7 +139,7 @@ static int move(const struct image_file *f, bool is_write, struct io_vec v, uint
 		unsigned n = io_cut(v, len, iov, &got);
 		if (!n)
 			return -EINVAL; /* the vectors don't add up: refused, not trusted */
-		int r = f->is_direct && !is_aligned(iov, n)
+		int r = f->is_direct && !io_is_aligned(iov, n)
 				? move_bounced(f->fd, is_write, v, got, at, end)
 				: move_all(f->fd, is_write, iov, n, at, end);
 		if (r < 0)
@@ -253,7 +253,7 @@ int io_sync_now(struct io_sync *s)
 	return is_clean ? 0 : -EAGAIN;
 }
 
-int io_sync(struct io_sync *s, int fd)
+int io_sync_begin(struct io_sync *s)
 {
 	int r = io_sync_now(s);
 
@@ -263,18 +263,39 @@ int io_sync(struct io_sync *s, int fd)
 	s->is_dirty = false;
 	s->nsyncing++;
 	pthread_mutex_unlock(&s->lock);
-	do
-		r = host.fdatasync(fd);
-	while (r < 0 && errno == EINTR);
-	int sync_errno = errno;
-	if (r < 0)
-		s->error = -sync_errno; /* before anybody may find the file clean */
+	return -EAGAIN;
+}
+
+int io_sync_end(struct io_sync *s, int result)
+{
+	if (result < 0)
+		s->error = result; /* before anybody may find the file clean */
 	pthread_mutex_lock(&s->lock);
 	s->nsyncing--;
 	pthread_mutex_unlock(&s->lock);
-	if (r == 0)
-		return 0;
-	log_error("block", "a disk's data could not be made stable: %s; every later flush will fail",
-		  strerror(sync_errno));
-	return -sync_errno;
+	if (result < 0)
+		log_error("block",
+			  "a disk's data could not be made stable: %s; every later flush will fail",
+			  strerror(-result));
+	return result;
+}
+
+void io_sync_cancel(struct io_sync *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->is_dirty = true;
+	s->nsyncing--;
+	pthread_mutex_unlock(&s->lock);
+}
+
+int io_sync(struct io_sync *s, int fd)
+{
+	int r = io_sync_begin(s);
+
+	if (r != -EAGAIN)
+		return r;
+	do
+		r = host.fdatasync(fd);
+	while (r < 0 && errno == EINTR);
+	return io_sync_end(s, r < 0 ? -errno : 0);
 }

@@ -28,6 +28,9 @@ static inline struct io_vec io_vec_at(struct io_vec v, uint64_t more)
 /** io_cut() - fill @out (IO_IOV_BATCH entries) with at most @len bytes of @v; returns how many, their bytes in *@got. */
 unsigned io_cut(struct io_vec v, uint64_t len, struct iovec *out, uint64_t *got);
 
+/** io_is_aligned() - could O_DIRECT take these vectors as they are? */
+bool io_is_aligned(const struct iovec *iov, unsigned n);
+
 /* To, from and over memory.  0 or -EINVAL: the vectors hold less than @len. */
 int io_put(struct io_vec v, const void *src, uint64_t len);
 int io_get(struct io_vec v, void *dst, uint64_t len);
@@ -72,5 +75,12 @@ void io_sync_note(struct io_sync *s); /* something was written */
 /** io_sync_now() - 0 (nothing to do), the sticky error, or -EAGAIN. */
 int io_sync_now(struct io_sync *s);
 int io_sync(struct io_sync *s, int fd);
+/*
+ * The same in steps, for whoever has an fdatasync done by others: begin as io_sync_now, and -EAGAIN means: do it, then
+ * tell by io_sync_end what came of it (0 or -errno), or by io_sync_cancel that it was not even tried.
+ */
+int io_sync_begin(struct io_sync *s);
+int io_sync_end(struct io_sync *s, int result);
+void io_sync_cancel(struct io_sync *s);
 
 #endif

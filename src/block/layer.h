@@ -23,6 +23,13 @@ enum layer_status {
 	LAYER_ZERO,
 };
 
+/* What a request may come down to: bytes of one file, or making that file stable. */
+struct layer_plan {
+	const struct image_file *file;
+	struct io_sync *sync; /* noted after a write; what a flush or FUA makes stable */
+	uint64_t at;	      /* in the file */
+};
+
 struct layer;
 struct layer_ops {
 	const char *name;
@@ -36,6 +43,8 @@ struct layer_ops {
 	int (*read_now)(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 	int (*write_now)(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 	int (*flush_now)(struct layer *l); /* 0 or the sticky error: nothing to wait for */
+	/* Is a BLOCK_READ, _WRITE or _FLUSH that and nothing else?  Doesn't wait.  NULL: never. */
+	bool (*plan)(struct layer *l, enum block_op op, uint64_t at, struct layer_plan *out);
 	/* What this layer holds at @at, and for how long (*@run, 512 .. @len). */
 	int (*status)(struct layer *l, uint64_t len, uint64_t at, enum layer_status *out, uint64_t *run);
 	/* Flush, then stop writing for good: others may open the file for reading.  May be repeated. */

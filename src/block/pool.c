@@ -9,6 +9,8 @@
 #include <sys/eventfd.h>
 
 #include "base/host.h"
+#include "base/log.h"
+#include "block/uring.h"
 
 #define IO_THREADS_MAX 16
 
@@ -19,7 +21,10 @@ struct req_list {
 struct io_pool {
 	/* Constant after creation. */
 	int (*work)(void *ctx, struct block_req *req);
+	bool (*plan)(void *ctx, const struct block_req *req, struct layer_plan *out);
 	void *ctx;
+	struct uring *uring; /* NULL: threads do everything */
+	struct loop_fd *uring_watch;
 	int done_fd; /* eventfd: completions wait */
 	struct loop_fd *watch;
 	unsigned nthreads;
@@ -113,18 +118,78 @@ static void on_done_fd(void *arg, int fd, unsigned events)
 	run_done(arg);
 }
 
-void io_pool_submit(struct io_pool *p, struct block_req *req)
+/* ---- io_uring: all under the machine's lock ---- */
+
+static void give_to_threads(struct io_pool *p, struct block_req *req)
 {
-	p->in_flight++;
 	pthread_mutex_lock(&p->lock);
 	list_add(&p->todo, req);
 	pthread_cond_signal(&p->has_todo);
 	pthread_mutex_unlock(&p->lock);
 }
 
+/* One by one, as run_done(). */
+static void run_uring(struct io_pool *p)
+{
+	struct block_req *req;
+	enum uring_event e;
+	int result;
+
+	while (p->uring && (e = uring_next(p->uring, &req, &result)) != URING_NOTHING) {
+		if (e == URING_NOT_DONE) {
+			give_to_threads(p, req);
+			continue;
+		}
+		p->in_flight--;
+		req->done(req, result);
+	}
+}
+
+static void on_uring(void *arg, int fd, unsigned events)
+{
+	(void)fd;
+	(void)events;
+	run_uring(arg);
+}
+
+bool io_pool_has_uring(const struct io_pool *p)
+{
+	return p->uring;
+}
+
+/* Where it cannot be had, threads do. */
+static void start_uring(struct io_pool *p, struct loop *loop)
+{
+	int r = p->plan ? uring_create(&p->uring) : -ENOSYS;
+
+	if (r < 0) {
+		log_debug("block", "no io_uring: %s", strerror(-r));
+		return;
+	}
+	p->uring_watch = loop_fd_add(loop, uring_fd(p->uring), LOOP_IN, on_uring, p);
+	if (!p->uring_watch) {
+		uring_destroy(p->uring);
+		p->uring = NULL;
+	}
+}
+
+void io_pool_submit(struct io_pool *p, struct block_req *req)
+{
+	struct layer_plan plan;
+
+	p->in_flight++;
+	if (!p->uring || !p->plan(p->ctx, req, &plan) || !uring_submit(p->uring, req, &plan))
+		give_to_threads(p, req);
+}
+
 void io_pool_drain(struct io_pool *p)
 {
 	while (p->in_flight) {
+		if (p->uring && uring_in_flight(p->uring)) {
+			uring_wait(p->uring);
+			run_uring(p);
+			continue;
+		}
 		pthread_mutex_lock(&p->lock);
 		while (!p->done.first)
 			pthread_cond_wait(&p->has_done, &p->lock);
@@ -145,6 +210,8 @@ void io_pool_destroy(struct io_pool *p)
 	pthread_mutex_unlock(&p->lock);
 	for (unsigned i = 0; i < p->nthreads; i++)
 		pthread_join(p->threads[i], NULL);
+	loop_fd_remove(p->uring_watch);
+	uring_destroy(p->uring);
 	loop_fd_remove(p->watch);
 	if (p->done_fd >= 0)
 		close(p->done_fd);
@@ -155,13 +222,16 @@ void io_pool_destroy(struct io_pool *p)
 }
 
 int io_pool_create(struct io_pool **out, struct loop *loop, unsigned nthreads,
-		   int (*work)(void *ctx, struct block_req *req), void *ctx, struct error *err)
+		   int (*work)(void *ctx, struct block_req *req),
+		   bool (*plan)(void *ctx, const struct block_req *req, struct layer_plan *out),
+		   void *ctx, struct error *err)
 {
 	assert(nthreads >= 1 && nthreads <= IO_THREADS_MAX);
 	struct io_pool *p = calloc(1, sizeof(*p));
 	if (!p)
 		return error_set(err, -ENOMEM, "out of memory");
 	p->work = work;
+	p->plan = plan;
 	p->ctx = ctx;
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->has_todo, NULL);
@@ -191,6 +261,7 @@ int io_pool_create(struct io_pool **out, struct loop *loop, unsigned nthreads,
 		error_set(err, r, "cannot start an I/O thread: %s", strerror(-r));
 		goto fail;
 	}
+	start_uring(p, loop);
 	*out = p;
 	return 0;
 fail:

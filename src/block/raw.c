@@ -87,6 +87,16 @@ static int raw_write_now(struct layer *l, struct io_vec v, uint64_t len, uint64_
 	return raw_of(l)->file.is_direct ? -EAGAIN : raw_write(l, v, len, at);
 }
 
+static bool raw_plan(struct layer *l, enum block_op op, uint64_t at, struct layer_plan *out)
+{
+	struct raw *d = raw_of(l);
+
+	if (op == BLOCK_FLUSH && l->is_readonly)
+		return false;
+	*out = (struct layer_plan){ &d->file, &d->sync, at };
+	return true;
+}
+
 static int raw_status(struct layer *l, uint64_t len, uint64_t at, enum layer_status *out, uint64_t *run)
 {
 	struct raw *d = raw_of(l);
@@ -139,6 +149,7 @@ static const struct layer_ops raw_ops = {
 	.read_now = raw_read_now,
 	.write_now = raw_write_now,
 	.flush_now = raw_flush_now,
+	.plan = raw_plan,
 	.status = raw_status,
 	.seal = raw_seal,
 	.close = raw_close,

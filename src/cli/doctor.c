@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "block/uring.h"
 #include "cli/cli.h"
 #include "ctl/paths.h"
 #include "engine/pick.h"
@@ -163,14 +164,20 @@ static void check_landlock(struct finding *f)
 static void check_io_uring(struct finding *f)
 {
 	uint8_t params[120] = { 0 }; /* struct io_uring_params */
-	int fd = (int)syscall(SYS_io_uring_setup, 1, params);
+	int fd = (int)syscall(SYS_io_uring_setup, 1, params), host_errno = errno;
+	struct uring *u = NULL;
+	int r = uring_create(&u);
 
-	if (fd >= 0) {
+	if (fd >= 0)
 		close(fd);
-		say(f, GOOD, "yes");
-	} else {
-		say(f, NOTE, "no (%s): disks use a thread pool", strerror(errno));
-	}
+	uring_destroy(u);
+	if (r == 0)
+		say(f, GOOD, "yes: raw disks use it, others a thread pool");
+	else if (fd >= 0)
+		say(f, NOTE, "yes, but this viv does not (%s): disks use a thread pool",
+		    r == -ENOSYS ? "built without liburing" : strerror(-r));
+	else
+		say(f, NOTE, "no (%s): disks use a thread pool", strerror(host_errno));
 }
 
 static void check_userfaultfd(struct finding *f)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "char/chardev.h"
+#include "block/block.h"
 #include "ctl/conn.h"
 #include "ctl/paths.h"
 
@@ -57,6 +58,21 @@ static void add_device(void *arg, unsigned vcpu, const char *name, uint64_t valu
 	    json_integer(json_integer_value(json_object_get(devices, name)) + (json_int_t)value));
 }
 
+/* How each disk's transfers that wait are done. */
+static json_t *disk_io(struct machine *m, unsigned n)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; i < n; i++) {
+		struct block_dev *b = machine_block(m, i);
+		struct block_info info;
+
+		b->ops->info(b, &info);
+		(void)json_array_append_new(list, json_string(info.io ? info.io : "none"));
+	}
+	return list;
+}
+
 static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
 {
 	json_t *counters = json_array();
@@ -72,6 +88,7 @@ static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	put(reply, "cpu", json_string(info.cpu));
 	put(reply, "clock_ns", json_integer(info.clock_ns));
 	put(reply, "resets", json_integer((json_int_t)info.resets));
+	put(reply, "disk_io", disk_io(c->cfg.machine, info.disks));
 	machine_counters(c->cfg.machine, &sink);
 	put(reply, "counters", counters);
 	machine_device_counters(c->cfg.machine, &device_sink);

@@ -624,6 +624,7 @@ void machine_info(struct machine *m, struct machine_info *out)
 		.cpu = m->cpu_name,
 		.cpus = m->ncpus,
 		.mem_bytes = m->cfg.mem_bytes,
+		.disks = m->cfg.ndisks,
 		.clock_ns = vclock_now_ns(&m->clock),
 		.resets = m->resets,
 	};

@@ -184,6 +184,7 @@ struct machine_info {
 	const char *engine, *cpu;
 	unsigned cpus;
 	uint64_t mem_bytes;
+	unsigned disks;
 	int64_t clock_ns; /* machine time since power-on */
 	uint64_t resets;
 };
