@@ -209,17 +209,6 @@ static int add_disk(struct vmconfig *c, const char *spec, struct error *err)
 	return r;
 }
 
-static int make_mac(struct vmconfig *c, struct error *err)
-{
-	uint8_t b[3] = { 0 };
-	char text[18];
-
-	if (getrandom(b, sizeof(b), 0) != sizeof(b))
-		return error_set(err, -EIO, "the host gives no random numbers");
-	snprintf(text, sizeof(text), "52:54:00:%02x:%02x:%02x", b[0], b[1], b[2]);
-	return vmconfig_set(&c->mac, text, err);
-}
-
 /* Kernel, initrd and command line of the image, unless given; its disk comes first. */
 static int use_image(struct vmconfig *c, const struct args *a, const struct image *im, struct error *err)
 {
@@ -335,7 +324,7 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 		if (r == 0)
 			r = vmconfig_add_forward(c, a->forwards.v[i], err);
 	}
-	return r == 0 ? make_mac(c, err) : r;
+	return r == 0 ? vmconfig_new_mac(c, err) : r;
 }
 
 /* ---- the machine's directory ---- */
@@ -730,7 +719,7 @@ static int make_from(struct vmconfig *c, const struct args *a, const struct snap
 	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++)
 		r = vmconfig_add_forward(c, a->forwards.v[i], err);
 	if (r == 0)
-		r = make_mac(c, err);
+		r = vmconfig_new_mac(c, err);
 	if (r == 0)
 		r = vmconfig_save(c, err);
 	if (r < 0)

@@ -369,11 +369,9 @@ static int start(struct process *p, struct error *err)
 		machine_new_generation(p->m);
 		machine_slept(p->m, snap_real_ns() - from->real_ns);
 	}
-	int r = machine_start(p->m, false, err);
-
-	if (r == 0 && wakes)
+	if (wakes)
 		snapper_woke(p->snapper, from, true);
-	return r;
+	return machine_start(p->m, false, err);
 }
 
 static int build(struct process *p, struct error *err)

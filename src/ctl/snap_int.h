@@ -35,6 +35,7 @@ struct snapper {
 	struct agent_job *thaw_job; /* it is being asked to thaw them; or NULL */
 	unsigned nthaws;
 	struct agent_job *time_job; /* or NULL */
+	struct agent_job *mac_job;  /* or NULL */
 	struct take *take;	    /* a snapshot under way; or NULL */
 	struct forking *forking;    /* copies being made; or NULL */
 };

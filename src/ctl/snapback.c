@@ -148,7 +148,7 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 	return r < 0 ? r : pages;
 }
 
-int snapper_restore(struct snapper *s, const char *name, bool sets_clock, json_t *result,
+int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_t *result,
 		    struct error *err)
 {
 	bool is_base = s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
@@ -207,7 +207,7 @@ int snapper_restore(struct snapper *s, const char *name, bool sets_clock, json_t
 	s->base_moment = moment;
 	r = machine_resume(s->m, err);
 	if (r == 0)
-		snapper_woke(s, &moment, sets_clock);
+		snapper_woke(s, &moment, tells_guest);
 	(void)json_object_set_new(result, "pause_us", json_integer((json_int_t)(snap_now_us() - start)));
 	(void)json_object_set_new(result, "pages", json_integer((json_int_t)pages));
 	return r;

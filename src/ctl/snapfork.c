@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -77,17 +76,6 @@ static void remove_copies(struct forking *f)
 
 /* ---- directories of the copies ---- */
 
-static int make_mac(struct vmconfig *c, struct error *err)
-{
-	uint8_t b[3];
-	char text[18];
-
-	if (getrandom(b, sizeof(b), 0) != sizeof(b))
-		return error_set(err, -EIO, "the host gives no random numbers");
-	snprintf(text, sizeof(text), "52:54:00:%02x:%02x:%02x", b[0], b[1], b[2]);
-	return vmconfig_set(&c->mac, text, err);
-}
-
 /* A file of the parent's folder: the copy has it in its own. */
 static int own_file(char **path, const char *from, const char *to, struct error *err)
 {
@@ -122,7 +110,7 @@ static int make_config(struct snapper *s, struct vmconfig *c, const char *name, 
 	if (r == 0)
 		r = vmconfig_set(&c->name, name, err);
 	if (r == 0)
-		r = make_mac(c, err);
+		r = vmconfig_new_mac(c, err);
 	if (r < 0)
 		return r;
 	/* Its disks are its own. */

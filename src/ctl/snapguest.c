@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the guest takes part in, through its agent (agent.h): file systems that are frozen while a snapshot or copies are made, and
- * a clock that is set after it went on from an older moment.
+ * a clock and a MAC address that are set after it went on from an older moment, or in another machine.
  *
  *   freeze --> answer: take or fork --> thaw          a refusal, a time-out, a client that goes away --> thaw
  *
@@ -9,6 +9,7 @@
  * was frozen wakes up so: it is thawed there, too.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -20,7 +21,7 @@
 #define FREEZE_TIMEOUT_NS (30 * NS_PER_S)
 #define THAW_TIMEOUT_NS	  (60 * NS_PER_S)
 #define THAW_TRIES	  20
-#define TIME_TIMEOUT_NS	  (60 * NS_PER_S)
+#define WAKE_TIMEOUT_NS	  (60 * NS_PER_S)
 
 /* What is to be done once the guest is frozen. */
 struct frozen {
@@ -200,10 +201,47 @@ static void on_time(void *ctx, json_t *result, const struct error *err)
 		log_info("snapshot", "the guest's clock: %s", err->text);
 }
 
-void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool sets_clock)
+static void on_mac(void *ctx, json_t *result, const struct error *err)
+{
+	struct snapper *s = ctx;
+
+	s->mac_job = NULL;
+	if (err || json_integer_value(json_object_get(result, "exitcode")) != 0)
+		log_info("snapshot", "the guest keeps the MAC address that it had before: %s",
+			 err ? err->text : "it has no such card, or no program ip");
+}
+
+/* Drivers read a card's address once only; this has a Linux guest take the new one without starting anew. */
+static void set_mac(struct snapper *s)
+{
+	static const char script[] =
+		"for n in /sys/class/net/*; do [ \"$(cat $n/address)\" != \"$0\" ] || "
+		"exec ip link set dev \"${n##*/}\" address \"$1\"; done; exit 1";
+	uint8_t m[6], own[6];
+	struct error err;
+	char old[18];
+
+	if (s->mac_job)
+		agent_cancel(s->mac_job);
+	s->mac_job = NULL;
+	if (!s->config->mac || vmconfig_parse_mac(s->config->mac, own, &err) < 0 ||
+	    !machine_card_mac(s->m, 0, m) || !memcmp(m, own, sizeof(m)))
+		return;
+	snprintf(old, sizeof(old), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
+	json_t *argv = json_pack("[s, s, s, s, s]", "/bin/sh", "-c", script, old, s->config->mac);
+
+	if (!argv || agent_exec(s->agent, argv, NULL, WAKE_TIMEOUT_NS, on_mac, s, &s->mac_job, &err) < 0)
+		log_info("snapshot", "the guest keeps the MAC address that it had before: %s",
+			 argv ? err.text : "no memory");
+	json_decref(argv);
+}
+
+void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool tells_guest)
 {
 	struct error err;
 
+	if (tells_guest)
+		machine_reappear(s->m);
 	if (!s->agent)
 		return;
 	if (moment->is_frozen)
@@ -211,8 +249,10 @@ void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool s
 	if (s->time_job)
 		agent_cancel(s->time_job);
 	s->time_job = NULL;
-	if (sets_clock && agent_set_time(s->agent, TIME_TIMEOUT_NS, on_time, s, &s->time_job, &err) < 0)
+	if (tells_guest && agent_set_time(s->agent, WAKE_TIMEOUT_NS, on_time, s, &s->time_job, &err) < 0)
 		log_info("snapshot", "the guest's clock is not set: %s", err.text);
+	if (tells_guest)
+		set_mac(s);
 }
 
 void snap_guest_destroy(struct snapper *s)
@@ -223,4 +263,5 @@ void snap_guest_destroy(struct snapper *s)
 	}
 	agent_cancel(s->thaw_job);
 	agent_cancel(s->time_job);
+	agent_cancel(s->mac_job);
 }

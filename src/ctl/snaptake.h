@@ -72,18 +72,18 @@ int snapper_restored(struct snapper *s, const char *name, struct error *err);
 const struct snapper_moment *snapper_base(const struct snapper *s);
 
 /**
- * snapper_woke() - the machine goes on from @moment: its agent thaws what was frozen then, and sets its clock if @sets_clock.  Without an agent that answers
- * nothing comes of it.
+ * snapper_woke() - the machine goes on from @moment: its agent thaws what was frozen then.  With @tells_guest it also sets the clock, and the MAC address of a
+ * machine that was another one then, and cards announce themselves.  Without an agent that answers only the cards do.
  */
-void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool sets_clock);
+void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool tells_guest);
 
 /**
  * snapper_restore() - go back to snapshot @name in place, running or paused, and go on from there.
- * @sets_clock: as for snapper_woke()
+ * @tells_guest: as for snapper_woke()
  * @result: gets "pause_us", "pages"
  * Returns 0 or -errno with @err set, and the machine as it was before.
  */
-int snapper_restore(struct snapper *s, const char *name, bool sets_clock, json_t *result,
+int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_t *result,
 		    struct error *err);
 
 /**

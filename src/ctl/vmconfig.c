@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
@@ -430,6 +431,17 @@ void vmconfig_machine(const struct vmconfig *c, struct machine_config *out)
 			.max_bytes_per_s = c->disks[i].max_bytes_per_s,
 			.max_ops_per_s = c->disks[i].max_ops_per_s,
 		};
+}
+
+int vmconfig_new_mac(struct vmconfig *c, struct error *err)
+{
+	uint8_t b[3];
+	char text[18];
+
+	if (getrandom(b, sizeof(b), 0) != sizeof(b))
+		return error_set(err, -EIO, "the host gives no random numbers");
+	snprintf(text, sizeof(text), "52:54:00:%02x:%02x:%02x", b[0], b[1], b[2]);
+	return vmconfig_set(&c->mac, text, err);
 }
 
 int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err)

@@ -69,6 +69,8 @@ int vmconfig_save(const struct vmconfig *c, struct error *err);
 /** vmconfig_machine() - the machine's view; borrows from @c.  Backends and cards are the caller's. */
 void vmconfig_machine(const struct vmconfig *c, struct machine_config *out);
 
+/** vmconfig_new_mac() - one of its own.  0, -EIO, -ENOMEM. */
+int vmconfig_new_mac(struct vmconfig *c, struct error *err);
 /** vmconfig_parse_mac() - 0 or -EINVAL. */
 int vmconfig_parse_mac(const char *text, uint8_t mac[6], struct error *err);
 

@@ -174,6 +174,11 @@ uint64_t machine_block_writes(const struct machine *m, unsigned i);
 /** machine_new_generation() - after a state was loaded: the guest goes on from where it, or a copy, has been before, and is
  * told so (dev/chipset/vmgenid.h). */
 void machine_new_generation(struct machine *m);
+/** machine_reappear() - after a state was loaded into another machine: network cards have their own MACs, and their drivers
+ * announce themselves (dev/virtio/virtio_net.h). */
+void machine_reappear(struct machine *m);
+/** machine_card_mac() - the one that the driver of card @i works with; false: there is no such card. */
+bool machine_card_mac(const struct machine *m, unsigned i, uint8_t mac[6]);
 /** machine_slept() - after a state was loaded: @ns of real time went by since it was saved.  Machine time knows nothing of it, the real-time clock does. */
 void machine_slept(struct machine *m, int64_t ns);
 /** machine_ram_replaced() - all of RAM may have other contents; the machine is paused. */

@@ -115,6 +115,7 @@ struct machine {
 	struct pci_host *pci;
 	struct block_dev *blocks[MACHINE_MAX_DISKS];
 	struct virtio_blk *disks[MACHINE_MAX_DISKS];
+	struct virtio_net *cards[MACHINE_MAX_NICS];
 	struct net_port *ports[MACHINE_MAX_NICS];
 
 	/* run state, under the lock */

@@ -313,6 +313,7 @@ static int create_nic(struct machine *m, unsigned i, struct error *err)
 	r = virtio_net_create(&nic, &m->env, pci_host_bus(m->pci), id, &cfg, err);
 	if (r < 0)
 		return r;
+	m->cards[i] = nic;
 	add_device(m, virtio_net_device(nic));
 	return 0;
 }
@@ -395,6 +396,20 @@ void machine_new_generation(struct machine *m)
 
 	fill_random(NULL, id, sizeof(id));
 	vmgenid_set(m->vmgenid, id);
+}
+
+void machine_reappear(struct machine *m)
+{
+	for (unsigned i = 0; i < m->cfg.nnics; i++)
+		virtio_net_reappear(m->cards[i]);
+}
+
+bool machine_card_mac(const struct machine *m, unsigned i, uint8_t mac[6])
+{
+	if (i >= m->cfg.nnics)
+		return false;
+	virtio_net_mac(m->cards[i], mac);
+	return true;
 }
 
 void machine_slept(struct machine *m, int64_t ns)

@@ -97,6 +97,11 @@ def test_frozen_file_systems_and_clocks(viv):
     for name in ("a", "w"):
         writes(name)
     viv.wait_until(lambda: clock_error(viv, "w") < 0.5, "the clock is right in a copy", limit=20)
+    macs = {name: json.loads((viv.home / "vms" / name / "machine.json").read_text())["mac"] for name in ("a", "w")}
+    assert macs["a"] != macs["w"]
+    for name, mac in macs.items():
+        viv.wait_until(lambda: mac in viv.ok("exec", name, "--", "sh", "-c", "cat /sys/class/net/*/address").stdout,
+                       f"{name} has its own MAC address", limit=20)
     viv.ok("stop", "-f", "w")
     viv.ok("pause", "a")
     viv.fails("snapshot", "create", "a", "t", "--freeze", says=["paused", "--freeze"])

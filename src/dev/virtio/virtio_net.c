@@ -35,6 +35,7 @@
 #define F_CTRL_VQ             VIRTIO_F(17)
 #define F_CTRL_RX             VIRTIO_F(18)
 #define F_CTRL_RX_EXTRA       VIRTIO_F(20)
+#define F_GUEST_ANNOUNCE      VIRTIO_F(21)
 #define F_CTRL_MAC_ADDR       VIRTIO_F(23)
 #define GUEST_OFFLOADS        (F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN)
 // clang-format on
@@ -49,14 +50,19 @@ enum { QUEUE_RX, QUEUE_TX, QUEUE_CTRL, NQUEUES };
 
 /* 5.1.6.5: class and command */
 enum { CTRL_OK = 0, CTRL_ERR = 1 };
-enum { CLASS_RX = 0, CLASS_MAC = 1, CLASS_GUEST_OFFLOADS = 5 };
+enum { CLASS_RX = 0, CLASS_MAC = 1, CLASS_ANNOUNCE = 3, CLASS_GUEST_OFFLOADS = 5 };
 enum { RX_PROMISC, RX_ALLMULTI, RX_ALLUNI, RX_NOMULTI, RX_NOUNI, RX_NOBCAST, RX_MODES };
 enum { MAC_TABLE_SET = 0, MAC_ADDR_SET = 1 };
+enum { ANNOUNCE_ACK = 0 };
 enum { OFFLOADS_SET = 0 };
+
+/* 5.1.4 */
+#define STATUS_LINK_UP	1u
+#define STATUS_ANNOUNCE 2u
 
 struct __attribute__((packed)) config_space {
 	uint8_t mac[6];
-	uint16_t status; /* bit 0: link up */
+	uint16_t status;
 };
 
 struct net_header {
@@ -81,6 +87,8 @@ struct virtio_net {
 		struct iovec *rx_iov; /* VQ_IOV_MAX a merged chain */
 		uint8_t *frame;	      /* NET_FRAME_MAX: for software offloads */
 		bool is_rx_starved;   /* the port was told -ENOBUFS */
+		/* After virtio_net_reappear(); a snapshot has none of it, as it is for one place only. */
+		bool is_announcing, has_new_mac;
 	} host;
 };
 
@@ -156,6 +164,7 @@ static bool is_wanted(const struct virtio_net *n, const uint8_t *mac)
 						    is_in_table(n, n->nunicast, n->nmulticast, mac));
 	return !has_mode(n, RX_NOUNI) &&
 	       (has_mode(n, RX_ALLUNI) || n->is_unicast_all || !memcmp(mac, n->mac, 6) ||
+		(n->host.has_new_mac && !memcmp(mac, n->host.port->mac, 6)) ||
 		is_in_table(n, 0, n->nunicast, mac));
 }
 
@@ -452,9 +461,15 @@ static uint8_t do_control(struct virtio_net *n, const struct vq_elem *e)
 			return set_mac_table(n, e);
 		if (cmd[1] == MAC_ADDR_SET && virtio_has(v, F_CTRL_MAC_ADDR) && e->out_bytes == 8) {
 			iov_to_buf(e->iov, e->nout, 2, n->mac, 6);
+			n->host.has_new_mac = false;
 			return CTRL_OK;
 		}
 		return CTRL_ERR;
+	case CLASS_ANNOUNCE:
+		if (cmd[1] != ANNOUNCE_ACK || !virtio_has(v, F_GUEST_ANNOUNCE) || e->out_bytes != 2)
+			return CTRL_ERR;
+		n->host.is_announcing = false;
+		return CTRL_OK;
 	case CLASS_GUEST_OFFLOADS:
 		if (cmd[1] != OFFLOADS_SET || !virtio_has(v, F_CTRL_GUEST_OFFLOADS) ||
 		    iov_to_buf(e->iov, e->nout, 2, &offloads, 8) != 8 ||
@@ -496,9 +511,10 @@ static void net_kick(struct virtio_dev *v, unsigned q)
 static void net_config_read(struct virtio_dev *v, uint8_t *config)
 {
 	const struct virtio_net *n = net_of(v);
-	struct config_space c = { .status = n->is_link_up };
+	struct config_space c = { .status = (n->is_link_up ? STATUS_LINK_UP : 0) |
+					    (n->host.is_announcing ? STATUS_ANNOUNCE : 0) };
 
-	memcpy(c.mac, n->mac, 6);
+	memcpy(c.mac, n->host.has_new_mac ? n->host.port->mac : n->mac, 6);
 	memcpy(config, &c, sizeof(c));
 }
 
@@ -517,6 +533,7 @@ static void net_reset(struct virtio_dev *v)
 	struct virtio_net *n = net_of(v);
 
 	memcpy(n->mac, n->host.port->mac, 6);
+	n->host.is_announcing = n->host.has_new_mac = false;
 	n->guest_offloads = 0;
 	n->rx_mode = 0;
 	n->nunicast = n->nmulticast = 0;
@@ -563,7 +580,7 @@ int virtio_net_create(struct virtio_net **out, const struct dev_env *env, struct
 {
 	static const uint16_t sizes[NQUEUES] = { QUEUE_SIZE, QUEUE_SIZE, CTRL_SIZE };
 	uint64_t offered = F_MAC | F_MRG_RXBUF | F_STATUS | F_CTRL_VQ | F_CTRL_RX |
-			   F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR;
+			   F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR | F_GUEST_ANNOUNCE;
 	struct virtio_net *n = calloc(1, sizeof(*n));
 	int r = -ENOMEM;
 
@@ -600,6 +617,19 @@ fail:
 	free(n->host.frame);
 	free(n);
 	return r;
+}
+
+void virtio_net_reappear(struct virtio_net *n)
+{
+	n->host.has_new_mac = memcmp(n->mac, n->host.port->mac, 6) != 0;
+	n->host.is_announcing = virtio_has(&n->pci.v, F_GUEST_ANNOUNCE) && n->is_link_up;
+	if (n->host.has_new_mac || n->host.is_announcing)
+		virtio_config_changed(&n->pci.v);
+}
+
+void virtio_net_mac(const struct virtio_net *n, uint8_t mac[6])
+{
+	memcpy(mac, n->mac, 6);
 }
 
 struct device *virtio_net_device(struct virtio_net *n)

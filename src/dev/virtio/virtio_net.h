@@ -19,6 +19,15 @@ int virtio_net_create(struct virtio_net **out, const struct dev_env *env, struct
 		      const char *id, const struct virtio_net_config *cfg, struct error *err);
 struct device *virtio_net_device(struct virtio_net *n);
 
+/**
+ * virtio_net_reappear() - after a state was loaded: the card is plugged in elsewhere, and its MAC is that of its port.
+ * Configuration space says so, frames to either MAC are received until the driver sets one, and a driver that can (VIRTIO_NET_F_GUEST_ANNOUNCE)
+ * is asked to announce itself: 5.1.6.5.4.
+ */
+void virtio_net_reappear(struct virtio_net *n);
+/** virtio_net_mac() - the one that the driver works with. */
+void virtio_net_mac(const struct virtio_net *n, uint8_t mac[6]);
+
 struct virtio_net_stats {
 	uint64_t rx_frames, rx_bytes, rx_dropped, rx_filtered;
 	uint64_t tx_frames, tx_bytes, tx_dropped;

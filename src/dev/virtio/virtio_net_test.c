@@ -415,6 +415,52 @@ static void test_link_and_state(void **state)
 	bytes_free(&b);
 }
 
+static void config_mac(uint8_t mac[6])
+{
+	for (unsigned i = 0; i < 6; i++)
+		mac[i] = drv_read(&d, DRV_CONFIG + i, 1);
+}
+
+/* A copy of the machine: the card has another address, which its driver does not know yet. */
+static void test_reappears(void **state)
+{
+	static const uint8_t new_mac[6] = { 0x52, 0x54, 0, 7, 8, 9 };
+	uint8_t mac[6];
+
+	drv_start(&d, UINT64_MAX, 3, true);
+	add_rx(8, 1600);
+	virtio_net_reappear(net);
+	config_mac(mac);
+	assert_memory_equal(mac, own_mac, 6);
+	assert_int_equal(drv_read(&d, DRV_CONFIG + 6, 2), 3); /* up, to be announced */
+	assert_int_equal(d.t.msi.count, 1);
+	assert_int_equal(control(3, 1, NULL, 0), 1);
+	assert_int_equal(control(3, 0, NULL, 0), 0);
+	assert_int_equal(drv_read(&d, DRV_CONFIG + 6, 2), 1);
+	memcpy(port.port.mac, new_mac, 6);
+	virtio_net_reappear(net);
+	config_mac(mac);
+	assert_memory_equal(mac, new_mac, 6);
+	virtio_net_mac(net, mac);
+	assert_memory_equal(mac, own_mac, 6);
+	assert_true(gets(own_mac));
+	assert_true(gets(new_mac));
+	assert_int_equal(control(1, 1, new_mac, 6), 0);
+	config_mac(mac);
+	assert_memory_equal(mac, new_mac, 6);
+	assert_false(gets(own_mac));
+	assert_true(gets(new_mac));
+}
+
+/* One that cannot announce itself is not asked. */
+static void test_reappears_quietly(void **state)
+{
+	drv_start(&d, ~(1ull << 21), 3, true);
+	virtio_net_reappear(net);
+	assert_int_equal(d.t.msi.count, 0);
+	assert_int_equal(drv_read(&d, DRV_CONFIG + 6, 2), 1);
+}
+
 static void send_frames(unsigned n)
 {
 	for (unsigned i = 0; i < n; i++)
@@ -492,6 +538,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_rx_software_offload, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_filter, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_link_and_state, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_reappears, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_reappears_quietly, setup, teardown),
 	};
 
 	return drv_run(tests);
