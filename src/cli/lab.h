@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Labs on the command line. */
+/* Labs on the command line: `viv plan`, `viv up`, `viv down`, `viv quarantine` and the verbs of `viv net`. */
 #ifndef VIV_CLI_LAB_H
 #define VIV_CLI_LAB_H
+
+#include <jansson.h>
 
 #include "net/labfile.h"
 
@@ -10,5 +12,18 @@
  * Returns 0 or -errno with @err set; lab_free() after it.
  */
 int lab_load(struct lab **out, const char *path, struct error *err);
+
+/** lab_name_of() - the lab that @what means: a file, or the name of a lab that is up.  malloc'd; NULL with @err set. */
+char *lab_name_of(const char *what, struct error *err);
+
+/**
+ * lab_request() - ask the process of lab @name.
+ * @request: taken
+ * @reply: to be json_decref'ed
+ */
+int lab_request(const char *name, json_t *request, json_t **reply, struct error *err);
+
+/** lab_find() - the one lab that is up, or the one in which machine @machine is (NULL: any). malloc'd; NULL with @err set. */
+char *lab_find(const char *machine, struct error *err);
 
 #endif

@@ -52,7 +52,8 @@ static const struct opt run_opts[] = {
 		   "BIOS image (default: SeaBIOS if there is no kernel)"),
 	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=F]",
 		 "a disk; may be given again"),
-	OPT_STRING(struct args, net, "net", "nat|none", "network (default nat with an image, else none)"),
+	OPT_STRING(struct args, net, "net", "nat|none|lab:LAB:NETWORK",
+		   "network (default nat with an image, else none)"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
 		 "TCP port of this host to a port of the guest"),
 	OPT_STRING(struct args, iommu, "iommu", "intel|none",
@@ -263,8 +264,10 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 				 : has_image || a->forwards.n ? "nat"
 							      : "none",
 				 err);
-	if (r == 0 && strcmp(c->net, "nat") != 0 && strcmp(c->net, "none") != 0)
-		r = error_set(err, -EINVAL, "there is no network \"%s\"; there are nat and none", c->net);
+	if (r == 0 && strcmp(c->net, "nat") != 0 && strcmp(c->net, "none") != 0 &&
+	    strncmp(c->net, "lab:", 4) != 0)
+		r = error_set(err, -EINVAL, "there is no network \"%s\"; there are nat, none and lab:LAB:NETWORK,NETWORK",
+			      c->net);
 	if (r == 0 && a->forwards.n && strcmp(c->net, "nat") != 0)
 		r = error_set(err, -EINVAL, "--forward needs --net nat");
 	return r;

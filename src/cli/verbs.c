@@ -22,11 +22,14 @@ const struct verb cli_verbs[] = {
 	{ "fork",    "make running copies of a running machine",          cli_fork },
 	{ "bench",   "show what the engine does while a command runs",    cli_bench },
 	{ "image",   "list, build and remove images",                     cli_image },
+	{ "up",      "start a lab: its network and all its machines",      cli_up },
+	{ "down",    "end a lab",                                          cli_down },
 	{ "plan",    "show who can reach whom in a lab",                   cli_plan },
+	{ "net",     "show and change what a lab's network lets pass",     cli_net },
+	{ "quarantine", "cut a machine of a lab off, at once",             cli_quarantine },
 	{ "doctor",  "show what this host offers and what is missing",    cli_doctor },
 	{ "version", "show the version",                                  cli_version },
 	{ "vm",      NULL,                                                cli_vm },
-	{ "net",     NULL,                                                cli_net },
 	{ NULL, NULL, NULL },
 };
 // clang-format on
@@ -38,7 +41,7 @@ static void print_help(FILE *out)
 		     "virtualization.\n\n");
 	for (const struct verb *v = cli_verbs; v->name; v++) {
 		if (v->summary)
-			fprintf(out, "  %-9s %s\n", v->name, v->summary);
+			fprintf(out, "  %-10s %s\n", v->name, v->summary);
 	}
 	fprintf(out, "\nviv help VERB tells more about one.\n");
 }

@@ -20,6 +20,7 @@
 #include "ctl/snaptake.h"
 #include "ctl/socket.h"
 #include "ctl/vmconfig.h"
+#include "net/labd.h"
 #include "net/netd.h"
 
 #define CONSOLE_BACKLOG (64 * KIB)
@@ -184,6 +185,40 @@ static int start_net(struct process *p, struct machine_config *cfg, struct error
 	return r;
 }
 
+/* One card of a lab's machine: the lab tells its MAC. */
+static int attach_card(struct machine_nic *nic, const char *socket, const char *lab,
+		       const char *machine, const char *network, struct error *err)
+{
+	_cleanup_close_ int fd = socket_connect(socket, err);
+
+	if (fd == -ENOENT || fd == -ECONNREFUSED)
+		return error_set(err, fd, "lab \"%s\" is not up; viv up brings it up", lab);
+	return fd < 0 ? fd : labd_attach(fd, machine, network, nic->mac, &nic->fd, err);
+}
+
+/* "lab:LAB:NETWORK,NETWORK" */
+static int join_lab(struct process *p, struct machine_config *cfg, struct error *err)
+{
+	_cleanup_free_ char *copy = strdup(p->config.net + strlen("lab:"));
+	char *networks = copy ? strchr(copy, ':') : NULL, *save = NULL;
+
+	if (!networks)
+		return error_set(err, -EINVAL, "a network of a lab is written lab:LAB:NETWORK,NETWORK");
+	*networks++ = 0;
+	int r = paths_check_name("a lab", copy, err);
+	_cleanup_free_ char *socket = r == 0 ? paths_lab(copy, "control.sock", err) : NULL;
+	if (!socket)
+		return r < 0 ? r : -ENOMEM;
+	for (char *n = strtok_r(networks, ",", &save); r == 0 && n; n = strtok_r(NULL, ",", &save)) {
+		if (cfg->nnics == MACHINE_MAX_NICS)
+			return error_set(err, -EINVAL, "a machine has at most %d cards", MACHINE_MAX_NICS);
+		r = attach_card(&cfg->nics[cfg->nnics], socket, copy, p->config.name, n, err);
+		if (r == 0)
+			cfg->nnics++;
+	}
+	return r;
+}
+
 /* What it goes on from. */
 struct origin {
 	struct snapshot_state state;
@@ -266,7 +301,9 @@ static int create_machine(struct process *p, struct error *err)
 	cfg.backends_arg = p;
 	for (unsigned i = 0; i < cfg.ndisks; i++)
 		cfg.disks[i].backing = &p->backing;
-	r = strcmp(p->config.net, "nat") == 0 ? start_net(p, &cfg, err) : 0;
+	r = strcmp(p->config.net, "nat") == 0	     ? start_net(p, &cfg, err)
+	    : strncmp(p->config.net, "lab:", 4) == 0 ? join_lab(p, &cfg, err)
+						     : 0;
 	if (r < 0)
 		return r;
 	if (p->restore) {

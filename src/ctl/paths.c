@@ -146,6 +146,14 @@ char *paths_run(const char *name, const char *file, struct error *err)
 		    : paths_format(err, "%s/%s", root, name);
 }
 
+char *paths_lab(const char *name, const char *file, struct error *err)
+{
+	_cleanup_free_ char *root = run_root(err);
+
+	return root ? paths_format(err, "%s/.labs/%s%s%s", root, name, file ? "/" : "", file ? file : "")
+		    : NULL;
+}
+
 int paths_make(const char *path, struct error *err)
 {
 	_cleanup_free_ char *p = strdup(path);

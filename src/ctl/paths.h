@@ -8,6 +8,7 @@
  *     images/NAME/image.json       an image: kernel, initrd, disk, command line
  *   run root    $VIVARIUM_HOME/run, else $XDG_RUNTIME_DIR/vivarium, else /tmp/vivarium-UID
  *     NAME/control.sock            while it runs
+ *     .labs/LAB/control.sock       of a lab's network
  *
  * Directories are made with mode 0700.
  */
@@ -26,6 +27,7 @@ char *paths_data(const char *below, struct error *err);		       /* data root / @
 char *paths_vm(const char *name, const char *file, struct error *err); /* @file NULL: the directory */
 char *paths_image(const char *name, const char *file, struct error *err);
 char *paths_run(const char *name, const char *file, struct error *err);
+char *paths_lab(const char *name, const char *file, struct error *err); /* run root / .labs / @name / @file */
 char *paths_format(struct error *err, const char *fmt, ...) _printf_(2, 3);
 
 /** paths_make() - directory @path and its parents.  0 (also if it was there) or -errno. */

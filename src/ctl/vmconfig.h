@@ -31,7 +31,7 @@ struct vmconfig {
 	char *kernel, *initrd, *append, *firmware; /* absolute paths */
 	uint64_t mem_bytes, cpus, check_every;
 	uint64_t without;		       /* ENGINE_* techniques that are off */
-	char *net;			       /* "nat", "none" */
+	char *net;			       /* "nat", "none", "lab:LAB:NETWORK,NETWORK" */
 	char *mac;			       /* "52:54:00:..." */
 	char *forwards[VMCONFIG_MAX_FORWARDS]; /* "2222:22" */
 	unsigned nforwards;

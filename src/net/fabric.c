@@ -310,6 +310,9 @@ static enum fabric_reason open_flow(struct input *in, int to, const struct conn_
 		*rule = -1;
 		return FABRIC_NO_FLOW;
 	}
+	if (to == POLICY_OUTSIDE &&
+	    !bucket_take(&f->ports[in->port].outside, now_ms, FABRIC_OUTSIDE_PER_S))
+		return FABRIC_FLOOD;
 	unsigned owner = in->port == POLICY_OUTSIDE ? f->policy->nports : (unsigned)in->port;
 	struct conn *c = conntrack_add(f->flows, k, owner, now_ms);
 	if (!c)
@@ -572,9 +575,12 @@ static void route(struct input *in)
 		gateway_error(in, ICMP_TIME_EXCEEDED, 0, ICMP6_TIME_EXCEEDED, 0);
 		return;
 	}
+	const struct policy_network *n = input_network(in);
 	int to = policy_port_by_addr(f->policy, &p->dst);
 	if (to >= 0)
 		route_to_port(in, (unsigned)to);
+	else if (n->has_uplink && net_addr_is_equal(&p->dst, &n->uplink_v4))
+		route_outside(in); /* an answer to a caller on the host; all else is no internet */
 	else if (is_in_lab(f->policy, &p->dst))
 		deny(in, FABRIC_NOBODY, -1);
 	else

@@ -24,10 +24,12 @@
 #include "net/packet.h"
 #include "net/policy.h"
 
-#define FABRIC_HEADROOM	    16	 /* bytes before a frame that may be written */
-#define FABRIC_FRAGMENTS    32	 /* packets in fragments that a port has under way */
-#define FABRIC_FLOOD_PER_S  1000 /* frames to many that a port may send */
-#define FABRIC_ERRORS_PER_S 50	 /* ICMP errors that a port may cause */
+#define FABRIC_HEADROOM	   16	/* bytes before a frame that may be written */
+#define FABRIC_FRAGMENTS   32	/* packets in fragments that a port has under way */
+#define FABRIC_FLOOD_PER_S 1000 /* frames to many that a port may send */
+#define FABRIC_OUTSIDE_PER_S                                                                       \
+	100 /* flows to the outside that a port may open: each is a socket of the host's */
+#define FABRIC_ERRORS_PER_S 50 /* ICMP errors that a port may cause */
 
 /* What became of a frame.  One row each; the names are in fabric.c. */
 enum fabric_reason {

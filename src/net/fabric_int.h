@@ -24,7 +24,7 @@ struct fragments {
 };
 
 struct fabric_port {
-	struct bucket flood, errors;
+	struct bucket flood, errors, outside;
 	struct fragments fragments[FABRIC_FRAGMENTS];
 	unsigned next_fragments;
 	struct fabric_port_counts counts;

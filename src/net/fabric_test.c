@@ -426,6 +426,31 @@ static void test_internet(void **state)
 	frame_tcp(&in.f, &back, 443, 80, PACKET_SYN); /* the forwarded port */
 	fabric_uplink_input(lab.f, DMZ, &none, in.f.b, in.f.len);
 	assert_non_null(lab_got(&lab, WEB_DMZ));
+	/* A caller on this host appears as the uplink's address: answers find the way, nothing else does. */
+	struct frame_ends local = { .src = lab.policy->networks[DMZ].uplink_v4, .dst = e.src };
+	frame_tcp(&in.f, &local, 5000, 80, PACKET_SYN);
+	lab.nsent = 0;
+	fabric_uplink_input(lab.f, DMZ, &none, in.f.b, in.f.len);
+	assert_non_null(lab_got(&lab, WEB_DMZ));
+	struct frame_ends answer = e;
+	answer.dst = local.src;
+	frame_tcp(&f, &answer, 80, 5000, PACKET_SYN | PACKET_ACK);
+	assert_int_equal(lab_send(&lab, WEB_DMZ, &f), FABRIC_PASSED);
+	assert_non_null(lab_got(&lab, POLICY_OUTSIDE));
+	frame_tcp(&f, &answer, 80, 5001, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, WEB_DMZ, &f), FABRIC_BLOCKED);
+	memset(answer.dst_mac, 255, 6);
+	frame_arp(&f, &answer, 1);
+	assert_int_equal(lab_send(&lab, WEB_DMZ, &f), FABRIC_GATEWAY);
+	assert_non_null(lab_got(&lab, WEB_DMZ));
+	/* Flows to the outside have a rate. */
+	lab.now_ms += 10000;
+	unsigned opened = 0;
+	for (unsigned i = 0; i < 3 * FABRIC_OUTSIDE_PER_S; i++) {
+		frame_tcp(&f, &e, (uint16_t)(10000 + i), 443, PACKET_SYN);
+		opened += lab_send(&lab, WEB_DMZ, &f) == FABRIC_PASSED;
+	}
+	assert_int_equal(opened, FABRIC_OUTSIDE_PER_S);
 	/* By the uplink of another network nothing comes to it. */
 	lab.nsent = 0;
 	frame_tcp(&in.f, &back, 443, 80, PACKET_SYN);

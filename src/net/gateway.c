@@ -71,7 +71,7 @@ static void answer_arp(struct input *in)
 	a[5] = 4;
 	net_put16(a + 6, 2);
 	memcpy(a + 8, n->gateway_mac, 6);
-	memcpy(a + 14, n->gateway_v4.b + 12, 4);
+	memcpy(a + 14, p->dst.b + 12, 4);
 	memcpy(a + 18, p->arp_sha, 6);
 	memcpy(a + 24, p->src.b + 12, 4);
 	fabric_output(in->f, (unsigned)in->port, &no_hints, m.b, ETH_HEADER + 28);
@@ -218,7 +218,8 @@ bool gateway_take(struct input *in)
 	const struct packet *p = &in->p;
 
 	if (p->kind == PACKET_ARP) {
-		bool is_ours = net_addr_is_equal(&p->dst, &n->gateway_v4);
+		bool is_ours = net_addr_is_equal(&p->dst, &n->gateway_v4) ||
+			       (n->has_uplink && net_addr_is_equal(&p->dst, &n->uplink_v4));
 		if (!is_ours && memcmp(p->dst_mac, n->gateway_mac, 6) != 0)
 			return false;
 		fabric_told(in, FABRIC_GATEWAY, -1);

@@ -438,6 +438,11 @@ static int read_networks_of(struct reader *r, const yaml_node_t *n, void *arg)
 	return each_item(r, n, "networks of a machine", read_card_item, arg);
 }
 
+static int read_keep(struct reader *r, const yaml_node_t *n, void *arg)
+{
+	return bool_of(r, n, "keep", &((struct machine *)arg)->out->keep);
+}
+
 /* Cards may stand behind it: the second round. */
 static int skip(struct reader *r, const yaml_node_t *n, void *arg)
 {
@@ -445,11 +450,17 @@ static int skip(struct reader *r, const yaml_node_t *n, void *arg)
 }
 
 static const struct key machine_keys[] = {
-	{ "image", read_image },   { "kernel", read_kernel },
-	{ "initrd", read_initrd }, { "append", read_append },
-	{ "engine", read_engine }, { "memory", read_memory },
-	{ "cpus", read_cpus },	   { "networks", read_networks_of },
-	{ "forward", skip },	   { NULL, NULL },
+	{ "image", read_image },
+	{ "kernel", read_kernel },
+	{ "initrd", read_initrd },
+	{ "append", read_append },
+	{ "engine", read_engine },
+	{ "memory", read_memory },
+	{ "cpus", read_cpus },
+	{ "keep", read_keep },
+	{ "networks", read_networks_of },
+	{ "forward", skip },
+	{ NULL, NULL },
 };
 
 static int read_machine(struct reader *r, const yaml_node_t *key, const char *name,

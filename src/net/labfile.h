@@ -16,6 +16,7 @@
 struct lab_machine { /* what is no matter of the network; strings are malloc'd or NULL */
 	char *image, *kernel, *initrd, *append, *engine, *memory;
 	char *cpus;
+	bool keep; /* it stays when it ends */
 };
 
 struct lab {

@@ -184,6 +184,7 @@ int policy_add_network(struct policy *p, const char *name, const struct net_pref
 	snprintf(n->name, sizeof(n->name), "%s", name);
 	derive_mac(n->gateway_mac, p->name, "", name);
 	n->gateway_v4 = net_prefix_host(v4, 1);
+	n->uplink_v4 = net_prefix_host(v4, 2);
 	n->gateway_v6 = net_prefix_host(v6, 1);
 	n->gateway_ll = net_prefix_host(&link_local, 1);
 	return (int)p->nnetworks++;
@@ -205,7 +206,8 @@ int policy_add_machine(struct policy *p, const char *name, struct error *err)
 
 static bool is_v4_free(const struct policy *p, const struct policy_network *n, const struct net_addr *a)
 {
-	return policy_port_by_addr(p, a) < 0 && !net_addr_is_equal(a, &n->gateway_v4);
+	return policy_port_by_addr(p, a) < 0 && !net_addr_is_equal(a, &n->gateway_v4) &&
+	       !net_addr_is_equal(a, &n->uplink_v4);
 }
 
 static int choose_v4(const struct policy *p, const struct policy_network *n,
@@ -227,7 +229,6 @@ static int choose_v4(const struct policy *p, const struct policy_network *n,
 		*out = *wanted;
 		return 0;
 	}
-	/* 2 is kept free: an uplink needs a second address. */
 	for (uint64_t i = size > 32 ? 10 : 3; i < size - 1; i++) {
 		*out = net_prefix_host(&n->v4, (uint32_t)i);
 		if (is_v4_free(p, n, out))
@@ -379,6 +380,30 @@ int policy_add_rule(struct policy *p, unsigned at, const struct policy_rule *r, 
 	rules[at] = copy;
 	p->nrules++;
 	return 0;
+}
+
+static void remove_at(struct policy *p, unsigned at)
+{
+	free(p->rules[at].names);
+	p->nrules--;
+	memmove(p->rules + at, p->rules + at + 1, (p->nrules - at) * sizeof(*p->rules));
+}
+
+int policy_remove_rule(struct policy *p, uint32_t id)
+{
+	for (unsigned i = 0; i < p->nrules; i++)
+		if (p->rules[i].id == id) {
+			remove_at(p, i);
+			return 0;
+		}
+	return -ENOENT;
+}
+
+void policy_remove_same(struct policy *p, const struct policy_rule *r)
+{
+	for (unsigned i = p->nrules; i-- > 0;)
+		if (is_same_match(&p->rules[i], r))
+			remove_at(p, i);
 }
 
 int policy_add_forward(struct policy *p, const struct policy_forward *f, struct error *err)

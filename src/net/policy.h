@@ -42,6 +42,7 @@ struct policy_network {
 	int vlan;	      /* frames at the machines' cards carry this tag; -1: none */
 	uint8_t gateway_mac[6];
 	struct net_addr gateway_v4, gateway_v6, gateway_ll;
+	struct net_addr uplink_v4; /* callers of forwarded ports on this host appear as it; nothing can be opened to it */
 };
 
 struct policy_machine {
@@ -134,6 +135,10 @@ int policy_add_port(struct policy *p, unsigned machine, unsigned network, const 
  * or the opposite), -EINVAL (to the internet, from where there is no uplink), with @err set.
  */
 int policy_add_rule(struct policy *p, unsigned at, const struct policy_rule *r, struct error *err);
+/** policy_remove_rule() - 0 or -ENOENT. */
+int policy_remove_rule(struct policy *p, uint32_t id);
+/** policy_remove_same() - a rule with the ends, protocol, ports and names of @r, whatever it decides. */
+void policy_remove_same(struct policy *p, const struct policy_rule *r);
 int policy_add_forward(struct policy *p, const struct policy_forward *f, struct error *err);
 /** policy_block() - one more range that is no internet; one too many is -ENOSPC. */
 int policy_block(struct policy *p, const struct net_prefix *range);

@@ -1,0 +1,526 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "net/labd.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "net/labd_int.h"
+#include "net/offload.h"
+
+#define FILES_MAX      16384
+#define ADVERTISE_NS   200000000000LL /* RFC 4861, 6.2.1: between 198 and 600 s */
+#define CLIENT_OUT_MAX (4 * MIB)
+#define TIMEOUT_MAX_MS 60000
+
+int64_t labd_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
+}
+
+/* ---- what the data plane asks for ---- */
+
+static int64_t on_now(void *ctx)
+{
+	(void)ctx;
+	return labd_now_ns() / 1000000;
+}
+
+static void on_send(void *ctx, unsigned port, const struct net_offload *off, const uint8_t *frame,
+		    size_t len)
+{
+	labd_frame_to(ctx, port, off, frame, len);
+}
+
+static int port_of_source(const struct policy *p, const uint8_t *frame, size_t len)
+{
+	struct packet pkt;
+
+	if (packet_parse(&pkt, (uint8_t *)(uintptr_t)frame, len) != PACKET_FINE)
+		return -1;
+	return policy_port_by_addr(p, &pkt.src);
+}
+
+/* The sender is the port's own address, by the guard; of one that may spoof, the address of somebody's. */
+static void on_uplink(void *ctx, unsigned network, const struct net_offload *off, uint8_t *frame,
+		      size_t len)
+{
+	struct labd *d = ctx;
+	const struct policy *p = fabric_policy(d->f);
+	int port = port_of_source(p, frame, len);
+
+	if (port < 0 || p->ports[port].network != network || !d->ports[port].uplink)
+		return;
+	memcpy(frame + 6, p->networks[network].gateway_mac, 6);
+	uplink_input(d->ports[port].uplink, off, frame, len);
+}
+
+static void on_dns(void *ctx, unsigned port, const struct packet *p, const uint8_t *payload, size_t len)
+{
+	struct labd *d = ctx;
+
+	resolver_ask(d->resolver, fabric_policy(d->f), port, p, payload, len);
+}
+
+static void on_dns_reply(void *ctx, unsigned port, const struct net_addr *src, const struct net_addr *dst,
+			 uint16_t sport, uint16_t dport, const void *payload, size_t len)
+{
+	struct labd *d = ctx;
+
+	fabric_send_udp(d->f, port, src, dst, sport, dport, payload, len);
+}
+
+/* ---- uplinks ---- */
+
+/* One for each card: a machine that does not read, or opens a thousand connections, stops nobody else's. */
+struct uplink_port {
+	struct labd *d;
+	unsigned port;
+};
+
+static void from_uplink(struct uplink_port *u, const struct net_offload *off,
+			const struct iovec *iov, unsigned niov)
+{
+	struct labd *d = u->d;
+	size_t len = 0;
+
+	for (unsigned i = 0; i < niov; i++) {
+		if (iov[i].iov_len > sizeof(d->tx.b) - len)
+			return;
+		memcpy(d->tx.b + len, iov[i].iov_base, iov[i].iov_len);
+		len += iov[i].iov_len;
+	}
+	fabric_uplink_input(d->f, fabric_policy(d->f)->ports[u->port].network, off, d->tx.b, len);
+}
+
+static void on_uplink_send(void *ctx, const struct net_offload *off, const void *head,
+			   size_t head_len, const void *rest, size_t rest_len)
+{
+	struct iovec iov[2] = { { (void *)(uintptr_t)head, head_len },
+				{ (void *)(uintptr_t)rest, rest_len } };
+
+	from_uplink(ctx, off, iov, rest_len ? 2 : 1);
+}
+
+static bool on_uplink_tcp(void *ctx, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+{
+	struct uplink_port *u = ctx;
+	const struct lab_port *p = &u->d->ports[u->port];
+
+	if (p->queued || labd_is_congested(p))
+		return false;
+	from_uplink(u, off, iov, niov);
+	return true;
+}
+
+static struct in_addr v4_of(const struct net_addr *a)
+{
+	struct in_addr out;
+
+	memcpy(&out, a->b + 12, 4);
+	return out;
+}
+
+static struct in6_addr v6_of(const struct net_addr *a)
+{
+	struct in6_addr out;
+
+	memcpy(&out, a->b, 16);
+	return out;
+}
+
+static int create_uplink(struct labd *d, unsigned port, struct error *err)
+{
+	const struct policy *p = fabric_policy(d->f);
+	const struct policy_network *n = &p->networks[p->ports[port].network];
+	struct net_addr host6 = net_prefix_host(&n->v6, 2), mask = { .b = { 0 } };
+	struct uplink_port *u = calloc(1, sizeof(*u));
+	struct uplink_config c = {
+		.net = v4_of(&n->v4.addr),
+		.host = v4_of(&n->uplink_v4),
+		.dns = v4_of(&n->gateway_v4),
+		.dhcp_start = v4_of(&p->ports[port].v4),
+		.prefix6 = v6_of(&n->v6.addr),
+		.host6 = v6_of(&host6),
+		.dns6 = v6_of(&n->gateway_v6),
+		.no_host_loopback = true,
+		.no_services = true,
+		.router_mac = n->gateway_mac,
+		.send = on_uplink_send,
+		.send_tcp = on_uplink_tcp,
+		.ctx = u,
+	};
+
+	if (!u)
+		return error_set(err, -ENOMEM, "the lab has no memory");
+	for (unsigned i = n->v4.bits; i > 96; i--)
+		mask.b[(i - 1) / 8] |= (uint8_t)(0x80 >> (i - 1) % 8);
+	c.mask = v4_of(&mask);
+	memcpy(c.host_mac, n->gateway_mac, 6);
+	u->d = d;
+	u->port = port;
+	d->ports[port].uplink_port = u;
+	return uplink_create(&d->ports[port].uplink, &c, err);
+}
+
+static int add_forward(struct labd *d, const struct policy_forward *w, struct error *err)
+{
+	struct netd_forward f = { .is_udp = w->is_udp, .guest_port = w->guest_port };
+
+	if (net_addr_is_v4(&w->host_addr)) {
+		struct sockaddr_in *s = (void *)&f.host;
+		s->sin_family = AF_INET;
+		s->sin_addr = v4_of(&w->host_addr);
+		s->sin_port = htons(w->host_port);
+	} else {
+		struct sockaddr_in6 *s = (void *)&f.host;
+		s->sin6_family = AF_INET6;
+		s->sin6_addr = v6_of(&w->host_addr);
+		s->sin6_port = htons(w->host_port);
+	}
+	return uplink_forward(d->ports[w->port].uplink, &f, err);
+}
+
+/* ---- control ---- */
+
+static void close_client(struct lab_client *c)
+{
+	if (c->fd < 0)
+		return;
+	close(c->fd);
+	if (c->pass_fd >= 0)
+		close(c->pass_fd);
+	bytes_free(&c->in);
+	bytes_free(&c->out);
+	*c = (struct lab_client){ .fd = -1, .pass_fd = -1 };
+}
+
+static void accept_client(struct labd *d)
+{
+	int fd = accept4(d->control_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+	for (unsigned i = 0; fd >= 0 && i < LABD_CLIENTS; i++)
+		if (d->clients[i].fd < 0) {
+			d->clients[i].fd = fd;
+			return;
+		}
+	if (fd >= 0)
+		close(fd);
+}
+
+static void run_line(struct labd *d, struct lab_client *c, const char *line, size_t len)
+{
+	json_t *request = json_loadb(line, len, 0, NULL), *reply = json_object();
+	struct error err = { "this is no JSON object" };
+	int pass_fd = -1, r = request ? labd_command(d, request, reply, &pass_fd, &err) : -EINVAL;
+
+	json_object_set_new(reply, "ok", json_boolean(r == 0));
+	if (r < 0)
+		json_object_set_new(reply, "error", json_string(err.text));
+	_cleanup_free_ char *text = json_dumps(reply, JSON_COMPACT);
+	if (!text || c->out.len - c->out_off > CLIENT_OUT_MAX || (pass_fd >= 0 && c->pass_fd >= 0))
+		c->is_closing = true;
+	else
+		bytes_printf(&c->out, "%s\n", text);
+	if (c->pass_fd < 0)
+		c->pass_fd = pass_fd;
+	else if (pass_fd >= 0)
+		close(pass_fd);
+	json_decref(request);
+	json_decref(reply);
+}
+
+static void read_client(struct labd *d, struct lab_client *c)
+{
+	uint8_t buf[4096], *nl;
+	ssize_t n = recv(c->fd, buf, sizeof(buf), MSG_DONTWAIT);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n > 0)
+		bytes_put(&c->in, buf, (size_t)n);
+	if (n <= 0 || c->in.is_failed) {
+		close_client(c);
+		return;
+	}
+	while (!c->is_closing && c->in.len && (nl = memchr(c->in.data, '\n', c->in.len))) {
+		size_t len = (size_t)(nl - c->in.data);
+		run_line(d, c, (char *)c->in.data, len);
+		c->in.len -= len + 1;
+		memmove(c->in.data, nl + 1, c->in.len);
+	}
+	c->is_closing |= c->in.len > LABD_LINE_MAX || c->out.is_failed;
+}
+
+static void write_client(struct lab_client *c)
+{
+	char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec iov = { c->out.data + c->out_off, c->out.len - c->out_off };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	if (c->pass_fd >= 0) {
+		msg.msg_control = control;
+		msg.msg_controllen = sizeof(control);
+		struct cmsghdr *m = CMSG_FIRSTHDR(&msg);
+		m->cmsg_level = SOL_SOCKET;
+		m->cmsg_type = SCM_RIGHTS;
+		m->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(m), &c->pass_fd, sizeof(int));
+	}
+	ssize_t n = iov.iov_len ? sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+	if (n < 0 && errno != EAGAIN && errno != EINTR)
+		c->is_closing = true;
+	if (n <= 0)
+		return;
+	if (c->pass_fd >= 0)
+		close(c->pass_fd);
+	c->pass_fd = -1;
+	c->out_off += (size_t)n;
+	if (c->out_off == c->out.len)
+		c->out.len = c->out_off = 0;
+}
+
+static void serve_client(struct labd *d, struct lab_client *c, short events)
+{
+	if (events & (POLLIN | POLLHUP | POLLERR))
+		read_client(d, c);
+	if (c->fd >= 0)
+		write_client(c);
+	if (c->fd >= 0 && c->is_closing)
+		close_client(c);
+}
+
+/* ---- the loop ---- */
+
+static struct pollfd *add_poll(struct labd *d, int fd, short events)
+{
+	if (d->npfds == d->pfds_cap)
+		return NULL; /* it waits for the next round */
+	d->pfds[d->npfds] = (struct pollfd){ .fd = fd, .events = events };
+	return &d->pfds[d->npfds++];
+}
+
+static void fill_port(struct labd *d, unsigned port, uint32_t *timeout_ms)
+{
+	struct lab_port *p = &d->ports[port];
+	bool wants_room =
+		p->queued || (p->uplink && uplink_wants_room(p->uplink) && !labd_is_congested(p));
+
+	p->pfd = d->npfds;
+	add_poll(d, p->fd, (short)(POLLIN | (wants_room ? POLLOUT : 0))); /* a negative descriptor is passed over */
+	p->nupfds = 0;
+	if (p->uplink) {
+		p->nupfds = uplink_fill(p->uplink, d->pfds + d->npfds, d->pfds_cap - d->npfds,
+					labd_is_congested(p), timeout_ms);
+		d->npfds += p->nupfds;
+	}
+}
+
+static void serve_port(struct labd *d, unsigned port, bool has_failed)
+{
+	struct lab_port *p = &d->ports[port];
+	short events = p->pfd < d->npfds ? d->pfds[p->pfd].revents : 0;
+
+	if (p->fd >= 0 && events & POLLOUT)
+		labd_flush_port(d, port);
+	if (p->uplink)
+		uplink_polled(p->uplink, d->pfds + p->pfd + 1, p->nupfds, has_failed);
+	if (p->fd >= 0 && events & (POLLIN | POLLHUP | POLLERR))
+		labd_read_port(d, port);
+	if (p->uplink)
+		uplink_flush(p->uplink);
+}
+
+static int wait_round(struct labd *d, uint32_t timeout_ms, int64_t next_ns)
+{
+	int64_t now_ns = labd_now_ns(), wait_ns = (int64_t)timeout_ms * 1000000;
+
+	if (next_ns != INT64_MAX)
+		wait_ns = MIN(wait_ns, MAX(next_ns - now_ns, (int64_t)0));
+	struct timespec ts = { wait_ns / 1000000000, wait_ns % 1000000000 };
+	return ppoll(d->pfds, d->npfds, &ts, NULL);
+}
+
+static bool serve_round(struct labd *d, int64_t next_ns)
+{
+	uint32_t timeout_ms = TIMEOUT_MAX_MS;
+
+	d->npfds = 0;
+	add_poll(d, d->control_fd, POLLIN);
+	for (unsigned i = 0; i < LABD_CLIENTS; i++) {
+		struct lab_client *c = &d->clients[i];
+		c->pfd = d->npfds;
+		add_poll(d, c->fd, (short)(POLLIN | (c->out.len ? POLLOUT : 0)));
+	}
+	unsigned dns_at = d->npfds;
+	unsigned ndns = resolver_fill(d->resolver, d->pfds + dns_at, d->pfds_cap - dns_at, &timeout_ms);
+	d->npfds += ndns;
+	for (unsigned i = 0; i < d->nports; i++)
+		fill_port(d, i, &timeout_ms);
+	int r = wait_round(d, timeout_ms, next_ns);
+	if (r < 0 && errno != EINTR) {
+		log_error("net", "poll: %s", strerror(errno));
+		return false;
+	}
+	for (unsigned i = 0; r <= 0 && i < d->npfds; i++)
+		d->pfds[i].revents = 0;
+	if (d->pfds[0].revents)
+		accept_client(d);
+	for (unsigned i = 0; i < LABD_CLIENTS; i++)
+		if (d->clients[i].fd >= 0 && d->pfds[d->clients[i].pfd].revents &&
+		    d->pfds[d->clients[i].pfd].fd >= 0)
+			serve_client(d, &d->clients[i], d->pfds[d->clients[i].pfd].revents);
+	resolver_polled(d->resolver, fabric_policy(d->f), d->pfds + dns_at, ndns);
+	for (unsigned i = 0; i < d->nports; i++)
+		serve_port(d, i, r < 0);
+	return true;
+}
+
+static void flush_clients(struct labd *d)
+{
+	for (unsigned i = 0; i < LABD_CLIENTS; i++)
+		if (d->clients[i].fd >= 0)
+			write_client(&d->clients[i]);
+}
+
+static void serve(struct labd *d)
+{
+	int64_t next_ns = INT64_MAX, advertise_ns = 0;
+
+	while (!d->is_stopping && serve_round(d, MIN(next_ns, advertise_ns))) {
+		int64_t now_ns = labd_now_ns();
+		next_ns = labd_release(d, now_ns);
+		if (now_ns < advertise_ns)
+			continue;
+		advertise_ns = now_ns + ADVERTISE_NS;
+		for (unsigned i = 0; i < d->nports; i++)
+			fabric_port_up(d->f, i);
+	}
+	flush_clients(d);
+}
+
+/* ---- life ---- */
+
+static void limit_files(unsigned *max)
+{
+	struct rlimit lim;
+
+	*max = 1024;
+	if (getrlimit(RLIMIT_NOFILE, &lim) == 0) {
+		lim.rlim_cur = MIN(lim.rlim_max, (rlim_t)FILES_MAX);
+		if (setrlimit(RLIMIT_NOFILE, &lim) == 0)
+			*max = (unsigned)lim.rlim_cur;
+	}
+}
+
+static int create_fabric(struct labd *d, const struct labd_config *cfg, struct error *err)
+{
+	struct sockaddr_storage upstream;
+	bool has_upstream = resolver_host_upstream(cfg->resolv_conf, &upstream) == 0;
+	struct resolver_ops rops = { on_dns_reply, on_now, d };
+	struct fabric_ops ops = {
+		.send = on_send, .uplink = on_uplink, .dns = on_dns, .now_ms = on_now, .ctx = d
+	};
+	struct policy *p = d->lab->policy;
+
+	d->resolver = resolver_create(has_upstream ? &upstream : NULL, &rops);
+	d->ports = calloc(p->nports + 1, sizeof(*d->ports));
+	if (!d->resolver || !d->ports)
+		return error_set(err, -ENOMEM, "the lab has no memory");
+	for (unsigned i = 0; i < p->nports; i++) {
+		d->ports[i].fd = -1;
+		fault_link_init(&d->ports[i].in, &d->lab->faults[i], d->lab->seed * 1000 + 2 * i);
+		fault_link_init(&d->ports[i].out, &d->lab->faults[i], d->lab->seed * 1000 + 2 * i + 1);
+	}
+	d->nports = p->nports;
+	ops.names = resolver_names(d->resolver);
+	d->lab->policy = NULL;
+	d->f = fabric_create(p, &ops);
+	return d->f ? 0 : error_set(err, -ENOMEM, "the lab has no memory");
+}
+
+static int set_up(struct labd *d, const struct labd_config *cfg, struct error *err)
+{
+	limit_files(&d->pfds_cap);
+	d->pfds_cap += POLICY_PORTS_MAX + LABD_CLIENTS + 1;
+	d->pfds = calloc(d->pfds_cap, sizeof(*d->pfds));
+	if (!d->pfds)
+		return error_set(err, -ENOMEM, "the lab has no memory");
+	int r = create_fabric(d, cfg, err);
+	if (r < 0)
+		return r;
+	const struct policy *p = fabric_policy(d->f);
+	for (unsigned i = 0; r == 0 && i < p->nports; i++)
+		if (p->networks[p->ports[i].network].has_uplink)
+			r = create_uplink(d, i, err);
+	for (unsigned i = 0; r == 0 && i < p->nforwards; i++)
+		r = add_forward(d, &p->forwards[i], err);
+	return r;
+}
+
+static void tear_down(struct labd *d)
+{
+	for (unsigned i = 0; i < LABD_CLIENTS; i++)
+		close_client(&d->clients[i]);
+	for (unsigned i = 0; i < d->nports; i++) {
+		labd_close_port(d, i);
+		uplink_destroy(d->ports[i].uplink);
+		free(d->ports[i].uplink_port);
+	}
+	while (d->nheld)
+		free(d->held[--d->nheld]);
+	free(d->held);
+	fabric_destroy(d->f);
+	resolver_destroy(d->resolver);
+	free(d->ports);
+	free(d->pfds);
+	if (d->control_fd >= 0)
+		close(d->control_fd);
+	lab_free(d->lab);
+	free(d);
+}
+
+static void report(const struct labd_config *cfg, const char *text)
+{
+	if (cfg->ready_fd >= 0) {
+		dprintf(cfg->ready_fd, "%s\n", text);
+		close(cfg->ready_fd);
+	} else if (strcmp(text, "ok") != 0) {
+		fprintf(stderr, "viv: %s\n", text);
+	}
+}
+
+int labd_main(const struct labd_config *cfg)
+{
+	struct labd *d = calloc(1, sizeof(*d));
+	struct error err;
+
+	if (!d) {
+		report(cfg, "the lab has no memory");
+		lab_free(cfg->lab);
+		return 1;
+	}
+	signal(SIGPIPE, SIG_IGN);
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	d->lab = cfg->lab;
+	d->control_fd = cfg->control_fd;
+	for (unsigned i = 0; i < LABD_CLIENTS; i++)
+		d->clients[i].fd = d->clients[i].pass_fd = -1;
+	int r = set_up(d, cfg, &err);
+	report(cfg, r < 0 ? err.text : "ok");
+	if (r == 0)
+		serve(d);
+	tear_down(d);
+	return r < 0;
+}

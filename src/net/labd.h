@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The process of a lab, `viv net lab`: the data plane (fabric.h) between the sockets of machines and uplinks to the
+ * host's network, and a control socket.
+ *
+ *   machine --- frames (port.h) --- port: queue, faults ---+
+ *   machine --- ...                                        +-- fabric --- uplink of each card that has one --- host
+ *   `viv net` -- control socket: one JSON object a line ---+        \--- resolver --- host's resolver
+ *
+ * Bounds, for each port: LABD_QUEUE frames and LABD_QUEUE_BYTES that its socket does not take, as many that faults hold
+ * back; LABD_BATCH frames a round; what fabric.h, conntrack.h, resolver.h and tcp_nat.h say.  What is more is dropped and
+ * counted; nobody waits for a port that does not read.
+ *
+ * Commands: {"cmd": "attach", "machine": M, "network": N} gives a packet socket with the answer; show; allow and deny with
+ * "rule", "what", "names"; remove with "id"; quarantine with "machine", "on"; fault with "card", "settings"; stop.
+ */
+#ifndef VIV_NET_LABD_H
+#define VIV_NET_LABD_H
+
+#include <jansson.h>
+
+#include "net/labfile.h"
+
+#define LABD_QUEUE	 256
+#define LABD_QUEUE_BYTES (2 * MIB)
+#define LABD_BATCH	 64
+#define LABD_CLIENTS	 16
+#define LABD_LINE_MAX	 (64 * KIB)
+
+struct labd_config {
+	struct lab *lab;	 /* taken */
+	int control_fd;		 /* a listening stream socket; taken */
+	int ready_fd;		 /* gets "ok\n" or one sentence, then is closed; -1: none */
+	const char *resolv_conf; /* the host's */
+};
+
+/** labd_main() - serve until told to stop.  Returns the process's status. */
+int labd_main(const struct labd_config *cfg);
+
+/**
+ * labd_attach() - connect a machine's card; the machine's side.
+ * @control_fd: connected to the control socket
+ * @mac: receives the card's
+ * @fd: receives the packet socket, for net_port_socket()
+ * Returns 0 or -errno with @err set: -EREMOTEIO with the lab's own sentence.
+ */
+int labd_attach(int control_fd, const char *machine, const char *network, uint8_t mac[6], int *fd,
+		struct error *err);
+
+#endif

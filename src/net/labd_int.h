@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside of the process of a lab: labd.c (life and loop), labd_port.c (frames), labd_ctl.c (commands). */
+#ifndef VIV_NET_LABD_INT_H
+#define VIV_NET_LABD_INT_H
+
+#include <poll.h>
+
+#include "base/bytes.h"
+#include "net/fabric.h"
+#include "net/labd.h"
+#include "net/resolver.h"
+#include "net/uplink.h"
+
+struct lab_frame {	 /* that waits */
+	int64_t at_ns;	 /* when faults let it go */
+	uint64_t number; /* frames of the same time keep their order */
+	unsigned port;
+	bool is_in; /* from the machine */
+	uint32_t len;
+	struct net_offload off;
+	uint8_t room[FABRIC_HEADROOM];
+	uint8_t data[];
+};
+
+struct uplink_port; /* labd.c's */
+
+struct lab_port {
+	int fd;				     /* -1: no machine */
+	struct lab_frame *queue[LABD_QUEUE]; /* the socket takes no more */
+	unsigned head, queued;
+	size_t queued_bytes;
+	struct fault_link in, out;
+	unsigned held; /* by faults */
+	size_t held_bytes;
+	uint64_t dropped;      /* no room in a queue */
+	uint64_t lost;	       /* by faults */
+	struct uplink *uplink; /* NULL: none */
+	struct uplink_port *uplink_port;
+	unsigned pfd, nupfds; /* in the round's set; nupfds of the uplink behind it */
+};
+
+struct lab_client {
+	int fd; /* -1: unused */
+	struct bytes in, out;
+	size_t out_off;
+	int pass_fd; /* goes with the next byte of @out; -1: none */
+	bool is_closing;
+	unsigned pfd;
+};
+
+struct labd {
+	struct lab *lab; /* its policy is the fabric's */
+	struct fabric *f;
+	struct resolver *resolver;
+	struct lab_port *ports; /* as the policy's */
+	unsigned nports;
+	struct lab_frame **held; /* a heap, the earliest first */
+	unsigned nheld, held_cap;
+	uint64_t number;
+	int control_fd;
+	struct lab_client clients[LABD_CLIENTS];
+	struct pollfd *pfds;
+	unsigned npfds, pfds_cap;
+	bool is_stopping;
+	struct {
+		uint8_t room[FABRIC_HEADROOM];
+		uint8_t b[NET_FRAME_MAX];
+	} rx, tx; /* from a machine; from an uplink */
+	struct net_offload rx_off;
+};
+
+int64_t labd_now_ns(void);
+
+/** labd_frame_to() - a frame of the data plane for the machine at @port: faults, then its socket. */
+void labd_frame_to(struct labd *d, unsigned port, const struct net_offload *off,
+		   const uint8_t *frame, size_t len);
+/** labd_read_port() - frames from its machine. */
+void labd_read_port(struct labd *d, unsigned port);
+void labd_flush_port(struct labd *d, unsigned port);
+void labd_close_port(struct labd *d, unsigned port);
+/** labd_release() - what faults held back until now.  Returns the time of the next one, INT64_MAX: none. */
+int64_t labd_release(struct labd *d, int64_t now_ns);
+bool labd_is_congested(const struct lab_port *p);
+
+/** labd_command() - @request to @reply, both JSON objects; @pass_fd: receives a descriptor to go with it, or -1. */
+int labd_command(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err);
+
+#endif

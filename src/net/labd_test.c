@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The process of a lab, with the test in the place of its machines and of `viv`. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "net/labd.h"
+#include "net/testing.h"
+
+#define LIMIT_MS 20000
+
+static const char file[] = "networks:\n"
+			   "  a: {subnet: 10.1.0.0/24}\n"
+			   "  b: {subnet: 10.2.0.0/24}\n"
+			   "machines:\n"
+			   "  one: {kernel: k, networks: [a]}\n"
+			   "  two: {kernel: k, networks: [a]}\n"
+			   "  three: {kernel: k, networks: [b]}\n";
+
+static struct {
+	pid_t pid;
+	char dir[64], path[96];
+	struct lab *lab; /* for its addresses */
+	int control;
+} t;
+
+static struct error err;
+
+static void parse(struct lab **l)
+{
+	if (lab_parse(l, file, strlen(file), "file", "test", &err) < 0)
+		fail_msg("%s", err.text);
+}
+
+static int set_up(void **state)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	int ready[2];
+	char text[16] = "";
+
+	memset(&t, 0, sizeof(t));
+	snprintf(t.dir, sizeof(t.dir), "/tmp/viv-labd.XXXXXX");
+	assert_non_null(mkdtemp(t.dir));
+	snprintf(t.path, sizeof(t.path), "%s/sock", t.dir);
+	snprintf(at.sun_path, sizeof(at.sun_path), "%s", t.path);
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof(at)), 0);
+	assert_int_equal(listen(fd, 8), 0);
+	assert_int_equal(pipe(ready), 0);
+	parse(&t.lab);
+	t.pid = fork();
+	if (!t.pid) {
+		struct labd_config cfg = { .control_fd = fd, .ready_fd = ready[1], .resolv_conf = "/dev/null" };
+		parse(&cfg.lab);
+		close(ready[0]);
+		_exit(labd_main(&cfg));
+	}
+	close(fd);
+	close(ready[1]);
+	assert_int_equal(read(ready[0], text, sizeof(text) - 1), 3);
+	assert_string_equal(text, "ok\n");
+	close(ready[0]);
+	return 0;
+}
+
+static int dial(void)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	snprintf(at.sun_path, sizeof(at.sun_path), "%s", t.path);
+	assert_int_equal(connect(fd, (struct sockaddr *)&at, sizeof(at)), 0);
+	return fd;
+}
+
+/* One command; the answer, to be json_decref'ed. */
+static json_t *ask(const char *line)
+{
+	char buf[65536];
+	size_t len = 0;
+	int fd = dial();
+
+	assert_true(dprintf(fd, "%s\n", line) > 0);
+	do {
+		ssize_t n = read(fd, buf + len, sizeof(buf) - 1 - len);
+		assert_true(n > 0);
+		len += (size_t)n;
+	} while (buf[len - 1] != '\n');
+	close(fd);
+	json_t *reply = json_loadb(buf, len, 0, NULL);
+	assert_non_null(reply);
+	return reply;
+}
+
+static void ask_fine(const char *line)
+{
+	json_t *reply = ask(line);
+
+	if (!json_is_true(json_object_get(reply, "ok")))
+		fail_msg("%s: %s", line, json_string_value(json_object_get(reply, "error")));
+	json_decref(reply);
+}
+
+static int tear_down(void **state)
+{
+	int status;
+
+	ask_fine("{\"cmd\": \"stop\"}");
+	assert_int_equal(waitpid(t.pid, &status, 0), t.pid);
+	assert_int_equal(status, 0);
+	unlink(t.path);
+	rmdir(t.dir);
+	lab_free(t.lab);
+	return 0;
+}
+
+static int attach(const char *machine, const char *network)
+{
+	uint8_t mac[6];
+	int fd = -1, control = dial(), r = labd_attach(control, machine, network, mac, &fd, &err);
+
+	close(control);
+	if (r < 0)
+		return r;
+	int port = policy_find_port(t.lab->policy, policy_find_machine(t.lab->policy, machine),
+				    policy_find_network(t.lab->policy, network));
+	assert_memory_equal(mac, t.lab->policy->ports[port].mac, 6);
+	return fd;
+}
+
+static void send_frame(int fd, const struct frame *f)
+{
+	struct net_offload off = { 0 };
+	struct iovec iov[2] = { { &off, sizeof(off) }, { (void *)(uintptr_t)f->b, f->len } };
+
+	assert_int_equal(writev(fd, iov, 2), sizeof(off) + f->len);
+}
+
+/* The next TCP packet for port @dport; false: none within @limit_ms. */
+static bool await_tcp(int fd, uint16_t dport, int limit_ms)
+{
+	uint8_t buf[2048];
+	struct packet p;
+
+	for (;;) {
+		struct pollfd pfd = { .fd = fd, .events = POLLIN };
+		if (poll(&pfd, 1, limit_ms) <= 0)
+			return false;
+		ssize_t n = recv(fd, buf, sizeof(buf), 0);
+		if (n > (ssize_t)sizeof(struct net_offload) &&
+		    packet_parse(&p, buf + sizeof(struct net_offload),
+				 (size_t)n - sizeof(struct net_offload)) == PACKET_FINE &&
+		    p.proto == IP_TCP && p.dport == dport)
+			return true;
+	}
+}
+
+static struct frame tcp(const char *from, const char *to, uint16_t dport)
+{
+	const struct policy *p = t.lab->policy;
+	const struct policy_port *a = NULL, *b = NULL;
+	struct frame_ends e;
+	struct frame f;
+
+	for (unsigned i = 0; i < p->nports; i++) {
+		if (strcmp(p->machines[p->ports[i].machine].name, from) == 0)
+			a = &p->ports[i];
+		if (strcmp(p->machines[p->ports[i].machine].name, to) == 0)
+			b = &p->ports[i];
+	}
+	e = (struct frame_ends){ .src = a->v4, .dst = b->v4 };
+	memcpy(e.src_mac, a->mac, 6);
+	memcpy(e.dst_mac, a->network == b->network ? b->mac : p->networks[a->network].gateway_mac, 6);
+	frame_tcp(&f, &e, 1000, dport, PACKET_SYN);
+	return f;
+}
+
+static json_int_t card_number(const char *card, const char *key)
+{
+	json_t *reply = ask("{\"cmd\": \"show\"}"), *c;
+	json_int_t v = -1;
+	size_t i;
+
+	json_array_foreach(json_object_get(reply, "cards"), i,
+			   c) if (strcmp(json_string_value(json_object_get(c, "card")), card) == 0)
+		v = json_integer_value(json_object_get(c, key));
+	json_decref(reply);
+	return v;
+}
+
+static void test_frames(void **state)
+{
+	int one = attach("one", "a"), two = attach("two", "a"), three = attach("three", "b");
+	struct frame f = tcp("one", "two", 80);
+
+	assert_true(one >= 0 && two >= 0 && three >= 0);
+	assert_int_equal(attach("one", "a"), -EREMOTEIO);
+	assert_non_null(strstr(err.text, "connected"));
+	assert_int_equal(attach("one", "b"), -EREMOTEIO);
+	send_frame(one, &f);
+	assert_true(await_tcp(two, 80, LIMIT_MS));
+	/* Between the networks nothing passes before it is allowed; what follows it shows that nothing is late. */
+	f = tcp("one", "three", 81);
+	send_frame(one, &f);
+	ask_fine("{\"cmd\": \"allow\", \"rule\": \"a.one -> b.three\", \"what\": \"tcp/82\"}");
+	f = tcp("one", "three", 82);
+	send_frame(one, &f);
+	assert_true(await_tcp(three, 82, LIMIT_MS));
+	assert_int_equal(card_number("a.one", "flows"), 2);
+	ask_fine("{\"cmd\": \"deny\", \"rule\": \"a.one -> b.three\"}");
+	send_frame(one, &f);
+	ask_fine("{\"cmd\": \"quarantine\", \"machine\": \"two\", \"on\": true}");
+	f = tcp("one", "two", 83);
+	send_frame(one, &f);
+	ask_fine("{\"cmd\": \"quarantine\", \"machine\": \"two\", \"on\": false}");
+	f = tcp("one", "two", 84);
+	send_frame(one, &f);
+	assert_true(await_tcp(two, 84, LIMIT_MS));
+	assert_false(await_tcp(three, 82, 0));
+	/* A machine that ends and comes back. */
+	close(one);
+	for (unsigned i = 0; i < 1000 && (one = attach("one", "a")) < 0; i++)
+		nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL);
+	assert_true(one >= 0);
+	send_frame(one, &f);
+	assert_true(await_tcp(two, 84, LIMIT_MS));
+	close(one);
+	close(two);
+	close(three);
+}
+
+static void test_faults(void **state)
+{
+	int one = attach("one", "a"), two = attach("two", "a");
+	struct frame f = tcp("one", "two", 80), g = tcp("one", "two", 81);
+
+	ask_fine(
+		"{\"cmd\": \"fault\", \"card\": \"a.two\", \"settings\": {\"partition\": \"on\"}}");
+	send_frame(one, &f);
+	ask_fine("{\"cmd\": \"fault\", \"card\": \"a.two\", \"settings\": {\"none\": \"on\", "
+		 "\"latency\": \"50ms\"}}");
+	struct timespec before, after;
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	send_frame(one, &g);
+	assert_true(await_tcp(two, 81, LIMIT_MS));
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	assert_true((after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec >=
+		    50000000);
+	assert_false(await_tcp(two, 80, 0));
+	assert_int_equal(card_number("a.two", "lost") >= 1, true);
+	close(one);
+	close(two);
+}
+
+/* A machine that does not read: what does not fit is dropped, others get theirs. */
+static void test_queue(void **state)
+{
+	int one = attach("one", "a"), two = attach("two", "a"), three = attach("three", "b");
+	struct frame f = tcp("one", "two", 80);
+
+	for (unsigned i = 0; i < 20000; i++) {
+		struct pollfd pfd = { .fd = one, .events = POLLOUT };
+		assert_int_equal(poll(&pfd, 1, LIMIT_MS), 1);
+		send_frame(one, &f);
+	}
+	ask_fine("{\"cmd\": \"allow\", \"rule\": \"a.one -> b.three\"}");
+	f = tcp("one", "three", 90);
+	send_frame(one, &f);
+	assert_true(await_tcp(three, 90, LIMIT_MS));
+	assert_true(card_number("a.two", "dropped") > 0);
+	assert_int_equal(card_number("b.three", "dropped"), 0);
+	close(one);
+	close(two);
+	close(three);
+}
+
+static void test_bad_commands(void **state)
+{
+	static const char *const bad[] = {
+		"{}",
+		"[]",
+		"x",
+		"{\"cmd\": \"nothing\"}",
+		"{\"cmd\": \"attach\"}",
+		"{\"cmd\": \"allow\"}",
+		"{\"cmd\": \"allow\", \"rule\": \"a.one -> b.nobody\"}",
+		"{\"cmd\": \"deny\", \"rule\": 7}",
+		"{\"cmd\": \"allow\", \"rule\": \"a.one -> b.three\", \"names\": [\"x\"]}",
+		"{\"cmd\": \"remove\", \"id\": 99}",
+		"{\"cmd\": \"quarantine\", \"machine\": \"one\"}",
+		"{\"cmd\": \"fault\", \"card\": \"a.one\", \"settings\": {\"loss\": \"x\"}}",
+		"{\"cmd\": \"fault\", \"card\": \"one\"}",
+	};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+		json_t *reply = ask(bad[i]);
+		assert_true(json_is_false(json_object_get(reply, "ok")));
+		assert_true(json_string_length(json_object_get(reply, "error")) > 0);
+		json_decref(reply);
+	}
+	/* More clients than it takes, and a line without an end. */
+	int fds[LABD_CLIENTS + 4];
+	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
+		fds[i] = dial();
+	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
+	char line[4096];
+	memset(line, 'x', sizeof(line));
+	int fd = dial();
+	for (unsigned i = 0; i < 100; i++)
+		if (send(fd, line, sizeof(line), MSG_NOSIGNAL) < 0)
+			break;
+	char byte;
+	assert_true(read(fd, &byte, 1) <= 0);
+	close(fd);
+	ask_fine("{\"cmd\": \"show\"}");
+}
+
+int main(void)
+{
+#define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
+	const struct CMUnitTest tests[] = { T(test_frames), T(test_faults), T(test_queue),
+					    T(test_bad_commands) };
+
+	signal(SIGPIPE, SIG_IGN);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
