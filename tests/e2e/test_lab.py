@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labs of tiny guests: what `viv plan` draws is what the machines of a lab reach, and it changes while they run."""
+import ipaddress
+import json
+import re
+import socket
+import subprocess
+
+import pytest
+
+import tiny
+
+PORTS = [80, 5432]
+
+# Each guest takes its addresses by DHCP and router advertisements, listens, and then does what its console says.
+GUEST = r"""
+$b stty -echo
+$b ip link set lo up
+cat >/dhcp <<'END'
+#!/bin/busybox sh
+[ "$1" = bound ] || exit 0
+/bin/busybox ip addr add $ip/$mask dev $interface
+[ -z "$router" ] || /bin/busybox ip route add default via $router dev $interface
+echo "nameserver $dns" >/etc/resolv.conf
+END
+$b mkdir -p /etc; $b chmod 755 /dhcp
+for card in eth0 eth1; do
+	[ -e /sys/class/net/$card ] || continue
+	echo 0 >/proc/sys/net/ipv6/conf/$card/accept_dad
+	$b ip link set $card up
+	$b udhcpc -i $card -q -n -t 10 -s /dhcp >/dev/null 2>&1
+done
+for port in 80 5432; do $b nc -ll -p $port -e $b echo here & done
+tcp() { answer=$($b nc -w 3 "$1" "$2" </dev/null 2>/dev/null); [ "$answer" = here ]; }
+icmp() { $b ping -c 1 -W 1 "$1" >/dev/null 2>&1; }
+# "tcp 10.1.0.10 80" or "icmp 10.1.0.10": one line about each, all at once.
+probe() { if "$@"; then echo "yes $*"; else echo "no $*"; fi; }
+until $b ip -6 addr show dev eth0 scope global | $b grep -q inet6; do $b usleep 50000; done
+echo READY
+while read -r line; do
+	case $line in
+	end) wait $jobs; jobs=; echo DONE ;;
+	*) probe $line & jobs="$jobs $!" ;;
+	esac
+done
+"""
+MODULES = ["net/core/failover.ko", "drivers/net/net_failover.ko", "drivers/net/virtio_net.ko"]
+
+LAB = """
+networks:
+  dmz: {{subnet: 10.1.0.0/24, uplink: nat}}
+  mal: {{subnet: 10.66.0.0/24}}
+machines:
+  web: {{{guest}, networks: [dmz], forward: ["{port}:80"]}}
+  db:  {{{guest}, networks: [dmz, mal]}}
+  sus: {{{guest}, networks: [mal]}}
+allow:
+  - dmz.web -> mal.sus : tcp/5432
+  - mal.* -> dmz.web : icmp
+deny:
+  - dmz.web -> dmz.db : tcp/80
+"""
+
+
+@pytest.fixture
+def guest(debian, tmp_path):
+    """What a lab file says of a tiny machine: kernel, initrd and the like."""
+    initrd = tiny.make(debian, tmp_path, GUEST)
+    root = tmp_path / "tiny"
+    modules = root / "modules"
+    disk = debian / "disk.raw"
+    names = subprocess.run(["debugfs", "-R", "ls -p /usr/lib/modules", disk], check=True, capture_output=True, text=True).stdout
+    version = re.search(r"/([0-9][^/]*-amd64)/", names).group(1)
+    for module in MODULES:
+        target = modules / module.rsplit("/", 1)[1]
+        subprocess.run(["debugfs", "-R", f"dump /usr/lib/modules/{version}/kernel/{module} {target}", disk], check=True,
+                       capture_output=True)
+        assert target.stat().st_size, f"{module} is not in the image"
+    with open(modules / "order", "a", encoding="ascii") as order:
+        order.writelines(m.rsplit("/", 1)[1] + "\n" for m in MODULES)
+    tiny.pack(root, initrd)
+    return f'kernel: "{debian / "vmlinuz"}", initrd: "{initrd}", append: "console=ttyS0 quiet", memory: 128M'
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return s.getsockname()[1]
+
+
+class Console:
+    def __init__(self, viv, name):
+        self.child = viv.spawn("console", name, limit=60)
+        self.child.expect("READY\n")
+
+    def ask(self, probes):
+        """Which of @probes succeed."""
+        for probe in [*probes, "end"]:
+            self.child.send(probe + "\n")
+        self.child.expect("DONE\n")
+        answers = dict(line.split(" ", 1)[::-1] for line in self.child.before.splitlines() if line.startswith(("yes ", "no ")))
+        assert set(answers) == set(probes), "an answer is missing"
+        return {p for p in probes if answers[p] == "yes"}
+
+
+def is_open(pair, probe):
+    kind, _, *port = probe.split()
+    if kind == "icmp":
+        return pair["open"].get("icmp", False)
+    return any(first <= int(port[0]) <= last for first, last in pair["open"].get("tcp", []))
+
+
+def card_that_leaves(plan, machine, address):
+    """The card by which a machine's kernel sends to @address: one in its subnet, else the first with a way out."""
+    networks = {n["name"]: n for n in plan["networks"]}
+    cards = [c for c in plan["cards"] if c["machine"] == machine]
+    to = ipaddress.ip_address(address)
+    for c in cards:
+        n = networks[c["network"]]
+        if to in ipaddress.ip_network(n["subnet" if to.version == 4 else "subnet6"]):
+            return c
+    return next((c for c in cards if networks[c["network"]]["uplink"] == "nat"), cards[0])
+
+
+def check_plan(viv, path, consoles):
+    """All pairs, TCP and ICMP, both IP versions: the plan against the machines."""
+    plan = json.loads(viv.ok("plan", "--json", path).stdout)
+    pairs = {(p["from"], p["to"]): p for p in plan["reach"]}
+    tried = reached = 0
+    for machine, console in consoles.items():
+        expected, probes = set(), []
+        for target in plan["cards"]:
+            if target["machine"] == machine:
+                continue
+            for address in (target["address"], target["address6"]):
+                source = card_that_leaves(plan, machine, address)
+                pair = pairs[f"{source['network']}.{machine}", f"{target['network']}.{target['machine']}"]
+                some = [f"icmp {address}"] + [f"tcp {address} {port}" for port in PORTS]
+                probes += some
+                expected |= {p for p in some if is_open(pair, p)}
+        assert console.ask(probes) == expected, f"from {machine}"
+        tried += len(probes)
+        reached += len(expected)
+    assert 0 < reached < tried
+    return plan
+
+
+def test_plan_is_what_machines_reach(empty_viv, guest, tmp_path):
+    viv = empty_viv
+    port = free_port()
+    path = tmp_path / "demo.yaml"
+    path.write_text(LAB.format(guest=guest, port=port))
+    assert viv.ok("up", path).stdout == "demo\n"
+    assert sorted(viv.names()) == ["db", "sus", "web"]
+    viv.fails("up", path, says=["demo", "is up already"])
+    consoles = {name: Console(viv, name) for name in viv.names()}
+    plan = check_plan(viv, path, consoles)
+
+    # The forwarded port leads in, and the guest's answer out again.
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as s:
+        assert s.recv(100) == b"here\n"
+
+    # A rule more, a rule less, a machine cut off: at once.
+    sus = next(c["address"] for c in plan["cards"] if c["machine"] == "sus")
+    probe = f"tcp {sus} 80"
+    assert not consoles["web"].ask([probe])
+    viv.ok("net", "allow", "dmz.web -> mal.sus", "tcp/80")
+    assert consoles["web"].ask([probe])
+    viv.ok("net", "deny", "dmz.web -> *.*")
+    assert not consoles["web"].ask([probe])
+    shown = json.loads(viv.ok("net", "show", "--json").stdout)
+    counts = {r["rule"]: r["flows"] for r in shown["rules"]}
+    assert counts["dmz.web -> mal.sus : tcp/80"] == 1
+    back = f"icmp {sus}"
+    assert consoles["db"].ask([back])
+    viv.ok("quarantine", "sus")
+    assert not consoles["db"].ask([back])
+    assert "quarantine" in viv.ok("net", "show").stdout
+    assert "sus" in viv.names()
+    viv.ok("quarantine", "--end", "sus")
+    assert consoles["db"].ask([back])
+
+    viv.ok("down", path)
+    assert viv.names() == []
+
+
+def test_half_a_lab_is_none(empty_viv, guest, tmp_path):
+    """A machine that cannot start: the others are gone again, and the network."""
+    viv = empty_viv
+    path = tmp_path / "half.yaml"
+    path.write_text("networks: {n: {subnet: 10.1.0.0/24}}\n"
+                    f"machines:\n  good: {{{guest}, networks: [n]}}\n  bad: {{image: nosuchimage, networks: [n]}}\n")
+    viv.fails("up", path, says=["bad", "nosuchimage"])
+    assert viv.names() == []
+    assert viv.processes() == []
+    viv.fails("down", path, says=["half", "not up"])
+
+
+@pytest.mark.parametrize("text, says", [
+    ("networks: {n: {subnet: 10.1.0.0/24}}\nmachines: {a: {kernel: k, networks: [m]}}\n", ["bad.yaml:2:", "\"m\""]),
+    ("networks: [\n", ["bad.yaml:"]),
+    ("x: &a [*a]\n", ["bad.yaml:1:4", "itself"]),
+], ids=["unknown", "broken", "cyclic"])
+def test_bad_files(empty_viv, tmp_path, text, says):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    for verb in ("plan", "up"):
+        empty_viv.fails(verb, path, says=says)
+    assert empty_viv.processes() == []
+
+
+def test_usage(empty_viv):
+    viv = empty_viv
+    viv.fails("net", "show", says=["no lab is up"])
+    viv.fails("quarantine", "x", says=["no lab that is up has a machine \"x\""])
+    viv.fails("down", "nosuchlab", says=["nosuchlab"])
+    viv.fails("up", "nosuch.yaml", says=["nosuch.yaml"])
+    viv.fails("net", "shwo", status=2, says=["did you mean \"show\""])
+    viv.fails("net", status=2, says=["allow"])
+    viv.fails("run", "--net", "lab:none:dmz", "--detach", "--kernel", "/bin/true", says=["lab \"none\" is not up"])
