@@ -28,7 +28,8 @@ static struct {
 	uint8_t op[OPS_MAX];
 	unsigned n;
 	int (*change)(int op, int res); /* NULL: nothing */
-	unsigned refused, syncs_by_thread, writes_by_thread;
+	unsigned refused;
+	_Atomic unsigned syncs_by_thread, writes_by_thread;
 } seen;
 
 static int on_result(int op, int fd, int res)
