@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A lab's way to the world, in a network namespace whose loopback has the addresses of a small internet: web servers, a
+ * resolver, and what no machine may reach.  A packet socket sees all that the lab sends.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_packet.h>
+#include <net/ethernet.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "net/labd.h"
+#include "net/offload.h"
+#include "net/testing.h"
+
+#define LIMIT_MS 20000
+#define NAMED	 "5.5.5.5" /* what updates.example.org is */
+#define OTHER	 "6.6.6.6"
+
+static const char file[] =
+	"networks:\n"
+	"  dmz: {subnet: 10.1.0.0/24, uplink: nat}\n"
+	"  app: {subnet: 10.2.0.0/24}\n"
+	"machines:\n"
+	"  web: {kernel: k, networks: [dmz], forward: ['8080:80']}\n"
+	"  db: {kernel: k, networks: [app]}\n"
+	"allow:\n"
+	"  - dmz.web -> internet : {names: [updates.example.org], ports: [80]}\n";
+
+static struct {
+	pid_t pid;
+	char dir[64], path[96], resolv[96];
+	struct lab *lab;
+	int web, listener, dns, sniffer;
+} t = { .sniffer = -1 };
+static struct error err;
+
+/* ---- the namespace ---- */
+
+static bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool is_fine = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return is_fine;
+}
+
+static void add_address(int fd, const char *name, const char *ip)
+{
+	struct ifreq r = { 0 };
+	struct sockaddr_in *a = (void *)&r.ifr_addr;
+
+	snprintf(r.ifr_name, sizeof(r.ifr_name), "%s", name);
+	a->sin_family = AF_INET;
+	inet_pton(AF_INET, ip, &a->sin_addr);
+	assert_int_equal(ioctl(fd, SIOCSIFADDR, &r), 0);
+}
+
+/* False: this host does not let it. */
+static bool enter_namespace(void)
+{
+	char map[64];
+	unsigned uid = getuid(), gid = getgid();
+	struct ifreq r = { .ifr_name = "lo" };
+
+	if (unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0)
+		return false;
+	snprintf(map, sizeof(map), "0 %u 1", uid);
+	if (!write_file("/proc/self/setgroups", "deny") || !write_file("/proc/self/uid_map", map))
+		return false;
+	snprintf(map, sizeof(map), "0 %u 1", gid);
+	if (!write_file("/proc/self/gid_map", map))
+		return false;
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	assert_int_equal(ioctl(fd, SIOCGIFFLAGS, &r), 0);
+	r.ifr_flags |= IFF_UP;
+	assert_int_equal(ioctl(fd, SIOCSIFFLAGS, &r), 0);
+	add_address(fd, "lo:1", NAMED);
+	add_address(fd, "lo:2", OTHER);
+	close(fd);
+	return true;
+}
+
+static int listen_at(int type, const char *ip, uint16_t port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(port) };
+	int fd = socket(AF_INET, type, 0), one = 1;
+
+	inet_pton(AF_INET, ip, &a.sin_addr);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	if (type == SOCK_STREAM)
+		assert_int_equal(listen(fd, 8), 0);
+	return fd;
+}
+
+/* ---- the lab ---- */
+
+static void parse(struct lab **l)
+{
+	if (lab_parse(l, file, strlen(file), "file", "test", &err) < 0)
+		fail_msg("%s", err.text);
+}
+
+static int dial(void)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	snprintf(at.sun_path, sizeof(at.sun_path), "%s", t.path);
+	assert_int_equal(connect(fd, (struct sockaddr *)&at, sizeof(at)), 0);
+	return fd;
+}
+
+static void start_lab(void)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	int ready[2], fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	char text[512] = "";
+
+	snprintf(t.dir, sizeof(t.dir), "/tmp/viv-uplink.XXXXXX");
+	assert_non_null(mkdtemp(t.dir));
+	snprintf(t.path, sizeof(t.path), "%s/sock", t.dir);
+	snprintf(t.resolv, sizeof(t.resolv), "%s/resolv.conf", t.dir);
+	int conf = open(t.resolv, O_WRONLY | O_CREAT, 0600);
+	assert_true(dprintf(conf, "nameserver 127.0.0.1\n") > 0);
+	close(conf);
+	snprintf(at.sun_path, sizeof(at.sun_path), "%s", t.path);
+	assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof(at)), 0);
+	assert_int_equal(listen(fd, 8), 0);
+	assert_int_equal(pipe(ready), 0);
+	parse(&t.lab);
+	t.pid = fork();
+	if (!t.pid) {
+		struct labd_config cfg = { .control_fd = fd, .ready_fd = ready[1], .resolv_conf = t.resolv };
+		parse(&cfg.lab);
+		close(t.listener);
+		close(t.dns);
+		_exit(labd_main(&cfg));
+	}
+	close(fd);
+	close(ready[1]);
+	assert_true(read(ready[0], text, sizeof(text) - 1) > 0);
+	assert_string_equal(text, "ok\n");
+	close(ready[0]);
+	uint8_t mac[6];
+	int control = dial();
+	assert_int_equal(labd_attach(control, "web", "dmz", mac, &t.web, &err), 0);
+	close(control);
+}
+
+static void stop_lab(void)
+{
+	int status, fd = dial();
+
+	assert_true(dprintf(fd, "{\"cmd\": \"stop\"}\n") > 0);
+	assert_int_equal(waitpid(t.pid, &status, 0), t.pid);
+	assert_int_equal(status, 0);
+	close(fd);
+	close(t.web);
+	unlink(t.path);
+	unlink(t.resolv);
+	rmdir(t.dir);
+	lab_free(t.lab);
+}
+
+/* ---- the machine ---- */
+
+static const struct policy_port *card(void)
+{
+	return &t.lab->policy->ports[0];
+}
+
+static struct frame_ends ends(const char *dst)
+{
+	const struct policy_network *n = &t.lab->policy->networks[0];
+	struct frame_ends e = { .src = card()->v4, .dst = frame_addr(dst) };
+
+	memcpy(e.src_mac, card()->mac, 6);
+	memcpy(e.dst_mac, n->gateway_mac, 6);
+	return e;
+}
+
+static void send_frame(const struct frame *f)
+{
+	struct net_offload off = { 0 };
+	struct iovec iov[2] = { { &off, sizeof(off) }, { (void *)(uintptr_t)f->b, f->len } };
+
+	assert_int_equal(writev(t.web, iov, 2), sizeof(off) + f->len);
+}
+
+/* The next packet of @proto for port @dport, in @out with its frame in @f. */
+static bool await(uint8_t proto, uint16_t dport, struct packet *out, struct frame *f, int limit_ms)
+{
+	for (;;) {
+		struct pollfd pfd = { .fd = t.web, .events = POLLIN };
+		struct net_offload off;
+		struct iovec iov[2] = { { &off, sizeof(off) }, { f->b, sizeof(f->b) } };
+		if (poll(&pfd, 1, limit_ms) <= 0)
+			return false;
+		ssize_t n = readv(t.web, iov, 2);
+		f->len = n > (ssize_t)sizeof(off) ? (size_t)n - sizeof(off) : 0;
+		if (packet_parse(out, f->b, f->len) == PACKET_FINE && out->proto == proto &&
+		    (proto == IP_ICMP || out->dport == dport))
+			return true;
+	}
+}
+
+/* A SYN to @dst: the flags of what comes back, 0: an ICMP error. */
+static uint8_t knock(const char *dst, uint16_t port)
+{
+	static uint16_t sport = 2000;
+	struct frame_ends e = ends(dst);
+	struct frame f;
+	struct packet p;
+
+	frame_tcp(&f, &e, ++sport, port, PACKET_SYN);
+	send_frame(&f);
+	for (;;) {
+		struct pollfd pfd = { .fd = t.web, .events = POLLIN };
+		if (poll(&pfd, 1, LIMIT_MS) <= 0)
+			fail_msg("no answer from %s:%u", dst, port);
+		struct net_offload off;
+		struct iovec iov[2] = { { &off, sizeof(off) }, { f.b, sizeof(f.b) } };
+		ssize_t n = readv(t.web, iov, 2);
+		if (n <= (ssize_t)sizeof(off) ||
+		    packet_parse(&p, f.b, (size_t)n - sizeof(off)) != PACKET_FINE)
+			continue;
+		if (p.proto == IP_TCP && p.dport == sport)
+			return p.tcp_flags;
+		if (p.proto == IP_ICMP && p.icmp_type == ICMP_UNREACHABLE)
+			return 0;
+	}
+}
+
+/* ---- what the host sees ---- */
+
+static void start_sniffing(void)
+{
+	t.sniffer = socket(AF_PACKET, SOCK_DGRAM | SOCK_NONBLOCK, htons(ETH_P_ALL));
+	assert_true(t.sniffer >= 0);
+}
+
+/* Packets to @ip since the last time. */
+static unsigned count_sniffed(const char *ip)
+{
+	struct net_addr wanted = frame_addr(ip);
+	uint8_t b[2048];
+	unsigned n = 0;
+	ssize_t len;
+
+	while ((len = recv(t.sniffer, b, sizeof(b), 0)) > 0)
+		n += len >= 20 && b[0] >> 4 == 4 && memcmp(b + 16, wanted.b + 12, 4) == 0;
+	return n;
+}
+
+static void test_names_open_the_way(void **state)
+{
+	struct frame_ends e = ends("10.1.0.1");
+	uint8_t q[] = "\x12\x34\1\0\0\1\0\0\0\0\0\0\7updates\7example\3org\0\0\1\0\1", m[512];
+	struct sockaddr_in from;
+	socklen_t from_len = sizeof(from);
+	struct frame f;
+	struct packet p;
+
+	start_sniffing();
+	/* Before the name was asked for, and to what it is not: refused, and not a packet leaves. */
+	assert_int_equal(knock(NAMED, 80), 0);
+	assert_int_equal(knock(OTHER, 80), 0);
+	assert_int_equal(count_sniffed(NAMED), 0);
+	frame_udp(&f, &e, 3333, 53, q, sizeof(q) - 1);
+	send_frame(&f);
+	ssize_t len = recvfrom(t.dns, m, sizeof(m), 0, (struct sockaddr *)&from, &from_len);
+	assert_int_equal(len, sizeof(q) - 1);
+	net_put16(m + 2, 0x8180);
+	net_put16(m + 6, 1);
+	memcpy(m + len, "\xc0\x0c\0\1\0\1\0\0\1\0\0\4\5\5\5\5", 16);
+	sendto(t.dns, m, (size_t)len + 16, 0, (struct sockaddr *)&from, from_len);
+	assert_true(await(IP_UDP, 3333, &p, &f, LIMIT_MS));
+	assert_int_equal(net_get16(p.data + p.payload), 0x1234);
+	/* Now it is open, by its port only; the rest of the world stays closed. */
+	assert_int_equal(knock(NAMED, 80), PACKET_SYN | PACKET_ACK);
+	int fd = accept(t.listener, NULL, NULL);
+	assert_true(fd >= 0);
+	close(fd);
+	count_sniffed(NAMED);
+	assert_int_equal(knock(NAMED, 81), 0);
+	assert_int_equal(knock(OTHER, 80), 0);
+	assert_int_equal(count_sniffed(OTHER), 0);
+}
+
+static void test_host_is_closed(void **state)
+{
+	static const char *const closed[] = { "127.0.0.1", "169.254.169.254", "10.1.0.2",
+					      "10.2.0.10", "192.168.1.1" };
+	int fd = listen_at(SOCK_STREAM, "127.0.0.1", 80);
+
+	count_sniffed(NAMED);
+	for (unsigned i = 0; i < ARRAY_SIZE(closed); i++) {
+		assert_int_equal(knock(closed[i], 80), 0);
+		assert_int_equal(count_sniffed(closed[i]), 0);
+	}
+	close(fd);
+}
+
+static void test_forward(void **state)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(8080) };
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+	struct frame f;
+	struct packet p;
+
+	inet_pton(AF_INET, "127.0.0.1", &a.sin_addr);
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	assert_true(await(IP_TCP, 80, &p, &f, LIMIT_MS));
+	assert_int_equal(p.tcp_flags, PACKET_SYN);
+	assert_true(net_addr_is_equal(&p.src, &t.lab->policy->networks[0].uplink_v4));
+	/* The machine refuses: the caller's connection ends.  Nothing else can be sent to the caller's address. */
+	struct frame_ends e = ends("10.1.0.2");
+	struct frame answer;
+	frame_tcp(&answer, &e, 80, p.sport, PACKET_RST | PACKET_ACK);
+	net_put32(answer.b + 14 + 20 + 8, net_get32(p.data + p.l4 + 4) + 1);
+	send_frame(&answer);
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	char byte;
+	assert_int_equal(poll(&pfd, 1, LIMIT_MS), 1);
+	assert_true(read(fd, &byte, 1) <= 0);
+	close(fd);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_names_open_the_way),
+		cmocka_unit_test(test_host_is_closed),
+		cmocka_unit_test(test_forward),
+	};
+
+	signal(SIGPIPE, SIG_IGN);
+	if (!enter_namespace()) {
+		printf("skipped: this host gives no network namespace: %s\n", strerror(errno));
+		return 77;
+	}
+	t.listener = listen_at(SOCK_STREAM, NAMED, 80);
+	t.dns = listen_at(SOCK_DGRAM, "127.0.0.1", 53);
+	start_lab();
+	int r = cmocka_run_group_tests(tests, NULL, NULL);
+	stop_lab();
+	return r;
+}
