@@ -26,4 +26,15 @@ int lab_request(const char *name, json_t *request, json_t **reply, struct error 
 /** lab_find() - the one lab that is up, or the one in which machine @machine is (NULL: any). malloc'd; NULL with @err set. */
 char *lab_find(const char *machine, struct error *err);
 
+/**
+ * lab_capture() - have lab @lab write packets of @what to @output.
+ * @options: after, stay, rotate, keep, filter as net/labd.h has them; taken
+ * @control_fd: receives the connection; closing it ends the capture, unless it stays
+ */
+int lab_capture(const char *lab, const char *what, const char *output, json_t *options, int *control_fd,
+		struct error *err);
+
+/** cli_capture() - `viv net capture`. */
+int cli_capture(int argc, char **argv);
+
 #endif

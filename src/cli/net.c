@@ -80,7 +80,7 @@ char *lab_find(const char *machine, struct error *err)
 /* ---- show ---- */
 
 struct args {
-	const char *lab;
+	const char *lab, *output;
 	struct opt_list names;
 	bool json, end;
 };
@@ -289,14 +289,15 @@ static int run_lab(int argc, char **argv)
 
 // clang-format off
 static const struct {
-	const char *name, *summary; /* NULL: internal */
-	const struct opts_cmd *cmd;
+	const char *name, *summary;
+	const struct opts_cmd *cmd; /* NULL: capture.c's */
 } tools[] = {
 	{ "show",   "cards and rules with their counters",       &show_cmd },
 	{ "allow",  "let something pass from now on",            &allow_cmd },
 	{ "deny",   "let something pass no more",                &deny_cmd },
 	{ "remove", "take a rule away",                          &remove_cmd },
 	{ "fault",  "latency, loss, bandwidth ... of a card",    &fault_cmd },
+	{ "capture", "write packets to a file",                  NULL },
 };
 // clang-format on
 
@@ -324,6 +325,8 @@ int cli_net(int argc, char **argv)
 		return print_usage(stdout, EXIT_FINE);
 	for (unsigned i = 0; i < ARRAY_SIZE(tools); i++) {
 		names[i] = tools[i].name;
+		if (strcmp(verb, tools[i].name) == 0 && !tools[i].cmd)
+			return cli_capture(argc - 1, argv + 1);
 		if (strcmp(verb, tools[i].name) == 0)
 			return ask(tools[i].cmd, verb, argc - 1, argv + 1);
 	}
@@ -341,6 +344,7 @@ int cli_net(int argc, char **argv)
 
 // clang-format off
 static const struct opt quarantine_opts[] = {
+	OPT_STRING_L(struct args, output, "output", 'o', "FILE", "capture what it tries to send from now on, pcapng"),
 	LAB_OPT, OPT_FLAG(struct args, end, "end", "connect it again"), OPT_END,
 };
 static const struct opts_cmd quarantine_cmd = {
@@ -360,10 +364,18 @@ int cli_quarantine(int argc, char **argv)
 	if (!cli_parse(&quarantine_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	_cleanup_free_ char *lab = a.lab ? strdup(a.lab) : lab_find(rest.args[0], &err);
-	status = !lab || lab_request(lab,
-				     json_pack("{s:s, s:s, s:b}", "cmd", "quarantine", "machine",
-					       rest.args[0], "on", !a.end),
-				     &reply, &err) < 0
+	/* The capture first: not a packet is missed. */
+	int capture_fd = -1;
+	int r = lab ? 0 : -ENOENT;
+	if (r == 0 && a.output)
+		r = lab_capture(lab, rest.args[0], a.output, json_pack("{s:b}", "stay", 1),
+				&capture_fd, &err);
+	if (capture_fd >= 0)
+		close(capture_fd);
+	status = r < 0 || lab_request(lab,
+				      json_pack("{s:s, s:s, s:b}", "cmd", "quarantine", "machine",
+						rest.args[0], "on", !a.end),
+				      &reply, &err) < 0
 			 ? cli_fail(&err)
 			 : EXIT_FINE;
 	json_decref(reply);

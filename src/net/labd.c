@@ -40,7 +40,26 @@ static int64_t on_now(void *ctx)
 static void on_send(void *ctx, unsigned port, const struct net_offload *off, const uint8_t *frame,
 		    size_t len)
 {
-	labd_frame_to(ctx, port, off, frame, len);
+	struct labd *d = ctx;
+
+	labd_captured(d, true, (int)port, fabric_policy(d->f)->ports[port].network, frame, len);
+	labd_frame_to(d, port, off, frame, len);
+}
+
+static void on_seen(void *ctx, int port, unsigned network, const struct fabric_verdict *v,
+		    const uint8_t *frame, size_t len)
+{
+	struct labd *d = ctx;
+
+	d->verdict = *v;
+	d->has_verdict = true;
+	labd_captured(d, false, port, network, frame, len);
+}
+
+void labd_input(struct labd *d, unsigned port, const struct net_offload *off, uint8_t *frame, size_t len)
+{
+	fabric_input(d->f, port, off, frame, len);
+	d->has_verdict = false;
 }
 
 static int port_of_source(const struct policy *p, const uint8_t *frame, size_t len)
@@ -60,6 +79,7 @@ static void on_uplink(void *ctx, unsigned network, const struct net_offload *off
 	const struct policy *p = fabric_policy(d->f);
 	int port = port_of_source(p, frame, len);
 
+	labd_captured(d, true, POLICY_OUTSIDE, network, frame, len);
 	if (port < 0 || p->ports[port].network != network || !d->ports[port].uplink)
 		return;
 	memcpy(frame + 6, p->networks[network].gateway_mac, 6);
@@ -102,6 +122,7 @@ static void from_uplink(struct uplink_port *u, const struct net_offload *off,
 		len += iov[i].iov_len;
 	}
 	fabric_uplink_input(d->f, fabric_policy(d->f)->ports[u->port].network, off, d->tx.b, len);
+	d->has_verdict = false;
 }
 
 static void on_uplink_send(void *ctx, const struct net_offload *off, const void *head,
@@ -194,16 +215,19 @@ static int add_forward(struct labd *d, const struct policy_forward *w, struct er
 
 /* ---- control ---- */
 
-static void close_client(struct lab_client *c)
+static void close_client(struct labd *d, struct lab_client *c)
 {
 	if (c->fd < 0)
 		return;
+	labd_end_captures(d, (int)(c - d->clients), NULL, NULL);
 	close(c->fd);
 	if (c->pass_fd >= 0)
 		close(c->pass_fd);
 	bytes_free(&c->in);
 	bytes_free(&c->out);
-	*c = (struct lab_client){ .fd = -1, .pass_fd = -1 };
+	if (c->got_fd >= 0)
+		close(c->got_fd);
+	*c = (struct lab_client){ .fd = -1, .pass_fd = -1, .got_fd = -1 };
 }
 
 static void accept_client(struct labd *d)
@@ -223,7 +247,7 @@ static void run_line(struct labd *d, struct lab_client *c, const char *line, siz
 {
 	json_t *request = json_loadb(line, len, 0, NULL), *reply = json_object();
 	struct error err = { "this is no JSON object" };
-	int pass_fd = -1, r = request ? labd_command(d, request, reply, &pass_fd, &err) : -EINVAL;
+	int pass_fd = -1, r = request ? labd_command(d, c, request, reply, &pass_fd, &err) : -EINVAL;
 
 	json_object_set_new(reply, "ok", json_boolean(r == 0));
 	if (r < 0)
@@ -241,17 +265,38 @@ static void run_line(struct labd *d, struct lab_client *c, const char *line, siz
 	json_decref(reply);
 }
 
+/* A descriptor may come along; only the last one is kept. */
+static ssize_t receive(struct lab_client *c, uint8_t *buf, size_t cap)
+{
+	char control[CMSG_SPACE(sizeof(int))];
+	struct iovec iov = { buf, cap };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control,
+			      .msg_controllen = sizeof(control) };
+	ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *m = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+
+	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS &&
+	    m->cmsg_len == CMSG_LEN(sizeof(int))) {
+		if (c->got_fd >= 0)
+			close(c->got_fd);
+		memcpy(&c->got_fd, CMSG_DATA(m), sizeof(int));
+	}
+	return n;
+}
+
 static void read_client(struct labd *d, struct lab_client *c)
 {
 	uint8_t buf[4096], *nl;
-	ssize_t n = recv(c->fd, buf, sizeof(buf), MSG_DONTWAIT);
+	ssize_t n = receive(c, buf, sizeof(buf));
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n > 0)
 		bytes_put(&c->in, buf, (size_t)n);
 	if (n <= 0 || c->in.is_failed) {
-		close_client(c);
+		close_client(d, c);
 		return;
 	}
 	while (!c->is_closing && c->in.len && (nl = memchr(c->in.data, '\n', c->in.len))) {
@@ -298,7 +343,7 @@ static void serve_client(struct labd *d, struct lab_client *c, short events)
 	if (c->fd >= 0)
 		write_client(c);
 	if (c->fd >= 0 && c->is_closing)
-		close_client(c);
+		close_client(d, c);
 }
 
 /* ---- the loop ---- */
@@ -401,6 +446,7 @@ static void serve(struct labd *d)
 	while (!d->is_stopping && serve_round(d, MIN(next_ns, advertise_ns))) {
 		int64_t now_ns = labd_now_ns();
 		next_ns = labd_release(d, now_ns);
+		labd_flush_captures(d);
 		if (now_ns < advertise_ns)
 			continue;
 		advertise_ns = now_ns + ADVERTISE_NS;
@@ -429,9 +475,12 @@ static int create_fabric(struct labd *d, const struct labd_config *cfg, struct e
 	struct sockaddr_storage upstream;
 	bool has_upstream = resolver_host_upstream(cfg->resolv_conf, &upstream) == 0;
 	struct resolver_ops rops = { on_dns_reply, on_now, d };
-	struct fabric_ops ops = {
-		.send = on_send, .uplink = on_uplink, .dns = on_dns, .now_ms = on_now, .ctx = d
-	};
+	struct fabric_ops ops = { .send = on_send,
+				  .uplink = on_uplink,
+				  .dns = on_dns,
+				  .seen = on_seen,
+				  .now_ms = on_now,
+				  .ctx = d };
 	struct policy *p = d->lab->policy;
 
 	d->resolver = resolver_create(has_upstream ? &upstream : NULL, &rops);
@@ -471,8 +520,9 @@ static int set_up(struct labd *d, const struct labd_config *cfg, struct error *e
 
 static void tear_down(struct labd *d)
 {
+	labd_end_captures(d, -1, NULL, NULL);
 	for (unsigned i = 0; i < LABD_CLIENTS; i++)
-		close_client(&d->clients[i]);
+		close_client(d, &d->clients[i]);
 	for (unsigned i = 0; i < d->nports; i++) {
 		labd_close_port(d, i);
 		uplink_destroy(d->ports[i].uplink);
@@ -516,7 +566,7 @@ int labd_main(const struct labd_config *cfg)
 	d->lab = cfg->lab;
 	d->control_fd = cfg->control_fd;
 	for (unsigned i = 0; i < LABD_CLIENTS; i++)
-		d->clients[i].fd = d->clients[i].pass_fd = -1;
+		d->clients[i].fd = d->clients[i].pass_fd = d->clients[i].got_fd = -1;
 	int r = set_up(d, cfg, &err);
 	report(cfg, r < 0 ? err.text : "ok");
 	if (r == 0)

@@ -12,7 +12,8 @@
  * counted; nobody waits for a port that does not read.
  *
  * Commands: {"cmd": "attach", "machine": M, "network": N} gives a packet socket with the answer; show; allow and deny with
- * "rule", "what", "names"; remove with "id"; quarantine with "machine", "on"; fault with "card", "settings"; stop.
+ * "rule", "what", "names"; remove with "id"; quarantine with "machine", "on"; fault with "card", "settings"; stop; capture with
+ * "what", "name", "after", "filter", "rotate", "keep", "stay" and a folder's descriptor, and end, which ends this client's.
  */
 #ifndef VIV_NET_LABD_H
 #define VIV_NET_LABD_H
@@ -25,7 +26,8 @@
 #define LABD_QUEUE_BYTES (2 * MIB)
 #define LABD_BATCH	 64
 #define LABD_CLIENTS	 16
-#define LABD_LINE_MAX	 (64 * KIB)
+#define LABD_LINE_MAX	 (256 * KIB)
+#define LABD_CAPTURES	 8
 
 struct labd_config {
 	struct lab *lab;	 /* taken */

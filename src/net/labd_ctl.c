@@ -47,7 +47,8 @@ static int find_card(const struct policy *p, const char *label, struct error *er
 
 /* ---- attach ---- */
 
-static int attach(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int attach(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		  int *pass_fd, struct error *err)
 {
 	const struct policy *p = fabric_policy(d->f);
 	const char *machine, *network;
@@ -129,17 +130,20 @@ static int add_rule(struct labd *d, json_t *request, json_t *reply, bool is_allo
 	return set_policy(d, p, err);
 }
 
-static int allow(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int allow(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		 int *pass_fd, struct error *err)
 {
 	return add_rule(d, request, reply, true, err);
 }
 
-static int deny(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int deny(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		int *pass_fd, struct error *err)
 {
 	return add_rule(d, request, reply, false, err);
 }
 
-static int remove_rule(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int remove_rule(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		       int *pass_fd, struct error *err)
 {
 	json_int_t id = json_integer_value(json_object_get(request, "id"));
 	struct policy *p = policy_copy(fabric_policy(d->f));
@@ -153,7 +157,8 @@ static int remove_rule(struct labd *d, json_t *request, json_t *reply, int *pass
 	return set_policy(d, p, err);
 }
 
-static int quarantine(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int quarantine(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		      int *pass_fd, struct error *err)
 {
 	json_t *on = json_object_get(request, "on");
 	const char *name;
@@ -178,7 +183,8 @@ static int quarantine(struct labd *d, json_t *request, json_t *reply, int *pass_
 
 /* ---- faults ---- */
 
-static int fault(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int fault(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		 int *pass_fd, struct error *err)
 {
 	json_t *settings = json_object_get(request, "settings"), *value;
 	const char *label, *key;
@@ -233,7 +239,8 @@ static json_t *card_json(const struct labd *d, unsigned i)
 			 "lost", (json_int_t)d->ports[i].lost, "denied", denied);
 }
 
-static int show(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int show(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		int *pass_fd, struct error *err)
 {
 	const struct policy *p = fabric_policy(d->f);
 	json_t *cards = json_array(), *rules = json_array();
@@ -256,29 +263,48 @@ static int show(struct labd *d, json_t *request, json_t *reply, int *pass_fd, st
 	return 0;
 }
 
-static int stop(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+static int stop(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		int *pass_fd, struct error *err)
 {
 	d->is_stopping = true;
 	return 0;
 }
 
+static int capture(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		   int *pass_fd, struct error *err)
+{
+	int dir_fd = client->got_fd;
+
+	client->got_fd = -1;
+	return labd_capture(d, request, (int)(client - d->clients), dir_fd, err);
+}
+
+static int end(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+	       int *pass_fd, struct error *err)
+{
+	return labd_end_captures(d, (int)(client - d->clients), reply, err);
+}
+
 static const struct {
 	const char *name;
-	int (*run)(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err);
+	int (*run)(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		   int *pass_fd, struct error *err);
 } commands[] = {
 	{ "attach", attach }, { "show", show },		 { "allow", allow },
 	{ "deny", deny },     { "remove", remove_rule }, { "quarantine", quarantine },
-	{ "fault", fault },   { "stop", stop },
+	{ "fault", fault },   { "stop", stop },		 { "capture", capture },
+	{ "end", end },
 };
 
-int labd_command(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err)
+int labd_command(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		 int *pass_fd, struct error *err)
 {
 	const char *name = json_is_object(request) ? text_of(request, "cmd") : NULL;
 
 	*pass_fd = -1;
 	for (unsigned i = 0; name && i < ARRAY_SIZE(commands); i++)
 		if (strcmp(commands[i].name, name) == 0)
-			return commands[i].run(d, request, reply, pass_fd, err);
+			return commands[i].run(d, client, request, reply, pass_fd, err);
 	return error_set(err, -EINVAL, "a lab knows no command \"%s\"", name ? name : "");
 }
 

@@ -6,6 +6,7 @@
 #include <poll.h>
 
 #include "base/bytes.h"
+#include "net/capture.h"
 #include "net/fabric.h"
 #include "net/labd.h"
 #include "net/resolver.h"
@@ -23,6 +24,7 @@ struct lab_frame {	 /* that waits */
 };
 
 struct uplink_port; /* labd.c's */
+struct lab_capture; /* labd_capture.c's */
 
 struct lab_port {
 	int fd;				     /* -1: no machine */
@@ -44,6 +46,7 @@ struct lab_client {
 	struct bytes in, out;
 	size_t out_off;
 	int pass_fd; /* goes with the next byte of @out; -1: none */
+	int got_fd;  /* came with a command; -1: none */
 	bool is_closing;
 	unsigned pfd;
 };
@@ -62,6 +65,10 @@ struct labd {
 	struct pollfd *pfds;
 	unsigned npfds, pfds_cap;
 	bool is_stopping;
+	struct lab_capture *captures[LABD_CAPTURES];
+	unsigned ncaptures;
+	struct fabric_verdict verdict; /* of the frame that is on its way */
+	bool has_verdict;
 	struct {
 		uint8_t room[FABRIC_HEADROOM];
 		uint8_t b[NET_FRAME_MAX];
@@ -82,7 +89,20 @@ void labd_close_port(struct labd *d, unsigned port);
 int64_t labd_release(struct labd *d, int64_t now_ns);
 bool labd_is_congested(const struct lab_port *p);
 
-/** labd_command() - @request to @reply, both JSON objects; @pass_fd: receives a descriptor to go with it, or -1. */
-int labd_command(struct labd *d, json_t *request, json_t *reply, int *pass_fd, struct error *err);
+/** labd_input() - a frame from the machine at @port, past its faults. */
+void labd_input(struct labd *d, unsigned port, const struct net_offload *off, uint8_t *frame, size_t len);
+
+/** labd_command() - @request of @client to @reply, both JSON objects; @pass_fd: receives a descriptor to go with it, or -1. */
+int labd_command(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		 int *pass_fd, struct error *err);
+
+/** labd_captured() - a frame for captures: before the filter from, or after it to, @port or the uplink of @network. */
+void labd_captured(struct labd *d, bool is_after, int port, unsigned network, const uint8_t *frame,
+		   size_t len);
+/** labd_capture() - begin one.  Takes @dir_fd. */
+int labd_capture(struct labd *d, json_t *request, int client, int dir_fd, struct error *err);
+/** labd_end_captures() - those that end with @client, -1: that stay.  @reply: receives their sums; NULL: nobody asks. */
+int labd_end_captures(struct labd *d, int client, json_t *reply, struct error *err);
+void labd_flush_captures(struct labd *d);
 
 #endif

@@ -173,7 +173,7 @@ int64_t labd_release(struct labd *d, int64_t now_ns)
 		p->held--;
 		p->held_bytes -= f->len;
 		if (f->is_in)
-			fabric_input(d->f, f->port, &f->off, f->data, f->len);
+			labd_input(d, f->port, &f->off, f->data, f->len);
 		else
 			to_socket(d, f->port, &f->off, f->data, f->len);
 		free(f);
@@ -208,7 +208,7 @@ void labd_read_port(struct labd *d, unsigned port)
 			continue;
 		size_t len = (size_t)n - sizeof(d->rx_off);
 		if (pass_link(d, port, true, &d->rx_off, d->rx.b, len))
-			fabric_input(d->f, port, &d->rx_off, d->rx.b, len);
+			labd_input(d, port, &d->rx_off, d->rx.b, len);
 	}
 }
 

@@ -4,6 +4,7 @@ import ipaddress
 import json
 import re
 import socket
+import struct
 import subprocess
 
 import pytest
@@ -172,15 +173,52 @@ def test_plan_is_what_machines_reach(empty_viv, guest, tmp_path):
     assert counts["dmz.web -> mal.sus : tcp/80"] == 1
     back = f"icmp {sus}"
     assert consoles["db"].ask([back])
-    viv.ok("quarantine", "sus")
+    captured = tmp_path / "sus.pcapng"
+    viv.ok("quarantine", "sus", "-o", captured)
     assert not consoles["db"].ask([back])
+    assert not consoles["sus"].ask([f"icmp {plan['networks'][1]['subnet'].replace('.0/24', '.1')}"])
     assert "quarantine" in viv.ok("net", "show").stdout
     assert "sus" in viv.names()
     viv.ok("quarantine", "--end", "sus")
     assert consoles["db"].ask([back])
 
+    tcp_file = tmp_path / "db.pcapng"
+    capture = viv.spawn("net", "capture", "dmz.db", "-o", tcp_file, "--filter", "tcp port 5432")
+    capture.expect("Ctrl-C ends it")
+    web = next(c["address"] for c in plan["cards"] if c["machine"] == "web")
+    assert consoles["db"].ask([f"tcp {web} 5432", f"icmp {web}"]) == {f"tcp {web} 5432", f"icmp {web}"}
+    capture.sendintr()
+    capture.expect(r"(\d+) packets")
+    packets = read_pcapng(tcp_file)
+    assert len(packets) == int(capture.match.group(1)) > 2
+    assert {interface for interface, _ in packets} == {"dmz.db"}
+    assert {comment for _, comment in packets} == {"passed"}
+    viv.fails("net", "capture", "dmz.db", "-o", tcp_file, "--filter", "tcp prot 1", says=["tcp prot 1"])
+    viv.fails("net", "capture", "nobody", "-o", tcp_file, says=["nobody"])
+
     viv.ok("down", path)
     assert viv.names() == []
+    assert ("mal.sus", "denied: quarantine") in read_pcapng(captured)
+
+
+def read_pcapng(path):
+    """(interface, comment) of each packet."""
+    data, at, names, packets = path.read_bytes(), 0, [], []
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        assert data[at + size - 4:at + size] == data[at + 4:at + 8]
+        start = at + 16 if kind == 1 else at + 28 + (struct.unpack_from("<I", data, at + 20)[0] + 3 & ~3) if kind == 6 else None
+        if start:
+            code, length = struct.unpack_from("<HH", data, start)
+            text = data[start + 4:start + 4 + length].decode()
+            if kind == 1:
+                assert code == 2
+                names.append(text)
+            else:
+                assert code == 1
+                packets.append((names[struct.unpack_from("<I", data, at + 8)[0]], text))
+        at += size
+    return packets
 
 
 def test_half_a_lab_is_none(empty_viv, guest, tmp_path):
