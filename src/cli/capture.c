@@ -21,13 +21,14 @@ struct args {
 	const char *lab, *output, *filter;
 	uint64_t rotate, keep;
 	int64_t time_ns;
-	bool after, stay;
+	bool before, after, stay;
 };
 
 // clang-format off
 static const struct opt capture_opts[] = {
 	OPT_STRING_L(struct args, output, "output", 'o', "FILE", "the file, pcapng (needed)"),
-	OPT_FLAG(struct args, after, "after", "not what machines send, but what is let through to them"),
+	OPT_FLAG(struct args, before, "before", "only what machines and uplinks send, before the filter"),
+	OPT_FLAG(struct args, after, "after", "only what is let through to machines and uplinks, after it"),
 	OPT_STRING(struct args, filter, "filter", "EXPRESSION", "only such packets, as tcpdump has it: 'tcp port 80'"),
 	OPT_DURATION(struct args, time_ns, "time", "TIME", "end after this time", 1000000, 86400LL * 1000000000),
 	OPT_SIZE(struct args, rotate, "rotate", "SIZE", "go on in FILE.1, FILE.2 ... each time it is that long", CAPTURE_ROTATE_MIN, 1ULL << 40),
@@ -40,7 +41,8 @@ static const struct opts_cmd capture_cmd = {
 	.name = "viv net capture",
 	.usage = "NETWORK|MACHINE|NETWORK.MACHINE|'*' -o FILE",
 	.summary = "write packets to a file, each with what became of it and by which rule",
-	.details = "Until Ctrl-C, unless --time or --stay say otherwise.  The comment of each packet tells whether it passed.",
+	.details = "Until Ctrl-C, unless --time or --stay say otherwise.  What a card sends is there with what becomes of it as its "
+		   "comment,\nwhat comes to it as it was let through; so between two cards of a network a packet is there twice.",
 	.opts = capture_opts,
 	.min_args = 1,
 	.max_args = 1,
@@ -172,9 +174,12 @@ static int run_capture(const struct args *a, const char *what, struct error *err
 		r = compile(a->filter, &filter, err);
 	if (r < 0)
 		return r;
-	json_t *options =
-		json_pack("{s:b, s:b, s:I, s:I, s:o*}", "after", a->after, "stay", a->stay, "rotate",
-			  (json_int_t)a->rotate, "keep", (json_int_t)a->keep, "filter", filter);
+	json_t *options = json_pack("{s:s, s:b, s:I, s:I, s:o*}", "side",
+				    a->before == a->after ? "both"
+				    : a->before		  ? "before"
+							  : "after",
+				    "stay", a->stay, "rotate", (json_int_t)a->rotate, "keep",
+				    (json_int_t)a->keep, "filter", filter);
 	r = lab_capture(lab, what, a->output, options, &fd, err);
 	if (r < 0)
 		return r;

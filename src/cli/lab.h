@@ -28,11 +28,11 @@ char *lab_find(const char *machine, struct error *err);
 
 /**
  * lab_capture() - have lab @lab write packets of @what to @output.
- * @options: after, stay, rotate, keep, filter as net/labd.h has them; taken
+ * @options: side, stay, rotate, keep, filter as net/labd.h has them; taken
  * @control_fd: receives the connection; closing it ends the capture, unless it stays
  */
-int lab_capture(const char *lab, const char *what, const char *output, json_t *options, int *control_fd,
-		struct error *err);
+int lab_capture(const char *lab, const char *what, const char *output, json_t *options,
+		int *control_fd, struct error *err);
 
 /** cli_capture() - `viv net capture`. */
 int cli_capture(int argc, char **argv);

@@ -13,7 +13,7 @@
  *
  * Commands: {"cmd": "attach", "machine": M, "network": N} gives a packet socket with the answer; show; allow and deny with
  * "rule", "what", "names"; remove with "id"; quarantine with "machine", "on"; fault with "card", "settings"; stop; capture with
- * "what", "name", "after", "filter", "rotate", "keep", "stay" and a folder's descriptor, and end, which ends this client's.
+ * "what", "name", "side" (before, after, both), "filter", "rotate", "keep", "stay" and a folder's descriptor, and end, which ends this client's.
  */
 #ifndef VIV_NET_LABD_H
 #define VIV_NET_LABD_H

@@ -12,7 +12,7 @@
 struct lab_capture {
 	struct capture *c;
 	int network, machine; /* -1: any */
-	bool is_after;
+	bool wants_before, wants_after;
 	int client; /* index: it ends with this one; -1: with the lab */
 };
 
@@ -51,7 +51,7 @@ static void offer(struct labd *d, bool is_after, int port, unsigned network, con
 		describe(d, &d->verdict, comment, sizeof(comment));
 	for (unsigned i = 0; i < LABD_CAPTURES; i++) {
 		struct lab_capture *k = d->captures[i];
-		if (!k || k->is_after != is_after ||
+		if (!k || !(is_after ? k->wants_after : k->wants_before) ||
 		    (k->network >= 0 && (unsigned)k->network != network) ||
 		    (k->machine >= 0 &&
 		     (port == POLICY_OUTSIDE || (unsigned)k->machine != p->ports[port].machine)))
@@ -165,7 +165,9 @@ int labd_capture(struct labd *d, json_t *request, int client, int dir_fd, struct
 		free(k);
 		return r;
 	}
-	k->is_after = json_is_true(json_object_get(request, "after"));
+	const char *side = json_string_value(json_object_get(request, "side")) ?: "both";
+	k->wants_before = strcmp(side, "after") != 0;
+	k->wants_after = strcmp(side, "before") != 0;
 	k->client = json_is_true(json_object_get(request, "stay")) ? -1 : client;
 	r = open_capture(d, request, dir_fd, k, err);
 	if (r < 0) {
