@@ -209,7 +209,8 @@ static void test_given_to_threads(void **state)
 
 	seen.change = refuse;
 	for (unsigned i = 0; i < ARRAY_SIZE(refusals); i++) {
-		seen.refused = seen.writes_by_thread = 0;
+		seen.refused = 0;
+		seen.writes_by_thread = 0;
 		refusal = refusals[i];
 		round_trip(i * 8192, 2, 4096, i);
 		assert_int_equal(seen.writes_by_thread, 1);
