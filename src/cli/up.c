@@ -57,11 +57,19 @@ static bool is_up(const char *name)
 	return fd >= 0;
 }
 
+/* Its network may have died since. */
+static bool was_brought_up(const char *name)
+{
+	_cleanup_free_ char *file = lab_file(name, NULL);
+
+	return file && access(file, F_OK) == 0;
+}
+
 char *lab_name_of(const char *what, struct error *err)
 {
 	struct lab *l;
 
-	if (paths_check_name("a lab", what, NULL) == 0 && is_up(what))
+	if (paths_check_name("a lab", what, NULL) == 0 && was_brought_up(what))
 		return strdup(what);
 	if (access(what, F_OK) < 0) {
 		error_set(err, -ENOENT, "\"%s\" is neither a lab that is up nor a file", what);
@@ -343,7 +351,10 @@ static int bring_up(const struct lab *l, const char *path, struct error *err)
 	const char *name = l->policy->name;
 	int r = is_up(name) ? error_set(err, -EEXIST,
 					"lab \"%s\" is up already; viv down %s ends it", name, name)
-			    : check_machines(l, err);
+		: was_brought_up(name)
+			? error_set(err, -EEXIST, "the network of lab \"%s\" has died; viv down %s ends the rest of it",
+				    name, name)
+			: check_machines(l, err);
 
 	if (r == 0)
 		r = copy_file(path, name, err);

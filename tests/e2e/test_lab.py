@@ -2,7 +2,10 @@
 """Labs of tiny guests: what `viv plan` draws is what the machines of a lab reach, and it changes while they run."""
 import ipaddress
 import json
+import os
+import pathlib
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -231,6 +234,21 @@ def test_half_a_lab_is_none(empty_viv, guest, tmp_path):
     assert viv.names() == []
     assert viv.processes() == []
     viv.fails("down", path, says=["half", "not up"])
+
+
+def test_the_network_dies(empty_viv, guest, tmp_path):
+    """Its machines live on without it, and viv down still finds them."""
+    viv = empty_viv
+    path = tmp_path / "frail.yaml"
+    path.write_text(f"networks: {{n: {{subnet: 10.1.0.0/24}}}}\nmachines:\n  one: {{{guest}, networks: [n]}}\n")
+    viv.ok("up", path)
+    (pid,) = [p for p in viv.processes() if b"net\0lab\0" in pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
+    os.kill(pid, signal.SIGKILL)
+    viv.wait_until(lambda: pid not in viv.processes(), "the network's end")
+    assert viv.names() == ["one"]
+    viv.fails("up", path, says=["has died", "viv down frail"])
+    viv.ok("down", "frail")
+    assert viv.names() == []
 
 
 @pytest.mark.parametrize("text, says", [
