@@ -32,16 +32,18 @@
 #define LIMIT_MS 20000
 #define NAMED	 "5.5.5.5" /* what updates.example.org is */
 #define OTHER	 "6.6.6.6"
+#define OTHER6	 "2600::6"
 
-static const char file[] =
-	"networks:\n"
-	"  dmz: {subnet: 10.1.0.0/24, uplink: nat}\n"
-	"  app: {subnet: 10.2.0.0/24}\n"
-	"machines:\n"
-	"  web: {kernel: k, networks: [dmz], forward: ['8080:80']}\n"
-	"  db: {kernel: k, networks: [app]}\n"
-	"allow:\n"
-	"  - dmz.web -> internet : {names: [updates.example.org], ports: [80]}\n";
+static const char file[] = "networks:\n"
+			   "  dmz: {subnet: 10.1.0.0/24, uplink: nat}\n"
+			   "  app: {subnet: 10.2.0.0/24}\n"
+			   "machines:\n"
+			   "  web: {kernel: k, networks: [dmz], forward: ['8080:80']}\n"
+			   "  db: {kernel: k, networks: [app]}\n"
+			   "allow:\n"
+			   "  - dmz.web -> internet : {names: [updates.example.org], ports: [80]}\n"
+			   "  - dmz.web -> internet : udp/99\n"
+			   "  - dmz.web -> internet : tcp/8081\n";
 
 static struct {
 	pid_t pid;
@@ -74,6 +76,21 @@ static void add_address(int fd, const char *name, const char *ip)
 	assert_int_equal(ioctl(fd, SIOCSIFADDR, &r), 0);
 }
 
+/* struct in6_ifreq of linux/ipv6.h, which does not go together with netinet/in.h. */
+static void add_address6(const char *ip)
+{
+	struct {
+		struct in6_addr addr;
+		uint32_t prefix;
+		int index;
+	} r = { .prefix = 128, .index = (int)if_nametoindex("lo") };
+	int fd = socket(AF_INET6, SOCK_DGRAM, 0);
+
+	inet_pton(AF_INET6, ip, &r.addr);
+	assert_int_equal(ioctl(fd, SIOCSIFADDR, &r), 0);
+	close(fd);
+}
+
 /* False: this host does not let it. */
 static bool enter_namespace(void)
 {
@@ -95,6 +112,7 @@ static bool enter_namespace(void)
 	assert_int_equal(ioctl(fd, SIOCSIFFLAGS, &r), 0);
 	add_address(fd, "lo:1", NAMED);
 	add_address(fd, "lo:2", OTHER);
+	add_address6(OTHER6);
 	close(fd);
 	return true;
 }
@@ -102,11 +120,15 @@ static bool enter_namespace(void)
 static int listen_at(int type, const char *ip, uint16_t port)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(port) };
-	int fd = socket(AF_INET, type, 0), one = 1;
+	struct sockaddr_in6 a6 = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	bool is_v6 = strchr(ip, ':');
+	int fd = socket(is_v6 ? AF_INET6 : AF_INET, type, 0), one = 1;
 
-	inet_pton(AF_INET, ip, &a.sin_addr);
+	inet_pton(is_v6 ? AF_INET6 : AF_INET, ip, is_v6 ? (void *)&a6.sin6_addr : (void *)&a.sin_addr);
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	assert_int_equal(is_v6 ? bind(fd, (struct sockaddr *)&a6, sizeof(a6))
+			       : bind(fd, (struct sockaddr *)&a, sizeof(a)),
+			 0);
 	if (type == SOCK_STREAM)
 		assert_int_equal(listen(fd, 8), 0);
 	return fd;
@@ -192,7 +214,8 @@ static const struct policy_port *card(void)
 static struct frame_ends ends(const char *dst)
 {
 	const struct policy_network *n = &t.lab->policy->networks[0];
-	struct frame_ends e = { .src = card()->v4, .dst = frame_addr(dst) };
+	struct frame_ends e = { .src = strchr(dst, ':') ? card()->v6 : card()->v4,
+				.dst = frame_addr(dst) };
 
 	memcpy(e.src_mac, card()->mac, 6);
 	memcpy(e.dst_mac, n->gateway_mac, 6);
@@ -246,7 +269,8 @@ static uint8_t knock(const char *dst, uint16_t port)
 			continue;
 		if (p.proto == IP_TCP && p.dport == sport)
 			return p.tcp_flags;
-		if (p.proto == IP_ICMP && p.icmp_type == ICMP_UNREACHABLE)
+		if ((p.proto == IP_ICMP && p.icmp_type == ICMP_UNREACHABLE) ||
+		    (p.proto == IP_ICMP6 && p.icmp_type == ICMP6_UNREACHABLE))
 			return 0;
 	}
 }
@@ -321,6 +345,46 @@ static void test_host_is_closed(void **state)
 	close(fd);
 }
 
+/* A datagram to a server outside, and its answer; both IP versions. */
+static void test_datagrams(void **state)
+{
+	static const char *const servers[] = { OTHER, OTHER6 };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(servers); i++) {
+		int fd = listen_at(SOCK_DGRAM, servers[i], 99);
+		struct frame_ends e = ends(servers[i]);
+		struct sockaddr_storage from;
+		socklen_t from_len = sizeof(from);
+		struct frame f;
+		struct packet p;
+		char text[16] = "";
+
+		frame_udp(&f, &e, 4000, 99, "ask", 3);
+		send_frame(&f);
+		struct pollfd pfd = { .fd = fd, .events = POLLIN };
+		assert_int_equal(poll(&pfd, 1, LIMIT_MS), 1);
+		assert_int_equal(
+			recvfrom(fd, text, sizeof(text), 0, (struct sockaddr *)&from, &from_len), 3);
+		assert_int_equal(sendto(fd, "answer", 6, 0, (struct sockaddr *)&from, from_len), 6);
+		assert_true(await(IP_UDP, 4000, &p, &f, LIMIT_MS));
+		assert_true(net_addr_is_equal(&p.src, &e.dst));
+		assert_memory_equal(p.data + p.payload, "answer", 6);
+		close(fd);
+	}
+}
+
+static void test_tcp_over_ipv6(void **state)
+{
+	int fd = listen_at(SOCK_STREAM, OTHER6, 8081);
+
+	assert_int_equal(knock(OTHER6, 8081), PACKET_SYN | PACKET_ACK);
+	assert_int_equal(knock(OTHER6, 8082), 0);
+	/* The host by its other names. */
+	assert_int_equal(knock("::1", 8081), 0);
+	assert_int_equal(knock("fd00:ec2::254", 8081), 0);
+	close(fd);
+}
+
 static void test_forward(void **state)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(8080) };
@@ -351,6 +415,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_names_open_the_way),
 		cmocka_unit_test(test_host_is_closed),
+		cmocka_unit_test(test_datagrams),
+		cmocka_unit_test(test_tcp_over_ipv6),
 		cmocka_unit_test(test_forward),
 	};
 

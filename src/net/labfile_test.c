@@ -157,6 +157,8 @@ static void test_plan(void **state)
 	plan_svg(l->policy, &text);
 	bytes_put_u8(&text, 0);
 	assert_non_null(strstr((char *)text.data, "tcp/5432</text>"));
+	assert_non_null(
+		strstr((char *)text.data, "host 127.0.0.1:8080 leads to dmz.web tcp/80</text>"));
 	assert_non_null(strstr((char *)text.data, "</svg>"));
 	bytes_free(&text);
 	json_t *json = plan_json(l->policy);

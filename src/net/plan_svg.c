@@ -57,12 +57,14 @@ static void draw_network(const struct policy *p, unsigned i, struct bytes *out)
 	}
 }
 
-static void draw_arrow(const struct plan_access *a, int x1, int y1, int x2, int y2, struct bytes *out)
+static void draw_path(int x1, int y1, int mx, int my, int x2, int y2, struct bytes *out)
 {
-	int mx = (x1 + x2) / 2, my = (y1 + y2) / 2, bend = x1 == x2 ? 60 : 0;
+	bytes_printf(out, "<path class=\"way\" d=\"M%d %d Q%d %d %d %d\"/>\n", x1, y1, mx, my, x2, y2);
+}
 
-	bytes_printf(out, "<path class=\"way\" d=\"M%d %d Q%d %d %d %d\"/>\n<text class=\"way\" x=\"%d\" y=\"%d\">",
-		     x1, y1, mx + bend, my - 12, x2, y2, mx + bend / 2, my - 10);
+static void draw_label(const struct plan_access *a, const char *class, int x, int y, struct bytes *out)
+{
+	bytes_printf(out, "<text class=\"%s\" x=\"%d\" y=\"%d\">", class, x, y);
 	plan_access_format(a, out);
 	bytes_printf(out, "%s</text>\n", a->is_named ? " by name" : "");
 }
@@ -79,14 +81,32 @@ static void draw_way(const struct policy *p, unsigned from, int to, struct bytes
 	bool is_open = access.nranges[PLAN_TCP] || access.nranges[PLAN_UDP] ||
 		       access.nranges[PLAN_ICMP] || access.nranges[PLAN_OTHER];
 	if (is_open && to == POLICY_OUTSIDE) {
-		draw_arrow(&access, x_of(a) + BOX_W / 2, TOP, x_of(a) + BOX_W / 2, MARGIN + CLOUD_H, out);
+		/* One beside the other, the labels one below the other. */
+		int row = (int)row_of(p, from), x = x_of(a) + BOX_W - 24 - row * 14;
+		draw_path(x, TOP + HEAD_H + row * CARD_H + 3, x, TOP, x, MARGIN + CLOUD_H, out);
+		draw_label(&access, "out", x_of(a) + BOX_W - 90, TOP - 26 + row * 12, out);
 	} else if (is_open) {
 		unsigned b = p->ports[to].network;
 		bool is_right = b > a;
-		draw_arrow(&access, x_of(a) + (is_right ? BOX_W - 10 : 10), y_of(p, from),
-			   x_of(b) + (is_right ? 10 : BOX_W - 10), y_of(p, (unsigned)to), out);
+		int x1 = x_of(a) + (is_right ? BOX_W - 10 : 10),
+		    x2 = x_of(b) + (is_right ? 10 : BOX_W - 10);
+		int y1 = y_of(p, from), y2 = y_of(p, (unsigned)to),
+		    my = (y1 + y2) / 2 + (is_right ? -12 : 12);
+		draw_path(x1, y1, (x1 + x2) / 2, my, x2, y2, out);
+		draw_label(&access, "way", (x1 + x2) / 2, (y1 + y2 + 2 * my) / 4 - 4, out);
 	}
 	plan_access_free(&access);
+}
+
+static void draw_forward(const struct policy *p, const struct policy_forward *f, int y, struct bytes *out)
+{
+	char host[NET_ADDR_TEXT], label[2 * POLICY_NAME_MAX + 2];
+	bool is_v6 = !net_addr_is_v4(&f->host_addr);
+
+	bytes_printf(out, "<text x=\"%d\" y=\"%d\">host %s%s%s:%u leads to %s %s/%u</text>\n", MARGIN,
+		     y, is_v6 ? "[" : "", net_addr_format(&f->host_addr, host), is_v6 ? "]" : "",
+		     f->host_port, policy_port_label(p, f->port, label, sizeof(label)),
+		     f->is_udp ? "udp" : "tcp", f->guest_port);
 }
 
 void plan_svg(const struct policy *p, struct bytes *out)
@@ -99,7 +119,7 @@ void plan_svg(const struct policy *p, struct bytes *out)
 	for (unsigned i = 0; i < p->nnetworks; i++)
 		has_uplink |= p->networks[i].has_uplink;
 	int width = 2 * MARGIN + (int)p->nnetworks * (BOX_W + GAP) - GAP,
-	    height = TOP + HEAD_H + (int)rows * CARD_H + 60;
+	    height = TOP + HEAD_H + (int)rows * CARD_H + 60 + (int)p->nforwards * 14;
 	bytes_printf(
 		out,
 		"<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 "
@@ -108,7 +128,8 @@ void plan_svg(const struct policy *p, struct bytes *out)
 		".net{fill:#f4f6f8;stroke:#8899aa}.card{fill:#fff;stroke:#5577aa}.cut{fill:#fdd;"
 		"stroke:#c33}"
 		"path.way{fill:none;stroke:#286;stroke-width:1.5;marker-end:url(#a)}"
-		"text.way{fill:#175;text-anchor:middle}</style>\n"
+		"text.way{fill:#175;text-anchor:middle}text.out{fill:#175;text-anchor:end}</"
+		"style>\n"
 		"<defs><marker id=\"a\" viewBox=\"0 0 8 8\" refX=\"8\" refY=\"4\" "
 		"markerWidth=\"8\" markerHeight=\"8\" "
 		"orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" fill=\"#286\"/></marker></defs>\n"
@@ -129,9 +150,11 @@ void plan_svg(const struct policy *p, struct bytes *out)
 				draw_way(p, from, (int)to, out);
 		draw_way(p, from, POLICY_OUTSIDE, out);
 	}
+	for (unsigned i = 0; i < p->nforwards; i++)
+		draw_forward(p, &p->forwards[i], height - 30 - (int)(p->nforwards - 1 - i) * 14, out);
 	bytes_printf(out,
 		     "<text x=\"%d\" y=\"%d\">In a network all reach each other unless a rule "
-		     "denies it; "
-		     "what has no arrow is denied.</text>\n</svg>\n",
+		     "denies it; what has no arrow is "
+		     "denied.</text>\n</svg>\n",
 		     MARGIN, height - 14);
 }
