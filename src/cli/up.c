@@ -243,7 +243,7 @@ static int start_machine(const struct lab *l, unsigned i)
 }
 
 /* In a process of its own; its errors come through @err_fd. */
-static pid_t fork_machine(const struct lab *l, unsigned i, int err_fd)
+static pid_t fork_machine(const struct lab *l, unsigned i, const char *dir, int err_fd)
 {
 	fflush(NULL);
 	pid_t pid = fork();
@@ -255,6 +255,11 @@ static pid_t fork_machine(const struct lab *l, unsigned i, int err_fd)
 	dup2(null_fd, STDIN_FILENO);
 	dup2(null_fd, STDOUT_FILENO);
 	dup2(err_fd, STDERR_FILENO);
+	/* Files are named as seen from the lab's. */
+	if (chdir(dir) < 0) {
+		cli_note("cannot enter %s: %s", dir, strerror(errno));
+		_exit(EXIT_FAILED);
+	}
 	int status = start_machine(l, i);
 	fflush(NULL);
 	_exit(status);
@@ -275,15 +280,17 @@ static void read_reason(int fd, char *buf, size_t cap)
 	memmove(buf, line, strlen(line) + 1);
 }
 
-static int start_machines(const struct lab *l, struct error *err)
+static int start_machines(const struct lab *l, const char *path, struct error *err)
 {
+	const char *slash = strrchr(path, '/');
+	_cleanup_free_ char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
 	const struct policy *p = l->policy;
 	pid_t pids[POLICY_MACHINES_MAX];
 	int fds[POLICY_MACHINES_MAX], r = 0;
 
 	for (unsigned i = 0; i < p->nmachines; i++) {
 		fds[i] = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-		pids[i] = fork_machine(l, i, fds[i]);
+		pids[i] = fork_machine(l, i, dir ? dir : ".", fds[i]);
 	}
 	for (unsigned i = 0; i < p->nmachines; i++) {
 		char reason[400];
@@ -364,7 +371,7 @@ static int bring_up(const struct lab *l, const char *path, struct error *err)
 	signal(SIGINT, SIG_IGN);
 	r = start_network(name, err);
 	if (r == 0)
-		r = start_machines(l, err);
+		r = start_machines(l, path, err);
 	if (r < 0) {
 		struct error other;
 		if (take_down(l, &other) < 0)
