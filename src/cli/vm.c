@@ -223,6 +223,7 @@ static int join_lab(struct process *p, struct machine_config *cfg, struct error 
 struct origin {
 	struct snapshot_state state;
 	struct ram_files files;
+	struct working_set set; /* empty: none is known */
 	struct machine_restore restore;
 	bool is_prefault;
 };
@@ -234,6 +235,8 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 
 	if (r == 0 && o->is_prefault)
 		r = ram_files_prefault(&o->files, ram, err);
+	else if (r == 0)
+		working_set_prefetch(&o->set, ram);
 	return r;
 }
 
@@ -241,6 +244,7 @@ static void origin_close(struct origin *o)
 {
 	snapshot_state_free(&o->state);
 	ram_files_close(&o->files);
+	working_set_free(&o->set);
 }
 
 static int origin_open(struct origin *o, const struct process *p, struct error *err)
@@ -255,6 +259,11 @@ static int origin_open(struct origin *o, const struct process *p, struct error *
 		error_prefix(err, "snapshot %s of %s", p->args.from, p->args.name);
 		return r;
 	}
+	struct error why;
+	int found = snapstore_open_set(p->args.name, p->args.from, &o->set, &why);
+
+	if (found < 0 && found != -ENOENT)
+		log_warn("vm", "memory is not read ahead: %s", why.text);
 	o->restore = (struct machine_restore){ .state = &o->state, .map_ram = map_ram, .arg = o };
 	return 0;
 }
@@ -404,10 +413,17 @@ static int start(struct process *p, struct error *err)
 
 	if (wakes) {
 		machine_new_generation(p->m);
-		machine_slept(p->m, snap_real_ns() - from->real_ns);
+		machine_reappear(p->m);
 	}
+	/* For a copy it is as if its process had not been scheduled for a moment; nothing in its guest has to be told. */
+	if (p->restore)
+		machine_skip(p->m, snap_real_ns() - from->real_ns);
+	else if (wakes)
+		machine_slept(p->m, snap_real_ns() - from->real_ns);
 	if (wakes)
-		snapper_woke(p->snapper, from, true);
+		snapper_woke(p->snapper, from, !p->restore);
+	if (p->args.from)
+		snapper_record(p->snapper, &p->clock);
 	return machine_start(p->m, false, err);
 }
 

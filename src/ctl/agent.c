@@ -150,15 +150,16 @@ void agent_cancel(struct agent_job *job)
 
 static void send_job(struct agent *a, struct agent_job *job)
 {
-	char line[96];
+	char line[160];
 
 	a->current = job;
-	if (job->is_set_time) {
+	if (job->step == STEP_START && job->is_set_time) {
 		struct timespec now;
 
 		clock_gettime(CLOCK_REALTIME, &now);
 		snprintf(line, sizeof(line),
-			 "{\"execute\":\"guest-set-time\",\"arguments\":{\"time\":%lld%09ld}}",
+			 "{\"execute\":\"guest-exec\",\"arguments\":{\"path\":\"date\",\"arg\":"
+			 "[\"-u\",\"-s\",\"@%lld.%09ld\"]}}",
 			 (long long)now.tv_sec, now.tv_nsec);
 		send_line(a, line, CH_BUSY);
 		return;
@@ -553,11 +554,13 @@ int agent_call(struct agent *a, const char *command, json_t *arguments, int64_t 
 int agent_set_time(struct agent *a, int64_t timeout_ns, agent_done_fn done, void *ctx,
 		   struct agent_job **out, struct error *err)
 {
-	int r = agent_call(a, "guest-set-time", NULL, timeout_ns, done, ctx, out, err);
+	int r = job_add(a, out, timeout_ns, done, ctx, err);
 
-	if (r == 0)
-		(*out)->is_set_time = true;
-	return r;
+	if (r < 0)
+		return r;
+	(*out)->is_set_time = true;
+	job_kick(a);
+	return 0;
 }
 
 void agent_restart(struct agent *a)
@@ -577,4 +580,10 @@ void agent_restart(struct agent *a)
 		job = a->jobs; /* the callback may have changed the list */
 	}
 	job_kick(a);
+}
+
+void agent_delay(struct agent_job *job, int64_t ns)
+{
+	job->due_ns += ns;
+	arm(job->a);
 }

@@ -59,12 +59,17 @@ int agent_exec(struct agent *a, json_t *argv, const char *input, int64_t timeout
  */
 int agent_call(struct agent *a, const char *command, json_t *arguments, int64_t timeout_ns,
 	       agent_done_fn done, void *ctx, struct agent_job **out, struct error *err);
-/** agent_set_time() - guest-set-time, to the host's time at the moment when the command is sent. */
+/**
+ * agent_set_time() - the program date in the guest, with the host's time at the moment when the command is sent; the end is as of agent_exec().
+ * guest-set-time would keep the agent from everything else until hwclock has seen the end of a second.
+ */
 int agent_set_time(struct agent *a, int64_t timeout_ns, agent_done_fn done, void *ctx,
 		   struct agent_job **out, struct error *err);
 /** agent_restart() - the guest went back to another moment: what was under way in it fails, and the channel is synchronised anew. */
 void agent_restart(struct agent *a);
 
+/** agent_delay() - @job, just made, begins @ns later: what others want goes first. */
+void agent_delay(struct agent_job *job, int64_t ns);
 /** agent_cancel() - forget it; @done is not called.  The command in the guest goes on. */
 void agent_cancel(struct agent_job *job);
 

@@ -13,6 +13,7 @@
 struct take;
 struct forking;
 struct frozen;
+struct recording;
 
 struct snapper {
 	struct machine *m;
@@ -34,10 +35,11 @@ struct snapper {
 	bool is_frozen;	       /* they are, at this very moment */
 	struct agent_job *thaw_job; /* it is being asked to thaw them; or NULL */
 	unsigned nthaws;
-	struct agent_job *time_job; /* or NULL */
-	struct agent_job *mac_job;  /* or NULL */
-	struct take *take;	    /* a snapshot under way; or NULL */
-	struct forking *forking;    /* copies being made; or NULL */
+	struct agent_job *time_job;  /* or NULL */
+	struct agent_job *mac_job;   /* or NULL */
+	struct recording *recording; /* of the working set; or NULL */
+	struct take *take;	     /* a snapshot under way; or NULL */
+	struct forking *forking;     /* copies being made; or NULL */
 };
 
 uint64_t snap_now_us(void);
@@ -87,6 +89,8 @@ int snap_freeze(struct snapper *s, const char *const *names, unsigned n, bool is
 /** snap_freeze_cancel() - if it is for @ctx. */
 void snap_freeze_cancel(struct snapper *s, const void *ctx);
 void snap_guest_destroy(struct snapper *s);
+/** snap_recording_end() - without a result, if there is none yet. */
+void snap_recording_end(struct snapper *s);
 
 /* ---- copies ---- */
 /** snap_forking_cancel() - kill what makes them. */

@@ -113,7 +113,7 @@ static int reopen_disks(struct snapper *s, char *tops[MACHINE_MAX_DISKS], struct
 /* Paused.  Disks, memory, then state; nothing that can be refused is left by now but by the host. */
 static int64_t go_back(struct snapper *s, const struct ram_files *files,
 		       const struct snapshot_state *state, const struct snapper_moment *moment,
-		       char *tops[MACHINE_MAX_DISKS], struct error *err)
+		       bool tells_guest, char *tops[MACHINE_MAX_DISKS], struct error *err)
 {
 	struct guest_ram *ram = machine_ram(s->m);
 	int64_t pages = 0;
@@ -140,6 +140,8 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 	if (r == 0) {
 		machine_new_generation(s->m);
 		machine_slept(s->m, snap_real_ns() - moment->real_ns);
+		if (tells_guest)
+			machine_reappear(s->m);
 		if (s->agent)
 			agent_restart(s->agent);
 	}
@@ -171,6 +173,7 @@ int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_
 		ram_files_close(&files);
 		return r;
 	}
+	snap_recording_end(s);
 	uint64_t start = snap_now_us();
 	bool was_running = machine_state(s->m) == MACHINE_RUNNING;
 
@@ -187,7 +190,7 @@ int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_
 		ram_files_close(&files);
 		return r;
 	}
-	int64_t pages = go_back(s, is_base ? &s->base : &files, st, &moment, tops, err);
+	int64_t pages = go_back(s, is_base ? &s->base : &files, st, &moment, tells_guest, tops, err);
 
 	if (pages < 0) { /* memory is neither the old nor the new */
 		error_prefix(err, "going back to %s failed half-way", name);

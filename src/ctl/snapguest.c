@@ -21,6 +21,7 @@
 #define FREEZE_TIMEOUT_NS (30 * NS_PER_S)
 #define THAW_TIMEOUT_NS	  (60 * NS_PER_S)
 #define THAW_TRIES	  20
+#define HWCLOCK_AFTER_NS  (3 * NS_PER_S)
 #define WAKE_TIMEOUT_NS	  (60 * NS_PER_S)
 
 /* What is to be done once the guest is frozen. */
@@ -191,14 +192,34 @@ void snap_freeze_cancel(struct snapper *s, const void *ctx)
 
 /* ---- after it woke up ---- */
 
+static bool has_succeeded(json_t *result)
+{
+	return json_integer_value(json_object_get(result, "exitcode")) == 0;
+}
+
 static void on_time(void *ctx, json_t *result, const struct error *err)
 {
 	struct snapper *s = ctx;
 
 	s->time_job = NULL;
-	/* An agent without hwclock sets the time and complains. */
-	if (err)
-		log_info("snapshot", "the guest's clock: %s", err->text);
+	if (err || !has_succeeded(result))
+		log_info("snapshot", "the guest's clock: %s", err ? err->text : "it can't be set");
+}
+
+/* It is right but for what it took to start a program. The real-time clock is quite right, and hwclock waits for its next second. */
+static void on_date(void *ctx, json_t *result, const struct error *err)
+{
+	struct snapper *s = ctx;
+	struct error why;
+
+	on_time(ctx, result, err);
+	json_t *argv = err ? NULL : json_pack("[s, s]", "hwclock", "--hctosys");
+
+	if (argv && agent_exec(s->agent, argv, NULL, WAKE_TIMEOUT_NS, on_time, s, &s->time_job, &why) < 0)
+		log_info("snapshot", "the guest's clock: %s", why.text);
+	else if (argv)
+		agent_delay(s->time_job, HWCLOCK_AFTER_NS);
+	json_decref(argv);
 }
 
 static void on_mac(void *ctx, json_t *result, const struct error *err)
@@ -206,7 +227,7 @@ static void on_mac(void *ctx, json_t *result, const struct error *err)
 	struct snapper *s = ctx;
 
 	s->mac_job = NULL;
-	if (err || json_integer_value(json_object_get(result, "exitcode")) != 0)
+	if (err || !has_succeeded(result))
 		log_info("snapshot", "the guest keeps the MAC address that it had before: %s",
 			 err ? err->text : "it has no such card, or no program ip");
 }
@@ -240,8 +261,6 @@ void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool t
 {
 	struct error err;
 
-	if (tells_guest)
-		machine_reappear(s->m);
 	if (!s->agent)
 		return;
 	if (moment->is_frozen)
@@ -249,7 +268,7 @@ void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool t
 	if (s->time_job)
 		agent_cancel(s->time_job);
 	s->time_job = NULL;
-	if (tells_guest && agent_set_time(s->agent, WAKE_TIMEOUT_NS, on_time, s, &s->time_job, &err) < 0)
+	if (tells_guest && agent_set_time(s->agent, WAKE_TIMEOUT_NS, on_date, s, &s->time_job, &err) < 0)
 		log_info("snapshot", "the guest's clock is not set: %s", err.text);
 	if (tells_guest)
 		set_mac(s);

@@ -535,6 +535,15 @@ int snapstore_open_state(const char *vm, const char *name, struct snapshot_state
 	return r;
 }
 
+int snapstore_open_set(const char *vm, const char *name, struct working_set *out, struct error *err)
+{
+	_cleanup_free_ char *path = snapstore_path(vm, name, WORKING_SET_FILE, err), *data = NULL;
+	size_t len;
+	int r = path ? paths_read_file(path, WORKING_SET_MAX, &data, &len, err) : -ENOMEM;
+
+	return r < 0 ? r : working_set_parse(out, (const uint8_t *)data, len, err);
+}
+
 static int open_ram(const char *dir, const char *index, struct ram_files *out, struct error *err)
 {
 	_cleanup_free_ char *data = NULL;

@@ -5,6 +5,7 @@
  *   snapshot.json   what it is: when, of what, parent, and the machine's configuration with file names in place of paths
  *   state           CPUs, devices, clocks (vm/snapshot_state.h)
  *   ram.index, ram-...   memory (vm/snapshot_ram.h)
+ *   working-set     of memory, once a machine was started from it (vm/working_set.h)
  *   kernel, initrd, firmware, disk files
  *
  * Files that several snapshots, or a snapshot and a machine, have in common are hard links to one file, which nobody
@@ -21,6 +22,7 @@
 #include "ctl/vmconfig.h"
 #include "vm/snapshot_ram.h"
 #include "vm/snapshot_state.h"
+#include "vm/working_set.h"
 
 #define SNAPSTORE_FORMAT   1
 #define SNAPSTORE_JSON_MAX (2 * MIB)
@@ -97,6 +99,8 @@ void snapstore_list_free(struct snapshot_info *list, unsigned n);
 /** snapstore_path() - the folder, or @file in it; allocated. */
 char *snapstore_path(const char *vm, const char *name, const char *file, struct error *err);
 int snapstore_open_state(const char *vm, const char *name, struct snapshot_state *out, struct error *err);
+/** snapstore_open_set() - -ENOENT: none was recorded. */
+int snapstore_open_set(const char *vm, const char *name, struct working_set *out, struct error *err);
 int snapstore_open_ram(const char *vm, const char *name, struct ram_files *out, struct error *err);
 
 /** snapstore_delete() - gone in one step.  0, -ENOENT, -errno. */

@@ -114,6 +114,7 @@ void snapper_destroy(struct snapper *s)
 	if (s->forking)
 		snap_forking_cancel(s->forking);
 	snap_guest_destroy(s);
+	snap_recording_end(s);
 	snap_forget_base(s);
 	free(s->dirty);
 	free(s);

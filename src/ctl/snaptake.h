@@ -68,12 +68,15 @@ bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *t
 /** snapper_restored() - the machine was created from snapshot @name: log changes against it. */
 int snapper_restored(struct snapper *s, const char *name, struct error *err);
 
+/** snapper_record() - some seconds from now by @clock, which never stops: the working set of the snapshot that snapper_restored() was told,
+ * unless it has one (vm/working_set.h). */
+void snapper_record(struct snapper *s, struct vclock *clock);
 /** snapper_base() - the moment of the snapshot that snapper_restored() was told. */
 const struct snapper_moment *snapper_base(const struct snapper *s);
 
 /**
  * snapper_woke() - the machine goes on from @moment: its agent thaws what was frozen then.  With @tells_guest it also sets the clock, and the MAC address of a
- * machine that was another one then, and cards announce themselves.  Without an agent that answers only the cards do.
+ * machine that was another one then.  Without an agent that answers nothing comes of it.
  */
 void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool tells_guest);
 

@@ -62,6 +62,16 @@ static void tsc_resume(struct machine *m)
 	}
 }
 
+void machine_skip(struct machine *m, int64_t ns)
+{
+	if (ns <= 0)
+		return;
+	/* tsc_resume() takes away less. */
+	m->host_tsc_at_pause += (uint64_t)((unsigned __int128)ns * m->tsc_khz / 1000000);
+	vclock_set(&m->clock, vclock_now_ns(&m->clock) + ns);
+	loop_clock_changed(m->loop);
+}
+
 static int clock_start(struct machine *m, struct error *err)
 {
 	int r = 0;

@@ -181,6 +181,8 @@ void machine_reappear(struct machine *m);
 bool machine_card_mac(const struct machine *m, unsigned i, uint8_t mac[6]);
 /** machine_slept() - after a state was loaded: @ns of real time went by since it was saved.  Machine time knows nothing of it, the real-time clock does. */
 void machine_slept(struct machine *m, int64_t ns);
+/** machine_skip() - of a paused machine: @ns of machine time pass at once, on all clocks and timers, as in a process that was not scheduled. */
+void machine_skip(struct machine *m, int64_t ns);
 /** machine_ram_replaced() - all of RAM may have other contents; the machine is paused. */
 void machine_ram_replaced(struct machine *m);
 

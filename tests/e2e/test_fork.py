@@ -97,16 +97,21 @@ def test_frozen_file_systems_and_clocks(viv):
     for name in ("a", "w"):
         writes(name)
     viv.wait_until(lambda: clock_error(viv, "w") < 0.5, "the clock is right in a copy", limit=20)
-    macs = {name: json.loads((viv.home / "vms" / name / "machine.json").read_text())["mac"] for name in ("a", "w")}
-    assert macs["a"] != macs["w"]
-    for name, mac in macs.items():
+    viv.ok("run", "--from", "a@s", "--name", "c", "--detach")
+    macs = {name: json.loads((viv.home / "vms" / name / "machine.json").read_text())["mac"] for name in ("a", "c", "w")}
+    assert len(set(macs.values())) == 3
+    for name, mac in (("a", macs["a"]), ("c", macs["c"])):
         viv.wait_until(lambda: mac in viv.ok("exec", name, "--", "sh", "-c", "cat /sys/class/net/*/address").stdout,
                        f"{name} has its own MAC address", limit=20)
-    viv.ok("stop", "-f", "w")
+    viv.wait_until((viv.home / "vms" / "c" / "snapshots" / "s" / "working-set").exists, "the working set is recorded")
+    viv.ok("stop", "-f", "c", "w")
+    viv.ok("snapshot", "restore", "c", "s")  # which is read ahead
+    writes("c")
+    viv.ok("stop", "-f", "c")
     viv.ok("pause", "a")
     viv.fails("snapshot", "create", "a", "t", "--freeze", says=["paused", "--freeze"])
     viv.ok("resume", "a")
-    ends(viv, "a", "w")
+    ends(viv, "a", "c", "w")
 
 
 def test_nothing_to_freeze_with(counting):  # noqa: F811

@@ -153,6 +153,33 @@ static void try_index(const uint8_t *data, size_t len)
 	free(copy);
 }
 
+/* The same bytes as a working set. */
+static void try_set(const uint8_t *data, size_t len)
+{
+	uint8_t *copy = malloc(len ? len : 1);
+	struct bytes again = { 0 };
+	struct working_set w;
+	struct error err;
+
+	if (!copy)
+		abort();
+	memcpy(copy, data, len);
+	if (len >= 20) {
+		memcpy(copy, "VIVWKSET\1\0\0\0", 12);
+		uint64_t sum = XXH64(copy, len - 8, 0);
+
+		memcpy(copy + len - 8, &sum, 8);
+	}
+	if (working_set_parse(&w, copy, len, &err) == 0) {
+		if (working_set_save(&w, &again, &err) < 0 || again.len != len ||
+		    memcmp(again.data, copy, len) != 0)
+			abort();
+		working_set_free(&w);
+		bytes_free(&again);
+	}
+	free(copy);
+}
+
 static void try_bundle(const uint8_t *data, size_t len)
 {
 	struct snapstore_build b = { .dir_fd = dir_fd };
@@ -187,6 +214,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	size_t n = MIN((size_t)(data[0] | data[1] << 8), len - 2);
 
 	try_index(data + 2, n);
+	try_set(data + 2, n);
 	try_bundle(data + 2 + n, len - 2 - n);
 	return 0;
 }

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Recording the working set of the snapshot that this machine was started from (vm/working_set.h), some seconds after that. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "ctl/paths.h"
+#include "ctl/snap_int.h"
+#include "vm/working_set.h"
+
+#define AFTER_NS 3000000000LL
+#define PIECE_PAGES                                                                                \
+	(256 * MIB / GUEST_PAGE_SIZE) /* looked at in one go, which takes a few milliseconds */
+
+struct recording {
+	struct snapper *s;
+	struct vclock *clock;
+	struct vtimer *timer;
+	char *path;
+	struct working_set set;
+	uint64_t next_page;
+};
+
+void snap_recording_end(struct snapper *s)
+{
+	struct recording *r = s->recording;
+
+	s->recording = NULL;
+	if (!r)
+		return;
+	vtimer_destroy(r->timer);
+	working_set_free(&r->set);
+	free(r->path);
+	free(r);
+}
+
+/* Not synced: after a power cut a damaged one is none. */
+static int write_file(const char *path, const struct bytes *b, struct error *err)
+{
+	_cleanup_free_ char *part = paths_format(err, "%s.new", path);
+
+	if (!part)
+		return -ENOMEM;
+	_cleanup_close_ int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (fd < 0 || write(fd, b->data, b->len) != (ssize_t)b->len || rename(part, path) < 0) {
+		int r = error_set(err, errno ? -errno : -ENOSPC, "cannot write %s: %s", path,
+				  strerror(errno));
+
+		unlink(part);
+		return r;
+	}
+	return 0;
+}
+
+static void finish(struct recording *r)
+{
+	struct bytes out = { 0 };
+	struct error err;
+
+	if (working_set_save(&r->set, &out, &err) < 0 || write_file(r->path, &out, &err) < 0)
+		log_info("snapshot", "the working set is not recorded: %s", err.text);
+	else
+		log_info("snapshot", "working set recorded: %llu pages in %zu runs",
+			 (unsigned long long)working_set_pages(&r->set), r->set.nruns);
+	bytes_free(&out);
+}
+
+static void on_timer(void *arg)
+{
+	struct recording *r = arg;
+	struct guest_ram *ram = machine_ram(r->s->m);
+	uint64_t npages = ram->size_bytes >> GUEST_PAGE_SHIFT;
+	uint64_t n = MIN(npages - r->next_page, (uint64_t)PIECE_PAGES);
+	struct error err;
+	int result = working_set_add(&r->set, ram, r->next_page, n, &err);
+
+	if (result < 0)
+		log_info("snapshot", "the working set is not recorded: %s", err.text);
+	r->next_page += n;
+	if (result == 0 && r->next_page < npages) {
+		vtimer_arm(r->timer, vclock_now_ns(r->clock) + 1000000);
+		return;
+	}
+	if (result == 0)
+		finish(r);
+	snap_recording_end(r->s);
+}
+
+void snapper_record(struct snapper *s, struct vclock *clock)
+{
+	struct error err;
+
+	if (!s->base_name || s->recording)
+		return;
+	char *path = snapstore_path(s->config->name, s->base_name, WORKING_SET_FILE, &err);
+	struct recording *r = path && access(path, F_OK) < 0 ? calloc(1, sizeof(*r)) : NULL;
+
+	if (!r) {
+		free(path);
+		return;
+	}
+	*r = (struct recording){ .s = s, .clock = clock, .path = path };
+	s->recording = r;
+	r->timer = vtimer_create(machine_loop(s->m), clock, on_timer, r);
+	if (r->timer)
+		vtimer_arm(r->timer, vclock_now_ns(clock) + AFTER_NS);
+	else
+		snap_recording_end(s);
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The working set of a snapshot: the pages of memory that a machine touched in its first seconds after it went on from there.  Recorded
+ * once, it is read ahead at every later start, while the machine already runs: what it needs first is in the page cache before it
+ * asks.  A hint: one that is missing, damaged or of another machine changes nothing but the time.
+ *
+ * On the wire; integers little-endian
+ *   "VIVWKSET", u32 version, u64 bytes of RAM, run..., u64 XXH64 of all before
+ *   run = u32 first page, u32 pages; in order, without overlap
+ */
+#ifndef VIV_VM_WORKING_SET_H
+#define VIV_VM_WORKING_SET_H
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "mem/ram.h"
+
+#define WORKING_SET_FILE     "working-set"
+#define WORKING_SET_MAX	     (4 * MIB)		       /* bytes of the file */
+#define WORKING_SET_RUNS_MAX (WORKING_SET_MAX / 8 - 8) /* what does not fit is left out */
+
+struct page_run {
+	uint32_t first, n; /* pages of the mapping */
+};
+struct working_set {
+	uint64_t ram_bytes;
+	struct page_run *runs;
+	size_t nruns;
+};
+void working_set_free(struct working_set *w); /* zeroed is fine */
+
+/**
+ * working_set_add() - the pages of @ram from @first_page on, @npages of them, that this process has in place by now (proc(5), pagemap); the kernel
+ * puts some neighbours in place with each.  Called with growing @first_page.
+ * Returns 0, -ENOMEM, -errno: the host does not tell.
+ */
+int working_set_add(struct working_set *w, const struct guest_ram *ram, uint64_t first_page,
+		    uint64_t npages, struct error *err);
+uint64_t working_set_pages(const struct working_set *w);
+
+/** working_set_save() - append to @out. */
+int working_set_save(const struct working_set *w, struct bytes *out, struct error *err);
+/** working_set_parse() - hostile bytes.  0, -EINVAL, -ENOMEM; working_set_free() after success. */
+int working_set_parse(struct working_set *w, const uint8_t *data, size_t len, struct error *err);
+
+/** working_set_prefetch() - have the host begin to read these pages of @ram, which is mapped from files.  Waits for nothing. */
+void working_set_prefetch(const struct working_set *w, const struct guest_ram *ram);
+
+#endif

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/unit.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <xxhash.h>
+
+#include "vm/working_set.h"
+
+#define RAM_BYTES (4 * MIB)
+
+static struct error err;
+static struct guest_ram ram;
+
+static int setup(void **state)
+{
+	return ram_create(&ram, RAM_BYTES, 0, &err);
+}
+
+static int teardown(void **state)
+{
+	ram_destroy(&ram);
+	return 0;
+}
+
+static bool has(const struct working_set *w, uint32_t page)
+{
+	for (size_t i = 0; i < w->nruns; i++)
+		if (page - w->runs[i].first < w->runs[i].n)
+			return true;
+	return false;
+}
+
+static void test_touched_pages(void **state)
+{
+	struct working_set w = { 0 }, back = { 0 };
+	struct bytes a = { 0 }, b = { 0 };
+
+	madvise(ram.base, RAM_BYTES, MADV_NOHUGEPAGE);
+	ram.base[3 * GUEST_PAGE_SIZE] = 1;
+	ram.base[4 * GUEST_PAGE_SIZE] = 1;
+	ram.base[900 * GUEST_PAGE_SIZE] = 1;
+	for (uint64_t page = 0; page < RAM_BYTES / GUEST_PAGE_SIZE; page += 256)
+		assert_int_equal(working_set_add(&w, &ram, page, 256, &err), 0);
+	assert_true(has(&w, 3) && has(&w, 4) && has(&w, 900));
+	assert_false(has(&w, 0) || has(&w, 1000));
+	assert_int_equal(working_set_save(&w, &a, &err), 0);
+	assert_int_equal(working_set_parse(&back, a.data, a.len, &err), 0);
+	assert_int_equal(working_set_pages(&back), working_set_pages(&w));
+	assert_int_equal(working_set_save(&back, &b, &err), 0);
+	assert_int_equal(a.len, b.len);
+	assert_memory_equal(a.data, b.data, a.len);
+	working_set_prefetch(&back, &ram);
+	back.ram_bytes /= 2; /* of another machine: nothing */
+	working_set_prefetch(&back, &ram);
+	working_set_free(&w);
+	working_set_free(&back);
+	bytes_free(&a);
+	bytes_free(&b);
+}
+
+static void expect_refused(struct bytes *b)
+{
+	struct working_set w;
+	uint64_t sum = XXH64(b->data, b->len - 8, 0);
+
+	memcpy(b->data + b->len - 8, &sum, 8);
+	assert_int_equal(working_set_parse(&w, b->data, b->len, &err), -EINVAL);
+}
+
+static void test_damaged_ones(void **state)
+{
+	struct page_run runs[] = { { 1, 2 }, { 5, 1 } };
+	struct working_set w = { RAM_BYTES, runs, 2 }, back;
+	struct bytes b = { 0 };
+
+	assert_int_equal(working_set_save(&w, &b, &err), 0);
+	for (size_t len = 0; len < b.len; len++)
+		assert_int_equal(working_set_parse(&back, b.data, len, &err), -EINVAL);
+	for (size_t i = 0; i < b.len; i++) {
+		b.data[i] ^= 4;
+		assert_int_equal(working_set_parse(&back, b.data, b.len, &err), -EINVAL);
+		b.data[i] ^= 4;
+	}
+	/* With the right checksum: overlapping, empty, past the end, endless. */
+	static const struct page_run bad[][2] = {
+		{ { 1, 5 }, { 5, 1 } },	   { { 1, 0 }, { 5, 1 } },	    { { 5, 1 }, { 1, 1 } },
+		{ { 1, 1 }, { 1023, 2 } }, { { 1, 1 }, { 5, UINT32_MAX } },
+	};
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		memcpy(b.data + 20, bad[i], sizeof(bad[i]));
+		expect_refused(&b);
+	}
+	bytes_free(&b);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_touched_pages, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_damaged_ones, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
