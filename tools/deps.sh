@@ -9,7 +9,7 @@ set -eu
 build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev libglib2.0-dev libcmocka-dev libzydis-dev libxxhash-dev"
 build="$build zlib1g-dev libzstd-dev" # compressed clusters
 build="$build liburing-dev"	       # disks; not required
-build="$build libyaml-dev libpcap-dev" # lab files, filters of captures
+build="$build libyaml-dev libpcap-dev libseccomp-dev" # lab files, filters of captures, confinement
 # The image is put together by mmdebstrap in a user namespace (uidmap, fakeroot), or directly by root.  SeaBIOS
 # starts machines that are given no kernel.
 image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"

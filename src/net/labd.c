@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "net/confine.h"
 #include "net/labd_int.h"
 #include "net/offload.h"
 
@@ -568,6 +569,8 @@ int labd_main(const struct labd_config *cfg)
 	for (unsigned i = 0; i < LABD_CLIENTS; i++)
 		d->clients[i].fd = d->clients[i].pass_fd = d->clients[i].got_fd = -1;
 	int r = set_up(d, cfg, &err);
+	if (r == 0 && cfg->is_confined)
+		r = confine_network(&err);
 	report(cfg, r < 0 ? err.text : "ok");
 	if (r == 0)
 		serve(d);

@@ -34,6 +34,7 @@ struct labd_config {
 	int control_fd;		 /* a listening stream socket; taken */
 	int ready_fd;		 /* gets "ok\n" or one sentence, then is closed; -1: none */
 	const char *resolv_conf; /* the host's */
+	bool is_confined;	 /* confine.h, once it serves */
 };
 
 /** labd_main() - serve until told to stop.  Returns the process's status. */

@@ -244,6 +244,8 @@ def test_the_network_dies(empty_viv, guest, tmp_path):
     path.write_text(f"networks: {{n: {{subnet: 10.1.0.0/24}}}}\nmachines:\n  one: {{{guest}, networks: [n]}}\n")
     viv.ok("up", path)
     (pid,) = [p for p in viv.processes() if b"net\0lab\0" in pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    assert re.search(r"^NoNewPrivs:\s1$", status, re.M) and re.search(r"^Seccomp:\s2$", status, re.M), "it is not confined"
     os.kill(pid, signal.SIGKILL)
     viv.wait_until(lambda: pid not in viv.processes(), "the network's end")
     assert viv.names() == ["one"]

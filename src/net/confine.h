@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a network's process may still ask of the kernel once it serves. */
+#ifndef VIV_NET_CONFINE_H
+#define VIV_NET_CONFINE_H
+
+#include "base/error.h"
+
+/**
+ * confine_network() - from now on, and for good: sockets, descriptors it has, memory, files in folders it is given; every
+ * other call fails with EPERM: no other program, no other process, no change of what it is.
+ * Returns 0 or -errno with @err set.
+ */
+int confine_network(struct error *err);
+
+#endif
