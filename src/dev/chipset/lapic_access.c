@@ -117,6 +117,8 @@ static void write_lvt(struct lapic *l, unsigned i, uint32_t v)
 {
 	uint32_t old = l->lvt[i];
 
+	if (i == LAPIC_LVT_TIMER)
+		lapic_timer_settle(l);
 	v &= lapic_lvt_writable(l, i);
 	if (!lapic_is_soft_enabled(l))
 		v |= LVT_MASKED;

@@ -85,6 +85,8 @@ void lapic_pv_offer(struct lapic *l, unsigned v);
 /* lapic_timer.c */
 void lapic_timer_fired(void *lapic);
 void lapic_timer_stop(struct lapic *l);
+/** lapic_timer_settle() - an expiry that is due and that the host has not come to yet: now, before what it depends on changes. */
+void lapic_timer_settle(struct lapic *l);
 void lapic_timer_write_initial(struct lapic *l, uint32_t count);
 void lapic_timer_write_divide(struct lapic *l, uint32_t value);
 void lapic_timer_write_lvt(struct lapic *l, uint32_t old_lvt);

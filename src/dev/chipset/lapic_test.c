@@ -537,6 +537,44 @@ static void test_timer_mode_changes(void **state)
 	assert_false(up.intr[0]);
 }
 
+/* The count reads 0 and the host has not come to the expiry: what the guest writes then finds it done. */
+static void test_timer_late_host(void **state)
+{
+	static const struct {
+		uint16_t reg;
+		uint32_t value;
+	} writes[] = {
+		{ 0x320, 0x20081 }, /* periodic, another vector */
+		{ 0x320, 0x10080 }, /* masked */
+		{ 0x380, 5000000 },
+		{ 0x3e0, 0 },
+	};
+
+	enable(0);
+	for (unsigned i = 0; i < ARRAY_SIZE(writes); i++) {
+		wr(0, 0x3e0, 0xb);
+		wr(0, 0x320, 0x80);
+		wr(0, 0x380, 1000000);
+		vclock_set(&t.clock, vclock_now_ns(&t.clock) + 1300000);
+		assert_int_equal(rd(0, 0x390), 0);
+		wr(0, writes[i].reg, writes[i].value);
+		assert_int_equal(rd(0, 0x390), writes[i].reg == 0x380 ? 5000000 : 0);
+		assert_int_equal(lapic_ack(apic[0]), 0x80);
+		wr(0, 0xb0, 0);
+		test_advance(&t, 2000000); /* nothing is left of it */
+		assert_false(up.intr[0]);
+		wr(0, 0x380, 0);
+	}
+	/* periodic: what it had reached goes on */
+	wr(0, 0x3e0, 0xb);
+	wr(0, 0x320, 0x20080);
+	wr(0, 0x380, 1000000);
+	vclock_set(&t.clock, vclock_now_ns(&t.clock) + 1300000);
+	wr(0, 0x320, 0x80);
+	assert_int_equal(rd(0, 0x390), 700000);
+	assert_int_equal(lapic_ack(apic[0]), 0x80);
+}
+
 static void test_tsc_deadline(void **state)
 {
 	enable(0);
@@ -929,7 +967,7 @@ int main(void)
 		T(test_soft_disable), T(test_physical_destinations), T(test_logical_flat),
 		T(test_logical_cluster), T(test_lowest_priority), T(test_nmi_init_sipi),
 		T(test_errors), T(test_msi_and_level_eoi), T(test_extint), T(test_timer_one_shot),
-		T(test_timer_periodic), T(test_timer_mode_changes), T(test_tsc_deadline),
+		T(test_timer_periodic), T(test_timer_mode_changes), T(test_timer_late_host), T(test_tsc_deadline),
 		T(test_apic_base), T(test_x2apic_registers), T(test_x2apic_destinations),
 		T(test_pv_ipi), T(test_pv_eoi), T(test_pv_eoi_waiting), T(test_pv_eoi_refused),
 		T(test_pv_eoi_moves), T(test_odd_accesses), T(test_exchange), T(test_state_moves),

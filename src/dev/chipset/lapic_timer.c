@@ -101,6 +101,14 @@ void lapic_timer_fired(void *lapic)
 	lapic_fire_lvt(l, LAPIC_LVT_TIMER);
 }
 
+void lapic_timer_settle(struct lapic *l)
+{
+	if (!l->timer_runs || l->timer_end_ns > now_ns(l))
+		return;
+	vtimer_cancel(l->timer);
+	lapic_timer_fired(l);
+}
+
 uint32_t lapic_timer_count(const struct lapic *l)
 {
 	int64_t left = l->timer_end_ns - now_ns(l);
@@ -131,12 +139,14 @@ void lapic_timer_write_initial(struct lapic *l, uint32_t count)
 {
 	if (mode(l) == LVT_TIMER_DEADLINE)
 		return;
+	lapic_timer_settle(l);
 	l->timer_initial = count;
 	lapic_timer_set_count(l, count);
 }
 
 void lapic_timer_write_divide(struct lapic *l, uint32_t value)
 {
+	lapic_timer_settle(l);
 	uint32_t count = lapic_timer_count(l);
 
 	l->timer_divide = value & 0xb;
