@@ -292,6 +292,48 @@ static void test_spoofed(void **state)
 	}
 }
 
+/* A card that may spoof: its senders are its affair, and what nobody else has goes to it; rules hold for it all the same. */
+static void test_may_spoof(void **state)
+{
+	struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, false), back;
+	struct policy *p = policy_copy(lab.policy);
+	struct frame f;
+
+	p->ports[SUS].may_spoof = true;
+	assert_int_equal(fabric_set_policy(lab.f, p), 0);
+	lab.policy = p;
+	e.src = frame_addr("10.66.0.99");
+	e.src_mac[5] ^= 1;
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+	assert_non_null(lab_got(&lab, EVIL));
+	back = lab_ends(p, EVIL, SUS, false);
+	back.dst = e.src;
+	memcpy(back.dst_mac, e.src_mac, 6);
+	frame_tcp(&f, &back, 2, 1, PACKET_SYN | PACKET_ACK);
+	assert_int_equal(lab_send(&lab, EVIL, &f), FABRIC_PASSED);
+	assert_non_null(lab_got(&lab, SUS));
+	e = lab_ends(p, SUS, DB, false);
+	e.src = p->ports[OLD].v4; /* who may */
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_DEFAULT);
+	assert_null(lab_got(&lab, DB));
+}
+
+static void test_redirects(void **state)
+{
+	struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, false);
+	static const uint8_t types[] = { 5, 9 };
+	uint8_t icmp[36] = { 0 };
+	struct frame f;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(types); i++) {
+		icmp[0] = types[i];
+		frame_ip(&f, &e, IP_ICMP, icmp, sizeof(icmp));
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ND);
+	}
+}
+
 static void test_vlan(void **state)
 {
 	struct frame_ends e = lab_ends(lab.policy, OLD, NEW, false);
@@ -591,6 +633,8 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
+		T(test_may_spoof),
+		T(test_redirects),
 		T(test_routed_flow),
 		T(test_same_network),
 		T(test_echo),

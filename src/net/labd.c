@@ -177,6 +177,7 @@ static int create_uplink(struct labd *d, unsigned port, struct error *err)
 		.host6 = v6_of(&host6),
 		.dns6 = v6_of(&n->gateway_v6),
 		.no_host_loopback = true,
+		.answers_host = true, /* fabric.c: nothing is opened to uplink_v4 */
 		.no_services = true,
 		.router_mac = n->gateway_mac,
 		.send = on_uplink_send,

@@ -34,16 +34,17 @@
 #define OTHER	 "6.6.6.6"
 #define OTHER6	 "2600::6"
 
-static const char file[] = "networks:\n"
-			   "  dmz: {subnet: 10.1.0.0/24, uplink: nat}\n"
-			   "  app: {subnet: 10.2.0.0/24}\n"
-			   "machines:\n"
-			   "  web: {kernel: k, networks: [dmz], forward: ['8080:80']}\n"
-			   "  db: {kernel: k, networks: [app]}\n"
-			   "allow:\n"
-			   "  - dmz.web -> internet : {names: [updates.example.org], ports: [80]}\n"
-			   "  - dmz.web -> internet : udp/99\n"
-			   "  - dmz.web -> internet : tcp/8081\n";
+static const char file[] =
+	"networks:\n"
+	"  dmz: {subnet: 10.1.0.0/24, uplink: nat}\n"
+	"  app: {subnet: 10.2.0.0/24}\n"
+	"machines:\n"
+	"  web: {kernel: k, networks: [dmz], forward: ['8080:80', 'udp:5353:53']}\n"
+	"  db: {kernel: k, networks: [app]}\n"
+	"allow:\n"
+	"  - dmz.web -> internet : {names: [updates.example.org], ports: [80]}\n"
+	"  - dmz.web -> internet : udp/99\n"
+	"  - dmz.web -> internet : tcp/8081\n";
 
 static struct {
 	pid_t pid;
@@ -410,6 +411,44 @@ static void test_forward(void **state)
 	close(fd);
 }
 
+/* The answer finds its way back to the caller on this host. */
+static void test_udp_forward(void **state)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(5353) };
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	struct frame f, answer;
+	struct packet p;
+	char text[16] = "";
+
+	inet_pton(AF_INET, "127.0.0.1", &a.sin_addr);
+	assert_int_equal(sendto(fd, "ask", 3, 0, (struct sockaddr *)&a, sizeof(a)), 3);
+	assert_true(await(IP_UDP, 53, &p, &f, LIMIT_MS));
+	assert_true(net_addr_is_equal(&p.src, &t.lab->policy->networks[0].uplink_v4));
+	struct frame_ends e = ends("10.1.0.2");
+	frame_udp(&answer, &e, 53, p.sport, "answer", 6);
+	send_frame(&answer);
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	assert_int_equal(poll(&pfd, 1, LIMIT_MS), 1);
+	assert_int_equal(recv(fd, text, sizeof(text), 0), 6);
+	close(fd);
+}
+
+/* A rule with a name, added while it runs: closed until somebody asks for the name. */
+static void test_live_name(void **state)
+{
+	static const char line[] =
+		"{\"cmd\": \"allow\", \"rule\": \"dmz.web -> internet\", \"what\": \"tcp/80\", "
+		"\"names\": [\"*.example.net\"]}\n";
+	char reply[512] = "";
+	int fd = dial();
+
+	assert_int_equal(write(fd, line, sizeof(line) - 1), sizeof(line) - 1);
+	assert_true(read(fd, reply, sizeof(reply) - 1) > 0);
+	assert_non_null(strstr(reply, "\"ok\":true"));
+	close(fd);
+	assert_int_equal(knock(OTHER, 80), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -418,6 +457,8 @@ int main(void)
 		cmocka_unit_test(test_datagrams),
 		cmocka_unit_test(test_tcp_over_ipv6),
 		cmocka_unit_test(test_forward),
+		cmocka_unit_test(test_udp_forward),
+		cmocka_unit_test(test_live_name),
 	};
 
 	signal(SIGPIPE, SIG_IGN);

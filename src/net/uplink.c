@@ -391,7 +391,7 @@ static void set_up_slirp(struct uplink *u)
 		.vnameserver6 = cfg->dns6,
 		.if_mtu = SLIRP_MTU,
 		.if_mru = SLIRP_MTU,
-		.disable_host_loopback = cfg->no_host_loopback,
+		.disable_host_loopback = cfg->no_host_loopback && !cfg->answers_host,
 		.disable_dns = cfg->no_services,
 		.disable_dhcp = cfg->no_services,
 	};

@@ -18,6 +18,9 @@ struct uplink_config {
 	struct in_addr host, dns, dhcp_start;
 	struct in6_addr prefix6, host6, dns6; /* prefix6: a /64 */
 	bool is_restricted, no_ipv6, no_host_loopback;
+	/* With no_host_loopback, answers of UDP still reach callers of forwarded ports on this host: who uses this sees to
+	 * it that nothing else is sent to @host. */
+	bool answers_host;
 	bool no_services;    /* neither DHCP nor DNS */
 	uint8_t host_mac[6]; /* the sender of what tcp_nat sends */
 	/* Machines are behind a router with this MAC: it has every address of the network.  NULL: one guest, which answers
