@@ -246,10 +246,40 @@ static void test_jit(void)
 	check(is_right, "generated code, partly replaced in each round");
 }
 
+/*
+ * Whether the flags of the comparison are needed is decided by what comes behind an instruction that many emulators do not
+ * translate, and that is another thing after each change.
+ */
+static void test_flags_behind(void)
+{
+	/* cmp edi, 7; mov eax, [rsi]; push rax; pop qword [rsi] */
+	static const uint8_t begin[] = { 0x83, 0xff, 0x07, 0x8b, 0x06, 0x50, 0x8f, 0x06 };
+	static const uint8_t writes[] = { 0x31, 0xd2, 0x0f, 0x94, 0xc2, 0x89, 0xd0, 0xc3 }; /* xor edx, edx; sete dl; mov eax, edx; ret */
+	static const uint8_t reads[] = { 0x90, 0x90, 0x0f, 0x94, 0xc2, 0x0f, 0xb6, 0xc2, 0xc3 }; /* sete dl; movzx eax, dl; ret */
+	static uint64_t word;
+	bool is_right = true;
+
+	memcpy(code, begin, sizeof(begin));
+	for (unsigned i = 0; i < 200; i++) {
+		uint32_t number = i % 3 ? 7 : 8, got;
+		bool has_read = i / 5 & 1;
+
+		memcpy(code + sizeof(begin), has_read ? reads : writes,
+		       has_read ? sizeof(reads) : sizeof(writes));
+		__asm__ volatile("call *%1"
+				 : "=a"(got)
+				 : "r"(code), "D"(number), "S"(&word)
+				 : "rcx", "rdx", "memory", "cc");
+		is_right &= got == (has_read ? number == 7 : 1);
+	}
+	check(is_right, "flags that are read since code behind was changed");
+}
+
 void guest_main(void)
 {
 	code = alloc_page();
 	test_rewrite();
+	test_flags_behind();
 	/* the image's own text is mapped writable: supervisor pages are read-write-execute */
 	test_self();
 	test_alias();

@@ -1745,6 +1745,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	tr_count_enter(c);
 	tr_loop_enter(c);
 	enum done done = DONE_NEXT;
+	/* What is decoded and not translated counts too: it has decided which flags are live. */
 	unsigned guest_end = c->off[c->n];
 
 	for (c->cur = 0; c->cur < c->n && done == DONE_NEXT; c->cur++) {
@@ -1756,10 +1757,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		if (e->used_addr)
 			c->held = -1;
 		tr_free_slots(c);
-		if (done == DONE_INTERP) {
-			guest_end = c->off[c->cur + 1];
+		if (done == DONE_INTERP)
 			break;
-		}
 	}
 	unsigned nmapped = c->cur;
 
