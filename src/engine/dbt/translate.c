@@ -47,6 +47,7 @@ struct cold *tr_cold_add(struct ctx *c, int kind)
 	k->link = NULL;
 	k->is_swapped = c->loop.is_swapped;
 	k->has_base = c->e.has_base;
+	k->needs_flags = tr_flags_missing(c);
 	return k;
 }
 
@@ -56,22 +57,6 @@ void tr_emit_jmp_cold(struct ctx *c, int kind)
 	emit_u8(&c->e, 0xe9);
 	emit_u32(&c->e, 0);
 	tr_cold_add(c, kind);
-}
-
-static bool may_keep_flags(const struct insn *in);
-
-/* Are arithmetic flags live just before the current instruction's own work? */
-bool tr_flags_live_before(const struct ctx *c)
-{
-	const struct insn *in = &c->in[c->cur];
-	unsigned killed = may_keep_flags(in) || !c->x->has_dead_flags ? 0 : in->desc->flags_written;
-
-	return ((c->live_after[c->cur] & ~killed) | in->desc->flags_read) & FL_ARITH;
-}
-
-bool tr_flags_live_after(const struct ctx *c)
-{
-	return c->live_after[c->cur] & FL_ARITH;
 }
 
 /* Of stack accesses: rcx = @reg + @disp. */
@@ -807,7 +792,8 @@ static void tr_call_push(struct ctx *c)
 {
 	unsigned size = c->in[c->cur].opsize;
 
-	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, true);
+	tr_emit_check(c, EA_STACK, -(int32_t)size, size, true, tr_flags_live_at_end(c));
+	tr_end_flags(c);
 	tr_emit_rip(c, H_RCX, c->off[c->cur + 1]);
 	tr_emit_store_r14(c, H_RCX, size);
 	tr_emit_sp_add(c, -(int32_t)size);
@@ -864,7 +850,7 @@ static enum done tr_call_rel(struct ctx *c, const struct insn *in)
 
 	/* A return does not poll (stubs.c), so each call does: here, or as it looks for another page's block. */
 	if (off >= 0 && off < 4096 && (c->x->has_returns || off <= c->off[c->cur]))
-		tr_emit_poll(c, true);
+		tr_emit_poll(c, tr_flags_live_at_end(c));
 	tr_call_push(c);
 	if (c->x->has_returns && off == c->off[c->cur + 1]) { /* only asks for its own address */
 		c->held = -1;
@@ -884,9 +870,13 @@ static bool indirect_target(struct ctx *c, const struct insn *in)
 	if (is_odd_branch(c, in) || tr_is_seg_off(c, in))
 		return false;
 	if (in->has_mem) {
-		tr_emit_check(c, EA_INSN, 0, size, false, true);
+		tr_emit_check(c, EA_INSN, 0, size, false, tr_flags_live_at_end(c));
+		if (in->desc->id == I_JMP_IND)
+			tr_end_flags(c);
 		tr_emit_load_r14(c, H_RCX, size);
 	} else {
+		if (in->desc->id == I_JMP_IND)
+			tr_end_flags(c);
 		unsigned h = emit_guest_get(&c->e, in->rm, H_RCX);
 
 		if (size == 2) /* movzx */
@@ -925,7 +915,8 @@ static enum done tr_ret(struct ctx *c, const struct insn *in)
 
 	if (is_odd_branch(c, in))
 		return DONE_INTERP;
-	tr_emit_check(c, EA_STACK, 0, size, false, true);
+	tr_emit_check(c, EA_STACK, 0, size, false, tr_flags_live_at_end(c));
+	tr_end_flags(c);
 	if (!c->x->has_returns) {
 		tr_emit_load_r14(c, H_RCX, size);
 		tr_emit_sp_add(c, popped);
@@ -949,7 +940,8 @@ static enum done tr_jmp_rel(struct ctx *c, const struct insn *in)
 	int32_t off = branch_target(c);
 
 	if (off >= 0 && off <= c->off[c->cur])
-		tr_emit_poll(c, true);
+		tr_emit_poll(c, tr_flags_live_at_end(c));
+	tr_end_flags(c);
 	tr_emit_goto(c, off, 0);
 	return DONE_END;
 }
@@ -1384,50 +1376,6 @@ static bool decode_run(struct ctx *c, uint64_t phys2)
 	return false;
 }
 
-/* May the instruction leave the flags it names as written as they were: a shift by zero, on some CPUs a scan of zero? */
-static bool may_keep_flags(const struct insn *in)
-{
-	switch (in->desc->id) {
-	case I_SHL:
-	case I_SHR:
-	case I_SAR:
-	case I_ROL:
-	case I_ROR:
-	case I_RCL:
-	case I_RCR:
-	case I_SHLD:
-	case I_SHRD:
-		return !in->imm_len || !(in->imm & 31);
-	case I_BSF:
-	case I_BSR:
-		return true;
-	default:
-		return false;
-	}
-}
-
-/*
- * Backward: which flags does the program itself read before they are written again?  At every way out
- * of the block all of them.  In strict mode they are always kept, so that exception frames are exact too.
- */
-static void find_live(struct ctx *c)
-{
-	uint16_t live = FL_ARITH;
-
-	for (unsigned i = c->n; i-- > 0;) {
-		const struct insn_desc *d = c->in[i].desc;
-
-		c->live_after[i] = live;
-		if ((d->attr & INSN_BRANCH) || d->kind == INSN_SYSTEM || !c->x->has_dead_flags)
-			live = FL_ARITH;
-		else if (may_keep_flags(&c->in[i]))
-			live |= d->flags_read;
-		else
-			live = (uint16_t)((live & ~d->flags_written) | d->flags_read);
-	}
-	c->live_in = live;
-}
-
 static uint32_t link_ref(const struct ctx *c, const struct new_link *l)
 {
 	return c->links_ref + (uint32_t)((size_t)(l - c->links) * sizeof(struct xlate_link));
@@ -1519,6 +1467,9 @@ static void emit_cold(struct ctx *c, struct cold *k)
 	e->has_base = k->has_base;
 	if (k->is_swapped)
 		tr_loop_swap(c, true);
+	if (k->needs_flags && (k->kind == COLD_MISS || k->kind == COLD_GROUP || k->kind == COLD_INTERP ||
+			       k->kind == COLD_DECODED || k->kind == COLD_POLL))
+		tr_emit_flags(c);
 	switch (k->kind) {
 	case COLD_MISS:
 		emit_linear(c, k->ea_kind, k->ea_disp);
@@ -1727,7 +1678,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	c->polled = UINT_MAX;
 	bool is_stuck = decode_run(c, phys2);
 
-	find_live(c);
+	tr_find_live(c);
 	coalesce_plan(c);
 	tr_loop_plan(c);
 	e->p = e->start = xlate_hot(x, &e->end);
@@ -1753,6 +1704,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		map[c->cur].page_off = c->off[c->cur];
 		e->used_addr = false;
 		poll_early(c);
+		if (c->cur == c->again.end && c->in[c->cur].desc->kind == INSN_SYSTEM)
+			tr_end_flags(c);
 		done = tr_insn(c, &c->in[c->cur]);
 		if (e->used_addr)
 			c->held = -1;
@@ -1770,6 +1723,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 			guest_end = 4096;
 			tr_emit_jmp_cold(c, COLD_INTERP);
 		} else {
+			tr_end_flags(c);
 			tr_emit_goto(c, c->off[c->n], NO_UNDO);
 		}
 	}

@@ -44,6 +44,7 @@ struct cold {
 	uint8_t is_write;  /* MISS */
 	bool is_swapped;   /* a loop's register map is in force where it comes from */
 	bool has_base;	   /* r15 is the base there */
+	bool needs_flags;  /* flags are to be made again first (translate_flags.c) */
 	uint8_t is_first_write; /* GROUP: the access at hand writes */
 	uint8_t ea_kind;	/* MISS, GROUP: how to compute the address again */
 	int32_t ea_disp;
@@ -126,6 +127,11 @@ struct ctx {
 	uint16_t off[XLATE_MAX_INSNS + 2];    /* page offsets; off[n] is one past the last */
 	uint16_t live_after[XLATE_MAX_INSNS]; /* flags live after the instruction */
 	uint16_t live_in;		      /* ... at the start */
+	/* Flags that are made again at the block's end (translate_flags.c): by the instruction @setter, before @end's own work. */
+	struct again {
+		bool is_on, is_done;
+		unsigned setter, end;
+	} again;
 	unsigned ncold;
 	struct cold cold[MAX_COLD];
 	struct new_link links[XLATE_MAX_LINKS];
@@ -188,8 +194,22 @@ void tr_emit_op(struct ctx *c, const uint8_t *b, unsigned n);
 void tr_emit_check(struct ctx *c, unsigned ea_kind, int32_t disp, unsigned size, bool is_write, bool live);
 struct cold *tr_cold_add(struct ctx *c, int kind);
 void tr_emit_jmp_cold(struct ctx *c, int kind);
+/* translate_flags.c */
+/** tr_find_live() - fills live_after and live_in of the instructions that were decoded, and plans @again. */
+void tr_find_live(struct ctx *c);
+/** tr_flags_live_before() - are arithmetic flags live just before the current instruction's own work?  ..._after(): behind it? */
 bool tr_flags_live_before(const struct ctx *c);
 bool tr_flags_live_after(const struct ctx *c);
+/** tr_may_keep_flags() - may @in leave flags it names as written as they were: a shift by zero, on some CPUs a scan of zero? */
+bool tr_may_keep_flags(const struct insn *in);
+/** tr_flags_live_at_end() - as tr_flags_live_before(), of the instruction that ends the block: not if tr_end_flags() comes. */
+bool tr_flags_live_at_end(const struct ctx *c);
+/** tr_end_flags() - all checks of the block's end are made: its flags again, if that was planned.  Clobbers rcx. */
+void tr_end_flags(struct ctx *c);
+/** tr_flags_missing() - at the current instruction flags are not kept that will be made again. */
+bool tr_flags_missing(const struct ctx *c);
+/** tr_emit_flags() - make them.  Clobbers rcx. */
+void tr_emit_flags(struct ctx *c);
 void tr_emit_rip(struct ctx *c, unsigned reg, int32_t off);
 void tr_emit_sp_add(struct ctx *c, int32_t delta);
 void tr_emit_jmp_exec(struct ctx *c, const uint8_t *exec_target);
