@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of the data plane: fabric.c, guard.c and gateway.c. */
+/* Inside of the data plane: fabric.c, fabric_flow.c, guard.c and gateway.c. */
 #ifndef VIV_NET_FABRIC_INT_H
 #define VIV_NET_FABRIC_INT_H
 
@@ -55,6 +55,11 @@ static inline const struct policy_network *input_network(const struct input *in)
 	return &in->f->policy->networks[in->network];
 }
 
+static inline struct fabric_port *fabric_port_of(struct fabric *f, int port)
+{
+	return &f->ports[port == POLICY_OUTSIDE ? f->policy->nports : (unsigned)port];
+}
+
 /** bucket_take() - a token of @per_s a second, one second's worth kept. */
 bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s);
 
@@ -63,6 +68,11 @@ void fabric_told(struct input *in, enum fabric_reason reason, int rule);
 /** fabric_output() - a frame with FABRIC_HEADROOM to the machine at @port. */
 void fabric_output(struct fabric *f, unsigned port, const struct net_offload *off, uint8_t *frame,
 		   size_t len);
+
+/** fabric_check_flow() - may this packet go on to @to?  @rule: receives the rule that says so, -1: none.  Invariant 2. */
+enum fabric_reason fabric_check_flow(struct input *in, int to, int *rule);
+/** fabric_may_hear() - a packet for many, which opens no flow: may the machine at @to have it? */
+bool fabric_may_hear(const struct input *in, unsigned to);
 
 /** guard_check() - is the sender who it says? FABRIC_PASSED, or why not. */
 enum fabric_reason guard_check(const struct input *in);
