@@ -27,11 +27,20 @@ RESETS = 300
 
 def row(what, values, unit="ms"):
     if values:
-        print(f"{what:<58} {statistics.median(values):>9.1f} {max(values):>9.1f} {unit}", flush=True)
+        print(f"{what:<72} {statistics.median(values):>9.1f} {max(values):>9.1f} {unit}", flush=True)
 
 
 def ms(since):
     return (time.monotonic() - since) * 1000
+
+
+def forget_files(folder):
+    """Out of the page cache, as after a boot of this host."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Control:
@@ -85,16 +94,28 @@ def bench_viv(home, mem, copies):
                  for pid in pids]
         row(f"viv {mem}: memory of an idle copy's own", [kib / 1024 for kib in dirty], "MiB")
         viv("rm", "-f", *[f"w{i + 1}" for i in range(copies)], "f0", "f1", "f2")
-        ready, answer = [], []
-        for _ in range(3):
-            viv("stop", "-f", "a")
+        warm = []
+        for _ in range(ROUNDS):
             started = time.monotonic()
-            viv("snapshot", "restore", "a", "si6")
-            ready.append(ms(started))
             viv("exec", "a", "--", "true")
-            answer.append(ms(started))
-        row(f"viv {mem}: stopped machine to running, from a snapshot", ready)
-        row(f"viv {mem}: and to the first answer of its agent", answer)
+            warm.append(ms(started))
+        row(f"viv {mem}: an answer of a machine that has long been running", warm)
+        for how in ("", "its working set read ahead", "--prefault"):
+            ready, answer = [], []
+            for _ in range(3):
+                viv("stop", "-f", "a")
+                forget_files(home / "vms" / "a")
+                for file in [] if how else (home / "vms" / "a").rglob("working-set"):
+                    file.unlink()
+                started = time.monotonic()
+                viv("snapshot", "restore", "a", "si6", *(["--prefault"] if how == "--prefault" else []))
+                ready.append(ms(started))
+                viv("exec", "a", "--", "true")
+                answer.append(ms(started) - ready[-1])
+                if not how:
+                    time.sleep(4)  # it is recorded
+            row(f"viv {mem}: started from a snapshot on the disk, {how or 'nothing read ahead'}", ready)
+            row("    and the first answer after that", answer)
     finally:
         for vm in json.loads(viv("list", "--json")):
             viv("rm", "-f", vm["name"])
@@ -151,7 +172,9 @@ def main():
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--no-qemu", action="store_true")
     args = parser.parse_args()
-    print(f"{'':<58} {'median':>9} {'worst':>9}")
+    print(f"{time.strftime('%F')}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, "
+          f"{subprocess.run(['uname', '-r'], text=True, stdout=subprocess.PIPE).stdout.strip()}")
+    print(f"{'':<72} {'median':>9} {'worst':>9}")
     with tempfile.TemporaryDirectory() as home:
         bench_viv(pathlib.Path(home), args.mem, args.copies)
     if not args.no_qemu:
