@@ -457,6 +457,7 @@ static void test_a_disk_in_use_waits(void **state)
 	ok(m, snapmerge("m", NULL, &m->err));
 	assert_int_equal(count(m, "", "layer-"), 1);
 	expect_all(m);
+	vmdisks_close(&m->disks);
 	ok(m, vmdisks_open(&m->disks, &m->config, &m->err));
 }
 
