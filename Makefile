@@ -41,7 +41,7 @@ bench: build
 
 install: build
 	@meson configure $(BUILD) --prefix=$(PREFIX)
-	@ninja -C $(BUILD) viv
+	@ninja -C $(BUILD) viv pages
 	@meson install -C $(BUILD) --no-rebuild
 
 format:

@@ -18,6 +18,7 @@ image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 boot="ovmf grub-common grub-pc-bin grub-efi-amd64-bin mtools memtest86+ u-boot-qemu"
 test="$build $image $boot clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
 test="$test qemu-utils" # the other opinion on qcow2
+test="$test bash zsh fish man-db groff mandoc" # completion in real shells; readers of the manual pages
 format="clang-format"
 bench="$build $image python3 qemu-system-x86 iperf3"
 

@@ -486,27 +486,48 @@ static void print_option(const char *left, const char *help, FILE *out)
 		fprintf(out, "%s\n%*s%s\n", left, column, "", help);
 }
 
-void opts_help(const struct opts_cmd *cmd, FILE *out)
+const char *opts_option_text(const struct opt *o, char *buf, size_t cap)
 {
+	int n = o->letter ? snprintf(buf, cap, "-%c, --%s", o->letter, o->name)
+			  : snprintf(buf, cap, "--%s", o->name);
+	size_t len = MIN((size_t)MAX(n, 0), cap - 1);
+
+	if (o->kind == OPT_KIND_CHOICE) {
+		for (int i = 0; o->choices[i] && len < cap - 1; i++) {
+			n = snprintf(buf + len, cap - len, "%s%s", i ? "|" : " ", o->choices[i]);
+			len = MIN(len + (size_t)MAX(n, 0), cap - 1);
+		}
+	} else if (o->metavar) {
+		snprintf(buf + len, cap - len, " %s%s", o->metavar,
+			 o->kind == OPT_KIND_LIST ? "..." : "");
+	}
+	return buf;
+}
+
+static void print_actions(const struct opts_cmd *cmd, FILE *out)
+{
+	struct opts_action a;
 	char left[160];
 
-	fprintf(out, "%s - %s\n\nUsage: %s [OPTIONS]%s%s\n\nOptions:\n", cmd->name, cmd->summary,
-		cmd->name, *cmd->usage ? " " : "", cmd->usage);
-	for (const struct opt *o = cmd->opts; o->kind != OPT_KIND_END; o++) {
-		int n = o->letter ? snprintf(left, sizeof(left), "  -%c, --%s", o->letter, o->name)
-				  : snprintf(left, sizeof(left), "      --%s", o->name);
-		size_t len = MIN((size_t)MAX(n, 0), sizeof(left) - 1);
+	fprintf(out, "\nActions:\n");
+	for (unsigned i = 0; cmd->action(i, &a); i++) {
+		snprintf(left, sizeof(left), "  %s%s%s", a.name, *a.usage ? " " : "", a.usage);
+		print_option(left, a.summary, out);
+	}
+}
 
-		if (o->kind == OPT_KIND_CHOICE) {
-			for (int i = 0; o->choices[i] && len < sizeof(left) - 1; i++) {
-				n = snprintf(left + len, sizeof(left) - len, "%s%s", i ? "|" : " ",
-					     o->choices[i]);
-				len = MIN(len + (size_t)MAX(n, 0), sizeof(left) - 1);
-			}
-		} else if (o->metavar) {
-			snprintf(left + len, sizeof(left) - len, " %s%s", o->metavar,
-				 o->kind == OPT_KIND_LIST ? "..." : "");
-		}
+void opts_help(const struct opts_cmd *cmd, FILE *out)
+{
+	char text[160], left[192];
+
+	fprintf(out, "%s - %s\n\nUsage: %s [OPTIONS]%s%s\n", cmd->name, cmd->summary, cmd->name,
+		*cmd->usage ? " " : "", cmd->usage);
+	if (cmd->action)
+		print_actions(cmd, out);
+	fprintf(out, "\nOptions:\n");
+	for (const struct opt *o = cmd->opts; o->kind != OPT_KIND_END; o++) {
+		snprintf(left, sizeof(left), "  %s%s", o->letter ? "" : "    ",
+			 opts_option_text(o, text, sizeof(text)));
 		print_option(left, o->help, out);
 	}
 	print_option("  -h, --help", "show this text", out);

@@ -76,6 +76,14 @@ struct opt {
 		.kind = OPT_KIND_END                                                               \
 	}
 
+struct opts_cmd;
+struct opts_action { /* "create" of viv snapshot */
+	const char *name;
+	const char *usage;	    /* its positional arguments, or "" */
+	const char *summary;	    /* one line */
+	const struct opts_cmd *cmd; /* its own options and help; NULL: those of the command */
+};
+
 struct opts_cmd {
 	const char *name;    /* "viv run" */
 	const char *usage;   /* positional part: "[IMAGE] [-- CMD...]", or "" */
@@ -85,6 +93,8 @@ struct opts_cmd {
 	unsigned min_args, max_args; /* positional arguments */
 	bool takes_command;	     /* everything after "--" is a command of its own */
 	bool stops_at_args;	     /* options end at the first positional argument (a verb) */
+	/* The first argument is one of these: true and *@out for the i-th, false at the end.  NULL: it has none. */
+	bool (*action)(unsigned i, struct opts_action *out);
 };
 
 struct opts_rest {	   /* borrowed from argv; the arrays are freed by opts_free */
@@ -111,6 +121,8 @@ void opts_free(const struct opts_cmd *cmd, void *obj, struct opts_rest *rest);
 
 /** opts_help() - the help text, generated from the table. */
 void opts_help(const struct opts_cmd *cmd, FILE *out);
+/** opts_option_text() - "--engine raw|qcow2", "-o, --output FILE" into @buf (cap @cap), which is returned; cut off at @cap. */
+const char *opts_option_text(const struct opt *o, char *buf, size_t cap);
 
 /* Values, also for configuration files.  Return 0, -EINVAL (not a number, no such unit), -ERANGE
  * (does not fit); @out untouched on failure. */

@@ -19,7 +19,7 @@ static const struct opt bench_opts[] = {
 	OPT_FLAG(struct args, json, "json", "print JSON; the command's output goes to standard error"),
 	OPT_END,
 };
-static const struct opts_cmd bench_cmd = {
+const struct opts_cmd cli_bench_cmd = {
 	.name = "viv bench",
 	.usage = "NAME [-- CMD...]",
 	.summary = "show what a machine's engine counts while a command runs in it, or for a time",
@@ -114,9 +114,9 @@ int cli_bench(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&bench_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_bench_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	status = bench(rest.args[0], rest.ncommand ? rest.command : NULL, &a, &err);
-	opts_free(&bench_cmd, &a, &rest);
+	opts_free(&cli_bench_cmd, &a, &rest);
 	return status;
 }

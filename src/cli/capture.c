@@ -37,7 +37,7 @@ static const struct opt capture_opts[] = {
 	OPT_STRING(struct args, lab, "lab", "LAB", "which lab, if more than one is up"),
 	OPT_END,
 };
-static const struct opts_cmd capture_cmd = {
+const struct opts_cmd cli_capture_cmd = {
 	.name = "viv net capture",
 	.usage = "NETWORK|MACHINE|NETWORK.MACHINE|'*' -o FILE",
 	.summary = "write packets to a file, each with what became of it and by which rule",
@@ -204,17 +204,17 @@ int cli_capture(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&capture_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_capture_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	if (!a.output || (a.keep && !a.rotate) || (a.stay && a.time_ns)) {
 		error_set(&err, -EINVAL, "%s",
 			  !a.output ? "-o FILE is needed"
 			  : a.keep  ? "--keep goes with --rotate"
 				    : "--stay and --time exclude each other");
-		status = cli_usage(&capture_cmd, &err);
+		status = cli_usage(&cli_capture_cmd, &err);
 	} else {
 		status = run_capture(&a, rest.args[0], &err) < 0 ? cli_fail(&err) : EXIT_FINE;
 	}
-	opts_free(&capture_cmd, &a, &rest);
+	opts_free(&cli_capture_cmd, &a, &rest);
 	return status;
 }

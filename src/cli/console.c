@@ -13,7 +13,7 @@ static const struct opt console_opts[] = {
 	OPT_FLAG(struct args, no_backlog, "quiet", "do not begin with what was last written"),
 	OPT_END,
 };
-static const struct opts_cmd console_cmd = {
+const struct opts_cmd cli_console_cmd = {
 	.name = "viv console",
 	.usage = "NAME",
 	.summary = "connect this terminal to a machine's console; Ctrl-] leaves it",
@@ -84,9 +84,9 @@ int cli_console(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&console_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_console_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	status = console(rest.args[0], &a, &err);
-	opts_free(&console_cmd, &a, &rest);
+	opts_free(&cli_console_cmd, &a, &rest);
 	return status;
 }

@@ -30,7 +30,7 @@ static const struct opt doctor_opts[] = {
 	OPT_FLAG(struct args, json, "json", "print JSON"),
 	OPT_END,
 };
-static const struct opts_cmd doctor_cmd = {
+const struct opts_cmd cli_doctor_cmd = {
 	.name = "viv doctor",
 	.usage = "",
 	.summary = "show what this host offers and what is missing",
@@ -428,8 +428,8 @@ int cli_doctor(int argc, char **argv)
 	struct opts_rest rest;
 	int status;
 
-	if (!cli_parse(&doctor_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_doctor_cmd, argc, argv, &a, &rest, &status))
 		return status;
-	opts_free(&doctor_cmd, &a, &rest);
+	opts_free(&cli_doctor_cmd, &a, &rest);
 	return doctor(&a);
 }

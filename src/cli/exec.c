@@ -15,7 +15,7 @@ static const struct opt exec_opts[] = {
 		     "give up after this time (default: never)", 1000000, 7 * 86400LL * 1000000000),
 	OPT_END,
 };
-static const struct opts_cmd exec_cmd = {
+const struct opts_cmd cli_exec_cmd = {
 	.name = "viv exec",
 	.usage = "NAME -- CMD...",
 	.summary = "run a command inside a machine and give its output and exit status",
@@ -57,14 +57,14 @@ int cli_exec(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&exec_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_exec_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	if (!rest.ncommand) {
 		error_set(&err, -1, "the command after -- is missing");
-		status = cli_usage(&exec_cmd, &err);
+		status = cli_usage(&cli_exec_cmd, &err);
 	} else {
 		status = exec_in(rest.args[0], rest.command, &a, &err);
 	}
-	opts_free(&exec_cmd, &a, &rest);
+	opts_free(&cli_exec_cmd, &a, &rest);
 	return status;
 }

@@ -23,7 +23,7 @@ static const struct opt fork_opts[] = {
 	OPT_FLAG(struct args, json, "json", "print JSON"),
 	OPT_END,
 };
-static const struct opts_cmd fork_cmd = {
+const struct opts_cmd cli_fork_cmd = {
 	.name = "viv fork",
 	.usage = "MACHINE",
 	.summary = "make running copies of a running machine",
@@ -96,7 +96,7 @@ int cli_fork(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&fork_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_fork_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	_cleanup_free_ char *dflt = paths_format(&err, "%s-{}", rest.args[0]);
 	const char *pattern = a.name ? a.name : dflt;
@@ -105,10 +105,10 @@ int cli_fork(int argc, char **argv)
 		status = cli_fail(&err);
 	} else if (a.n > 1 && !strstr(pattern, "{}")) {
 		error_set(&err, -EINVAL, "the name of several copies needs a {} for their number");
-		status = cli_usage(&fork_cmd, &err);
+		status = cli_usage(&cli_fork_cmd, &err);
 	} else {
 		status = fork_machine(rest.args[0], pattern, &a, &err) < 0 ? cli_fail(&err) : EXIT_FINE;
 	}
-	opts_free(&fork_cmd, &a, &rest);
+	opts_free(&cli_fork_cmd, &a, &rest);
 	return status;
 }

@@ -19,20 +19,32 @@ static const struct opt image_opts[] = {
 	OPT_FLAG_L(struct args, force, "force", 'f', "with build: make it even if it is up to date"),
 	OPT_END,
 };
-static const struct opts_cmd image_cmd = {
+// clang-format off
+static const struct opts_action actions[] = {
+	{ "list",  "",         "show the images there are" },
+	{ "build", "debian",   "make the default image from Debian's own packages; it takes a few minutes" },
+	{ "rm",    "IMAGE...", "remove images" },
+};
+// clang-format on
+
+static bool action_at(unsigned i, struct opts_action *out)
+{
+	if (i >= ARRAY_SIZE(actions))
+		return cli_image_file_action(i - ARRAY_SIZE(actions), out);
+	*out = actions[i];
+	return true;
+}
+
+const struct opts_cmd cli_image_cmd = {
 	.name = "viv image",
-	.usage = "list | build NAME | rm NAME... | "
-		 "create|info|check|resize|convert|flatten|rebase|commit|compact|"
-		 "import FILE...",
+	.usage = "ACTION ...",
 	.summary = "list, build and remove images; work on image files",
-	.details = "build debian makes the default image from Debian's own packages; it takes a "
-		   "few minutes.\n\n"
-		   "The verbs from create on work on disk image files, raw and qcow2; each has its "
-		   "own "
-		   "--help.",
+	.details = "The actions from create on work on disk image files, raw and qcow2; each has "
+		   "options of its own, which its --help shows.",
 	.opts = image_opts,
 	.min_args = 1,
 	.max_args = 1024,
+	.action = action_at,
 };
 
 /* ---- list ---- */
@@ -183,7 +195,7 @@ static int usage(const char *text)
 	struct error err;
 
 	error_set(&err, -EINVAL, "%s", text);
-	return cli_usage(&image_cmd, &err);
+	return cli_usage(&cli_image_cmd, &err);
 }
 
 int cli_image(int argc, char **argv)
@@ -195,7 +207,7 @@ int cli_image(int argc, char **argv)
 
 	if (cli_image_file(argc, argv, &status))
 		return status;
-	if (!cli_parse(&image_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_image_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	const char *what = rest.args[0];
 
@@ -210,6 +222,6 @@ int cli_image(int argc, char **argv)
 	} else {
 		status = usage("there are list, build, rm and the verbs for image files");
 	}
-	opts_free(&image_cmd, &a, &rest);
+	opts_free(&cli_image_cmd, &a, &rest);
 	return status;
 }

@@ -24,6 +24,8 @@ int image_copy_disk(const char *from, const char *to, struct error *err);
  * False: it is none of them; else *@status is the exit status.
  */
 bool cli_image_file(int argc, char **argv, int *status);
+/** cli_image_file_action() - the @i-th of these verbs; false: there are less. */
+bool cli_image_file_action(unsigned i, struct opts_action *out);
 
 /** image_import() - a VMDK, VHDX, VHD or VDI file (by its name) to a new image, with qemu-img. */
 int image_import(const char *from, const char *to, const char *to_format, bool may_replace,

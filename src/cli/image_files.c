@@ -451,3 +451,13 @@ bool cli_image_file(int argc, char **argv, int *status)
 	}
 	return false;
 }
+
+bool cli_image_file_action(unsigned i, struct opts_action *out)
+{
+	if (i >= ARRAY_SIZE(verbs))
+		return false;
+	const struct file_verb *v = &verbs[i];
+
+	*out = (struct opts_action){ v->name, v->cmd.usage, v->cmd.summary, &v->cmd };
+	return true;
+}

@@ -50,7 +50,7 @@ static json_t *machine_json(const char *name, const char *command, struct error 
 
 /* ---- list ---- */
 
-static const struct opts_cmd list_cmd = {
+const struct opts_cmd cli_list_cmd = {
 	.name = "viv list",
 	.usage = "",
 	.summary = "show all machines",
@@ -122,9 +122,9 @@ int cli_list(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&list_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_list_cmd, argc, argv, &a, &rest, &status))
 		return status;
-	opts_free(&list_cmd, &a, &rest);
+	opts_free(&cli_list_cmd, &a, &rest);
 	json_t *list = all_machines(&err);
 
 	if (!list)
@@ -152,7 +152,7 @@ static const struct opt info_opts[] = {
 	OPT_FLAG(struct info_args, json, "json", "print JSON"),
 	OPT_END,
 };
-static const struct opts_cmd info_cmd = {
+const struct opts_cmd cli_info_cmd = {
 	.name = "viv info",
 	.usage = "NAME",
 	.summary = "show everything about a machine",
@@ -219,7 +219,7 @@ int cli_info(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&info_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_info_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	json_t *info = paths_check_name("a machine", rest.args[0], &err) == 0
 			       ? machine_json(rest.args[0], "info", &err)
@@ -236,6 +236,6 @@ int cli_info(int argc, char **argv)
 		status = EXIT_FINE;
 	}
 	json_decref(info);
-	opts_free(&info_cmd, &a, &rest);
+	opts_free(&cli_info_cmd, &a, &rest);
 	return status;
 }

@@ -290,24 +290,40 @@ static int run_lab(int argc, char **argv)
 // clang-format off
 static const struct {
 	const char *name, *summary;
-	const struct opts_cmd *cmd; /* NULL: capture.c's */
+	const struct opts_cmd *cmd;
 } tools[] = {
 	{ "show",   "cards and rules with their counters",       &show_cmd },
 	{ "allow",  "let something pass from now on",            &allow_cmd },
 	{ "deny",   "let something pass no more",                &deny_cmd },
 	{ "remove", "take a rule away",                          &remove_cmd },
 	{ "fault",  "latency, loss, bandwidth ... of a card",    &fault_cmd },
-	{ "capture", "write packets to a file",                  NULL },
+	{ "capture", "write packets to a file",                  &cli_capture_cmd },
 };
 // clang-format on
 
+static bool action_at(unsigned i, struct opts_action *out)
+{
+	if (i >= ARRAY_SIZE(tools))
+		return false;
+	*out = (struct opts_action){ tools[i].name, tools[i].cmd->usage, tools[i].summary, tools[i].cmd };
+	return true;
+}
+
+static const struct opt net_opts[] = { OPT_END };
+const struct opts_cmd cli_net_cmd = {
+	.name = "viv net",
+	.usage = "ACTION ...",
+	.summary = "show and change what a lab's network lets pass, while it runs",
+	.details = "Each action has options of its own, which its --help shows.",
+	.opts = net_opts,
+	.min_args = 1,
+	.max_args = 1024,
+	.action = action_at,
+};
+
 static int print_usage(FILE *out, int status)
 {
-	fprintf(out, "usage: viv net VERB [OPTIONS] ...\n\nWhat a lab's network lets pass, while "
-		     "it runs.\n\n");
-	for (unsigned i = 0; i < ARRAY_SIZE(tools); i++)
-		fprintf(out, "  %-8s %s\n", tools[i].name, tools[i].summary);
-	fprintf(out, "\nviv net VERB --help tells more about one.\n");
+	opts_help(&cli_net_cmd, out);
 	return status;
 }
 
@@ -325,7 +341,7 @@ int cli_net(int argc, char **argv)
 		return print_usage(stdout, EXIT_FINE);
 	for (unsigned i = 0; i < ARRAY_SIZE(tools); i++) {
 		names[i] = tools[i].name;
-		if (strcmp(verb, tools[i].name) == 0 && !tools[i].cmd)
+		if (strcmp(verb, tools[i].name) == 0 && tools[i].cmd == &cli_capture_cmd)
 			return cli_capture(argc - 1, argv + 1);
 		if (strcmp(verb, tools[i].name) == 0)
 			return ask(tools[i].cmd, verb, argc - 1, argv + 1);
@@ -347,7 +363,7 @@ static const struct opt quarantine_opts[] = {
 	OPT_STRING_L(struct args, output, "output", 'o', "FILE", "capture what it tries to send from now on, pcapng"),
 	LAB_OPT, OPT_FLAG(struct args, end, "end", "connect it again"), OPT_END,
 };
-static const struct opts_cmd quarantine_cmd = {
+const struct opts_cmd cli_quarantine_cmd = {
 	.name = "viv quarantine", .usage = "MACHINE", .opts = quarantine_opts, .min_args = 1, .max_args = 1,
 	.summary = "cut a machine of a lab off, at once and from everything; it keeps running",
 };
@@ -361,7 +377,7 @@ int cli_quarantine(int argc, char **argv)
 	json_t *reply = NULL;
 	int status;
 
-	if (!cli_parse(&quarantine_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_quarantine_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	_cleanup_free_ char *lab = a.lab ? strdup(a.lab) : lab_find(rest.args[0], &err);
 	/* The capture first: not a packet is missed. */
@@ -379,6 +395,6 @@ int cli_quarantine(int argc, char **argv)
 			 ? cli_fail(&err)
 			 : EXIT_FINE;
 	json_decref(reply);
-	opts_free(&quarantine_cmd, &a, &rest);
+	opts_free(&cli_quarantine_cmd, &a, &rest);
 	return status;
 }

@@ -19,7 +19,7 @@ static const struct opt plan_opts[] = {
 	OPT_FLAG(struct args, json, "json", "print JSON"),
 	OPT_END,
 };
-static const struct opts_cmd plan_cmd = {
+const struct opts_cmd cli_plan_cmd = {
 	.name = "viv plan",
 	.usage = "LAB.yaml",
 	.summary = "show who can reach whom in a lab, before anything starts",
@@ -61,11 +61,11 @@ int cli_plan(int argc, char **argv)
 	struct lab *l;
 	int status;
 
-	if (!cli_parse(&plan_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_plan_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	int r = a.svg && a.json ? error_set(&err, -EINVAL, "--svg and --json exclude each other") : 0;
 	if (r < 0)
-		status = cli_usage(&plan_cmd, &err);
+		status = cli_usage(&cli_plan_cmd, &err);
 	else if (lab_load(&l, rest.args[0], &err) < 0)
 		status = cli_fail(&err);
 	else if (a.json)
@@ -79,6 +79,6 @@ int cli_plan(int argc, char **argv)
 				: (error_set(&err, -EIO, "cannot write the output"), cli_fail(&err));
 		lab_free(l);
 	}
-	opts_free(&plan_cmd, &a, &rest);
+	opts_free(&cli_plan_cmd, &a, &rest);
 	return status;
 }

@@ -40,8 +40,8 @@ static const struct opt run_opts[] = {
 		   "go on from a snapshot as a machine of its own"),
 	OPT_FLAG(struct args, prefault, "prefault",
 		 "with --from: read memory ahead, not when it is touched"),
-	OPT_STRING(struct args, engine, "engine", "ENGINE", "auto, kvm or dbt"),
-	OPT_STRING(struct args, cpu, "cpu", "MODEL", "host, x86-64-v2 or x86-64-v3"),
+	OPT_STRING(struct args, engine, "engine", "auto|kvm|dbt", "what executes the guest (default auto)"),
+	OPT_STRING(struct args, cpu, "cpu", "host|x86-64-v2|x86-64-v3", "CPU that the guest sees"),
 	OPT_UINT(struct args, cpus, "cpus", "N", "number of CPUs", 1, MACHINE_MAX_CPUS),
 	OPT_SIZE(struct args, mem, "mem", "SIZE", "memory, 512M or 2G", MACHINE_MIN_MEM, MACHINE_MAX_MEM),
 	OPT_STRING(struct args, kernel, "kernel", "FILE", "Linux bzImage, ELF with PVH note, or multiboot"),
@@ -74,7 +74,7 @@ static const struct opt run_opts[] = {
 	OPT_END,
 };
 
-static const struct opts_cmd run_cmd = {
+const struct opts_cmd cli_run_cmd = {
 	.name = "viv run",
 	.usage = "[IMAGE] [-- CMD...]",
 	.summary = "make a machine and run it",
@@ -742,7 +742,7 @@ static int run_from(const struct args *a, const char *image, const struct opts_r
 		   : error_set(err, -EINVAL, "--from takes MACHINE@SNAPSHOT");
 
 	if (r < 0)
-		return cli_usage(&run_cmd, err);
+		return cli_usage(&cli_run_cmd, err);
 	r = vm ? snapstore_load(&info, vm, at + 1, err) : error_set(err, -ENOMEM, "no memory");
 	if (r < 0)
 		return cli_fail(err);
@@ -766,7 +766,7 @@ int cli_run(int argc, char **argv)
 	struct error err;
 	int status, r;
 
-	if (!cli_parse(&run_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_run_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	const char *image = rest.nargs ? rest.args[0] : NULL;
 
@@ -774,7 +774,7 @@ int cli_run(int argc, char **argv)
 		error_set(&err, -EINVAL,
 			  rest.ncommand ? "--detach and a command exclude each other"
 					: "the command after -- is missing");
-		status = cli_usage(&run_cmd, &err);
+		status = cli_usage(&cli_run_cmd, &err);
 	} else if (a.from) {
 		status = run_from(&a, image, &rest, &err);
 	} else {
@@ -786,12 +786,12 @@ int cli_run(int argc, char **argv)
 		} else {
 			r = make_config(&c, &a, image ? &im : NULL, image, &rest, &err);
 			status = r == 0 ? run_config(&c, &a, &rest, image ? &im : NULL, &err)
-				 : r == -EINVAL ? cli_usage(&run_cmd, &err)
+				 : r == -EINVAL ? cli_usage(&cli_run_cmd, &err)
 						: cli_fail(&err);
 		}
 		vmconfig_free(&c);
 		image_free(&im);
 	}
-	opts_free(&run_cmd, &a, &rest);
+	opts_free(&cli_run_cmd, &a, &rest);
 	return status;
 }

@@ -39,17 +39,17 @@ static int simple_request(const struct opts_cmd *cmd, const char *name, int argc
 }
 
 #define SIMPLE_VERB(verb, text)                                                                    \
+	const struct opts_cmd cli_##verb##_cmd = {                                                 \
+		.name = "viv " #verb,                                                              \
+		.usage = "NAME...",                                                                \
+		.summary = text,                                                                   \
+		.opts = no_opts,                                                                   \
+		.min_args = 1,                                                                     \
+		.max_args = 1024,                                                                  \
+	};                                                                                         \
 	int cli_##verb(int argc, char **argv)                                                      \
 	{                                                                                          \
-		static const struct opts_cmd cmd = {                                               \
-			.name = "viv " #verb,                                                      \
-			.usage = "NAME...",                                                        \
-			.summary = text,                                                           \
-			.opts = no_opts,                                                           \
-			.min_args = 1,                                                             \
-			.max_args = 1024,                                                          \
-		};                                                                                 \
-		return simple_request(&cmd, #verb, argc, argv);                                    \
+		return simple_request(&cli_##verb##_cmd, #verb, argc, argv);                       \
 	}
 SIMPLE_VERB(pause, "freeze a running machine: its CPUs and its clock stand still")
 SIMPLE_VERB(resume, "go on with a paused machine")
@@ -63,7 +63,7 @@ static const struct opt reset_opts[] = {
 	OPT_STRING(struct reset_args, to, "to", "SNAPSHOT", "not to power-on, but to this snapshot of it"),
 	OPT_END,
 };
-static const struct opts_cmd reset_cmd = {
+const struct opts_cmd cli_reset_cmd = {
 	.name = "viv reset",
 	.usage = "NAME...",
 	.summary = "press a machine's reset button",
@@ -82,7 +82,7 @@ int cli_reset(int argc, char **argv)
 	json_t *reply;
 	int status;
 
-	if (!cli_parse(&reset_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_reset_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	status = EXIT_FINE;
 	for (unsigned i = 0; i < rest.nargs; i++) {
@@ -94,7 +94,7 @@ int cli_reset(int argc, char **argv)
 		else
 			json_decref(reply);
 	}
-	opts_free(&reset_cmd, &a, &rest);
+	opts_free(&cli_reset_cmd, &a, &rest);
 	return status;
 }
 
@@ -132,7 +132,7 @@ static const struct opt stop_opts[] = {
 	OPT_FLAG_L(struct stop_args, force, "force", 'f', "at once, like pulling the plug"),
 	OPT_END,
 };
-static const struct opts_cmd stop_cmd = {
+const struct opts_cmd cli_stop_cmd = {
 	.name = "viv stop",
 	.usage = "NAME...",
 	.summary = "switch a machine off: press its power button and wait",
@@ -174,20 +174,20 @@ int cli_stop(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&stop_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_stop_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	status = EXIT_FINE;
 	for (unsigned i = 0; i < rest.nargs; i++) {
 		if (stop_one(rest.args[i], &a, &err) < 0)
 			status = cli_fail(&err);
 	}
-	opts_free(&stop_cmd, &a, &rest);
+	opts_free(&cli_stop_cmd, &a, &rest);
 	return status;
 }
 
 /* ---- start ---- */
 
-static const struct opts_cmd start_cmd = {
+const struct opts_cmd cli_start_cmd = {
 	.name = "viv start",
 	.usage = "NAME",
 	.summary = "start a machine that was stopped, in the background",
@@ -228,10 +228,10 @@ int cli_start(int argc, char **argv)
 	int status;
 	char dummy;
 
-	if (!cli_parse(&start_cmd, argc, argv, &dummy, &rest, &status))
+	if (!cli_parse(&cli_start_cmd, argc, argv, &dummy, &rest, &status))
 		return status;
 	status = start_one(rest.args[0], &err) < 0 ? cli_fail(&err) : EXIT_FINE;
-	opts_free(&start_cmd, &dummy, &rest);
+	opts_free(&cli_start_cmd, &dummy, &rest);
 	return status;
 }
 
@@ -244,7 +244,7 @@ static const struct opt rm_opts[] = {
 	OPT_FLAG_L(struct rm_args, force, "force", 'f', "stop it first if it is running"),
 	OPT_END,
 };
-static const struct opts_cmd rm_cmd = {
+const struct opts_cmd cli_rm_cmd = {
 	.name = "viv rm",
 	.usage = "NAME...",
 	.summary = "remove a machine with its files",
@@ -287,13 +287,13 @@ int cli_rm(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&rm_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_rm_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	status = EXIT_FINE;
 	for (unsigned i = 0; i < rest.nargs; i++) {
 		if (rm_one(rest.args[i], a.force, &err) < 0)
 			status = cli_fail(&err);
 	}
-	opts_free(&rm_cmd, &a, &rest);
+	opts_free(&cli_rm_cmd, &a, &rest);
 	return status;
 }

@@ -19,26 +19,36 @@ static const struct opt snapshot_opts[] = {
 		 "restore: read memory ahead, not when it is touched"),
 	OPT_END,
 };
-static const struct opts_cmd snapshot_cmd = {
+// clang-format off
+static const struct opts_action actions[] = {
+	{ "create",  "MACHINE SNAPSHOT",      "take one; the machine stands still for a moment only" },
+	{ "list",    "MACHINE",               "name, age, size, parent" },
+	{ "tree",    "MACHINE",               "the same, children below their parents" },
+	{ "show",    "MACHINE SNAPSHOT",      "every field of every device" },
+	{ "verify",  "MACHINE SNAPSHOT",      "compare all of it with its checksums" },
+	{ "restore", "MACHINE SNAPSHOT",      "go back: in place if the machine runs, else start it from there" },
+	{ "delete",  "MACHINE SNAPSHOT",      "remove it; what others need of it is merged into theirs" },
+	{ "export",  "MACHINE SNAPSHOT FILE", "all of it as one file" },
+	{ "import",  "MACHINE SNAPSHOT FILE", "and back; the machine is made if there is none of that name" },
+};
+// clang-format on
+
+static bool action_at(unsigned i, struct opts_action *out)
+{
+	if (i >= ARRAY_SIZE(actions))
+		return false;
+	*out = actions[i];
+	return true;
+}
+
+const struct opts_cmd cli_snapshot_cmd = {
 	.name = "viv snapshot",
 	.usage = "ACTION MACHINE [SNAPSHOT [FILE]]",
 	.summary = "snapshots of a machine: memory, CPUs, devices and disks of one moment",
-	.details =
-		"create MACHINE SNAPSHOT    take one; the machine stands still for a moment only\n"
-		"list MACHINE               name, age, size, parent\n"
-		"tree MACHINE               the same, children below their parents\n"
-		"show MACHINE SNAPSHOT      every field of every device\n"
-		"verify MACHINE SNAPSHOT    compare all of it with its checksums\n"
-		"restore MACHINE SNAPSHOT   go back: in place if the machine runs, else start it "
-		"from there\n"
-		"delete MACHINE SNAPSHOT    remove it; what others need of it is merged into "
-		"theirs\n"
-		"export MACHINE SNAPSHOT FILE    all of it as one file\n"
-		"import MACHINE SNAPSHOT FILE    and back; the machine is made if there is none of "
-		"that name",
 	.opts = snapshot_opts,
 	.min_args = 2,
 	.max_args = 4,
+	.action = action_at,
 };
 
 /* ---- create ---- */
@@ -157,22 +167,19 @@ static int run(const char *action, const struct opts_rest *rest, const struct sn
 
 static int check_usage(const struct opts_rest *rest, struct error *err)
 {
-	static const struct {
-		const char *name;
-		unsigned nargs;
-	} actions[] = { { "create", 3 }, { "list", 2 },	  { "tree", 2 },
-			{ "show", 3 },	 { "verify", 3 }, { "restore", 3 },
-			{ "delete", 3 }, { "export", 4 }, { "import", 4 } };
-
 	for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
+		unsigned nargs = 2; /* the action and the first word of its usage */
+
 		if (strcmp(rest->args[0], actions[i].name) != 0)
 			continue;
-		if (rest->nargs == actions[i].nargs)
+		for (const char *p = actions[i].usage; *p; p++)
+			nargs += *p == ' ';
+		if (rest->nargs == nargs)
 			return 0;
 		return error_set(err, -EINVAL, "viv snapshot %s takes %s", actions[i].name,
-				 actions[i].nargs == 2	 ? "a machine"
-				 : actions[i].nargs == 3 ? "a machine and a snapshot"
-							 : "a machine, a snapshot and a file");
+				 nargs == 2   ? "a machine"
+				 : nargs == 3 ? "a machine and a snapshot"
+					      : "a machine, a snapshot and a file");
 	}
 	return error_set(err, -EINVAL, "there is no action \"%s\"", rest->args[0]);
 }
@@ -184,12 +191,12 @@ int cli_snapshot(int argc, char **argv)
 	struct error err;
 	int status;
 
-	if (!cli_parse(&snapshot_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_snapshot_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	if (check_usage(&rest, &err) < 0)
-		status = cli_usage(&snapshot_cmd, &err);
+		status = cli_usage(&cli_snapshot_cmd, &err);
 	else
 		status = run(rest.args[0], &rest, &a, &err) < 0 ? cli_fail(&err) : EXIT_FINE;
-	opts_free(&snapshot_cmd, &a, &rest);
+	opts_free(&cli_snapshot_cmd, &a, &rest);
 	return status;
 }

@@ -380,26 +380,27 @@ static int bring_up(const struct lab *l, const char *path, struct error *err)
 	return r;
 }
 
+const struct opts_cmd cli_up_cmd = {
+	.name = "viv up",
+	.usage = "LAB.yaml",
+	.summary = "start a lab: its network, then all its machines",
+	.details = "The file is checked first; viv plan shows what it says.  If a machine "
+		   "does not start, all that was "
+		   "started ends again.",
+	.opts = no_opts,
+	.min_args = 1,
+	.max_args = 1,
+};
+
 int cli_up(int argc, char **argv)
 {
-	static const struct opts_cmd cmd = {
-		.name = "viv up",
-		.usage = "LAB.yaml",
-		.summary = "start a lab: its network, then all its machines",
-		.details = "The file is checked first; viv plan shows what it says.  If a machine "
-			   "does not start, all that was "
-			   "started ends again.",
-		.opts = no_opts,
-		.min_args = 1,
-		.max_args = 1,
-	};
 	struct opts_rest rest;
 	struct error err;
 	struct lab *l;
 	char dummy;
 	int status;
 
-	if (!cli_parse(&cmd, argc, argv, &dummy, &rest, &status))
+	if (!cli_parse(&cli_up_cmd, argc, argv, &dummy, &rest, &status))
 		return status;
 	int r = lab_load(&l, rest.args[0], &err);
 	if (r == 0) {
@@ -409,7 +410,7 @@ int cli_up(int argc, char **argv)
 		lab_free(l);
 	}
 	status = r < 0 ? cli_fail(&err) : EXIT_FINE;
-	opts_free(&cmd, &dummy, &rest);
+	opts_free(&cli_up_cmd, &dummy, &rest);
 	return status;
 }
 
@@ -432,27 +433,28 @@ static int bring_down(const char *what, struct error *err)
 	return r;
 }
 
+const struct opts_cmd cli_down_cmd = {
+	.name = "viv down",
+	.usage = "LAB.yaml|LAB",
+	.summary = "end a lab: its machines, then its network",
+	.details = "Machines are switched off and gone, unless the lab says keep: true; "
+		   "those get a chance to shut down, and "
+		   "the next viv up starts them again.",
+	.opts = no_opts,
+	.min_args = 1,
+	.max_args = 1,
+};
+
 int cli_down(int argc, char **argv)
 {
-	static const struct opts_cmd cmd = {
-		.name = "viv down",
-		.usage = "LAB.yaml|LAB",
-		.summary = "end a lab: its machines, then its network",
-		.details = "Machines are switched off and gone, unless the lab says keep: true; "
-			   "those get a chance to shut down, and "
-			   "the next viv up starts them again.",
-		.opts = no_opts,
-		.min_args = 1,
-		.max_args = 1,
-	};
 	struct opts_rest rest;
 	struct error err;
 	char dummy;
 	int status;
 
-	if (!cli_parse(&cmd, argc, argv, &dummy, &rest, &status))
+	if (!cli_parse(&cli_down_cmd, argc, argv, &dummy, &rest, &status))
 		return status;
 	status = bring_down(rest.args[0], &err) < 0 ? cli_fail(&err) : EXIT_FINE;
-	opts_free(&cmd, &dummy, &rest);
+	opts_free(&cli_down_cmd, &dummy, &rest);
 	return status;
 }

@@ -10,7 +10,7 @@ static const struct opt version_opts[] = {
 	OPT_FLAG(struct args, json, "json", "print JSON"),
 	OPT_END,
 };
-static const struct opts_cmd version_cmd = {
+const struct opts_cmd cli_version_cmd = {
 	.name = "viv version",
 	.usage = "",
 	.summary = "show the version",
@@ -23,9 +23,9 @@ int cli_version(int argc, char **argv)
 	struct opts_rest rest;
 	int status;
 
-	if (!cli_parse(&version_cmd, argc, argv, &a, &rest, &status))
+	if (!cli_parse(&cli_version_cmd, argc, argv, &a, &rest, &status))
 		return status;
-	opts_free(&version_cmd, &a, &rest);
+	opts_free(&cli_version_cmd, &a, &rest);
 	if (a.json)
 		return cli_print_json(
 			json_pack("{s:s, s:s}", "version", VIV_VERSION, "compiler", __VERSION__));
