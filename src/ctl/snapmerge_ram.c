@@ -13,6 +13,9 @@
 #include "ctl/snapmerge.h"
 #include "ctl/snapstore.h"
 
+#define INDEX	  "ram.index"
+#define INDEX_NEW "ram.index.new" /* snapstore_remove_unnamed() knows it, too */
+
 /* A snapshot that reads layers. */
 struct user {
 	char *dir;
@@ -359,13 +362,16 @@ static int make_all(struct merge *m, struct error *err)
 
 /* ---- putting them to use ---- */
 
+/*
+ * By the folder as it was opened: its name may have become another snapshot's.  One that was deleted meanwhile is no
+ * failure.
+ */
 static int save_index(struct user *u, struct error *err)
 {
-	_cleanup_free_ char *path = paths_format(err, "%s/ram.index", u->dir);
+	const struct snapstore_build folder = { .dir = u->dir, .dir_fd = u->dir_fd };
 	struct bytes out = { 0 };
+	struct stat st;
 
-	if (!path)
-		return -ENOMEM;
 	ram_index_drop_unused(&u->now);
 	int r = ram_index_save(&u->now, &out, err);
 
@@ -373,11 +379,13 @@ static int save_index(struct user *u, struct error *err)
 	if (r == 0 && host.fsync(u->dir_fd) < 0)
 		r = error_set(err, -errno, "cannot sync %s: %s", u->dir, strerror(errno));
 	if (r == 0)
-		r = paths_write_file(path, out.data, out.len, err);
+		r = snapstore_write(&folder, INDEX_NEW, out.data, out.len, err);
+	if (r == 0 && renameat(u->dir_fd, INDEX_NEW, u->dir_fd, INDEX) < 0)
+		r = error_set(err, -errno, "cannot write %s/%s: %s", u->dir, INDEX, strerror(errno));
 	if (r == 0 && host.fsync(u->dir_fd) < 0)
 		r = error_set(err, -errno, "cannot sync %s: %s", u->dir, strerror(errno));
 	bytes_free(&out);
-	return r;
+	return r == -ENOENT && fstat(u->dir_fd, &st) == 0 && !st.st_nlink ? 0 : r;
 }
 
 static int save_all(struct merge *m, const char *vm, struct error *err)

@@ -499,6 +499,52 @@ static void test_canceled_and_damaged(void **state)
 	expect_all(m);
 }
 
+struct replacing {
+	struct model *m;
+	const char *name; /* NULL: done */
+};
+
+/* Another process, meanwhile: the snapshot is deleted, and one of another moment takes its name. */
+static bool replace_one(void *arg, uint64_t done, uint64_t total)
+{
+	struct replacing *r = arg;
+	struct model *m = r->m;
+
+	if (!r->name)
+		return true;
+	for (unsigned i = 0; i < m->nkept; i++)
+		if (!strcmp(m->kept[i]->name, r->name)) {
+			forget(m, i);
+			break;
+		}
+	ok(m, snapstore_delete("m", r->name, &m->err));
+	m->counter = (unsigned)strtoul(r->name + 1, NULL, 10) - 1;
+	r->name = NULL;
+	work(m);
+	take(m);
+	return true;
+}
+
+static void test_replaced_meanwhile(void **state)
+{
+	struct model *m = *state;
+	struct replacing r = { m, "s3" };
+	const struct ram_progress progress = { replace_one, &r };
+
+	for (unsigned i = 0; i < 3; i++) {
+		work(m);
+		take(m);
+	}
+	forget(m, 1);
+	ok(m, snapstore_delete("m", "s2", &m->err));
+	/* Its result may be a failure: what it was about is gone. */
+	(void)snapmerge("m", &progress, &m->err);
+	assert_null(r.name);
+	expect_all(m);
+	ok(m, snapmerge("m", NULL, &m->err));
+	expect_all(m);
+}
+
 /* A process that deletes @name and merges, killed after a random time; true: it came to its end. */
 static bool killed_delete(struct model *m, const char *name, unsigned most_us)
 {
@@ -579,6 +625,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(test_what_two_need_stays_shared, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_a_disk_in_use_waits, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_canceled_and_damaged, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_replaced_meanwhile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_killed_at_any_moment, setup, teardown),
 	};
 
