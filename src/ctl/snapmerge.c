@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "base/host.h"
@@ -23,7 +24,9 @@
 /* A file of a folder that is, or has below it, a layer. */
 struct file {
 	char *name, *below, *below_format; /* below: NULL: nothing, or nothing in the folder */
-	uint64_t bytes;			   /* on the host */
+	dev_t dev;
+	ino_t ino;
+	uint64_t bytes; /* on the host */
 	nlink_t nlinks;
 };
 
@@ -47,21 +50,23 @@ static int no_memory(struct error *err)
 
 /* ---- what there is ---- */
 
+static void folder_free(struct folder *f)
+{
+	for (unsigned k = 0; k < f->nfiles; k++) {
+		free(f->files[k].name);
+		free(f->files[k].below);
+		free(f->files[k].below_format);
+	}
+	for (unsigned k = 0; k < MACHINE_MAX_DISKS; k++)
+		free(f->tops[k]);
+	free(f->files);
+	free(f->path);
+}
+
 static void scan_free(struct scan *s)
 {
-	for (unsigned i = 0; i < s->n; i++) {
-		struct folder *f = &s->folders[i];
-
-		for (unsigned k = 0; k < f->nfiles; k++) {
-			free(f->files[k].name);
-			free(f->files[k].below);
-			free(f->files[k].below_format);
-		}
-		for (unsigned k = 0; k < MACHINE_MAX_DISKS; k++)
-			free(f->tops[k]);
-		free(f->files);
-		free(f->path);
-	}
+	for (unsigned i = 0; i < s->n; i++)
+		folder_free(&s->folders[i]);
 	free(s->folders);
 	*s = (struct scan){ 0 };
 }
@@ -96,6 +101,8 @@ static int add_file(struct folder *f, const char *name, struct error *err)
 	struct file *file = &f->files[f->nfiles++];
 
 	*file = (struct file){ .name = strdup(name),
+			       .dev = st.st_dev,
+			       .ino = st.st_ino,
 			       .nlinks = st.st_nlink,
 			       .bytes = (uint64_t)st.st_blocks * 512 };
 	if (info.backing_path && !strchr(info.backing_path, '/') && info.backing_format) {
@@ -144,8 +151,8 @@ static int add_folder(struct scan *s, const char *path, const struct vmconfig *c
 	return r;
 }
 
-/* Damaged snapshots are left out, and so left alone: they have links of their own. */
-static int scan_all(struct scan *s, const char *vm, struct error *err)
+/* Damaged snapshots are left out, and so left alone: they have links of their own.  @tells: a warning of each. */
+static int scan_all(struct scan *s, const char *vm, bool tells, struct error *err)
 {
 	_cleanup_free_ char *home = paths_vm(vm, NULL, err);
 	struct snapshot_info *list;
@@ -160,6 +167,13 @@ static int scan_all(struct scan *s, const char *vm, struct error *err)
 		_cleanup_free_ char *path = snapstore_path(vm, list[i].name, NULL, err);
 
 		r = path ? add_folder(s, path, &list[i].config, false, err) : -ENOMEM;
+		if (r < 0 && r != -ENOMEM) {
+			if (tells)
+				log_warn("snapshot", "%s of %s is left as it is: %s", list[i].name,
+					 vm, err->text);
+			folder_free(&s->folders[--s->n]);
+			r = 0;
+		}
 	}
 	snapstore_list_free(list, n);
 	if (r == 0)
@@ -202,8 +216,8 @@ static bool is_on(const struct file *f, const char *below)
 	return f->below && !strcmp(f->below, below);
 }
 
-/* The one child of @name in all folders, in a folder that has it; NULL: none, or several. */
-static const struct file *only_child(const struct scan *s, const char *name, const struct folder **in)
+/* Does @name have one child, in whatever folders? */
+static bool has_one_child(const struct scan *s, const char *name)
 {
 	const struct file *child = NULL;
 
@@ -214,11 +228,23 @@ static const struct file *only_child(const struct scan *s, const char *name, con
 			if (!is_on(f, name))
 				continue;
 			if (child && strcmp(child->name, f->name) != 0)
-				return NULL;
+				return false;
 			child = f;
-			*in = &s->folders[i];
 		}
 	return child;
+}
+
+static const struct file *find_child(const struct folder *f, const char *name)
+{
+	for (unsigned k = 0; k < f->nfiles; k++)
+		if (is_on(&f->files[k], name))
+			return &f->files[k];
+	return NULL;
+}
+
+static bool is_same_file(const struct file *a, const struct file *b)
+{
+	return a && b && a->dev == b->dev && a->ino == b->ino;
 }
 
 /* ---- one layer into its child ---- */
@@ -228,31 +254,44 @@ struct step {
 	const struct file *child, *layer;
 };
 
+/* Layers that were tried. */
+struct tried {
+	dev_t dev;
+	ino_t ino;
+};
+
+static bool is_in(const struct tried *tried, unsigned n, const struct file *f)
+{
+	while (n--)
+		if (tried[n].dev == f->dev && tried[n].ino == f->ino)
+			return true;
+	return false;
+}
+
+/* What the machine writes to: for a merge in its own folder, and if it has no other names. */
+static bool is_ours_to_change(const struct scan *s, const struct folder *in, const struct file *child)
+{
+	const struct folder *machine = &s->folders[s->n - 1];
+	const struct file *top = is_top(machine, child->name) ? find_file(machine, child->name) : NULL;
+
+	return !is_same_file(top, child) || (in == machine && child->nlinks == 1);
+}
+
 /* The next that is worth it: not for a small layer under a large one, which would be copied each time. */
-static bool find_step(const struct scan *s, char *const *skip, unsigned nskip, struct step *out)
+static bool find_step(const struct scan *s, const struct tried *tried, unsigned ntried, struct step *out)
 {
 	for (unsigned i = 0; i < s->n; i++)
 		for (unsigned k = 0; k < s->folders[i].nfiles; k++) {
-			const struct file *l = &s->folders[i].files[k];
-			struct step step = { .layer = l };
-			bool is_skipped = false;
+			const struct folder *in = &s->folders[i];
+			const struct file *l = &in->files[k], *child = find_child(in, l->name);
 
-			for (unsigned n = 0; n < nskip; n++)
-				is_skipped |= !strcmp(skip[n], l->name);
-			if (is_skipped || !l->below || is_any_top(s, l->name))
+			if (!child || !l->below || is_in(tried, ntried, l) ||
+			    is_any_top(s, l->name) || !has_one_child(s, l->name) ||
+			    child->bytes > MAX(4 * l->bytes, SNAPMERGE_ALWAYS_BYTES) ||
+			    !is_ours_to_change(s, in, child))
 				continue;
-			step.child = only_child(s, l->name, &step.in);
-			if (!step.child || step.child->bytes > MAX(4 * l->bytes, SNAPMERGE_ALWAYS_BYTES))
-				continue;
-			/* What is written to, and has other names, is not ours to change. */
-			if (is_top(step.in, step.child->name) && step.in->is_machine &&
-			    step.child->nlinks > 1)
-				continue;
-			step.layer = find_file(step.in, l->name);
-			if (step.layer && step.layer->below) {
-				*out = step;
-				return true;
-			}
+			*out = (struct step){ .in = in, .child = child, .layer = l };
+			return true;
 		}
 	return false;
 }
@@ -344,7 +383,7 @@ static int put_in(const struct folder *f, const struct folder *from, const char 
 static int remove_layer(const char *vm, const char *layer, struct error *err)
 {
 	struct scan s;
-	int r = scan_all(&s, vm, err);
+	int r = scan_all(&s, vm, false, err);
 
 	for (unsigned i = 0; r == 0 && i < s.n; i++) {
 		const struct folder *f = &s.folders[i];
@@ -364,7 +403,8 @@ static int remove_layer(const char *vm, const char *layer, struct error *err)
 	return r;
 }
 
-/* The new file in place of the child wherever that stands on the layer. */
+/* The new file in place of the child wherever that is this file and stands on this layer: what came in by an import has the
+ * names, and maybe something else in them. */
 static int exchange(const char *vm, const struct scan *s, const struct step *st, const char *part,
 		    struct error *err)
 {
@@ -379,7 +419,8 @@ static int exchange(const char *vm, const struct scan *s, const struct step *st,
 		const struct file *there = find_file(f, st->child->name);
 
 		/* One that was deleted meanwhile is no failure. */
-		if (f != st->in && there && is_on(there, st->layer->name) && access(f->path, F_OK) == 0)
+		if (f != st->in && is_same_file(there, st->child) &&
+		    is_same_file(find_file(f, st->layer->name), st->layer) && access(f->path, F_OK) == 0)
 			r = put_in(f, st->in, first, st->child->name, err);
 	}
 	return r == 0 ? remove_layer(vm, st->layer->name, err) : r;
@@ -411,32 +452,46 @@ static int merge_one(const char *vm, const struct scan *s, const struct step *st
 	return r;
 }
 
+/* A layer that cannot be merged keeps no other from it; the result is that of the first. */
 static int merge_disks(const char *vm, const struct ram_progress *progress, struct error *err)
 {
-	char *skip[256];
-	unsigned nskip = 0;
+	struct tried tried[256];
+	unsigned ntried = 0;
 	bool has_more = true;
-	int r = 0;
+	int result = 0;
 
-	while (r == 0 && has_more && nskip < ARRAY_SIZE(skip)) {
+	while (has_more && ntried < ARRAY_SIZE(tried)) {
+		struct error why;
 		struct scan s;
 		struct step st;
+		int r = scan_all(&s, vm, !ntried, &why);
 
-		r = scan_all(&s, vm, err);
-		has_more = r == 0 && find_step(&s, skip, nskip, &st);
+		has_more = r == 0 && find_step(&s, tried, ntried, &st);
 		if (has_more) {
-			/* Whatever comes of it, it is tried once. */
-			skip[nskip] = strdup(st.layer->name);
-			r = skip[nskip] ? merge_one(vm, &s, &st, progress, err) : no_memory(err);
-			nskip++;
-			if (r == -EBUSY) /* a running machine writes to one of them */
-				r = 0;
+			tried[ntried++] = (struct tried){ st.layer->dev, st.layer->ino };
+			r = merge_one(vm, &s, &st, progress, &why);
+			has_more = r != -ECANCELED;
 		}
 		scan_free(&s);
+		/* -EBUSY: a running machine writes to one of them. */
+		if (r < 0 && r != -EBUSY && result == 0) {
+			result = r;
+			*err = why;
+		}
 	}
-	while (nskip)
-		free(skip[--nskip]);
-	return r;
+	return result;
+}
+
+/* A snapshot has all layers of its memory open: more than a process has by default. */
+static void allow_files(void)
+{
+	struct rlimit lim;
+
+	if (getrlimit(RLIMIT_NOFILE, &lim) < 0)
+		return;
+	lim.rlim_cur = lim.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &lim) < 0)
+		log_debug("snapshot", "no more open files: %s", strerror(errno));
 }
 
 /* ---- all ---- */
@@ -446,6 +501,7 @@ int snapmerge(const char *vm, const struct ram_progress *progress, struct error 
 	_cleanup_free_ char *path = paths_vm(vm, "merge.lock", err);
 	_cleanup_close_ int lock =
 		path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600) : -1;
+	struct error why;
 	int r;
 
 	if (!path)
@@ -457,6 +513,11 @@ int snapmerge(const char *vm, const struct ram_progress *progress, struct error 
 	while (r < 0 && errno == EINTR);
 	if (r < 0)
 		return error_set(err, -errno, "cannot lock %s: %s", path, strerror(errno));
+	allow_files();
 	r = snapmerge_ram(vm, progress, err);
-	return r == 0 ? merge_disks(vm, progress, err) : r;
+	if (r == -ECANCELED)
+		return r;
+	int disks = merge_disks(vm, progress, r < 0 ? &why : err);
+
+	return r < 0 ? r : disks;
 }

@@ -12,6 +12,9 @@
  *  3. Each folder is whole at any time: the new file is stable before a name or an index leads to it, and the old one goes after that.
  *
  *  4. What somebody writes to is left alone: every image is locked while it is read (block/image_file.h).
+ *  5. What is made of a snapshot's files goes to snapshots with the same files only (device and inode), whatever their names: a file
+ *     that was imported may have a name that is known here, and other contents.
+ *  6. What is damaged is left alone, and keeps nothing else from being merged.
  *
  * So a process killed at any moment leaves whole snapshots and perhaps files that nothing leads to, which the next merge removes.  A
  * running machine reads on in the old files, whose room comes back when it closes them.
@@ -27,7 +30,8 @@
 /**
  * snapmerge() - all that can be merged of the machine @vm, running or not.
  * @progress: of each file in turn
- * Returns 0; -ECANCELED, -ENOSPC, -EIO ...: all snapshots are whole as they were.
+ * Raises the process's limit of open files to what it may be.
+ * Returns 0; -ECANCELED, -ENOSPC, -EIO ..., of the first that failed: all snapshots are whole, and what they were.
  */
 int snapmerge(const char *vm, const struct ram_progress *progress, struct error *err);
 

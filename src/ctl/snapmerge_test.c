@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -19,6 +20,7 @@
 
 #include "base/host.h"
 #include "block/block.h"
+#include "block/image.h"
 #include "ctl/paths.h"
 #include "ctl/snapmerge.h"
 #include "ctl/vmdisks.h"
@@ -545,6 +547,133 @@ static void test_replaced_meanwhile(void **state)
 	expect_all(m);
 }
 
+/* The folder of @name once more as @as, in files of its own, as an import makes them. */
+static void import_copy(struct model *m, const char *name, const char *as)
+{
+	char cmd[512];
+
+	snprintf(cmd, sizeof(cmd), "cd %s/vms/m/snapshots && cp -r %s %s && sed -i 's/\"created\": [0-9]*/\"created\": 999999/' %s/snapshot.json",
+		 m->home, name, as, as);
+	assert_int_equal(system(cmd), 0);
+}
+
+/* The path of the layer of disks in @folder which is number @n from the top of @c's disk. */
+static char *layer_path(struct model *m, const struct vmconfig *c, const char *folder, unsigned n)
+{
+	char *path = strdup(c->disks[0].path);
+	struct image_info info;
+
+	while (n--) {
+		ok(m, image_info(path, "qcow2", &info, &m->err));
+		free(path);
+		path = paths_format(&m->err, "%s/%s", folder, info.backing_path);
+		image_info_free(&info);
+	}
+	return path;
+}
+
+/* A bundle from elsewhere may have layers of the same names, and anything in them. */
+static void test_imported_files_stay_with_their_snapshot(void **state)
+{
+	struct model *m = *state;
+	static const uint8_t other[512] = { 0xee };
+	struct snapshot_info info;
+
+	for (unsigned i = 0; i < 3; i++) {
+		work(m);
+		take(m);
+	}
+	import_copy(m, "s3", "evil");
+	_cleanup_free_ char *dir = snapstore_path("m", "evil", NULL, &m->err);
+
+	ok(m, snapstore_load(&info, "m", "evil", &m->err));
+	struct block_dev *b = open_disk(m, info.config.disks[0].path, "qcow2", dir, false);
+
+	for (uint64_t at = 0; at < DISK_BYTES; at += sizeof(other))
+		transfer(m, b, BLOCK_WRITE, at, (void *)(uintptr_t)other, sizeof(other));
+	b->ops->close(b);
+	snapshot_info_free(&info);
+	/* The machine goes back to s1: of what stands on the layer that goes, it has nothing. */
+	while (strcmp(m->base, "s1") != 0)
+		go_back(m);
+	for (unsigned i = 0; i < m->nkept; i++)
+		if (!strcmp(m->kept[i]->name, "s2")) {
+			forget(m, i);
+			break;
+		}
+	ok(m, snapstore_delete("m", "s2", &m->err));
+	for (unsigned i = 0; i < 2; i++) {
+		ok(m, snapmerge("m", NULL, &m->err));
+		for (unsigned k = 0; k < m->nkept; k++)
+			expect_kept(m, m->kept[k]);
+	}
+	assert_int_equal(count(m, "snapshots/s3", "layer-"), 1);
+	assert_int_equal(count(m, "snapshots/evil", "layer-"), 1);
+}
+
+/* What cannot be read, or merged, is left alone, and only that. */
+static void test_damaged_disks_keep_nobody(void **state)
+{
+	struct model *m = *state;
+	struct snapshot_info info;
+	static const char *const names[] = { "unreadable", "broken" };
+
+	for (unsigned i = 0; i < 3; i++) {
+		work(m);
+		take(m);
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+		import_copy(m, "s3", names[i]);
+		_cleanup_free_ char *dir = snapstore_path("m", names[i], NULL, &m->err);
+
+		ok(m, snapstore_load(&info, "m", names[i], &m->err));
+		_cleanup_free_ char *path = layer_path(m, &info.config, dir, i ? 2 : 1);
+
+		/* No image; nothing to stand on. */
+		assert_int_equal(i ? unlink(path) : truncate(path, 100), 0);
+		snapshot_info_free(&info);
+	}
+	forget(m, 1);
+	ok(m, snapstore_delete("m", "s2", &m->err));
+	while (strcmp(m->base, "s1") != 0)
+		go_back(m);
+	assert_int_equal(snapmerge("m", NULL, &m->err), -ENOENT);
+	assert_non_null(strstr(m->err.text, "broken"));
+	assert_int_equal(count(m, "snapshots/s3", "ram-"), 2);
+	assert_int_equal(count(m, "snapshots/s3", "layer-"), 1);
+	for (unsigned k = 0; k < m->nkept; k++)
+		expect_kept(m, m->kept[k]);
+}
+
+/* Each snapshot has all layers of its memory open: more than a process has by default. */
+static void test_many_files(void **state)
+{
+	struct model *m = *state;
+	struct rlimit old, few = { 12, 0 };
+
+	/* Each has one granule of its own. */
+	for (unsigned i = 0; i < KEPT_MAX; i++) {
+		uint64_t at = i * (uint64_t)RAM_GRANULE_MIN, page = at / GUEST_PAGE_SIZE;
+
+		memset(m->ram + at, (int)i + 1, GUEST_PAGE_SIZE);
+		m->dirty[page / 64] |= 1ull << page % 64;
+		take(m);
+	}
+	assert_int_equal(count(m, "snapshots/s8", "ram-"), 8);
+	forget(m, 1);
+	ok(m, snapstore_delete("m", "s2", &m->err));
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	few.rlim_max = old.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	int r = snapmerge("m", NULL, &m->err);
+
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+	assert_int_equal(r, 0);
+	expect_all(m);
+	assert_int_equal(count(m, "snapshots/s8", "ram-"), 7);
+	assert_int_equal(count(m, "snapshots/s8", "layer-"), 6);
+}
+
 /* A process that deletes @name and merges, killed after a random time; true: it came to its end. */
 static bool killed_delete(struct model *m, const char *name, unsigned most_us)
 {
@@ -626,6 +755,10 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(test_a_disk_in_use_waits, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_canceled_and_damaged, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_replaced_meanwhile, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_imported_files_stay_with_their_snapshot, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(test_damaged_disks_keep_nobody, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_many_files, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_killed_at_any_moment, setup, teardown),
 	};
 
