@@ -15,13 +15,17 @@
 
 #include "base/log.h"
 
-#define QUEUE_SIZE	256
-#define SEG_MAX		(QUEUE_SIZE - 2) /* header and status take a descriptor each */
-#define SIZE_MAX_BYTES	(64 * KIB) /* a segment, behind an IOMMU: with SEG_MAX within VQ_DMA_MAX */
+#define QUEUE_SIZE 256
+#define SEG_MAX	   (QUEUE_SIZE - 2) /* header and status take a descriptor each */
+#define SIZE_MAX_BYTES                                                                             \
+	(12 * KIB) /* a segment, behind an IOMMU: each of its pages may lie elsewhere */
 #define DISCARD_SEGS	16
 #define DISCARD_SECTORS (1u << 22) /* 2 GiB a segment */
 #define REQUEST_MAX	(1 * GIB)  /* bytes of one read or write */
 #define NOW_BYTES	(1 * MIB)  /* done inside one kick, under the machine's lock */
+
+_Static_assert(SEG_MAX *(SIZE_MAX_BYTES / GUEST_PAGE_SIZE + 1) + 4 <= VQ_IOV_MAX,
+	       "the largest request, with header and status across pages, has room");
 
 // clang-format off
 #define F_SIZE_MAX     VIRTIO_F(1)

@@ -179,7 +179,7 @@ static void test_config(void **state)
 	assert_int_equal(drv_read(&d, DRV_COMMON + 18, 2), 2);
 	/* flush, wce, mq, discard, write zeroes, seg_max, blk_size, topology; not ro */
 	assert_int_equal(d.offered & 0xffff, drv_use_iommu ? 0x7e46 : 0x7e44);
-	assert_int_equal(drv_read(&d, DRV_CONFIG + 8, 4), drv_use_iommu ? 65536 : 0);
+	assert_int_equal(drv_read(&d, DRV_CONFIG + 8, 4), drv_use_iommu ? 12288 : 0);
 }
 
 static void test_read_write(void **state)
@@ -394,6 +394,34 @@ static void test_readonly(void **state)
 	assert_int_equal(disk.data[0], 0);
 }
 
+/* As many and as large segments as it says it takes, wherever they lie: not page by page together, nor at the start of one. */
+static void test_largest_request(void **state)
+{
+	struct drv_buf bufs[256];
+	unsigned nsegs, len;
+
+	drv_fini(&d, virtio_blk_device(blk));
+	make(1, (struct block_info){ 64 * MIB, false, true, true, true });
+	drv_start(&d, UINT64_MAX, 1, true);
+	len = drv_use_iommu ? (unsigned)drv_read(&d, DRV_CONFIG + 8, 4) : 64 * KIB;
+	nsegs = (unsigned)drv_read(&d, DRV_CONFIG + 12, 4);
+	assert_true(nsegs + 2 <= ARRAY_SIZE(bufs) && len >= 2 * GUEST_PAGE_SIZE && len <= 64 * KIB);
+	put_header(0, 0);
+	bufs[0] = (struct drv_buf){ HDR, 16, false };
+	for (unsigned i = 1; i <= nsegs; i++)
+		bufs[i] = (struct drv_buf){ DATA + 512, len, true };
+	bufs[nsegs + 1] = (struct drv_buf){ STATUS, 1, true };
+	drv_add_indirect(&d, 0, DRV_BUFFERS + 128 * KIB, bufs, nsegs + 2);
+	drv_kick(&d, 0);
+	assert_int_equal(disk.nqueue, 1);
+	assert_int_equal(disk.queue[0]->len_bytes, (uint64_t)nsegs * len);
+	assert_int_equal(iov_bytes(disk.queue[0]->iov, disk.queue[0]->niov), (uint64_t)nsegs * len);
+	disk.nqueue = 0;
+	disk.queue[0]->done(disk.queue[0], 0);
+	assert_int_equal(finish(0, nsegs * len + 1), 0);
+	assert_false(drv_status(&d) & VIRTIO_S_NEEDS_RESET);
+}
+
 /* Whoever takes the bus from it, and then the memory, finds nothing under way any more. */
 static void test_bus_master(void **state)
 {
@@ -554,6 +582,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_discard, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_write_through, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_readonly, setup_readonly, teardown),
+		cmocka_unit_test_setup_teardown(test_largest_request, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_bus_master, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_pause_and_reset, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_now, setup, teardown),
