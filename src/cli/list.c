@@ -207,7 +207,8 @@ static void print_info(json_t *info)
 
 	json_object_foreach(info, key, v)
 	{
-		if (strcmp(key, "counters") != 0 && strcmp(key, "devices") != 0)
+		if (strcmp(key, "counters") != 0 && strcmp(key, "devices") != 0 &&
+		    !strstr(key, "_counters"))
 			print_value(key, v);
 	}
 }

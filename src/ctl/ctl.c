@@ -2,6 +2,7 @@
 /* The commands, and the check of requests against their rows. */
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "char/chardev.h"
 #include "block/block.h"
@@ -39,9 +40,9 @@ static int cmd_status(struct ctl_conn *conn, json_t *request, json_t *reply, str
 	return 0;
 }
 
-static void add_counter(void *arg, unsigned vcpu, const char *name, uint64_t value)
+static void add_counter(void *arg, unsigned index, const char *name, uint64_t value)
 {
-	json_t *list = arg, *one = json_array_get(list, vcpu);
+	json_t *list = arg, *one = json_array_get(list, index);
 
 	if (!one) {
 		one = json_object();
@@ -50,7 +51,7 @@ static void add_counter(void *arg, unsigned vcpu, const char *name, uint64_t val
 	put(one, name, json_integer((json_int_t)value));
 }
 
-static void add_device(void *arg, unsigned vcpu, const char *name, uint64_t value)
+static void add_device(void *arg, unsigned index, const char *name, uint64_t value)
 {
 	json_t *devices = arg;
 
@@ -73,12 +74,30 @@ static json_t *disk_io(struct machine *m, unsigned n)
 	return list;
 }
 
+/* Of the machine's process, getrusage(2); "max_resident_bytes" is the most there ever was. */
+static json_t *process_counters(void)
+{
+	struct rusage u;
+
+	if (getrusage(RUSAGE_SELF, &u) < 0)
+		return json_null();
+	int64_t cpu_us = (int64_t)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000000 +
+			 u.ru_utime.tv_usec + u.ru_stime.tv_usec;
+
+	return json_pack("{s:I, s:I, s:I, s:I}", "cpu_time_ns", (json_int_t)(cpu_us * 1000),
+			 "minor_faults", (json_int_t)u.ru_minflt, "major_faults",
+			 (json_int_t)u.ru_majflt, "max_resident_bytes", (json_int_t)u.ru_maxrss * 1024);
+}
+
 static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
 {
 	json_t *counters = json_array();
 	struct machine_counter_sink sink = { add_counter, counters };
 	json_t *devices = json_object();
 	struct machine_counter_sink device_sink = { add_device, devices };
+	json_t *disks = json_array(), *cards = json_array();
+	struct machine_counter_sink disk_sink = { add_counter, disks };
+	struct machine_counter_sink card_sink = { add_counter, cards };
 	struct ctl *c = conn->ctl;
 	struct machine_info info;
 
@@ -93,6 +112,11 @@ static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	put(reply, "counters", counters);
 	machine_device_counters(c->cfg.machine, &device_sink);
 	put(reply, "devices", devices);
+	machine_disk_counters(c->cfg.machine, &disk_sink);
+	put(reply, "disk_counters", disks);
+	machine_card_counters(c->cfg.machine, &card_sink);
+	put(reply, "card_counters", cards);
+	put(reply, "process", process_counters());
 	return 0;
 }
 

@@ -71,6 +71,15 @@ WRAP(void, machine_device_counters, struct machine *m, const struct machine_coun
 	sink->fn(sink->arg, 0, "pit", 1);
 	sink->fn(sink->arg, 0, "uart0", 4); /* another range of it */
 }
+WRAP(void, machine_disk_counters, struct machine *m, const struct machine_counter_sink *sink)
+{
+	sink->fn(sink->arg, 0, "reads", 8);
+	sink->fn(sink->arg, 1, "reads", 9);
+}
+WRAP(void, machine_card_counters, struct machine *m, const struct machine_counter_sink *sink)
+{
+	sink->fn(sink->arg, 0, "rx_bytes", 60);
+}
 
 struct world {
 	struct machine m;
@@ -203,6 +212,9 @@ static void test_requests(void **state)
 	expect(w, fd, "{\"cmd\":\"status\"}\n", true, "\"state\":\"paused\"");
 	expect(w, fd, "{\"cmd\":\"info\"}\n", true, "\"counters\":[{\"halts\":5},{\"halts\":6}]");
 	expect(w, fd, "{\"cmd\":\"info\"}\n", true, "\"devices\":{\"uart0\":7,\"pit\":1}");
+	expect(w, fd, "{\"cmd\":\"info\"}\n", true, "\"disk_counters\":[{\"reads\":8},{\"reads\":9}]");
+	expect(w, fd, "{\"cmd\":\"info\"}\n", true, "\"card_counters\":[{\"rx_bytes\":60}]");
+	expect(w, fd, "{\"cmd\":\"info\"}\n", true, "\"process\":{\"cpu_time_ns\":");
 	expect(w, fd, "{\"cmd\":\"stop\",\"timeout_ms\":1500}\n", true, "ok");
 	assert_int_equal(w->m.stop_timeout_ns, 1500000000);
 	expect(w, fd, "{\"cmd\":\"quit\"}\n", true, "ok");

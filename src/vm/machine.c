@@ -8,6 +8,7 @@
 #include <x86intrin.h>
 
 #include "dev/virtio/virtio_blk.h"
+#include "dev/virtio/virtio_net.h"
 #include "vm/machine_int.h"
 #include "vm/snapshot_state.h"
 
@@ -676,6 +677,38 @@ void machine_device_counters(struct machine *m, const struct machine_counter_sin
 	struct device_counter c = { m, sink };
 
 	bus_counters(m->bus, count_range, &c);
+}
+
+void machine_disk_counters(struct machine *m, const struct machine_counter_sink *sink)
+{
+	for (unsigned i = 0; i < m->cfg.ndisks; i++) {
+		struct virtio_blk_stats s;
+
+		virtio_blk_stats(m->disks[i], &s);
+		sink->fn(sink->arg, i, "reads", s.reads);
+		sink->fn(sink->arg, i, "writes", s.writes);
+		sink->fn(sink->arg, i, "flushes", s.flushes);
+		sink->fn(sink->arg, i, "discards", s.discards);
+		sink->fn(sink->arg, i, "errors", s.errors);
+		sink->fn(sink->arg, i, "read_bytes", s.read_bytes);
+		sink->fn(sink->arg, i, "written_bytes", s.written_bytes);
+	}
+}
+
+void machine_card_counters(struct machine *m, const struct machine_counter_sink *sink)
+{
+	for (unsigned i = 0; i < m->cfg.nnics; i++) {
+		struct virtio_net_stats s;
+
+		virtio_net_stats(m->cards[i], &s);
+		sink->fn(sink->arg, i, "rx_frames", s.rx_frames);
+		sink->fn(sink->arg, i, "rx_bytes", s.rx_bytes);
+		sink->fn(sink->arg, i, "rx_dropped", s.rx_dropped);
+		sink->fn(sink->arg, i, "rx_filtered", s.rx_filtered);
+		sink->fn(sink->arg, i, "tx_frames", s.tx_frames);
+		sink->fn(sink->arg, i, "tx_bytes", s.tx_bytes);
+		sink->fn(sink->arg, i, "tx_dropped", s.tx_dropped);
+	}
 }
 
 void machine_counters(struct machine *m, const struct machine_counter_sink *sink)

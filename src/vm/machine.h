@@ -197,15 +197,19 @@ struct machine_info {
 };
 void machine_info(struct machine *m, struct machine_info *out);
 
-/* One counter a call of @fn: exits by kind, engine counters. */
+/* One counter a call of @fn: exits by kind, engine counters.  @index: of the vCPU, disk or card. */
 struct machine_counter_sink {
-	void (*fn)(void *arg, unsigned vcpu, const char *name, uint64_t value);
+	void (*fn)(void *arg, unsigned index, const char *name, uint64_t value);
 	void *arg;
 };
 void machine_counters(struct machine *m, const struct machine_counter_sink *sink);
 /** machine_device_counters() - one call of @fn a device (more if it has several ranges: they add up) that was accessed over
- * the bus; @vcpu is 0.  What is no device of the machine's list is named by its address. */
+ * the bus; @index is 0.  What is no device of the machine's list is named by its address. */
 void machine_device_counters(struct machine *m, const struct machine_counter_sink *sink);
+/** machine_disk_counters() - what each disk did for the guest since it was plugged in; with the lock. */
+void machine_disk_counters(struct machine *m, const struct machine_counter_sink *sink);
+/** machine_card_counters() - the same of network cards; rx is what comes to the guest. */
+void machine_card_counters(struct machine *m, const struct machine_counter_sink *sink);
 
 /** machine_inject_nmi() - to vCPU @index. */
 int machine_inject_nmi(struct machine *m, unsigned index, struct error *err);

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
 
 import pytest
 
@@ -48,8 +47,6 @@ while read -r line; do
 	esac
 done
 """
-MODULES = ["net/core/failover.ko", "drivers/net/net_failover.ko", "drivers/net/virtio_net.ko"]
-
 LAB = """
 networks:
   dmz: {{subnet: 10.1.0.0/24, uplink: nat}}
@@ -69,20 +66,7 @@ deny:
 @pytest.fixture
 def guest(debian, tmp_path):
     """What a lab file says of a tiny machine: kernel, initrd and the like."""
-    initrd = tiny.make(debian, tmp_path, GUEST)
-    root = tmp_path / "tiny"
-    modules = root / "modules"
-    disk = debian / "disk.raw"
-    names = subprocess.run(["debugfs", "-R", "ls -p /usr/lib/modules", disk], check=True, capture_output=True, text=True).stdout
-    version = re.search(r"/([0-9][^/]*-amd64)/", names).group(1)
-    for module in MODULES:
-        target = modules / module.rsplit("/", 1)[1]
-        subprocess.run(["debugfs", "-R", f"dump /usr/lib/modules/{version}/kernel/{module} {target}", disk], check=True,
-                       capture_output=True)
-        assert target.stat().st_size, f"{module} is not in the image"
-    with open(modules / "order", "a", encoding="ascii") as order:
-        order.writelines(m.rsplit("/", 1)[1] + "\n" for m in MODULES)
-    tiny.pack(root, initrd)
+    initrd = tiny.make(debian, tmp_path, GUEST, tiny.NETWORK)
     return f'kernel: "{debian / "vmlinuz"}", initrd: "{initrd}", append: "console=ttyS0 quiet", memory: 128M'
 
 
