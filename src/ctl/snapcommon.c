@@ -127,18 +127,11 @@ int snap_layers_prepare(struct snapper *s, struct snap_layers *l, struct error *
 
 void snap_layers_drop(struct snapper *s, struct snap_layers *l)
 {
-	bool has_any = false;
-	struct error err;
-
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
-		if (!l->is_announced[i])
-			continue;
-		vmdisks_pop(s->disks, i, l->old_formats[i]);
+		if (l->is_announced[i])
+			vmdisks_pop(s->disks, i, l->old_formats[i]);
 		l->is_announced[i] = false;
-		has_any = true;
 	}
-	if (has_any && vmconfig_save(s->config, &err) < 0)
-		log_error("snapshot", "%s", err.text);
 }
 
 void snap_note_writes(struct snapper *s)

@@ -674,6 +674,39 @@ static void test_many_files(void **state)
 	assert_int_equal(count(m, "snapshots/s8", "layer-"), 6);
 }
 
+static int fail_to_sync(int fd)
+{
+	errno = EIO;
+	return -1;
+}
+
+/* A layer that did not come on top after all: while the saved configuration may name it, it stays. */
+static void test_a_layer_that_was_not_pushed(void **state)
+{
+	struct model *m = *state;
+	_cleanup_free_ char *first = NULL, *second = NULL;
+
+	ok(m, vmdisks_new_top(&m->disks, 0, DISK_BYTES, &first, &m->err));
+	ok(m, vmdisks_push(&m->disks, 0, first, &m->err));
+	ok(m, vmconfig_save(&m->config, &m->err));
+	host.fsync = fail_to_sync;
+	vmdisks_pop(&m->disks, 0, "raw");
+	host.fsync = no_sync;
+	assert_int_equal(access(first, F_OK), 0);
+	ok(m, vmdisks_new_top(&m->disks, 0, DISK_BYTES, &second, &m->err));
+	ok(m, vmdisks_push(&m->disks, 0, second, &m->err));
+	ok(m, vmconfig_save(&m->config, &m->err));
+	vmdisks_pop(&m->disks, 0, "raw");
+	assert_true(access(second, F_OK) < 0);
+	/* As it is started again. */
+	struct vmconfig saved;
+
+	ok(m, vmconfig_init(&saved, &m->err));
+	ok(m, vmconfig_load(&saved, "m", &m->err));
+	expect_disk(m, &saved, m->disks.folder, m->disk);
+	vmconfig_free(&saved);
+}
+
 /* A process that deletes @name and merges, killed after a random time; true: it came to its end. */
 static bool killed_delete(struct model *m, const char *name, unsigned most_us)
 {
@@ -759,6 +792,7 @@ int main(int argc, char **argv)
 						teardown),
 		cmocka_unit_test_setup_teardown(test_damaged_disks_keep_nobody, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_many_files, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_a_layer_that_was_not_pushed, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_killed_at_any_moment, setup, teardown),
 	};
 

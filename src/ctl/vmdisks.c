@@ -264,11 +264,15 @@ void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format)
 	struct error err;
 
 	disk->path = paths_format(&err, "%s/%s", d->folder, ch->files[1]);
-	if (!disk->path || vmconfig_set(&disk->format, format, &err) < 0)
-		log_error("disks", "%s", err.text);
+	int r = disk->path ? vmconfig_set(&disk->format, format, &err) : -ENOMEM;
+
 	free(ch->files[0]);
 	memmove(&ch->files[0], &ch->files[1], --ch->n * sizeof(*ch->files));
-	if (unlink(top) < 0)
+	if (r == 0)
+		r = vmconfig_save(d->config, &err);
+	if (r < 0)
+		log_error("disks", "%s", err.text);
+	else if (unlink(top) < 0)
 		log_warn("disks", "cannot remove %s: %s", top, strerror(errno));
 }
 

@@ -57,7 +57,10 @@ int vmdisks_new_top(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **p
  * The caller saves the configuration before the layer is on top: while it is empty, the disk reads the same either way.
  */
 int vmdisks_push(struct vmdisks *d, unsigned i, const char *path, struct error *err);
-/** vmdisks_pop() - it did not come to that: the layer goes, @format is that of the one below. */
+/**
+ * vmdisks_pop() - it did not come to that: the layer goes, @format is that of the one below.
+ * Saves the configuration first; where that fails, the file stays: the saved one may name it.
+ */
 void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format);
 
 /** vmdisks_add_to() - links to all chains into a snapshot.  A top outside of the machine's folder comes into it (a link).
