@@ -707,6 +707,27 @@ static void test_a_layer_that_was_not_pushed(void **state)
 	vmconfig_free(&saved);
 }
 
+static void test_impossible_times(void **state)
+{
+	static const int64_t times[] = { 0, -1, -9300000000, INT64_MIN, INT64_MAX };
+	struct model *m = *state;
+	struct snapshot_info info;
+	char cmd[256];
+
+	work(m);
+	take(m);
+	for (unsigned i = 0; i < ARRAY_SIZE(times); i++) {
+		snprintf(cmd, sizeof(cmd), "sed -i 's/\"created\": [-0-9]*/\"created\": %lld/' %s/vms/m/snapshots/s1/snapshot.json",
+			 (long long)times[i], m->home);
+		assert_int_equal(system(cmd), 0);
+		ok(m, snapstore_load(&info, "m", "s1", &m->err));
+		assert_true(info.created_s == times[i]);
+		assert_true(info.moment.real_ns ==
+			    (times[i] > 0 ? INT64_MAX / 1000000000 * 1000000000 : 0));
+		snapshot_info_free(&info);
+	}
+}
+
 /* A process that deletes @name and merges, killed after a random time; true: it came to its end. */
 static bool killed_delete(struct model *m, const char *name, unsigned most_us)
 {
@@ -793,6 +814,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(test_damaged_disks_keep_nobody, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_many_files, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_a_layer_that_was_not_pushed, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_impossible_times, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_killed_at_any_moment, setup, teardown),
 	};
 

@@ -372,6 +372,9 @@ static void add_sizes(struct snapshot_info *i, const char *dir)
 		closedir(d);
 }
 
+#define NS_PER_S (json_int_t)1000000000
+#define S_MAX	 (INT64_MAX / NS_PER_S)
+
 static int read_info(struct snapshot_info *i, json_t *json, const char *dir, struct error *err)
 {
 	const char *viv, *engine, *parent = NULL;
@@ -390,8 +393,7 @@ static int read_info(struct snapshot_info *i, json_t *json, const char *dir, str
 				 "it has format version %lld, this program knows version %d",
 				 (long long)format, SNAPSTORE_FORMAT);
 	i->created_s = created;
-	i->moment.real_ns =
-		real_ns > 0 ? real_ns : MIN(created, (json_int_t)(INT64_MAX / 1000000000)) * 1000000000;
+	i->moment.real_ns = real_ns > 0 ? real_ns : MIN(MAX(created, (json_int_t)0), S_MAX) * NS_PER_S;
 	i->moment.is_frozen = is_frozen;
 	i->pause_us = (uint64_t)pause_us;
 	i->viv = strdup(viv);
