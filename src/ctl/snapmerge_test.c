@@ -211,19 +211,24 @@ static void take(struct model *m)
 	m->kept[m->nkept++] = k;
 }
 
-static void go_back(struct model *m)
+static void restore_disk(struct model *m, const char *name)
 {
 	char *tops[MACHINE_MAX_DISKS];
 	struct snapshot_info info;
 
+	ok(m, snapstore_load(&info, "m", name, &m->err));
+	ok(m, vmdisks_go_back(&m->disks, &info, tops, &m->err));
+	ok(m, vmdisks_went_back(&m->disks, tops, &m->err));
+	snapshot_info_free(&info);
+}
+
+static void go_back(struct model *m)
+{
 	if (!m->nkept)
 		return;
 	const struct kept *k = m->kept[any(m, m->nkept)];
 
-	ok(m, snapstore_load(&info, "m", k->name, &m->err));
-	ok(m, vmdisks_go_back(&m->disks, &info, tops, &m->err));
-	ok(m, vmdisks_went_back(&m->disks, tops, &m->err));
-	snapshot_info_free(&info);
+	restore_disk(m, k->name);
 	memcpy(m->ram, k->ram, sizeof(m->ram));
 	memcpy(m->disk, k->disk, sizeof(m->disk));
 	memset(m->dirty, 0, sizeof(m->dirty));
@@ -577,6 +582,7 @@ static void test_imported_files_stay_with_their_snapshot(void **state)
 {
 	struct model *m = *state;
 	static const uint8_t other[512] = { 0xee };
+	struct block_dev *b;
 	struct snapshot_info info;
 
 	for (unsigned i = 0; i < 3; i++) {
@@ -587,12 +593,26 @@ static void test_imported_files_stay_with_their_snapshot(void **state)
 	_cleanup_free_ char *dir = snapstore_path("m", "evil", NULL, &m->err);
 
 	ok(m, snapstore_load(&info, "m", "evil", &m->err));
-	struct block_dev *b = open_disk(m, info.config.disks[0].path, "qcow2", dir, false);
-
+	b = open_disk(m, info.config.disks[0].path, "qcow2", dir, false);
 	for (uint64_t at = 0; at < DISK_BYTES; at += sizeof(other))
 		transfer(m, b, BLOCK_WRITE, at, (void *)(uintptr_t)other, sizeof(other));
 	b->ops->close(b);
 	snapshot_info_free(&info);
+	/* Going back to one gives its content, whatever was there before; but a base of another name is never replaced. */
+	_cleanup_free_ char *base = snapstore_path("m", "evil", "disk.raw", &m->err);
+	_cleanup_free_ char *own = snapstore_path("m", "s3", "disk.raw", &m->err);
+
+	assert_true(unlink(base) == 0 && link(own, base) == 0);
+	while (strcmp(m->base, "s1") != 0)
+		go_back(m);
+	restore_disk(m, "evil");
+	for (unsigned at = 0; at < DISK_BYTES; at += sizeof(other))
+		memcpy(m->disk + at, other, sizeof(other));
+	expect_disk(m, &m->config, m->disks.folder, m->disk);
+	restore_disk(m, "s3");
+	memcpy(m->disk, m->kept[2]->disk, sizeof(m->disk));
+	expect_disk(m, &m->config, m->disks.folder, m->disk);
+	m->base[0] = 0;
 	/* The machine goes back to s1: of what stands on the layer that goes, it has nothing. */
 	while (strcmp(m->base, "s1") != 0)
 		go_back(m);

@@ -131,6 +131,18 @@ static int new_name(char out[64], const char *prefix, unsigned i, const char *su
 	return 0;
 }
 
+/* @from in place of the file that has the name @to. */
+static int replace_link(const char *from, const char *to, struct error *err)
+{
+	_cleanup_free_ char *part = paths_format(err, "%s.new", to);
+
+	if (!part)
+		return -ENOMEM;
+	if ((unlink(part) < 0 && errno != ENOENT) || link(from, part) < 0 || rename(part, to) < 0)
+		return error_set(err, -errno, "cannot link %s to %s: %s", from, to, strerror(errno));
+	return 0;
+}
+
 static int link_file(const char *from, const char *to, struct error *err)
 {
 	struct stat a, b;
@@ -139,13 +151,17 @@ static int link_file(const char *from, const char *to, struct error *err)
 		return 0;
 	int r = -errno;
 
-	/* A layer's name stands for its content, in whichever file: one of them may be merged. */
+	/* A layer that is there already may be a merged one, or not yet, or, after an import, one of other contents: what goes with @from's
+	 * other layers is @from. */
 	const char *name = strrchr(to, '/');
 	bool is_layer = name && !strncmp(name + 1, LAYER_PREFIX, strlen(LAYER_PREFIX));
 
-	if (r == -EEXIST && stat(from, &a) == 0 && stat(to, &b) == 0 &&
-	    (is_layer || (a.st_dev == b.st_dev && a.st_ino == b.st_ino)))
-		return 0;
+	if (r == -EEXIST && stat(from, &a) == 0 && stat(to, &b) == 0) {
+		if (a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+			return 0;
+		if (is_layer)
+			return replace_link(from, to, err);
+	}
 	if (r == -EXDEV)
 		return error_set(err, r,
 				 "%s is on another file system than the machines, which have to "
@@ -390,7 +406,6 @@ static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk
 		r = below ? make_layer(d->folder, i, 0, ch.files[0], from->format, top, err) : -ENOMEM;
 	if (r < 0)
 		return r;
-	/* Some may have been there before, merged or not yet. */
 	chain_free(&d->next[i]);
 	r = chain_read(&d->next[i], below, from->format, d->folder, err);
 	return r < 0 ? r : chain_add(&d->next[i], 0, name_in(*top, d->folder), err);
