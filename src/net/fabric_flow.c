@@ -6,10 +6,11 @@ enum { FRAGMENTS_MS = 30000 };
 
 /* ---- fragments ---- */
 
+/* IPv6: what a later part says is its next header does not count (RFC 8200, 4.5). */
 static bool is_of(const struct fragments *g, const struct packet *p)
 {
-	return g->id == p->frag_id && g->proto == p->proto && net_addr_is_equal(&g->src, &p->src) &&
-	       net_addr_is_equal(&g->dst, &p->dst);
+	return g->id == p->frag_id && (p->kind == PACKET_IPV6 || g->proto == p->proto) &&
+	       net_addr_is_equal(&g->src, &p->src) && net_addr_is_equal(&g->dst, &p->dst);
 }
 
 static struct fragments *find_fragments(struct input *in, int64_t now_ms)
@@ -37,7 +38,7 @@ static void keep_fragments(struct input *in, int to, int rule, int64_t now_ms)
 				 .to = to,
 				 .rule = rule,
 				 .generation = in->f->generation,
-				 .first_len = (uint16_t)(p->end - p->l4),
+				 .first_len = (uint16_t)(p->end - p->frag_at),
 				 .expires_ms = now_ms + FRAGMENTS_MS };
 }
 
@@ -108,7 +109,7 @@ static enum fabric_reason ask_again(struct fabric *f, struct conn *c)
 	return FABRIC_PASSED;
 }
 
-/* An ICMP error passes if it is about a flow from where it goes to. */
+/* An ICMP error passes if it is about a flow, and goes from one end of it to the other. */
 static enum fabric_reason check_related(struct input *in, int to, const struct packet *quoted, int *rule)
 {
 	struct fabric *f = in->f;
@@ -116,7 +117,8 @@ static enum fabric_reason check_related(struct input *in, int to, const struct p
 	bool is_answer;
 	struct conn *c = conntrack_find(f->flows, &k, f->ops.now_ms(f->ops.ctx), &is_answer);
 
-	if (!c || (is_answer ? c->to : c->from) != to || !net_addr_is_equal(&in->p.dst, &quoted->src))
+	if (!c || (is_answer ? c->to : c->from) != to || (is_answer ? c->from : c->to) != in->port ||
+	    !net_addr_is_equal(&in->p.dst, &quoted->src))
 		return FABRIC_NO_FLOW;
 	enum fabric_reason reason = ask_again(f, c);
 	*rule = reason == FABRIC_PASSED ? c->rule : -1;

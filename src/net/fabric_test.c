@@ -406,6 +406,30 @@ static void test_fragments(void **state)
 	}
 }
 
+/* Extension headers behind the fragment header are bytes of the first part, too: what lies over its end, where the ports
+ * are, is refused (RFC 5722). */
+static void test_fragments_over_extensions(void **state)
+{
+	enum { OPTIONS = 24, UDP = 16 };
+	struct frame_ends e = lab_ends(lab.policy, OPS, DB, true);
+	uint8_t payload[64] = { 17, OPTIONS / 8 - 1, 1, OPTIONS - 4 }, *udp = payload + OPTIONS;
+	struct frame f;
+
+	net_put16(udp, 1000);
+	net_put16(udp + 2, 53);
+	net_put16(udp + 4, sizeof(payload) - OPTIONS);
+	frame_ip(&f, &e, 60, payload, sizeof(payload));
+	frame_fragment(&f, 0, OPTIONS + UDP, true, 9);
+	assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_PASSED);
+	frame_ip(&f, &e, 60, payload, sizeof(payload));
+	frame_fragment(&f, OPTIONS, sizeof(payload) - OPTIONS, false, 9);
+	f.b[ETH_HEADER + 40] = IP_UDP; /* a later part may name any next header */
+	assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_FRAGMENT);
+	frame_ip(&f, &e, 60, payload, sizeof(payload));
+	frame_fragment(&f, OPTIONS + UDP, sizeof(payload) - OPTIONS - UDP, false, 9);
+	assert_int_equal(lab_send(&lab, OPS, &f), FABRIC_PASSED);
+}
+
 static void test_ttl(void **state)
 {
 	for (unsigned v6 = 0; v6 < 2; v6++) {
@@ -435,6 +459,11 @@ static void test_related_errors(void **state)
 	assert_int_equal(lab_send(&lab, OPS, &question), FABRIC_PASSED);
 	assert_int_equal(lab_send(&lab, DB, &f), FABRIC_PASSED);
 	assert_non_null(lab_got(&lab, OPS));
+	/* Of a machine that is not the flow's other end, and may send nothing to its first: not even what it overheard. */
+	back = lab_ends(lab.policy, SUS, OPS, false);
+	frame_ip(&f, &back, IP_ICMP, icmp, sizeof(icmp));
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_NO_FLOW);
+	assert_null(lab_got(&lab, OPS));
 	/* The same about somebody else's flow. */
 	back = lab_ends(lab.policy, DB, WEB_APP, false);
 	frame_ip(&f, &back, IP_ICMP, icmp, sizeof(icmp));
@@ -645,6 +674,7 @@ int main(void)
 		T(test_spoofed),
 		T(test_vlan),
 		T(test_fragments),
+		T(test_fragments_over_extensions),
 		T(test_ttl),
 		T(test_related_errors),
 		T(test_internet),

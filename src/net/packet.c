@@ -185,7 +185,7 @@ static enum packet_error parse_l4(struct packet *p)
 /* A fragment's place: all but the last carry a multiple of 8 bytes, none beyond the longest packet. */
 static enum packet_error check_fragment(struct packet *p)
 {
-	size_t part = p->end - p->l4;
+	size_t part = p->end - p->frag_at;
 
 	if (!p->has_more && !p->frag_offset)
 		p->is_fragment = false; /* RFC 6946: an atomic fragment is none */
@@ -230,7 +230,7 @@ static enum packet_error parse_ipv4(struct packet *p)
 	p->dst = net_addr_v4(ip + 16);
 	p->ttl = ip[8];
 	p->proto = ip[9];
-	p->l4 = (uint16_t)(p->l3 + ihl);
+	p->l4 = p->frag_at = (uint16_t)(p->l3 + ihl);
 	p->end = (uint32_t)(p->l3 + total);
 	p->has_options = ihl > IPV4_MIN;
 	uint16_t word = net_get16(ip + 6);
@@ -262,6 +262,7 @@ static int skip_extension(struct packet *p, uint8_t next, enum packet_error *e)
 		p->frag_offset = net_get16(x + 2) & 0xfff8;
 		p->frag_id = net_get32(x + 4);
 		p->l4 += 8;
+		p->frag_at = p->l4;
 		return x[0];
 	}
 	size_t len = (x[1] + 1u) * 8;

@@ -72,6 +72,7 @@ struct packet {
 	/* A part of a packet: bytes from frag_offset on.  Of the first one, the upper layer's header is there. */
 	bool is_fragment, has_more;
 	uint16_t frag_offset; /* bytes */
+	uint16_t frag_at;     /* offset of the part's bytes: l4, or extension headers before it */
 	uint32_t frag_id;
 
 	/* Upper layer; not of later fragments */
