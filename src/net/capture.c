@@ -160,6 +160,15 @@ int capture_flush(struct capture *c)
 
 /* ---- life ---- */
 
+/* libpcap lets jumps go backwards, for its "protochain": such a program could go on forever. */
+static bool is_endless(const struct bpf_insn *insns, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (insns[i].code == (BPF_JMP | BPF_JA) && insns[i].k >= n)
+			return true;
+	return false;
+}
+
 static int take_filter(struct capture *c, const struct capture_config *cfg, struct error *err)
 {
 	if (!cfg->filter)
@@ -174,6 +183,8 @@ static int take_filter(struct capture *c, const struct capture_config *cfg, stru
 						  .jt = cfg->filter[i].jt,
 						  .jf = cfg->filter[i].jf,
 						  .k = cfg->filter[i].k };
+	if (is_endless(c->filter, cfg->ninsns))
+		return error_set(err, -EINVAL, "the filter has a loop; protochain is not possible here");
 	return bpf_validate(c->filter, (int)cfg->ninsns)
 		       ? 0
 		       : error_set(err, -EINVAL, "the filter is no valid program of the packet filter");
