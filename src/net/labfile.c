@@ -155,7 +155,18 @@ static int read_text(struct labyaml *r, const yaml_node_t *n, const char *what, 
 	{                                                                                          \
 		return read_text(r, n, #key, &((struct machine *)arg)->out->key);                  \
 	}
-TEXT_KEY(image)
+
+/* It becomes an argument of viv run, and must be no option there: --net leads past the lab. */
+static int read_image(struct labyaml *r, const yaml_node_t *n, void *arg)
+{
+	struct machine *m = arg;
+	int ret = read_text(r, n, "image", &m->out->image);
+
+	return ret == 0 && m->out->image[0] == '-'
+		       ? labyaml_fail(r, &n->start_mark, "image can't begin with -")
+		       : ret;
+}
+
 TEXT_KEY(kernel)
 TEXT_KEY(initrd)
 TEXT_KEY(append)

@@ -86,6 +86,8 @@ static void test_refused(void **state)
 		{ "networks: [dmz, app]", "networks: []", "is in no network" },
 		{ "networks: [dmz, app]", "networks: dmz", "is a list" },
 		{ "image: debian, networks: [dmz", "networks: [dmz", "needs an image or a kernel" },
+		{ "image: debian, networks: [dmz", "image: --net=nat, networks: [dmz",
+		  "lab.yaml:7:16: image can't begin with -" },
 		{ "kernel: k, initrd", "image: k, initrd", "an initrd goes with a kernel" },
 		{ "10.2.0.77", "10.3.0.77", "is no address for a machine in network" },
 		{ "memory: 512M", "memory: lots", "is no size" },
