@@ -267,7 +267,18 @@ static void run_line(struct labd *d, struct lab_client *c, const char *line, siz
 	json_decref(reply);
 }
 
-/* A descriptor may come along; only the last one is kept. */
+static void keep_descriptors(struct lab_client *c, const struct cmsghdr *m)
+{
+	size_t n = (m->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+	for (size_t i = 0; i < n; i++) {
+		if (c->got_fd >= 0)
+			close(c->got_fd);
+		memcpy(&c->got_fd, CMSG_DATA(m) + i * sizeof(int), sizeof(int));
+	}
+}
+
+/* Descriptors may come along; only the last one is kept.  CMSG_SPACE() of one has room for two. */
 static ssize_t receive(struct lab_client *c, uint8_t *buf, size_t cap)
 {
 	char control[CMSG_SPACE(sizeof(int))];
@@ -279,12 +290,8 @@ static ssize_t receive(struct lab_client *c, uint8_t *buf, size_t cap)
 	ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	struct cmsghdr *m = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
 
-	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS &&
-	    m->cmsg_len == CMSG_LEN(sizeof(int))) {
-		if (c->got_fd >= 0)
-			close(c->got_fd);
-		memcpy(&c->got_fd, CMSG_DATA(m), sizeof(int));
-	}
+	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS)
+		keep_descriptors(c, m);
 	return n;
 }
 

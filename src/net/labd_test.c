@@ -201,6 +201,37 @@ static json_int_t card_number(const char *card, const char *key)
 	return v;
 }
 
+/* Descriptors that come with commands are closed: more than one of them, too. */
+static void test_descriptors(void **state)
+{
+	char control[CMSG_SPACE(2 * sizeof(int))] = { 0 }, byte;
+	struct iovec iov = { (char[]){ ' ' }, 1 };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control,
+			      .msg_controllen = CMSG_SPACE(2 * sizeof(int)) };
+	struct cmsghdr *m = CMSG_FIRSTHDR(&msg);
+	int ends[2][2], fds[2], client = dial();
+
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(pipe(ends[i]), 0);
+		fds[i] = ends[i][1];
+	}
+	m->cmsg_level = SOL_SOCKET;
+	m->cmsg_type = SCM_RIGHTS;
+	m->cmsg_len = CMSG_LEN(sizeof(fds));
+	memcpy(CMSG_DATA(m), fds, sizeof(fds));
+	assert_int_equal(sendmsg(client, &msg, 0), 1);
+	close(client);
+	for (unsigned i = 0; i < 2; i++) {
+		struct pollfd p = { .fd = ends[i][0], .events = POLLIN };
+		close(fds[i]);
+		assert_int_equal(poll(&p, 1, LIMIT_MS), 1); /* nobody holds its other end */
+		assert_int_equal(read(ends[i][0], &byte, 1), 0);
+		close(ends[i][0]);
+	}
+}
+
 static void test_frames(void **state)
 {
 	int one = attach("one", "a"), two = attach("two", "a"), three = attach("three", "b");
@@ -332,8 +363,8 @@ static void test_bad_commands(void **state)
 int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
-	const struct CMUnitTest tests[] = { T(test_frames), T(test_faults), T(test_queue),
-					    T(test_bad_commands) };
+	const struct CMUnitTest tests[] = { T(test_frames), T(test_descriptors), T(test_faults),
+					    T(test_queue), T(test_bad_commands) };
 
 	signal(SIGPIPE, SIG_IGN);
 	return cmocka_run_group_tests(tests, NULL, NULL);
