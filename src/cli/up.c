@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -20,6 +21,7 @@
 #include "ctl/paths.h"
 #include "ctl/socket.h"
 
+#define BEING_BROUGHT_UP "lab \"%s\" is being brought up already"
 #define READY_TIMEOUT_MS 20000
 #define END_TIMEOUT_MS	 10000
 
@@ -36,6 +38,28 @@ static char *lab_file(const char *name, struct error *err)
 	return file ? paths_lab(name, file, err) : NULL;
 }
 
+/*
+ * Of several that bring it up at once one has it: whose copy is the first.  It is locked until the lab is up.
+ * Returns the lock's descriptor or -errno.
+ */
+static int claim(const char *copy, const char *text, size_t len, const char *name, struct error *err)
+{
+	_cleanup_free_ char *own = paths_format(err, "%s.%d", copy, (int)getpid());
+	int r = own ? paths_write_file(own, text, len, err) : -ENOMEM;
+
+	if (r < 0)
+		return r;
+	int fd = open(own, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0 || flock(fd, LOCK_EX) < 0 || link(own, copy) < 0)
+		r = errno == EEXIST
+			    ? error_set(err, -EEXIST, BEING_BROUGHT_UP, name)
+			    : error_set(err, -errno, "cannot make %s: %s", copy, strerror(errno));
+	unlink(own);
+	if (r < 0 && fd >= 0)
+		close(fd);
+	return r < 0 ? r : fd;
+}
+
 static int copy_file(const char *path, const char *name, struct error *err)
 {
 	_cleanup_free_ char *text = NULL, *copy = lab_file(name, err), *dir = paths_lab(name, NULL, err);
@@ -46,7 +70,15 @@ static int copy_file(const char *path, const char *name, struct error *err)
 	int r = paths_read_file(path, LABFILE_BYTES_MAX, &text, &len, err);
 	if (r == 0)
 		r = paths_make(dir, err);
-	return r == 0 ? paths_write_file(copy, text, len, err) : r;
+	return r == 0 ? claim(copy, text, len, name, err) : r;
+}
+
+static bool is_being_brought_up(const char *name)
+{
+	_cleanup_free_ char *copy = lab_file(name, NULL);
+	_cleanup_close_ int fd = copy ? open(copy, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+
+	return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK;
 }
 
 static bool is_up(const char *name)
@@ -353,20 +385,29 @@ static int check_machines(const struct lab *l, struct error *err)
 	return 0;
 }
 
+static int check_lab(const struct lab *l, struct error *err)
+{
+	const char *name = l->policy->name;
+
+	if (is_being_brought_up(name))
+		return error_set(err, -EEXIST, BEING_BROUGHT_UP, name);
+	if (is_up(name))
+		return error_set(err, -EEXIST, "lab \"%s\" is up already; viv down %s ends it",
+				 name, name);
+	if (was_brought_up(name))
+		return error_set(err, -EEXIST, "the network of lab \"%s\" has died; viv down %s ends the rest of it",
+				 name, name);
+	return check_machines(l, err);
+}
+
 static int bring_up(const struct lab *l, const char *path, struct error *err)
 {
 	const char *name = l->policy->name;
-	int r = is_up(name) ? error_set(err, -EEXIST,
-					"lab \"%s\" is up already; viv down %s ends it", name, name)
-		: was_brought_up(name)
-			? error_set(err, -EEXIST, "the network of lab \"%s\" has died; viv down %s ends the rest of it",
-				    name, name)
-			: check_machines(l, err);
+	int r = check_lab(l, err);
 
-	if (r == 0)
-		r = copy_file(path, name, err);
-	if (r < 0)
-		return r;
+	_cleanup_close_ int lock_fd = r == 0 ? copy_file(path, name, err) : r;
+	if (lock_fd < 0)
+		return lock_fd;
 	/* An interrupt reaches those who start machines; what they did is undone here. */
 	signal(SIGINT, SIG_IGN);
 	r = start_network(name, err);

@@ -8,10 +8,12 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 
 import pytest
 
 import tiny
+from conftest import VIV
 
 PORTS = [80, 5432]
 
@@ -218,6 +220,23 @@ def test_half_a_lab_is_none(empty_viv, guest, tmp_path):
     assert viv.names() == []
     assert viv.processes() == []
     viv.fails("down", path, says=["half", "not up"])
+
+
+def test_up_by_several_at_once(empty_viv, guest, tmp_path):
+    """One of them brings it up; the others fail, and undo nothing of it."""
+    viv = empty_viv
+    path = tmp_path / "race.yaml"
+    path.write_text(f"networks: {{n: {{subnet: 10.1.0.0/24}}}}\nmachines:\n  one: {{{guest}, networks: [n]}}\n")
+    ups = [subprocess.Popen([VIV, "up", path], env=viv.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+           for _ in range(6)]
+    ends = [(*up.communicate(timeout=60), up.returncode) for up in ups]
+    assert sorted(status for _, _, status in ends) == [0, 1, 1, 1, 1, 1], ends
+    assert all("already" in says for _, says, status in ends if status), ends
+    assert viv.names() == ["one"]
+    assert "n.one" in viv.ok("net", "show").stdout
+    viv.ok("down", "race")
+    assert viv.names() == []
+    assert viv.processes() == []
 
 
 def test_the_network_dies(empty_viv, guest, tmp_path):
