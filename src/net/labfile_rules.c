@@ -44,9 +44,18 @@ static int read_port(struct labyaml *r, const yaml_node_t *item, void *arg)
 	return 0;
 }
 
+/* An empty list would not be nothing, but everything. */
+static int each_of_some(struct labyaml *r, const yaml_node_t *n, const char *what,
+			int (*fn)(struct labyaml *r, const yaml_node_t *item, void *arg), void *arg)
+{
+	if (n->type == YAML_SEQUENCE_NODE && n->data.sequence.items.start == n->data.sequence.items.top)
+		return labyaml_fail(r, &n->start_mark, "%s is an empty list; leave it out for all", what);
+	return labyaml_each_item(r, n, what, fn, arg);
+}
+
 static int read_ports(struct labyaml *r, const yaml_node_t *n, void *arg)
 {
-	return labyaml_each_item(r, n, "ports", read_port, arg);
+	return each_of_some(r, n, "ports", read_port, arg);
 }
 
 static int read_name(struct labyaml *r, const yaml_node_t *item, void *arg)
@@ -68,7 +77,7 @@ static int read_name(struct labyaml *r, const yaml_node_t *item, void *arg)
 
 static int read_names(struct labyaml *r, const yaml_node_t *n, void *arg)
 {
-	return labyaml_each_item(r, n, "names", read_name, arg);
+	return each_of_some(r, n, "names", read_name, arg);
 }
 
 static const struct labyaml_key rule_keys[] = {

@@ -104,6 +104,8 @@ static void test_refused(void **state)
 		{ "app.db -> dmz.web\n", "app.db -> dmz.web : {proto: udp, ports: [53, 60-70]}\n",
 		  "both allowed and denied" },
 		{ "updates.example.org", "http://example.org", "is no domain name" },
+		{ "updates.example.org", "", "lab.yaml:12:33: names is an empty list" },
+		{ "ports: [80, 443]", "ports: []", "ports is an empty list" },
 		{ "{names: [updates.example.org], ", "{name: [x], ",
 		  "unknown key \"name\"; did you mean \"names\"?" },
 		{ "# a lab", "x: 1", "lab.yaml:1:1: unknown key \"x\"" },
