@@ -17,10 +17,12 @@
 #include "net/labd_int.h"
 #include "net/offload.h"
 
-#define FILES_MAX      16384
-#define ADVERTISE_NS   200000000000LL /* RFC 4861, 6.2.1: between 198 and 600 s */
-#define CLIENT_OUT_MAX (4 * MIB)
-#define TIMEOUT_MAX_MS 60000
+#define FILES_MAX	     16384
+#define UPLINK_SOCKETS_LEAST 128u
+#define UPLINK_SOCKETS_MOST  1024u
+#define ADVERTISE_NS	     200000000000LL /* RFC 4861, 6.2.1: between 198 and 600 s */
+#define CLIENT_OUT_MAX	     (4 * MIB)
+#define TIMEOUT_MAX_MS	     60000
 
 int64_t labd_now_ns(void)
 {
@@ -179,6 +181,7 @@ static int create_uplink(struct labd *d, unsigned port, struct error *err)
 		.no_host_loopback = true,
 		.answers_host = true, /* fabric.c: nothing is opened to uplink_v4 */
 		.no_services = true,
+		.max_sockets = d->uplink_sockets,
 		.router_mac = n->gateway_mac,
 		.send = on_uplink_send,
 		.send_tcp = on_uplink_tcp,
@@ -508,10 +511,19 @@ static int create_fabric(struct labd *d, const struct labd_config *cfg, struct e
 	return d->f ? 0 : error_set(err, -ENOMEM, "the lab has no memory");
 }
 
+/* Half of all descriptors is for slirp's sockets, the same part for each uplink: who opens many stops nobody else's. */
+static unsigned share_of_files(const struct policy *p, unsigned max)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < p->nports; i++)
+		n += p->networks[p->ports[i].network].has_uplink;
+	return MIN(MAX(max / 2 / MAX(n, 1u), UPLINK_SOCKETS_LEAST), UPLINK_SOCKETS_MOST);
+}
+
 static int set_up(struct labd *d, const struct labd_config *cfg, struct error *err)
 {
 	limit_files(&d->pfds_cap);
-	d->pfds_cap += POLICY_PORTS_MAX + LABD_CLIENTS + 1;
 	d->pfds = calloc(d->pfds_cap, sizeof(*d->pfds));
 	if (!d->pfds)
 		return error_set(err, -ENOMEM, "the lab has no memory");
@@ -519,6 +531,7 @@ static int set_up(struct labd *d, const struct labd_config *cfg, struct error *e
 	if (r < 0)
 		return r;
 	const struct policy *p = fabric_policy(d->f);
+	d->uplink_sockets = share_of_files(p, d->pfds_cap);
 	for (unsigned i = 0; r == 0 && i < p->nports; i++)
 		if (p->networks[p->ports[i].network].has_uplink)
 			r = create_uplink(d, i, err);

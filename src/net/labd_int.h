@@ -63,7 +63,8 @@ struct labd {
 	int control_fd;
 	struct lab_client clients[LABD_CLIENTS];
 	struct pollfd *pfds;
-	unsigned npfds, pfds_cap;
+	unsigned npfds, pfds_cap; /* at most RLIMIT_NOFILE: poll(2) refuses more */
+	unsigned uplink_sockets;  /* uplink_config.max_sockets of each */
 	bool is_stopping;
 	struct lab_capture *captures[LABD_CAPTURES];
 	unsigned ncaptures;

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -30,6 +31,7 @@
 #include "net/testing.h"
 
 #define LIMIT_MS 20000
+#define FILES	 192	   /* descriptors of the lab */
 #define NAMED	 "5.5.5.5" /* what updates.example.org is */
 #define OTHER	 "6.6.6.6"
 #define OTHER6	 "2600::6"
@@ -173,6 +175,8 @@ static void start_lab(void)
 	parse(&t.lab);
 	t.pid = fork();
 	if (!t.pid) {
+		const struct rlimit files = { FILES, FILES };
+		setrlimit(RLIMIT_NOFILE, &files);
 		struct labd_config cfg = { .control_fd = fd, .ready_fd = ready[1], .resolv_conf = t.resolv };
 		parse(&cfg.lab);
 		close(t.listener);
@@ -374,6 +378,29 @@ static void test_datagrams(void **state)
 	}
 }
 
+/* A machine that opens ever more sockets of the host's has its share of them, and the lab serves on. */
+static void test_many_sockets(void **state)
+{
+	enum { FLOWS = FILES + 70, STEP_MS = 7 }; /* 100 at once, then 100 a second: fabric.h */
+	int fd = listen_at(SOCK_DGRAM, OTHER, 99);
+	struct frame_ends e = ends(OTHER);
+	char text[16];
+	unsigned arrived = 0;
+
+	for (unsigned i = 0; i < FLOWS; i++) {
+		struct pollfd pfd = { .fd = fd, .events = POLLIN };
+		struct frame f;
+		frame_udp(&f, &e, (uint16_t)(10000 + i), 99, "ask", 3);
+		send_frame(&f);
+		poll(NULL, 0, STEP_MS);
+		while (poll(&pfd, 1, 0) == 1 && recv(fd, text, sizeof(text), 0) == 3)
+			arrived++;
+	}
+	assert_in_range(arrived, 100, FILES);
+	assert_int_equal(waitpid(t.pid, NULL, WNOHANG), 0);
+	close(fd);
+}
+
 static void test_tcp_over_ipv6(void **state)
 {
 	int fd = listen_at(SOCK_STREAM, OTHER6, 8081);
@@ -459,6 +486,7 @@ int main(void)
 		cmocka_unit_test(test_forward),
 		cmocka_unit_test(test_udp_forward),
 		cmocka_unit_test(test_live_name),
+		cmocka_unit_test(test_many_sockets), /* the last: its sockets stay for a while */
 	};
 
 	signal(SIGPIPE, SIG_IGN);

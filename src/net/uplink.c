@@ -51,6 +51,7 @@ struct uplink {
 	bool is_congested; /* slirp was not asked what it polls for */
 	struct timer timers[TIMERS_MAX];
 	uint64_t dropped;
+	unsigned nsockets; /* of slirp's: as it last told, and one for each frame since */
 	/* fragments from the guest */
 	int64_t fragment_window_s;
 	unsigned fragments;
@@ -190,6 +191,11 @@ void uplink_input(struct uplink *u, const struct net_offload *hints, uint8_t *f,
 		return;
 	if (tcp_nat_input(u->tcp, f, len))
 		return;
+	if (u->cfg.max_sockets && u->nsockets >= u->cfg.max_sockets) {
+		u->dropped++;
+		return;
+	}
+	u->nsockets++;
 	/* slirp takes long TCP segments over IPv4 as they are; IPv6 only up to its MTU. */
 	if ((off.gso_type & ~NET_GSO_ECN) == NET_GSO_TCP6 && off.gso_size >= NET_GSO_SIZE_MIN)
 		off.gso_size = SLIRP_MTU - NET_HEADERS_MAX;
@@ -338,8 +344,10 @@ unsigned uplink_fill(struct uplink *u, struct pollfd *pfds, unsigned max, bool i
 	u->max_pfds = max;
 	u->ntcp = u->npfds = tcp_nat_fill(u->tcp, pfds, MIN(max, (unsigned)TCP_NAT_POLLS), timeout_ms);
 	u->is_congested = is_congested;
-	if (!is_congested)
+	if (!is_congested) {
 		slirp_pollfds_fill(u->slirp, timeout_ms, add_poll, u);
+		u->nsockets = u->npfds - u->ntcp;
+	}
 	*timeout_ms = next_timer_ms(u, *timeout_ms);
 	return u->npfds;
 }

@@ -21,7 +21,8 @@ struct uplink_config {
 	/* With no_host_loopback, answers of UDP still reach callers of forwarded ports on this host: who uses this sees to
 	 * it that nothing else is sent to @host. */
 	bool answers_host;
-	bool no_services;    /* neither DHCP nor DNS */
+	bool no_services; /* neither DHCP nor DNS */
+	unsigned max_sockets; /* of slirp's, about: while there are as many, what goes through slirp is dropped; 0: any */
 	uint8_t host_mac[6]; /* the sender of what tcp_nat sends */
 	/* Machines are behind a router with this MAC: it has every address of the network.  NULL: one guest, which answers
 	 * ARP itself. */
