@@ -88,6 +88,8 @@ static int read_names(json_t *names, struct policy_rule *r, struct error *err)
 {
 	size_t n = json_array_size(names);
 
+	if (names && !n) /* nothing would stand for everything */
+		return error_set(err, -EINVAL, "the names of a rule are an array of at least one");
 	if (n > POLICY_NAMES_MAX)
 		return error_set(err, -EINVAL, "a rule has at most %d names", POLICY_NAMES_MAX);
 	r->names = calloc(n + 1, sizeof(*r->names));
@@ -150,7 +152,7 @@ static int remove_rule(struct labd *d, struct lab_client *client, json_t *reques
 
 	if (!p)
 		return no_memory(err);
-	if (policy_remove_rule(p, (uint32_t)id) < 0) {
+	if (id < 0 || id > UINT32_MAX || policy_remove_rule(p, (uint32_t)id) < 0) {
 		policy_free(p);
 		return error_set(err, -ENOENT, "there is no rule %lld", (long long)id);
 	}
