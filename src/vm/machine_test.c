@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "vm/machine.h"
+#include "vm/machine_int.h"
 
 #define CPUS 3
 
@@ -733,14 +734,49 @@ static void test_refusals(void **state)
 	fail_set_state = 0;
 }
 
+static struct device *reset_last;
+
+static void note_reset(struct device *dev)
+{
+	reset_last = dev;
+}
+
+/* What devices have in flight, and drain as they are reset, goes through an IOMMU that is as the guest has set it. */
+static void test_iommu_is_reset_last(void **state)
+{
+	static struct device_class noted[64];
+	struct machine_config cfg = base_config();
+	struct machine *m;
+	struct error err;
+	unsigned n = 0;
+
+	cfg.has_iommu = true;
+	assert_int_equal(machine_create(&m, &cfg, NULL, &err), 0);
+	for (struct device *d = m->devices; d; d = d->next) {
+		assert_true(n < ARRAY_SIZE(noted));
+		noted[n] = *d->cls;
+		noted[n].reset = note_reset;
+		d->cls = &noted[n++];
+	}
+	pc_reset(m);
+	assert_ptr_equal(reset_last, &m->vtd->dev);
+	machine_destroy(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_ends),	       cmocka_unit_test(test_pause),
-		cmocka_unit_test(test_reset),	       cmocka_unit_test(test_failed_reset),
-		cmocka_unit_test(test_halt),	       cmocka_unit_test(test_kick_cpu),
-		cmocka_unit_test(test_sipi),	       cmocka_unit_test(test_exits),
-		cmocka_unit_test(test_stop_times_out), cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_ends),
+		cmocka_unit_test(test_pause),
+		cmocka_unit_test(test_reset),
+		cmocka_unit_test(test_failed_reset),
+		cmocka_unit_test(test_halt),
+		cmocka_unit_test(test_kick_cpu),
+		cmocka_unit_test(test_sipi),
+		cmocka_unit_test(test_exits),
+		cmocka_unit_test(test_stop_times_out),
+		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_iommu_is_reset_last),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -453,8 +453,14 @@ int pc_create(struct machine *m, struct error *err)
 
 void pc_reset(struct machine *m)
 {
+	/* The IOMMU is the last: what devices have under way goes to where it was meant to. */
+	struct device *iommu = m->vtd ? &m->vtd->dev : NULL;
+
 	for (struct device *d = m->devices; d; d = d->next)
-		d->cls->reset(d);
+		if (d != iommu)
+			d->cls->reset(d);
+	if (iommu)
+		iommu->cls->reset(iommu);
 }
 
 /* In reverse: what was built later uses what was built before. */
