@@ -170,11 +170,11 @@ static const struct opts_cmd fault_cmd = {
 
 static json_t *rule_request(const char *cmd, const struct args *a, const struct opts_rest *rest)
 {
-	json_t *names = json_array();
+	json_t *names = a->names.n ? json_array() : NULL; /* without: a rule of all names */
 
 	for (unsigned i = 0; i < a->names.n; i++)
 		json_array_append_new(names, json_string(a->names.v[i]));
-	return json_pack("{s:s, s:s, s:s*, s:o}", "cmd", cmd, "rule", rest->args[0], "what",
+	return json_pack("{s:s, s:s, s:s*, s:o*}", "cmd", cmd, "rule", rest->args[0], "what",
 			 rest->nargs > 1 ? rest->args[1] : NULL, "names", names);
 }
 
