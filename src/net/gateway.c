@@ -61,20 +61,10 @@ void fabric_send_udp(struct fabric *f, unsigned port, const struct net_addr *src
 static void answer_arp(struct input *in)
 {
 	const struct policy_network *n = input_network(in);
-	const struct packet *p = &in->p;
 	struct made m;
-	uint8_t *a = m.b + packet_put_eth(m.b, p->arp_sha, n->gateway_mac, ETH_ARP);
+	size_t len = packet_put_arp_reply(m.b, &in->p, n->gateway_mac);
 
-	net_put16(a, 1);
-	net_put16(a + 2, ETH_IPV4);
-	a[4] = 6;
-	a[5] = 4;
-	net_put16(a + 6, 2);
-	memcpy(a + 8, n->gateway_mac, 6);
-	memcpy(a + 14, p->dst.b + 12, 4);
-	memcpy(a + 18, p->arp_sha, 6);
-	memcpy(a + 24, p->src.b + 12, 4);
-	fabric_output(in->f, (unsigned)in->port, &no_hints, m.b, ETH_HEADER + 28);
+	fabric_output(in->f, (unsigned)in->port, &no_hints, m.b, len);
 }
 
 static void answer_ns(struct input *in)

@@ -444,6 +444,22 @@ size_t packet_put_eth(uint8_t *frame, const uint8_t dst[6], const uint8_t src[6]
 	return ETH_HEADER;
 }
 
+size_t packet_put_arp_reply(uint8_t *frame, const struct packet *request, const uint8_t mac[6])
+{
+	uint8_t *a = frame + packet_put_eth(frame, request->arp_sha, mac, ETH_ARP);
+
+	net_put16(a, 1);
+	net_put16(a + 2, ETH_IPV4);
+	a[4] = 6;
+	a[5] = 4;
+	net_put16(a + 6, 2);
+	memcpy(a + 8, mac, 6);
+	memcpy(a + 14, request->dst.b + 12, 4);
+	memcpy(a + 18, request->arp_sha, 6);
+	memcpy(a + 24, request->src.b + 12, 4);
+	return ETH_HEADER + 28;
+}
+
 size_t packet_put_ip(uint8_t *p, const struct net_addr *src, const struct net_addr *dst,
 		     uint8_t proto, uint8_t ttl, size_t len)
 {

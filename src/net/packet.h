@@ -137,6 +137,8 @@ bool packet_quoted(const struct packet *p, struct packet *out);
 
 /** packet_put_eth() - Ethernet's header.  Returns its length. */
 size_t packet_put_eth(uint8_t *frame, const uint8_t dst[6], const uint8_t src[6], uint16_t ethertype);
+/** packet_put_arp_reply() - the answer to @request, an ARP request: @mac has the address (RFC 826).  Returns the frame's length. */
+size_t packet_put_arp_reply(uint8_t *frame, const struct packet *request, const uint8_t mac[6]);
 /** packet_put_ip() - the header of an IPv4 or IPv6 packet, by @src, at @p, for @len bytes of @proto.  Returns its length. */
 size_t packet_put_ip(uint8_t *p, const struct net_addr *src, const struct net_addr *dst,
 		     uint8_t proto, uint8_t ttl, size_t len);

@@ -72,22 +72,13 @@ static int64_t now_ns(void)
 /* slirp looks for the machine that has an address: the router has it. */
 static bool answer_arp(struct uplink *u, const struct packet *p)
 {
-	uint8_t f[64] = { 0 };
-	uint8_t *a = f + packet_put_eth(f, p->src_mac, u->router_mac, ETH_ARP);
+	uint8_t f[64] = { 0 }; /* as long as Ethernet pads it */
 
 	if (p->kind != PACKET_ARP)
 		return false;
 	if (p->arp_op != 1)
 		return true;
-	net_put16(a, 1);
-	net_put16(a + 2, ETH_IPV4);
-	a[4] = 6;
-	a[5] = 4;
-	net_put16(a + 6, 2);
-	memcpy(a + 8, u->router_mac, 6);
-	memcpy(a + 14, p->dst.b + 12, 4);
-	memcpy(a + 18, p->arp_sha, 6);
-	memcpy(a + 24, p->src.b + 12, 4);
+	packet_put_arp_reply(f, p, u->router_mac);
 	slirp_input(u->slirp, f, sizeof(f));
 	return true;
 }
