@@ -63,6 +63,41 @@ def test_what_a_kernel_says(line, is_bad, is_stall):
     assert bool(soak.KERNEL_STALL.search(line)) == is_stall
 
 
+class FakeGuest:
+    """Its parts are cut off after one result; time stands still."""
+    ends = []
+    logs = {"openssl": "30-test_evp.t .... ok\n", "python": "0:00:05 load avg: 4.86 [ 52/431] test_cmath passed\n", "stress": ""}
+
+    def __init__(self, args, cpus):
+        self.args = args
+
+    def start(self):
+        FakeGuest.ends = []
+
+    def run(self, part, tests, end, tag=""):
+        FakeGuest.ends.append((part + tag, end))
+        return self.logs[part], False
+
+    def kernel(self):
+        return [], []
+
+    def close(self):
+        pass
+
+
+def test_a_part_that_is_cut_off_is_told_and_the_next_one_runs(monkeypatch):
+    monkeypatch.setattr(soak, "Guest", FakeGuest)
+    monkeypatch.setattr(soak.time, "monotonic", lambda: 1000.0)
+    args = soak.parse(["--minutes", "100"])
+    native = {"openssl": {"30-test_evp.t": "ok", "99-test_late.t": "ok"}, "python": {"test_cmath": "failed", "test_late": "ok"}}
+    record = soak.soak(args, 1, ["openssl", "python", "stress"], {"openssl": "", "python": "", "stress": "cpu"}, native)
+    assert [p for p, _ in FakeGuest.ends] == ["openssl", "python", "stress"]
+    assert FakeGuest.ends[0][1] == 1000 + 0.4 * 6000 and FakeGuest.ends[2][1] == 1000 + 6000
+    assert not record["ran"] and [w.split()[0] for w in record["cut off"]] == ["openssl", "python", "stress"]
+    assert not record["differences"]
+    assert record["crashes"] == ["stress has no results"]  # a part that tells nothing is no success
+
+
 def test_bad_usage():
     for args in (["--parts", "perl"], ["--cpus", "many"], ["--minutes", "x"]):
         done = subprocess.run([ROOT / "tools" / "soak", *args], capture_output=True, text=True, check=False)
