@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What comes over a link of a migration, as the target reads it: the records one after the other, each with its numbers and checksum made right
+ * first, as these protect against accidents only; then the payload goes where its type leads.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "fuzz.h"
+#include "vm/migrate_stream.h"
+
+#define PAGES 512
+#define LINKS 2
+
+static struct guest_ram ram;
+static _Atomic uint64_t touched[PAGES / 64];
+
+static void setup(void)
+{
+	if (!ram.base && ram_create(&ram, PAGES * GUEST_PAGE_SIZE, 0, NULL) < 0)
+		abort();
+}
+
+size_t fuzz_seed(uint8_t *data, size_t cap)
+{
+	static const uint64_t pages[] = { 3, 4, 200 };
+	static uint8_t contents[ARRAY_SIZE(pages) * GUEST_PAGE_SIZE];
+	struct migrate_packer p = { .level = 1 };
+	struct bytes b = { 0 };
+	uint32_t seq = 0;
+
+	setup();
+	memset(contents, 7, 100);
+	for (unsigned codec = MIGRATE_ZSTD; codec < MIGRATE_NCODECS; codec++)
+		if (migrate_pack(&p, &b, &seq, codec, pages, ARRAY_SIZE(pages), contents) != (int)codec)
+			abort();
+	migrate_pack_zero(&b, &seq, 0, 100);
+	migrate_put_sums(&b, &seq, &ram, 4, 3);
+	migrate_put_state(&b, &seq, (const uint8_t *)"a state", 7);
+	migrate_put_rest(&b, &seq, &(struct migrate_rest){ .paused_ns = 1000 });
+	migrate_packer_free(&p);
+	if (b.is_failed || b.len > cap)
+		abort();
+	memcpy(data, b.data, b.len);
+	size_t len = b.len;
+
+	bytes_free(&b);
+	return len;
+}
+
+static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
+		 const struct migrate_header *h, const uint8_t *payload)
+{
+	struct migrate_rest rest;
+	uint64_t n = 0, bad, nbad;
+	struct error err;
+
+	switch (h->type) {
+	case MIGRATE_R_RAM:
+		if (migrate_unpack(u, &ram, h->seq % LINKS, LINKS, payload, h->len, &n, &err) == 0 &&
+		    (!n || n > PAGES))
+			abort();
+		if (migrate_unpack(u, &ram, 0, 1, payload, h->len, &n, &err) == 0 && (!n || n > PAGES))
+			abort();
+		break;
+	case MIGRATE_R_SUMS:
+		if (migrate_check_sums(&ram, payload, h->len, &bad, &nbad, &err) >= 0 && nbad &&
+		    bad >= PAGES)
+			abort();
+		break;
+	case MIGRATE_R_STATE:
+		if (migrate_state_add(state, payload, h->len, &err) == 1 && state->data.len != state->total)
+			abort();
+		break;
+	case MIGRATE_R_REST:
+		if (migrate_get_rest(&rest, payload, h->len, &err) == 0 && (int64_t)rest.paused_ns < 0)
+			abort();
+		break;
+	default:
+		break;
+	}
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+	struct migrate_unpacker u = { .touched = touched };
+	struct migrate_state_in state = { 0 };
+	uint8_t raw[MIGRATE_HEADER_BYTES];
+	struct migrate_header h;
+	struct error err;
+	uint32_t seq = 0;
+
+	setup();
+	for (size_t at = 0; len - at >= MIGRATE_HEADER_BYTES; seq++) {
+		memcpy(raw, data + at, sizeof(raw));
+		memcpy(raw, "VMIG", 4);
+		memset(raw + 6, 0, 2);
+		memcpy(raw + 12, &seq, 4);
+		at += sizeof(raw);
+		if (migrate_header_parse(&h, raw, seq, true, &err) < 0 || h.len > len - at)
+			break;
+		/* A copy of just its size: what is read past its end is noticed. */
+		uint8_t *payload = malloc(h.len ? h.len : 1);
+
+		if (!payload)
+			abort();
+		memcpy(payload, data + at, h.len);
+		h.sum = XXH64(payload, h.len, XXH64(raw, sizeof(raw) - 8, 0));
+		if (migrate_payload_check(&h, raw, payload, &err) < 0)
+			abort();
+		take(&u, &state, &h, payload);
+		free(payload);
+		at += h.len;
+	}
+	bytes_free(&state.data);
+	migrate_unpacker_free(&u);
+	return 0;
+}
