@@ -233,9 +233,7 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 	const struct origin *o = arg;
 	int r = ram_files_map(&o->files, ram, true, err);
 
-	if (r == 0 && o->is_prefault)
-		r = ram_files_prefault(&o->files, ram, err);
-	else if (r == 0)
+	if (r == 0 && !o->is_prefault)
 		working_set_prefetch(&o->set, ram);
 	return r;
 }
@@ -295,37 +293,50 @@ static int open_disks(struct process *p, struct error *err)
 	return r == 0 ? vmdisks_went_back(&p->disks, tops, err) : r;
 }
 
+static int start_any_net(struct process *p, struct machine_config *cfg, struct error *err)
+{
+	return strcmp(p->config.net, "nat") == 0	? start_net(p, cfg, err)
+	       : strncmp(p->config.net, "lab:", 4) == 0 ? join_lab(p, cfg, err)
+							: 0;
+}
+
+/* Disks are files that a merge of snapshots exchanges: none does while they are opened, one after the other. */
+static int open_machine(struct process *p, struct machine_config *cfg, struct error *err)
+{
+	_cleanup_close_ int lock = snapstore_lock(p->args.name, false, err);
+	int r = lock < 0 ? lock : open_disks(p, err);
+	const struct machine_restore *restore = cfg->restore;
+
+	if (r < 0)
+		return r;
+	vmconfig_machine(&p->config, cfg);
+	cfg->restore = restore;
+	cfg->make_backends = make_backends;
+	cfg->free_backends = free_backends;
+	cfg->backends_arg = p;
+	if (p->restore)
+		cfg->engine_ops = p->ops;
+	for (unsigned i = 0; i < cfg->ndisks; i++)
+		cfg->disks[i].backing = &p->backing;
+	r = start_any_net(p, cfg, err);
+	return r < 0 ? r : machine_create(&p->m, cfg, p->engine_reason, err);
+}
+
 static int create_machine(struct process *p, struct error *err)
 {
-	struct machine_config cfg;
+	struct machine_config cfg = { .restore = p->restore };
 	struct origin origin;
-	int r = open_disks(p, err);
+	int r;
 
-	if (r < 0)
-		return r;
-
-	vmconfig_machine(&p->config, &cfg);
-	cfg.make_backends = make_backends;
-	cfg.free_backends = free_backends;
-	cfg.backends_arg = p;
-	for (unsigned i = 0; i < cfg.ndisks; i++)
-		cfg.disks[i].backing = &p->backing;
-	r = strcmp(p->config.net, "nat") == 0	     ? start_net(p, &cfg, err)
-	    : strncmp(p->config.net, "lab:", 4) == 0 ? join_lab(p, &cfg, err)
-						     : 0;
-	if (r < 0)
-		return r;
-	if (p->restore) {
-		cfg.restore = p->restore;
-		cfg.engine_ops = p->ops;
-	}
 	if (!p->args.from)
-		return machine_create(&p->m, &cfg, p->engine_reason, err);
+		return open_machine(p, &cfg, err);
 	r = origin_open(&origin, p, err);
 	if (r < 0)
 		return r;
 	cfg.restore = &origin.restore;
-	r = machine_create(&p->m, &cfg, p->engine_reason, err);
+	r = open_machine(p, &cfg, err);
+	if (r == 0 && origin.is_prefault)
+		r = ram_files_prefault(&origin.files, machine_ram(p->m), err);
 	origin_close(&origin);
 	return r;
 }
@@ -339,6 +350,7 @@ static int create_snapper(struct process *p, struct error *err)
 					   .config = &p->config,
 					   .disks = &p->disks,
 					   .backing = &p->backing,
+					   .clock = &p->clock,
 					   .agent = p->agent,
 					   .child = copy_main,
 					   .child_arg = p };
@@ -423,7 +435,7 @@ static int start(struct process *p, struct error *err)
 	if (wakes)
 		snapper_woke(p->snapper, from, !p->restore);
 	if (p->args.from)
-		snapper_record(p->snapper, &p->clock);
+		snapper_record(p->snapper);
 	return machine_start(p->m, false, err);
 }
 

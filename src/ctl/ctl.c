@@ -272,9 +272,12 @@ static int cmd_restore(struct ctl_conn *conn, json_t *request, json_t *reply, st
 	const char *name = json_string_value(json_object_get(request, "name"));
 	int r = need_snapper(conn, err);
 
-	return r < 0 ? r
-		     : snapper_restore(conn->ctl->cfg.snapper, name,
-				       json_is_true(json_object_get(request, "set_clock")), reply, err);
+	if (r == 0)
+		r = snapper_restore(conn->ctl->cfg.snapper, name,
+				    json_is_true(json_object_get(request, "set_clock")), reply,
+				    snapshot_done, conn, err);
+	conn->awaits_snapper = r == -EINPROGRESS;
+	return conn->awaits_snapper ? CTL_PENDING : r;
 }
 
 static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);

@@ -12,7 +12,7 @@
 
 struct take;
 struct forking;
-struct frozen;
+struct pending;
 struct recording;
 
 struct snapper {
@@ -30,9 +30,10 @@ struct snapper {
 	bool is_logging;
 	uint64_t writes[MACHINE_MAX_DISKS]; /* machine_block_writes() at that time */
 	struct snapper_moment base_moment;
-	struct agent *agent;   /* the guest's; or NULL */
-	struct frozen *frozen; /* the guest is being asked to freeze its file systems; or NULL */
-	bool is_frozen;	       /* they are, at this very moment */
+	struct agent *agent;  /* the guest's; or NULL */
+	struct vclock *clock; /* never stops */
+	struct pending *pending; /* what waits for the guest, or for a lock, before it begins; or NULL */
+	bool is_frozen;		 /* they are, at this very moment */
 	struct agent_job *thaw_job; /* it is being asked to thaw them; or NULL */
 	unsigned nthaws;
 	struct agent_job *time_job;  /* or NULL */
@@ -83,14 +84,33 @@ void snap_layers_free(struct snap_layers *l);
 void snap_note_writes(struct snapper *s);
 
 /* ---- the guest's part (snapguest.c) ---- */
-/** snap_freeze() - freeze its file systems; when that is done, snapper_fork() or snapper_take(), and thaw.  0: @done comes later. */
-int snap_freeze(struct snapper *s, const char *const *names, unsigned n, bool is_fork,
-		snapper_done_fn done, void *ctx, struct error *err);
-/** snap_freeze_cancel() - if it is for @ctx. */
-void snap_freeze_cancel(struct snapper *s, const void *ctx);
+/* What is to be begun. */
+enum snap_verb { SNAP_TAKE, SNAP_FORK, SNAP_RESTORE };
+struct snap_order {
+	enum snap_verb verb;
+	const char *const *names; /* of the copies, or of the snapshot; borrowed */
+	unsigned n;
+	bool tells_guest; /* SNAP_RESTORE */
+	snapper_done_fn done;
+	void *ctx;
+};
+/** snap_freeze() - freeze its file systems; when that is done, begin, and thaw.  0: @done comes later. */
+int snap_freeze(struct snapper *s, const struct snap_order *o, struct error *err);
+/** snap_wait() - begin when nobody exchanges files of snapshots any more: the loop must not wait.  0: @done comes later. */
+int snap_wait(struct snapper *s, const struct snap_order *o, struct error *err);
+/** snap_pending_cancel() - if it is for @ctx. */
+void snap_pending_cancel(struct snapper *s, const void *ctx);
 void snap_guest_destroy(struct snapper *s);
 /** snap_recording_end() - without a result, if there is none yet. */
 void snap_recording_end(struct snapper *s);
+
+/* ---- beginning; each takes @lock, of snapstore_lock(), and has closed it before it forks ---- */
+int snap_begin_take(struct snapper *s, const char *name, int lock, snapper_done_fn done, void *ctx,
+		    struct error *err);
+int snap_begin_fork(struct snapper *s, const char *const *names, unsigned n, int lock,
+		    snapper_done_fn done, void *ctx, struct error *err);
+int snap_go_back(struct snapper *s, const char *name, bool tells_guest, int lock, json_t *result,
+		 struct error *err);
 
 /* ---- copies ---- */
 /** snap_forking_cancel() - kill what makes them. */

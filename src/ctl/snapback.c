@@ -151,7 +151,24 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 }
 
 int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_t *result,
-		    struct error *err)
+		    snapper_done_fn done, void *ctx, struct error *err)
+{
+	const struct snap_order order = { SNAP_RESTORE, &name, 1, tells_guest, done, ctx };
+
+	if (s->take || s->forking || s->pending)
+		return error_set(
+			err, -EBUSY, "a snapshot or copies of this machine are being made; wait for that");
+	int lock = snapstore_try_lock(s->config->name, false, err);
+
+	if (lock != -EAGAIN)
+		return lock < 0 ? lock : snap_go_back(s, name, tells_guest, lock, result, err);
+	int r = snap_wait(s, &order, err);
+
+	return r < 0 ? r : -EINPROGRESS;
+}
+
+static int go_back_to(struct snapper *s, const char *name, bool tells_guest, json_t *result,
+		      struct error *err)
 {
 	bool is_base = s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
 	struct snapshot_state state = { 0 };
@@ -160,9 +177,6 @@ int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_
 	char *tops[MACHINE_MAX_DISKS];
 	struct error why;
 
-	if (s->take || s->forking || s->frozen)
-		return error_set(
-			err, -EBUSY, "a snapshot or copies of this machine are being made; wait for that");
 	int r = is_base ? 0 : open_target(s, name, &files, &state, err);
 	const struct snapshot_state *st = is_base ? &s->base_state : &state;
 
@@ -213,5 +227,14 @@ int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_
 		snapper_woke(s, &moment, tells_guest);
 	(void)json_object_set_new(result, "pause_us", json_integer((json_int_t)(snap_now_us() - start)));
 	(void)json_object_set_new(result, "pages", json_integer((json_int_t)pages));
+	return r;
+}
+
+int snap_go_back(struct snapper *s, const char *name, bool tells_guest, int lock, json_t *result,
+		 struct error *err)
+{
+	int r = go_back_to(s, name, tells_guest, result, err);
+
+	close(lock);
 	return r;
 }

@@ -343,20 +343,34 @@ static int prepare(struct forking *f, const char *const *names, unsigned n, stru
 int snapper_fork(struct snapper *s, const char *const *names, unsigned n, bool freezes,
 		 snapper_done_fn done, void *ctx, struct error *err)
 {
-	int child_ends[2] = { -1, -1 };
+	const struct snap_order order = { SNAP_FORK, names, n, false, done, ctx };
 
-	if (s->take || s->forking || s->frozen)
+	if (s->take || s->forking || s->pending)
 		return error_set(err, -EBUSY,
 				 "a snapshot or copies of this machine are being made already");
 	if (freezes)
-		return snap_freeze(s, names, n, true, done, ctx, err);
+		return snap_freeze(s, &order, err);
+	int lock = snapstore_try_lock(s->config->name, false, err);
+
+	if (lock == -EAGAIN)
+		return snap_wait(s, &order, err);
+	return lock < 0 ? lock : snap_begin_fork(s, names, n, lock, done, ctx, err);
+}
+
+int snap_begin_fork(struct snapper *s, const char *const *names, unsigned n, int lock,
+		    snapper_done_fn done, void *ctx, struct error *err)
+{
+	int child_ends[2] = { -1, -1 };
 	struct forking *f = calloc(1, sizeof(*f));
 
-	if (!f)
+	if (!f) {
+		close(lock);
 		return error_set(err, -ENOMEM, "no memory for copies");
+	}
 	*f = (struct forking){ .s = s, .from_child = -1, .to_child = -1, .done = done, .ctx = ctx };
 	int r = prepare(f, names, n, err);
 
+	close(lock);
 	if (r == 0)
 		r = snap_make_pipes(&f->from_child, &f->to_child, child_ends, err);
 	if (r == 0) {

@@ -5,6 +5,8 @@
  *
  *   freeze --> answer: take or fork --> thaw          a refusal, a time-out, a client that goes away --> thaw
  *
+ * And what waits for others that exchange files of snapshots, so that the loop does not.
+ *
  * Whoever froze thaws, whatever became of it, again and again until the agent says that it did (THAW_TRIES).  A guest whose state was saved while it
  * was frozen wakes up so: it is thawed there, too.
  */
@@ -19,18 +21,22 @@
 
 #define NS_PER_S	  1000000000LL
 #define FREEZE_TIMEOUT_NS (30 * NS_PER_S)
+#define LOCK_POLL_NS	  1000000LL
 #define THAW_TIMEOUT_NS	  (60 * NS_PER_S)
 #define THAW_TRIES	  20
 #define HWCLOCK_AFTER_NS  (3 * NS_PER_S)
 #define WAKE_TIMEOUT_NS	  (60 * NS_PER_S)
 
-/* What is to be done once the guest is frozen. */
-struct frozen {
-	char **names; /* of the copies, or of the snapshot */
+/* What is to be done once the guest is frozen, and nobody exchanges files of snapshots. */
+struct pending {
+	enum snap_verb verb;
+	char **names;
 	unsigned n;
-	bool is_fork;
-	struct agent_job *job; /* NULL: it answered */
+	bool tells_guest, freezes;
+	struct agent_job *job; /* it is being asked to freeze; NULL: it answered, or nobody asks */
 	bool is_refused;
+	struct vtimer *timer; /* for the lock of the snapshots; NULL: it was not tried yet */
+	int64_t until_ns;
 	struct error why;
 	snapper_done_fn done;
 	void *ctx;
@@ -44,12 +50,13 @@ int64_t snap_real_ns(void)
 	return ts.tv_sec * NS_PER_S + ts.tv_nsec;
 }
 
-static void frozen_free(struct frozen *f)
+static void pending_free(struct pending *p)
 {
-	for (unsigned i = 0; i < f->n; i++)
-		free(f->names[i]);
-	free(f->names);
-	free(f);
+	vtimer_destroy(p->timer);
+	for (unsigned i = 0; i < p->n; i++)
+		free(p->names[i]);
+	free(p->names);
+	free(p);
 }
 
 /* ---- thaw ---- */
@@ -90,56 +97,126 @@ static void thaw(struct snapper *s)
 	thaw_again(s);
 }
 
-/* ---- freeze ---- */
+/* ---- freeze, wait ---- */
+
+static void go_on(void *arg);
+
+static int begin(struct snapper *s, struct pending *p, int lock, struct error *err)
+{
+	if (p->verb == SNAP_TAKE)
+		return snap_begin_take(s, p->names[0], lock, p->done, p->ctx, err);
+	if (p->verb == SNAP_FORK)
+		return snap_begin_fork(s, (const char *const *)p->names, p->n, lock, p->done,
+				       p->ctx, err);
+	json_t *result = json_object();
+	int r = snap_go_back(s, p->names[0], p->tells_guest, lock, result, err);
+
+	if (r == 0)
+		p->done(p->ctx, result, NULL);
+	json_decref(result);
+	return r;
+}
+
+/* False: nobody gives it up yet, and go_on() comes again. */
+static bool take_turn(struct snapper *s, struct pending *p, int *lock)
+{
+	*lock = snapstore_try_lock(s->config->name, false, &p->why);
+	if (*lock != -EAGAIN)
+		return true;
+	if (!p->timer) {
+		p->timer = vtimer_create(machine_loop(s->m), s->clock, go_on, s);
+		p->until_ns = vclock_now_ns(s->clock) + SNAPSTORE_LOCK_MS * 1000000LL;
+	}
+	if (!p->timer || vclock_now_ns(s->clock) >= p->until_ns)
+		return true;
+	vtimer_arm(p->timer, vclock_now_ns(s->clock) + LOCK_POLL_NS);
+	return false;
+}
 
 /* By the loop: the agent's answer may come on the thread of a vCPU, and the machine cannot be paused there. */
 static void go_on(void *arg)
 {
 	struct snapper *s = arg;
-	struct frozen *f = s->frozen;
-	int r = -EIO;
+	struct pending *p = s->pending;
+	int r = -EIO, lock = -1;
 
-	if (!f || f->job)
+	if (!p || p->job)
 		return; /* canceled meanwhile */
-	s->frozen = NULL;
-	if (!f->is_refused) {
-		s->is_frozen = true;
-		r = f->is_fork ? snapper_fork(s, (const char *const *)f->names, f->n, false,
-					      f->done, f->ctx, &f->why)
-			       : snapper_take(s, f->names[0], false, f->done, f->ctx, &f->why);
+	if (!p->is_refused && !take_turn(s, p, &lock))
+		return;
+	s->pending = NULL;
+	if (!p->is_refused && lock < 0) {
+		r = lock;
+	} else if (!p->is_refused) {
+		s->is_frozen = p->freezes;
+		r = begin(s, p, lock, &p->why);
 		s->is_frozen = false;
 	}
 	/* Also after a failure: it may have come too late only. */
-	thaw(s);
+	if (p->freezes)
+		thaw(s);
 	if (r < 0)
-		f->done(f->ctx, NULL, &f->why);
-	frozen_free(f);
+		p->done(p->ctx, NULL, &p->why);
+	pending_free(p);
 }
 
 static void on_frozen(void *ctx, json_t *result, const struct error *err)
 {
 	struct snapper *s = ctx;
-	struct frozen *f = s->frozen;
+	struct pending *p = s->pending;
 
-	f->job = NULL;
+	p->job = NULL;
 	if (err) {
-		f->is_refused = true;
-		f->why = *err;
-		error_prefix(&f->why, "the guest's file systems could not be frozen (it goes "
+		p->is_refused = true;
+		p->why = *err;
+		error_prefix(&p->why, "the guest's file systems could not be frozen (it goes "
 				      "without --freeze, too)");
 	}
 	if (loop_post(machine_loop(s->m), go_on, s) < 0) {
-		s->frozen = NULL;
-		error_set(&f->why, -ENOMEM, "no memory for a snapshot");
+		s->pending = NULL;
+		error_set(&p->why, -ENOMEM, "no memory for a snapshot");
 		thaw(s);
-		f->done(f->ctx, NULL, &f->why);
-		frozen_free(f);
+		p->done(p->ctx, NULL, &p->why);
+		pending_free(p);
 	}
 }
 
-int snap_freeze(struct snapper *s, const char *const *names, unsigned n, bool is_fork,
-		snapper_done_fn done, void *ctx, struct error *err)
+static int make_pending(struct pending **out, const struct snap_order *o, bool freezes, struct error *err)
 {
+	struct pending *p = calloc(1, sizeof(*p));
+
+	if (p)
+		p->names = calloc(o->n, sizeof(*p->names));
+	if (!p || !p->names) {
+		free(p);
+		return error_set(err, -ENOMEM, "no memory for a snapshot");
+	}
+	p->verb = o->verb;
+	p->tells_guest = o->tells_guest;
+	p->freezes = freezes;
+	p->done = o->done;
+	p->ctx = o->ctx;
+	int r = 0;
+
+	for (; r == 0 && p->n < o->n; p->n++) {
+		p->names[p->n] = strdup(o->names[p->n]);
+		if (!p->names[p->n])
+			r = error_set(err, -ENOMEM, "no memory for a snapshot");
+	}
+	/* Nothing is frozen, and nobody waits, for a name that will be refused. */
+	for (unsigned i = 0; r == 0 && i < p->n; i++)
+		r = paths_check_name(o->verb == SNAP_FORK ? "a machine" : "a snapshot", p->names[i], err);
+	if (r < 0)
+		pending_free(p);
+	else
+		*out = p;
+	return r;
+}
+
+int snap_freeze(struct snapper *s, const struct snap_order *o, struct error *err)
+{
+	struct pending *p;
+
 	if (!s->agent)
 		return error_set(err, -ENODEV,
 				 "this machine was started without a guest agent's port, so its "
@@ -148,46 +225,45 @@ int snap_freeze(struct snapper *s, const char *const *names, unsigned n, bool is
 	if (machine_state(s->m) != MACHINE_RUNNING)
 		return error_set(
 			err, -EINVAL, "the machine is paused, so its agent can freeze nothing; resume it, or leave --freeze out");
-	struct frozen *f = calloc(1, sizeof(*f));
+	int r = make_pending(&p, o, true, err);
 
-	if (f)
-		f->names = calloc(n, sizeof(*f->names));
-	if (!f || !f->names) {
-		free(f);
-		return error_set(err, -ENOMEM, "no memory for a snapshot");
-	}
-	*f = (struct frozen){ .names = f->names, .is_fork = is_fork, .done = done, .ctx = ctx };
-	int r = 0;
-
-	for (; r == 0 && f->n < n; f->n++) {
-		f->names[f->n] = strdup(names[f->n]);
-		if (!f->names[f->n])
-			r = error_set(err, -ENOMEM, "no memory for a snapshot");
-	}
-	/* Nothing is frozen for a name that will be refused. */
-	for (unsigned i = 0; r == 0 && i < n; i++)
-		r = paths_check_name(is_fork ? "a machine" : "a snapshot", names[i], err);
-	if (r == 0)
-		r = agent_call(s->agent, "guest-fsfreeze-freeze", NULL, FREEZE_TIMEOUT_NS,
-			       on_frozen, s, &f->job, err);
+	if (r < 0)
+		return r;
+	r = agent_call(s->agent, "guest-fsfreeze-freeze", NULL, FREEZE_TIMEOUT_NS, on_frozen, s,
+		       &p->job, err);
 	if (r < 0) {
-		frozen_free(f);
+		pending_free(p);
 		return r;
 	}
-	s->frozen = f;
+	s->pending = p;
 	return 0;
 }
 
-void snap_freeze_cancel(struct snapper *s, const void *ctx)
+int snap_wait(struct snapper *s, const struct snap_order *o, struct error *err)
 {
-	struct frozen *f = s->frozen;
+	int r = make_pending(&s->pending, o, false, err);
 
-	if (!f || f->ctx != ctx)
+	if (r == 0)
+		r = loop_post(machine_loop(s->m), go_on, s);
+	if (r < 0 && s->pending) {
+		pending_free(s->pending);
+		s->pending = NULL;
+		error_set(err, -ENOMEM, "no memory for a snapshot");
+	}
+	return r;
+}
+
+void snap_pending_cancel(struct snapper *s, const void *ctx)
+{
+	struct pending *p = s->pending;
+
+	if (!p || p->ctx != ctx)
 		return;
-	s->frozen = NULL;
-	agent_cancel(f->job);
-	frozen_free(f);
-	thaw(s);
+	s->pending = NULL;
+	agent_cancel(p->job);
+	if (p->freezes)
+		thaw(s);
+	pending_free(p);
 }
 
 /* ---- after it woke up ---- */
@@ -276,9 +352,9 @@ void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool t
 
 void snap_guest_destroy(struct snapper *s)
 {
-	if (s->frozen) {
-		agent_cancel(s->frozen->job);
-		frozen_free(s->frozen);
+	if (s->pending) {
+		agent_cancel(s->pending->job);
+		pending_free(s->pending);
 	}
 	agent_cancel(s->thaw_job);
 	agent_cancel(s->time_job);

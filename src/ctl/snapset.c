@@ -89,7 +89,7 @@ static void on_timer(void *arg)
 	snap_recording_end(r->s);
 }
 
-void snapper_record(struct snapper *s, struct vclock *clock)
+void snapper_record(struct snapper *s)
 {
 	struct error err;
 
@@ -102,11 +102,11 @@ void snapper_record(struct snapper *s, struct vclock *clock)
 		free(path);
 		return;
 	}
-	*r = (struct recording){ .s = s, .clock = clock, .path = path };
+	*r = (struct recording){ .s = s, .clock = s->clock, .path = path };
 	s->recording = r;
-	r->timer = vtimer_create(machine_loop(s->m), clock, on_timer, r);
+	r->timer = vtimer_create(machine_loop(s->m), s->clock, on_timer, r);
 	if (r->timer)
-		vtimer_arm(r->timer, vclock_now_ns(clock) + AFTER_NS);
+		vtimer_arm(r->timer, vclock_now_ns(s->clock) + AFTER_NS);
 	else
 		snap_recording_end(s);
 }

@@ -257,7 +257,7 @@ void snapstore_clean(const char *vm)
 		closedir(d);
 }
 
-int snapstore_lock(const char *vm, bool is_exclusive, struct error *err)
+int snapstore_try_lock(const char *vm, bool is_exclusive, struct error *err)
 {
 	_cleanup_free_ char *dir = snapshots_dir(vm, err);
 	int r = dir ? paths_make(dir, err) : -ENOMEM;
@@ -268,20 +268,27 @@ int snapstore_lock(const char *vm, bool is_exclusive, struct error *err)
 
 	if (fd < 0)
 		return error_set(err, -errno, "cannot open %s: %s", dir, strerror(errno));
-	for (unsigned ms = 0; flock(fd, (is_exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) < 0; ms++) {
-		r = errno != EWOULDBLOCK
-			    ? error_set(err, -errno, "cannot lock %s: %s", dir, strerror(errno))
-		    : ms >= SNAPSTORE_LOCK_MS
-			    ? error_set(err, -EBUSY,
-					"another process works on the snapshots of %s; try again", vm)
-			    : 0;
-		if (r < 0) {
-			close(fd);
-			return r;
-		}
+	if (flock(fd, (is_exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) == 0)
+		return fd;
+	r = errno == EWOULDBLOCK
+		    ? error_set(err, -EAGAIN,
+				"another process works on the snapshots of %s; try again", vm)
+		    : error_set(err, -errno, "cannot lock %s: %s", dir, strerror(errno));
+	close(fd);
+	return r;
+}
+
+int snapstore_lock(const char *vm, bool is_exclusive, struct error *err)
+{
+	for (unsigned ms = 0;; ms++) {
+		int fd = snapstore_try_lock(vm, is_exclusive, err);
+
+		if (fd != -EAGAIN)
+			return fd;
+		if (ms >= SNAPSTORE_LOCK_MS)
+			return -EBUSY;
 		usleep(1000);
 	}
-	return fd;
 }
 
 static bool is_named(const struct ram_index *x, const char *file)

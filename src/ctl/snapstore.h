@@ -59,11 +59,13 @@ void snapstore_release(struct snapstore_build *b);
 void snapstore_clean(const char *vm);
 
 /**
- * snapstore_lock() - against files that are exchanged (@is_exclusive) while they are linked elsewhere.
+ * snapstore_lock() - against files that are exchanged (@is_exclusive) while they are linked elsewhere, or opened one after the other.
  * Returns a descriptor to be closed; -EBUSY: others have had it for SNAPSTORE_LOCK_MS; -errno.
  */
 int snapstore_lock(const char *vm, bool is_exclusive, struct error *err);
-#define SNAPSTORE_LOCK_MS 5000
+#define SNAPSTORE_LOCK_MS 30000
+/** snapstore_try_lock() - the same without waiting: -EAGAIN where others have it. */
+int snapstore_try_lock(const char *vm, bool is_exclusive, struct error *err);
 /** snapstore_remove_unnamed() - files of memory in the folder that @x does not name: left over by a merge. */
 void snapstore_remove_unnamed(int dir_fd, const struct ram_index *x);
 

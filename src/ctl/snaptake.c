@@ -58,6 +58,7 @@ int snapper_create(struct snapper **out, const struct snapper_config *cfg, struc
 	s->config = cfg->config;
 	s->disks = cfg->disks;
 	s->backing = cfg->backing;
+	s->clock = cfg->clock;
 	s->agent = cfg->agent;
 	s->child = cfg->child;
 	s->child_arg = cfg->child_arg;
@@ -122,7 +123,7 @@ void snapper_destroy(struct snapper *s)
 
 void snapper_forget(struct snapper *s, void *ctx)
 {
-	snap_freeze_cancel(s, ctx);
+	snap_pending_cancel(s, ctx);
 	if (s->take && s->take->ctx == ctx)
 		take_cancel(s->take);
 	if (s->forking && snap_forking_is_for(s->forking, ctx))
@@ -131,11 +132,9 @@ void snapper_forget(struct snapper *s, void *ctx)
 
 bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *total_bytes)
 {
-	if (!s->take)
-		return false;
-	*done_bytes = s->take->done_bytes;
-	*total_bytes = s->take->total_bytes;
-	return true;
+	*done_bytes = s->take ? s->take->done_bytes : 0;
+	*total_bytes = s->take ? s->take->total_bytes : 0;
+	return s->take || s->forking || s->pending;
 }
 
 /* ---- the child ---- */
@@ -358,9 +357,7 @@ static bool link_base(struct take *t)
 	struct snapper *s = t->s;
 	struct error err;
 
-	_cleanup_close_ int lock = s->base_name ? snapstore_lock(s->config->name, false, &err) : -1;
-
-	if (lock < 0 || !open_base_again(s))
+	if (!s->base_name || !open_base_again(s))
 		return false;
 	for (uint32_t i = 0; i < s->base.index.nlayers; i++) {
 		_cleanup_free_ char *path =
@@ -400,6 +397,7 @@ static int prepare_memory(struct take *t, bool *has_base, struct error *err)
 			     : 0;
 }
 
+/* Under the lock of the snapshots. */
 static int prepare(struct take *t, const char *name, bool *has_base, struct error *err)
 {
 	struct snapper *s = t->s;
@@ -497,23 +495,37 @@ static int pause_and_fork(struct take *t, bool has_base, const int child_ends[2]
 int snapper_take(struct snapper *s, const char *name, bool freezes, snapper_done_fn done, void *ctx,
 		 struct error *err)
 {
-	int child_ends[2] = { -1, -1 };
-	bool has_base = false;
+	const struct snap_order order = { SNAP_TAKE, &name, 1, false, done, ctx };
 
-	if (s->take || s->forking || s->frozen)
+	if (s->take || s->forking || s->pending)
 		return error_set(err, -EBUSY,
 				 "a snapshot or copies of this machine are being made already");
 	if (freezes)
-		return snap_freeze(s, &name, 1, false, done, ctx, err);
+		return snap_freeze(s, &order, err);
+	int lock = snapstore_try_lock(s->config->name, false, err);
+
+	if (lock == -EAGAIN)
+		return snap_wait(s, &order, err);
+	return lock < 0 ? lock : snap_begin_take(s, name, lock, done, ctx, err);
+}
+
+int snap_begin_take(struct snapper *s, const char *name, int lock, snapper_done_fn done, void *ctx,
+		    struct error *err)
+{
+	int child_ends[2] = { -1, -1 };
+	bool has_base = false;
 	struct take *t = calloc(1, sizeof(*t));
 
-	if (!t)
+	if (!t) {
+		close(lock);
 		return error_set(err, -ENOMEM, "no memory for a snapshot");
+	}
 	*t = (struct take){ .s = s, .ram_fd = -1, .from_child = -1, .to_child = -1, .done = done, .ctx = ctx };
 	t->build = (struct snapstore_build){ .dir_fd = -1 };
 	t->total_bytes = machine_ram(s->m)->size_bytes;
 	int r = prepare(t, name, &has_base, err);
 
+	close(lock);
 	if (r == 0)
 		r = snap_make_pipes(&t->from_child, &t->to_child, child_ends, err);
 	if (r == 0) {

@@ -40,6 +40,7 @@ struct snapper_config {
 	struct agent *agent;	 /* borrowed; NULL: the guest has none */
 	/* What its layers may name; borrowed. */
 	const struct block_backing_rule *backing;
+	struct vclock *clock; /* borrowed; never stops */
 	snapper_child_fn child;
 	void *child_arg;
 };
@@ -62,15 +63,15 @@ typedef void (*snapper_done_fn)(void *ctx, json_t *result, const struct error *e
 int snapper_take(struct snapper *s, const char *name, bool freezes, snapper_done_fn done, void *ctx,
 		 struct error *err);
 
-/** snapper_progress() - of what is under way: bytes done and in all; false: nothing is. */
+/** snapper_progress() - of what is under way: bytes done and in all, 0 where that is not known; false: nothing is. */
 bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *total_bytes);
 
 /** snapper_restored() - the machine was created from snapshot @name: log changes against it. */
 int snapper_restored(struct snapper *s, const char *name, struct error *err);
 
-/** snapper_record() - some seconds from now by @clock, which never stops: the working set of the snapshot that snapper_restored() was told,
+/** snapper_record() - some seconds from now: the working set of the snapshot that snapper_restored() was told,
  * unless it has one (vm/working_set.h). */
-void snapper_record(struct snapper *s, struct vclock *clock);
+void snapper_record(struct snapper *s);
 /** snapper_base() - the moment of the snapshot that snapper_restored() was told. */
 const struct snapper_moment *snapper_base(const struct snapper *s);
 
@@ -84,10 +85,10 @@ void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool t
  * snapper_restore() - go back to snapshot @name in place, running or paused, and go on from there.
  * @tells_guest: as for snapper_woke()
  * @result: gets "pause_us", "pages"
- * Returns 0 or -errno with @err set, and the machine as it was before.
+ * Returns 0; -EINPROGRESS: @done comes later, with a result of its own; or -errno with @err set, and the machine as it was before.
  */
 int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_t *result,
-		    struct error *err);
+		    snapper_done_fn done, void *ctx, struct error *err);
 
 /**
  * snapper_fork() - begin making living copies of the machine, each a process and a machine of its own, that share its memory until they

@@ -325,8 +325,7 @@ static int read_again(struct vmdisks *d, struct error *err)
 int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 		   const char *names[MACHINE_MAX_DISKS], struct error *err)
 {
-	_cleanup_close_ int lock = snapstore_lock(d->config->name, false, err);
-	int r = lock < 0 ? lock : read_again(d, err);
+	int r = read_again(d, err);
 
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
 		names[i] = NULL;
@@ -351,8 +350,7 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 		 const uint64_t sizes[MACHINE_MAX_DISKS], struct error *err)
 {
-	_cleanup_close_ int lock = snapstore_lock(d->config->name, false, err);
-	int r = lock < 0 ? lock : read_again(d, err);
+	int r = read_again(d, err);
 
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		_cleanup_free_ char *top = NULL;
@@ -415,8 +413,7 @@ int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
 		    char *tops[MACHINE_MAX_DISKS], struct error *err)
 {
 	_cleanup_free_ char *snapshot = snapstore_path(from->vm, from->name, NULL, err);
-	_cleanup_close_ int lock = snapshot ? snapstore_lock(from->vm, false, err) : -1;
-	int r = !snapshot ? -ENOMEM : lock < 0 ? lock : 0;
+	int r = snapshot ? 0 : -ENOMEM;
 
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
 		tops[i] = NULL;

@@ -7,8 +7,9 @@
  * an empty layer on the snapshot's chain.  All names are plain names of files in one folder, so that a chain is
  * whole wherever all of it is linked.
  *
- * Layers may be merged while the machine runs (snapmerge.h): chains are read again before they are linked, under the lock of
- * the snapshots.
+ * Layers may be merged while the machine runs (snapmerge.h): chains are read again before they are linked.  Whoever calls
+ * vmdisks_open(), vmdisks_add_to(), vmdisks_copy() or vmdisks_go_back() holds the lock of the snapshots (snapstore_lock()), and
+ * holds it until files that are to be opened are.
  *
  * Disks that are read-only have no layers.  Those that are thrown away at the end have one that nobody can name, until a snapshot or a copy
  * is made: then it gets a file, and the disk has layers like any other, which go when the machine is started anew.

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots of a running machine, and going back to them."""
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -88,6 +90,57 @@ def test_back_in_place(counting):
     a.reaches(a.next() + 5)
     counting.fails("reset", "--to", "none", "a", says=["none"])
     ends(counting, "a")
+
+
+PROGRAM = os.environ.get("VIV", str(pathlib.Path(__file__).resolve().parents[2] / "build" / "viv"))
+
+
+def begin(viv, *args):
+    """viv with @args, on its own."""
+    return subprocess.Popen([PROGRAM, *args], env=viv.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def is_busy(viv, name):
+    """Is its machine at work on a snapshot, or about to be?"""
+    with socket.socket(socket.AF_UNIX) as control:
+        control.connect(str(viv.home / "run" / name / "control.sock"))
+        control.sendall(b'{"cmd": "snapshot-progress"}\n')
+        return json.loads(control.makefile().readline())["busy"]
+
+
+@contextlib.contextmanager
+def exchanging(viv, name):
+    """As a merge does while it exchanges files of the machine's snapshots."""
+    folder = os.open(viv.home / "vms" / name / "snapshots", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    yield
+    os.close(folder)
+
+
+def test_nothing_else_waits_while_files_are_exchanged(counting):
+    """What needs the snapshots' files waits for its turn; the machine and its control socket go on meanwhile."""
+    viv = counting
+    a = Counter(viv, "a")
+    a.reaches(3)
+    viv.ok("snapshot", "create", "a", "one")
+    for args in (("snapshot", "create", "a", "two"), ("snapshot", "restore", "a", "one"), ("fork", "a", "--name", "b"),
+                 ("reset", "a", "--to", "one")):
+        with exchanging(viv, "a"):
+            waiting = begin(viv, *args)
+            viv.wait_until(lambda w=waiting: is_busy(viv, "a") or w.poll() is not None, "begun")
+            viv.ok("info", "a")
+            assert waiting.poll() is None, "it did not wait"
+        assert waiting.wait() == 0
+    # One that is canceled while it waits is forgotten.
+    with exchanging(viv, "a"):
+        waiting = begin(viv, "snapshot", "create", "a", "three")
+        viv.wait_until(lambda: is_busy(viv, "a"), "begun")
+        waiting.kill()
+        waiting.wait()
+        viv.wait_until(lambda: not is_busy(viv, "a"), "forgotten")
+    viv.ok("snapshot", "create", "a", "four")
+    assert set(snapshots(viv, "a")) == {"one", "two", "four"}
+    ends(viv, "a", "b")
 
 
 def test_paused_machine_and_restart(counting):
@@ -257,6 +310,29 @@ def test_disks_belong_to_the_same_moment(empty_viv, debian, tmp_path):
     ends(viv, "a")
     b.reaches(b.next() + 10)
     ends(viv, "b")
+
+
+def test_a_start_waits_while_files_are_exchanged(empty_viv, debian, tmp_path):
+    viv, disk = empty_viv, tmp_path / "counted.raw"
+    disk.write_bytes(bytes(8 << 20))
+    initrd = tiny.make(debian, tmp_path, COUNT_ON_DISK)
+    viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--disk", disk,
+           "--append", "console=ttyS0 quiet", "--mem", "256M")
+    viv.ok("snapshot", "create", "a", "one")
+    viv.ok("stop", "-f", "a")
+    folder = viv.home / "vms" / "a"
+    layer, = folder.glob("layer-*.qcow2")
+    for args in (("start", "a"), ("snapshot", "restore", "a", "one")):
+        with exchanging(viv, "a"):
+            os.rename(layer, folder / "elsewhere")
+            starting = begin(viv, *args)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                starting.wait(timeout=1)
+            assert starting.returncode is None, "it did not wait"
+            os.rename(folder / "elsewhere", layer)
+        assert starting.wait() == 0
+        viv.ok("stop", "-f", "a")
+        layer = next(f for f in folder.glob("layer-*.qcow2"))
 
 
 def test_a_disk_that_is_thrown_away(empty_viv, debian, tmp_path):
