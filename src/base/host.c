@@ -4,6 +4,7 @@
 #ifdef HAVE_LIBURING
 #include <liburing.h>
 #endif
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -14,6 +15,11 @@
 static int real_open(const char *path, int flags, mode_t mode)
 {
 	return open(path, flags, mode);
+}
+
+static int real_openat(int dir, const char *name, int flags, mode_t mode)
+{
+	return openat(dir, name, flags, mode);
 }
 
 static int real_ioctl(int fd, unsigned long request, void *arg)
@@ -50,7 +56,9 @@ static int real_uring_result(int op, int fd, int res)
 
 #define REAL_CALLS                                                                                        \
 	{                                                                                                 \
-		.open = real_open, .ioctl = real_ioctl, .mmap = mmap, .pread = pread,                     \
+		.open = real_open, .openat = real_openat, .fstatat = fstatat, .access = access,           \
+		.realpath = realpath, .mkdir = mkdir, .unlinkat = unlinkat, .renameat = renameat,         \
+		.linkat = linkat, .ioctl = real_ioctl, .mmap = mmap, .pread = pread,                      \
 		.pwrite = pwrite, .preadv = preadv, .pwritev = pwritev, .preadv2 = preadv2,               \
 		.fsync = fsync, .fdatasync = fdatasync, .ftruncate = ftruncate,                           \
 		.fallocate = fallocate, .socket = socket, .connect = connect,                             \

@@ -3,7 +3,7 @@
  * Host calls that can fail, in one replaceable table, so that tests can fail the n-th of them.
  *
  * Code that must survive a failing host call makes it as host.open(...), host.mmap(...).  The table
- * is replaced only by tests, before other threads exist.  Add a row only for a call whose failure
+ * is replaced only by tests and by a machine that has a broker for its files, before other threads exist.  Add a row only for a call whose failure
  * some code handles and some test provokes.
  */
 #ifndef VIV_BASE_HOST_H
@@ -11,13 +11,23 @@
 
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
 #include "base/util.h"
 
 struct host_calls {
+	/* File names: a confined machine has none of its own (ctl/broker.h). */
 	int (*open)(const char *path, int flags, mode_t mode);
+	int (*openat)(int dir, const char *name, int flags, mode_t mode);
+	int (*fstatat)(int dir, const char *name, struct stat *st, int flags);
+	int (*access)(const char *path, int mode);
+	char *(*realpath)(const char *path, char *resolved);
+	int (*mkdir)(const char *path, mode_t mode);
+	int (*unlinkat)(int dir, const char *name, int flags);
+	int (*renameat)(int from_dir, const char *from, int to_dir, const char *to);
+	int (*linkat)(int from_dir, const char *from, int to_dir, const char *to, int flags);
 	int (*ioctl)(int fd, unsigned long request, void *arg);
 	void *(*mmap)(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
 	ssize_t (*pread)(int fd, void *buf, size_t len, off_t offset);

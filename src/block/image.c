@@ -145,7 +145,7 @@ int image_create(const char *path, const struct image_create *c, struct error *e
 			      path, strerror(r < 0 ? -r : errno));
 	image_file_close(&f);
 	if (r < 0 && !f.is_block_device)
-		unlink(path);
+		host.unlinkat(AT_FDCWD, path, 0);
 	return r;
 }
 
@@ -166,7 +166,7 @@ int image_info(const char *path, const char *format, struct image_info *out, str
 	i.size_bytes = i.file_bytes = l->size_bytes;
 	if (layer_is_qcow2(l))
 		qcow2_info(l, &i);
-	if (stat(path, &st) == 0)
+	if (host.fstatat(AT_FDCWD, path, &st, 0) == 0)
 		i.allocated_bytes = (uint64_t)st.st_blocks * 512;
 	i.backing_path = i.backing_path ? strdup(i.backing_path) : NULL;
 	i.backing_format = i.backing_format ? strdup(i.backing_format) : NULL;

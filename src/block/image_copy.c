@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Moving content between images: convert, compact, commit, rebase. */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -133,7 +134,7 @@ static int copy_to_file(struct copy *c, const char *to, const struct image_creat
 
 	if (n < 0 || (size_t)n >= sizeof(part))
 		return error_set(err, -ENAMETOOLONG, "'%s' is too long", to);
-	if (!as->may_replace && access(to, F_OK) == 0)
+	if (!as->may_replace && host.access(to, F_OK) == 0)
 		return error_set(err, -EEXIST,
 				 "'%s' exists; remove it first, or say that it may be replaced", to);
 	full.size_bytes = c->size_bytes;
@@ -148,11 +149,12 @@ static int copy_to_file(struct copy *c, const char *to, const struct image_creat
 		r = copy_all(c, err);
 		r = image_close_layer(c->to, r, part, err);
 	}
-	if (r == 0 && (rename(part, to) < 0 || (r = image_sync_folder(to)) < 0))
+	if (r == 0 &&
+	    (host.renameat(AT_FDCWD, part, AT_FDCWD, to) < 0 || (r = image_sync_folder(to)) < 0))
 		r = error_set(err, r < 0 ? r : -errno, "cannot put '%s' in place: %s", to,
 			      strerror(r < 0 ? -r : errno));
 	if (r < 0)
-		unlink(part);
+		host.unlinkat(AT_FDCWD, part, 0);
 	return r;
 }
 
@@ -262,7 +264,7 @@ static struct layer *find_below(struct layer *top, const char *path)
 {
 	struct stat st;
 
-	if (stat(path, &st) < 0)
+	if (host.fstatat(AT_FDCWD, path, &st, 0) < 0)
 		return NULL;
 	for (struct layer *l = top->backing; l; l = l->backing)
 		if (l->dev == st.st_dev && l->ino == st.st_ino)

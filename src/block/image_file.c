@@ -81,7 +81,7 @@ static int open_error(const char *path, bool is_writer, int e, struct error *err
 	const char *remedy = "check the path";
 
 	if (e == EACCES || e == EPERM)
-		remedy = is_writer && access(path, R_OK) == 0
+		remedy = is_writer && host.access(path, R_OK) == 0
 				 ? "open it read-only or as a throw-away copy, or change its "
 				   "permissions"
 				 : "change its permissions";

@@ -29,7 +29,7 @@ static int open_temp(struct error *err)
 				 "cannot make a temporary file for a throw-away disk in '%s': %s; "
 				 "point TMPDIR to a folder with room",
 				 dir, strerror(errno));
-	unlink(path);
+	host.unlinkat(AT_FDCWD, path, 0);
 	return fd;
 }
 

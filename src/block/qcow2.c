@@ -123,7 +123,7 @@ static bool is_allowed(const struct block_backing_rule *rule, const char *real)
 	if (!rule || rule->any)
 		return rule;
 	for (const char *const *p = rule->paths; p && *p; p++) {
-		if (!realpath(*p, one))
+		if (!host.realpath(*p, one))
 			continue;
 		size_t n = strlen(one);
 		if (!strncmp(real, one, n) && (!real[n] || real[n] == '/' || one[n - 1] == '/'))
@@ -160,7 +160,7 @@ static int open_backing(struct qcow2 *q, const struct layer_open *lo, struct err
 				 "allowed; if that is right, allow it "
 				 "(backing=FILE or the folder)",
 				 q->path, q->backing_name);
-	if (!realpath(path, real))
+	if (!host.realpath(path, real))
 		return error_set(err, -errno,
 				 "the backing file '%.200s' of disk image '%s' can't be found: %s",
 				 path, q->path, strerror(errno));
@@ -328,7 +328,8 @@ int qcow2_layer_stack(struct layer *l, struct layer *backing, const char *path, 
 	_cleanup_free_ char *below = qcow2_backing_path(l);
 	if (l->size_bytes != backing->size_bytes)
 		return error_set(err, -EINVAL, "'%s' has another size than the disk", path);
-	if (!below || stat(below, &st) < 0 || st.st_dev != backing->dev || st.st_ino != backing->ino)
+	if (!below || host.fstatat(AT_FDCWD, below, &st, 0) < 0 || st.st_dev != backing->dev ||
+	    st.st_ino != backing->ino)
 		return error_set(err, -EINVAL,
 				 "'%s' doesn't name the disk's present file as its backing file", path);
 	for (uint32_t i = 0; i < q->h.l1_size; i++)

@@ -126,7 +126,7 @@ static char *run_root(struct error *err)
 	char *path = paths_format(err, "/tmp/vivarium-%u", (unsigned)getuid());
 
 	/* A shared directory: someone else may have been there first. */
-	if (path && lstat(path, &st) == 0 &&
+	if (path && host.fstatat(AT_FDCWD, path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
 	    (!S_ISDIR(st.st_mode) || st.st_uid != getuid() || (st.st_mode & 077))) {
 		error_set(err, -EACCES, "%s is not a private directory of yours: remove it, or set XDG_RUNTIME_DIR",
 			  path);
@@ -166,7 +166,7 @@ int paths_make(const char *path, struct error *err)
 		char was = *s;
 
 		*s = 0;
-		if (mkdir(p, 0700) < 0 && errno != EEXIST)
+		if (host.mkdir(p, 0700) < 0 && errno != EEXIST)
 			return error_set(err, -errno, "cannot make the directory %s: %s", p,
 					 strerror(errno));
 		*s = was;
@@ -178,13 +178,13 @@ int paths_make(const char *path, struct error *err)
 
 static int remove_at(int dir, const char *name, unsigned depth)
 {
-	if (unlinkat(dir, name, 0) == 0 || errno == ENOENT)
+	if (host.unlinkat(dir, name, 0) == 0 || errno == ENOENT)
 		return 0;
 	if (errno != EISDIR && errno != EPERM)
 		return -errno;
 	if (depth == 0)
 		return -ELOOP;
-	int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	int fd = host.openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 
 	if (fd < 0)
 		return -errno;
@@ -203,7 +203,7 @@ static int remove_at(int dir, const char *name, unsigned depth)
 		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
 			r = remove_at(fd, e->d_name, depth - 1);
 	closedir(d);
-	if (r == 0 && unlinkat(dir, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
+	if (r == 0 && host.unlinkat(dir, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
 		r = -errno;
 	return r;
 }
@@ -225,6 +225,16 @@ static int write_all(int fd, const char *p, size_t len)
 		off += n > 0 ? n : 0;
 	}
 	return 0;
+}
+
+DIR *paths_open_dir(const char *path)
+{
+	int fd = host.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+
+	if (fd >= 0 && !d)
+		close(fd);
+	return d;
 }
 
 /* The name itself: after a power cut, too, it is the new file's. */
@@ -258,12 +268,12 @@ int paths_write_file(const char *path, const void *data, size_t len, struct erro
 	if (r == 0 && host.fsync(fd) < 0)
 		r = -errno;
 	close(fd);
-	if (r == 0 && rename(tmp, path) < 0)
+	if (r == 0 && host.renameat(AT_FDCWD, tmp, AT_FDCWD, path) < 0)
 		r = -errno;
 	if (r == 0)
 		r = sync_parent(path);
 	if (r < 0) {
-		unlink(tmp);
+		host.unlinkat(AT_FDCWD, tmp, 0);
 		return error_set(err, r, "cannot write %s: %s", path, strerror(-r));
 	}
 	return 0;

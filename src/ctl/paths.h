@@ -15,6 +15,8 @@
 #ifndef VIV_CTL_PATHS_H
 #define VIV_CTL_PATHS_H
 
+#include <dirent.h>
+
 #include "base/error.h"
 
 #define PATHS_NAME_MAX 63
@@ -30,6 +32,8 @@ char *paths_run(const char *name, const char *file, struct error *err);
 char *paths_lab(const char *name, const char *file, struct error *err); /* run root / .labs / @name / @file */
 char *paths_format(struct error *err, const char *fmt, ...) _printf_(2, 3);
 
+/** paths_open_dir() - opendir(3) by the host's table. */
+DIR *paths_open_dir(const char *path);
 /** paths_make() - directory @path and its parents.  0 (also if it was there) or -errno. */
 int paths_make(const char *path, struct error *err);
 /** paths_remove_tree() - @path and all in it; not following links.  0 also when it is not there. */

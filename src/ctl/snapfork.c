@@ -11,6 +11,7 @@
  * Every copy tells on the pipe that it runs, or why it does not; the pipe's end is the end of the request.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "ctl/paths.h"
 #include "ctl/snap_int.h"
@@ -88,7 +90,7 @@ static int own_file(char **path, const char *from, const char *to, struct error 
 
 	if (!own)
 		return -ENOMEM;
-	if (link(*path, own) < 0) {
+	if (host.linkat(AT_FDCWD, *path, AT_FDCWD, own, 0) < 0) {
 		int r = error_set(err, -errno, "cannot link %s to %s: %s", *path, own, strerror(errno));
 
 		free(own);
@@ -137,7 +139,7 @@ static int make_copy(struct forking *f, unsigned i, struct error *err)
 
 	if (!dir)
 		return -ENOMEM;
-	if (mkdir(dir, 0700) < 0)
+	if (host.mkdir(dir, 0700) < 0)
 		return errno == EEXIST
 			       ? error_set(err, -EEXIST, "there is a machine \"%s\" already; viv rm %s removes it",
 					   name, name)

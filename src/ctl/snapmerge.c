@@ -93,7 +93,7 @@ static int add_file(struct folder *f, const char *name, struct error *err)
 
 	if (more)
 		f->files = more;
-	if (!more || stat(path, &st) < 0) {
+	if (!more || host.fstatat(AT_FDCWD, path, &st, 0) < 0) {
 		image_info_free(&info);
 		return error_set(err, more ? -errno : -ENOMEM, "cannot look at %s: %s", path,
 				 strerror(more ? errno : ENOMEM));
@@ -136,7 +136,7 @@ static int add_folder(struct scan *s, const char *path, const struct vmconfig *c
 		if (!f->tops[i])
 			return no_memory(err);
 	}
-	DIR *d = opendir(path);
+	DIR *d = paths_open_dir(path);
 	struct dirent *e;
 
 	if (!d)
@@ -144,7 +144,8 @@ static int add_folder(struct scan *s, const char *path, const struct vmconfig *c
 	while (r == 0 && (e = readdir(d))) {
 		if (is_layer_name(e->d_name))
 			r = add_file(f, e->d_name, err);
-		else if (!strncmp(e->d_name, PART, strlen(PART)) && unlinkat(dirfd(d), e->d_name, 0) < 0)
+		else if (!strncmp(e->d_name, PART, strlen(PART)) &&
+			 host.unlinkat(dirfd(d), e->d_name, 0) < 0)
 			log_warn("snapshot", "cannot remove %s: %s", e->d_name, strerror(errno));
 	}
 	closedir(d);
@@ -317,7 +318,7 @@ static int copy_sparse(const char *from, const char *to, struct error *err)
 	if (r < 0)
 		return r;
 	_cleanup_close_ int in = file.fd;
-	_cleanup_close_ int out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	_cleanup_close_ int out = host.open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	_cleanup_free_ char *buf = malloc(MIB);
 	off_t end = lseek(in, 0, SEEK_END);
 
@@ -356,7 +357,7 @@ static int rebase(const char *path, const char *folder, const struct file *layer
 
 static int sync_folder(const char *path, struct error *err)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = host.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
 	return fd < 0 || host.fsync(fd) < 0
 		       ? error_set(err, -errno, "cannot sync %s: %s", path, strerror(errno))
@@ -372,9 +373,9 @@ static int put_in(const struct folder *f, const struct folder *from, const char 
 
 	if (!here || !final)
 		return -ENOMEM;
-	if (f != from && link(part, here) < 0)
+	if (f != from && host.linkat(AT_FDCWD, part, AT_FDCWD, here, 0) < 0)
 		return error_set(err, -errno, "cannot link %s: %s", here, strerror(errno));
-	if (rename(f != from ? here : part, final) < 0)
+	if (host.renameat(AT_FDCWD, f != from ? here : part, AT_FDCWD, final) < 0)
 		return error_set(err, -errno, "cannot name %s: %s", final, strerror(errno));
 	return sync_folder(f->path, err);
 }
@@ -395,7 +396,7 @@ static int remove_layer(const char *vm, const char *layer, struct error *err)
 			continue;
 		_cleanup_free_ char *path = paths_format(err, "%s/%s", f->path, layer);
 
-		if (!path || unlink(path) < 0)
+		if (!path || host.unlinkat(AT_FDCWD, path, 0) < 0)
 			r = path ? error_set(err, -errno, "cannot remove %s: %s", path, strerror(errno))
 				 : -ENOMEM;
 	}
@@ -420,7 +421,8 @@ static int exchange(const char *vm, const struct scan *s, const struct step *st,
 
 		/* One that was deleted meanwhile is no failure. */
 		if (f != st->in && is_same_file(there, st->child) &&
-		    is_same_file(find_file(f, st->layer->name), st->layer) && access(f->path, F_OK) == 0)
+		    is_same_file(find_file(f, st->layer->name), st->layer) &&
+		    host.access(f->path, F_OK) == 0)
 			r = put_in(f, st->in, first, st->child->name, err);
 	}
 	return r == 0 ? remove_layer(vm, st->layer->name, err) : r;
@@ -448,7 +450,7 @@ static int merge_one(const char *vm, const struct scan *s, const struct step *st
 	if (r == 0)
 		r = exchange(vm, s, st, part, err);
 	if (r < 0)
-		unlink(part);
+		host.unlinkat(AT_FDCWD, part, 0);
 	return r;
 }
 
@@ -500,7 +502,7 @@ int snapmerge(const char *vm, const struct ram_progress *progress, struct error 
 {
 	_cleanup_free_ char *path = paths_vm(vm, "merge.lock", err);
 	_cleanup_close_ int lock =
-		path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600) : -1;
+		path ? host.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600) : -1;
 	struct error why;
 	int r;
 

@@ -98,7 +98,7 @@ static int add_user(struct merge *m, const char *vm, const char *name, struct er
 	u->dir = snapstore_path(vm, name, NULL, err);
 	if (!u->dir)
 		return -ENOMEM;
-	u->dir_fd = open(u->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	u->dir_fd = host.open(u->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 	if (u->dir_fd < 0)
 		return error_set(err, -errno, "cannot open %s: %s", u->dir, strerror(errno));
 	return ram_index_copy(&u->now, &u->files.index, err);
@@ -296,7 +296,7 @@ static int give(struct merge *m, struct user *u, const struct user *from, const 
 {
 	bool is_taken[RAM_LAYERS_MAX + 1];
 
-	if (u != from && linkat(from->dir_fd, name, u->dir_fd, name, 0) < 0)
+	if (u != from && host.linkat(from->dir_fd, name, u->dir_fd, name, 0) < 0)
 		return error_set(err, -errno, "cannot link %s into %s: %s", name, u->dir,
 				 strerror(errno));
 	int n = ram_index_add_layer(&u->now, name, err);
@@ -324,7 +324,7 @@ static int make_merged(struct merge *m, const struct layer *group, struct error 
 		if (group->users[i])
 			first = &m->users[i];
 	_cleanup_close_ int fd =
-		openat(first->dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		host.openat(first->dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	int r = fd < 0 ? error_set(err, -errno, "cannot write %s/%s: %s", first->dir, name,
 				   strerror(errno))
 		       : write_merged(m, group, fd, err);
@@ -380,7 +380,7 @@ static int save_index(struct user *u, struct error *err)
 		r = error_set(err, -errno, "cannot sync %s: %s", u->dir, strerror(errno));
 	if (r == 0)
 		r = snapstore_write(&folder, INDEX_NEW, out.data, out.len, err);
-	if (r == 0 && renameat(u->dir_fd, INDEX_NEW, u->dir_fd, INDEX) < 0)
+	if (r == 0 && host.renameat(u->dir_fd, INDEX_NEW, u->dir_fd, INDEX) < 0)
 		r = error_set(err, -errno, "cannot write %s/%s: %s", u->dir, INDEX, strerror(errno));
 	if (r == 0 && host.fsync(u->dir_fd) < 0)
 		r = error_set(err, -errno, "cannot sync %s: %s", u->dir, strerror(errno));

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "ctl/paths.h"
 #include "ctl/snap_int.h"
@@ -43,13 +44,15 @@ static int write_file(const char *path, const struct bytes *b, struct error *err
 
 	if (!part)
 		return -ENOMEM;
-	_cleanup_close_ int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	_cleanup_close_ int fd =
+		host.open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 
-	if (fd < 0 || write(fd, b->data, b->len) != (ssize_t)b->len || rename(part, path) < 0) {
+	if (fd < 0 || write(fd, b->data, b->len) != (ssize_t)b->len ||
+	    host.renameat(AT_FDCWD, part, AT_FDCWD, path) < 0) {
 		int r = error_set(err, errno ? -errno : -ENOSPC, "cannot write %s: %s", path,
 				  strerror(errno));
 
-		unlink(part);
+		host.unlinkat(AT_FDCWD, part, 0);
 		return r;
 	}
 	return 0;
@@ -96,7 +99,7 @@ void snapper_record(struct snapper *s)
 	if (!s->base_name || s->recording)
 		return;
 	char *path = snapstore_path(s->config->name, s->base_name, WORKING_SET_FILE, &err);
-	struct recording *r = path && access(path, F_OK) < 0 ? calloc(1, sizeof(*r)) : NULL;
+	struct recording *r = path && host.access(path, F_OK) < 0 ? calloc(1, sizeof(*r)) : NULL;
 
 	if (!r) {
 		free(path);

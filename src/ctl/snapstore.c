@@ -34,7 +34,7 @@ char *snapstore_path(const char *vm, const char *name, const char *file, struct 
 
 static int sync_dir(const char *path, struct error *err)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = host.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
 	if (fd < 0 || host.fsync(fd) < 0)
 		return error_set(err, -errno, "cannot sync %s: %s", path, strerror(errno));
@@ -61,7 +61,7 @@ int snapstore_begin(struct snapstore_build *b, const char *vm, const char *name,
 	if (r < 0)
 		return r;
 	snapstore_clean(vm);
-	if (access(b->final, F_OK) == 0)
+	if (host.access(b->final, F_OK) == 0)
 		return error_set(
 			err, -EEXIST,
 			"%s has a snapshot \"%s\" already; viv snapshot delete %s %s removes it",
@@ -69,7 +69,7 @@ int snapstore_begin(struct snapstore_build *b, const char *vm, const char *name,
 	b->dir = paths_format(err, "%s/" TMP_PREFIX "%s", parent, name);
 	if (!b->dir)
 		return -ENOMEM;
-	if (mkdir(b->dir, 0700) < 0) {
+	if (host.mkdir(b->dir, 0700) < 0) {
 		r = -errno;
 		if (r == -EEXIST)
 			error_set(err, r, "a snapshot \"%s\" of %s is being taken", name, vm);
@@ -79,7 +79,7 @@ int snapstore_begin(struct snapstore_build *b, const char *vm, const char *name,
 		b->dir = NULL; /* not ours to remove */
 		return r;
 	}
-	b->dir_fd = open(b->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	b->dir_fd = host.open(b->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 	if (b->dir_fd < 0 || flock(b->dir_fd, LOCK_EX | LOCK_NB) < 0)
 		return error_set(err, -errno, "cannot lock %s: %s", b->dir, strerror(errno));
 	return 0;
@@ -87,8 +87,8 @@ int snapstore_begin(struct snapstore_build *b, const char *vm, const char *name,
 
 static int copy_file(const char *path, int dir_fd, const char *as, struct error *err)
 {
-	_cleanup_close_ int from = open(path, O_RDONLY | O_CLOEXEC);
-	_cleanup_close_ int to = openat(dir_fd, as, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	_cleanup_close_ int from = host.open(path, O_RDONLY | O_CLOEXEC, 0);
+	_cleanup_close_ int to = host.openat(dir_fd, as, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	ssize_t n = 1;
 
 	if (from < 0 || to < 0)
@@ -116,7 +116,7 @@ static int copy_file(const char *path, int dir_fd, const char *as, struct error 
 int snapstore_add_file(struct snapstore_build *b, const char *path, const char *as, bool may_copy,
 		       struct error *err)
 {
-	if (linkat(AT_FDCWD, path, b->dir_fd, as, AT_SYMLINK_FOLLOW) == 0)
+	if (host.linkat(AT_FDCWD, path, b->dir_fd, as, AT_SYMLINK_FOLLOW) == 0)
 		return 0;
 	int r = -errno;
 
@@ -172,7 +172,8 @@ int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c,
 int snapstore_write(const struct snapstore_build *b, const char *file, const void *data, size_t len,
 		    struct error *err)
 {
-	_cleanup_close_ int fd = openat(b->dir_fd, file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	_cleanup_close_ int fd =
+		host.openat(b->dir_fd, file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	const char *p = data;
 
 	if (fd < 0)
@@ -201,7 +202,7 @@ int snapstore_commit(struct snapstore_build *b, struct error *err)
 		return -ENOMEM;
 	if (host.fsync(b->dir_fd) < 0)
 		return error_set(err, -errno, "cannot sync %s: %s", b->dir, strerror(errno));
-	if (rename(b->dir, b->final) < 0)
+	if (host.renameat(AT_FDCWD, b->dir, AT_FDCWD, b->final) < 0)
 		return error_set(err, -errno, "cannot name the snapshot %s: %s", b->final,
 				 strerror(errno));
 	free(b->dir);
@@ -235,7 +236,7 @@ static bool is_left_over(const char *path, const char *name)
 		return true;
 	if (strncmp(name, TMP_PREFIX, strlen(TMP_PREFIX)) != 0)
 		return false;
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = host.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
 	return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
 }
@@ -243,7 +244,7 @@ static bool is_left_over(const char *path, const char *name)
 void snapstore_clean(const char *vm)
 {
 	_cleanup_free_ char *parent = snapshots_dir(vm, NULL);
-	DIR *d = parent ? opendir(parent) : NULL;
+	DIR *d = parent ? paths_open_dir(parent) : NULL;
 	struct dirent *e;
 	struct error err;
 
@@ -264,7 +265,7 @@ int snapstore_try_lock(const char *vm, bool is_exclusive, struct error *err)
 
 	if (r < 0)
 		return r;
-	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int fd = host.open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
 	if (fd < 0)
 		return error_set(err, -errno, "cannot open %s: %s", dir, strerror(errno));
@@ -301,7 +302,7 @@ static bool is_named(const struct ram_index *x, const char *file)
 
 void snapstore_remove_unnamed(int dir_fd, const struct ram_index *x)
 {
-	int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int fd = host.openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
 	struct dirent *e;
 
@@ -310,7 +311,7 @@ void snapstore_remove_unnamed(int dir_fd, const struct ram_index *x)
 	while (d && (e = readdir(d)))
 		if (((!strncmp(e->d_name, "ram-", 4) && !is_named(x, e->d_name)) ||
 		     !strcmp(e->d_name, "ram.index.new")) &&
-		    unlinkat(dir_fd, e->d_name, 0) < 0)
+		    host.unlinkat(dir_fd, e->d_name, 0) < 0)
 			log_warn("snapshot", "cannot remove %s: %s", e->d_name, strerror(errno));
 	if (d)
 		closedir(d);
@@ -363,12 +364,13 @@ static int make_paths(struct vmconfig *c, const char *dir, struct error *err)
 /* Sizes on the host, by whether other names exist. */
 static void add_sizes(struct snapshot_info *i, const char *dir)
 {
-	DIR *d = opendir(dir);
+	DIR *d = paths_open_dir(dir);
 	struct dirent *e;
 	struct stat st;
 
 	while (d && (e = readdir(d))) {
-		if (e->d_name[0] == '.' || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		if (e->d_name[0] == '.' ||
+		    host.fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 			continue;
 		if (st.st_nlink > 1)
 			i->shared_bytes += (uint64_t)st.st_blocks * 512;
@@ -429,7 +431,7 @@ int snapstore_load(struct snapshot_info *out, const char *vm, const char *name, 
 
 	if (!dir || !path || !i.vm || !i.name)
 		r = error_set(err, -ENOMEM, "no memory for a snapshot");
-	else if (access(dir, F_OK) < 0)
+	else if (host.access(dir, F_OK) < 0)
 		r = error_set(err, -ENOENT, "%s has no snapshot \"%s\"; viv snapshot list %s shows those there are",
 			      vm, name, vm);
 	if (r == 0)
@@ -488,10 +490,10 @@ int snapstore_list(const char *vm, struct snapshot_info **out, unsigned *n,
 
 	if (!parent)
 		return r < 0 ? r : -ENOMEM;
-	if (access(home, F_OK) < 0)
+	if (host.access(home, F_OK) < 0)
 		return error_set(err, -ENOENT,
 				 "there is no machine \"%s\"; viv list shows those there are", vm);
-	DIR *d = opendir(parent);
+	DIR *d = paths_open_dir(parent);
 
 	while (d && (e = readdir(d))) {
 		struct snapshot_info i, *more;
@@ -564,7 +566,7 @@ static int open_ram(const char *dir, const char *index, struct ram_files *out, s
 		r = ram_index_parse(&x, (const uint8_t *)data, len, err);
 	if (r < 0)
 		return r;
-	_cleanup_close_ int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = host.open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
 	if (fd < 0) {
 		ram_index_free(&x);
@@ -601,7 +603,7 @@ int snapstore_delete(const char *vm, const char *name, struct error *err)
 	if (!path || !trash)
 		return -ENOMEM;
 	snapstore_clean(vm);
-	if (rename(path, trash) < 0)
+	if (host.renameat(AT_FDCWD, path, AT_FDCWD, trash) < 0)
 		return errno == ENOENT
 			       ? error_set(err, -ENOENT, "%s has no snapshot \"%s\"; viv snapshot list %s shows those there are",
 					   vm, name, vm)

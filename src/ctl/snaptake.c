@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "block/block.h"
 #include "ctl/paths.h"
@@ -99,7 +100,7 @@ static void take_cancel(struct take *t)
 			continue;
 	}
 	/* It may have come to its end in this very moment. */
-	if (t->is_written && t->build.final && access(t->build.final, F_OK) == 0)
+	if (t->is_written && t->build.final && host.access(t->build.final, F_OK) == 0)
 		snapstore_release(&t->build);
 	else
 		snapstore_end(&t->build);
@@ -165,7 +166,7 @@ static int child_write(struct take *t, struct error *err)
 
 		for (uint32_t g = 0; g < t->index.ngranules && !is_used; g++)
 			is_used = t->index.layer[g] == i + 1;
-		if (!is_used && unlinkat(t->build.dir_fd, t->index.layers[i], 0) < 0)
+		if (!is_used && host.unlinkat(t->build.dir_fd, t->index.layers[i], 0) < 0)
 			r = error_set(err, -errno, "cannot remove %s: %s", t->index.layers[i],
 				      strerror(errno));
 	}
@@ -366,7 +367,7 @@ static bool link_base(struct take *t)
 		if (!path ||
 		    snapstore_add_file(&t->build, path, s->base.index.layers[i], false, &err) < 0) {
 			for (uint32_t k = 0; k < i; k++)
-				unlinkat(t->build.dir_fd, s->base.index.layers[k], 0);
+				host.unlinkat(t->build.dir_fd, s->base.index.layers[k], 0);
 			return false;
 		}
 	}
@@ -391,7 +392,7 @@ static int prepare_memory(struct take *t, bool *has_base, struct error *err)
 	if (r < 0)
 		return r;
 	t->layer = (unsigned)r;
-	t->ram_fd = openat(t->build.dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	t->ram_fd = host.openat(t->build.dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	return t->ram_fd < 0 ? error_set(err, -errno, "cannot write the snapshot's memory: %s",
 					 strerror(errno))
 			     : 0;

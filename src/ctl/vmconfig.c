@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/host.h"
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
 
@@ -363,7 +364,7 @@ int vmconfig_load(struct vmconfig *c, const char *name, struct error *err)
 
 	if (!path)
 		return -ENOMEM;
-	if (access(path, F_OK) < 0 && errno == ENOENT)
+	if (host.access(path, F_OK) < 0 && errno == ENOENT)
 		return error_set(err, -ENOENT,
 				 "there is no machine \"%s\"; viv list shows those there are", name);
 	int r = paths_read_file(path, VMCONFIG_MAX_BYTES, &text, &len, err);

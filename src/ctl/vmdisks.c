@@ -3,11 +3,13 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "block/image.h"
 #include "ctl/paths.h"
@@ -138,7 +140,9 @@ static int replace_link(const char *from, const char *to, struct error *err)
 
 	if (!part)
 		return -ENOMEM;
-	if ((unlink(part) < 0 && errno != ENOENT) || link(from, part) < 0 || rename(part, to) < 0)
+	if ((host.unlinkat(AT_FDCWD, part, 0) < 0 && errno != ENOENT) ||
+	    host.linkat(AT_FDCWD, from, AT_FDCWD, part, 0) < 0 ||
+	    host.renameat(AT_FDCWD, part, AT_FDCWD, to) < 0)
 		return error_set(err, -errno, "cannot link %s to %s: %s", from, to, strerror(errno));
 	return 0;
 }
@@ -147,7 +151,7 @@ static int link_file(const char *from, const char *to, struct error *err)
 {
 	struct stat a, b;
 
-	if (link(from, to) == 0)
+	if (host.linkat(AT_FDCWD, from, AT_FDCWD, to, 0) == 0)
 		return 0;
 	int r = -errno;
 
@@ -156,7 +160,8 @@ static int link_file(const char *from, const char *to, struct error *err)
 	const char *name = strrchr(to, '/');
 	bool is_layer = name && !strncmp(name + 1, LAYER_PREFIX, strlen(LAYER_PREFIX));
 
-	if (r == -EEXIST && stat(from, &a) == 0 && stat(to, &b) == 0) {
+	if (r == -EEXIST && host.fstatat(AT_FDCWD, from, &a, 0) == 0 &&
+	    host.fstatat(AT_FDCWD, to, &b, 0) == 0) {
 		if (a.st_dev == b.st_dev && a.st_ino == b.st_ino)
 			return 0;
 		if (is_layer)
@@ -288,7 +293,7 @@ void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format)
 		r = vmconfig_save(d->config, &err);
 	if (r < 0)
 		log_error("disks", "%s", err.text);
-	else if (unlink(top) < 0)
+	else if (host.unlinkat(AT_FDCWD, top, 0) < 0)
 		log_warn("disks", "cannot remove %s: %s", top, strerror(errno));
 }
 
@@ -429,7 +434,7 @@ int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
 	}
 	for (unsigned i = 0; r < 0 && i < MACHINE_MAX_DISKS; i++)
 		if (tops[i]) {
-			unlink(tops[i]);
+			host.unlinkat(AT_FDCWD, tops[i], 0);
 			free(tops[i]);
 			tops[i] = NULL;
 		}
@@ -454,12 +459,12 @@ static bool is_needed(const struct vmdisks *d, const char *name)
 /* Snapshots have links of their own. */
 static void sweep(const struct vmdisks *d)
 {
-	DIR *dir = opendir(d->folder);
+	DIR *dir = paths_open_dir(d->folder);
 	struct dirent *e;
 
 	while (dir && (e = readdir(dir)))
 		if (is_ours(e->d_name) && !is_needed(d, e->d_name) &&
-		    unlinkat(dirfd(dir), e->d_name, 0) < 0)
+		    host.unlinkat(dirfd(dir), e->d_name, 0) < 0)
 			log_warn("disks", "cannot remove %s: %s", e->d_name, strerror(errno));
 	if (dir)
 		closedir(dir);

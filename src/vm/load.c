@@ -34,7 +34,7 @@ static int open_firmware(struct machine *m, const struct machine_config *cfg, st
 	if (cfg->firmware)
 		return source_open(&m->firmware, "firmware", cfg->firmware, err);
 	for (size_t i = 0; i < ARRAY_SIZE(default_firmware); i++) {
-		if (access(default_firmware[i], R_OK) == 0)
+		if (host.access(default_firmware[i], R_OK) == 0)
 			return source_open(&m->firmware, "firmware", default_firmware[i], err);
 	}
 	return error_set(

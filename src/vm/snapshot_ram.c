@@ -332,7 +332,7 @@ int ram_files_open(struct ram_files *f, struct ram_index *index, int dir_fd, str
 		struct stat st;
 		int r = 0;
 
-		f->fds[i] = openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+		f->fds[i] = host.openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
 		if (f->fds[i] < 0 || fstat(f->fds[i], &st) < 0)
 			r = error_set(err, -errno, "cannot open the snapshot's memory %s: %s", name,
 				      strerror(errno));
