@@ -87,7 +87,8 @@ static bool has_limits(const struct front *d)
 /* On a worker's thread, which has nothing else to do: all of the disk's requests wait for the same limit. */
 static void wait_for_limits(struct front *d, const struct block_req *req)
 {
-	if (!has_limits(d) || req->op == BLOCK_FLUSH)
+	if (!has_limits(d) || req->op == BLOCK_FLUSH || req->op == BLOCK_TAKE_IN ||
+	    req->op == BLOCK_NAME_BELOW)
 		return;
 	bool moves = req->op == BLOCK_READ || req->op == BLOCK_WRITE;
 	pthread_mutex_lock(&d->limit_lock);
@@ -141,6 +142,29 @@ static struct io_vec vec_of(const struct block_req *req)
 	return (struct io_vec){ req->iov, req->niov, 0 };
 }
 
+/* The layer below the top, if the top can do without it; else NULL. */
+static struct layer *spare_layer(const struct front *d)
+{
+	struct layer *below = d->top->backing;
+
+	return layer_is_qcow2(d->top) && !d->top->is_readonly && below && layer_is_qcow2(below) &&
+			       below->size_bytes == d->top->size_bytes && below->backing && !d->needs_seal
+		       ? below
+		       : NULL;
+}
+
+static int name_below(const struct front *d)
+{
+	struct layer *below = spare_layer(d);
+	struct image_info info = { 0 };
+	struct error err;
+
+	if (!below)
+		return -EINVAL;
+	qcow2_info(below, &info);
+	return qcow2_set_backing(d->top, info.backing_path, info.backing_format, &err);
+}
+
 static int do_request(void *ctx, struct block_req *req)
 {
 	struct front *d = ctx;
@@ -163,6 +187,10 @@ static int do_request(void *ctx, struct block_req *req)
 	case BLOCK_WRITE_ZEROES:
 		r = l->ops->zero(l, req->len_bytes, req->offset_bytes, req->may_unmap);
 		break;
+	case BLOCK_TAKE_IN:
+		return spare_layer(d) ? l->ops->take_in(l, req->len_bytes, req->offset_bytes) : -EINVAL;
+	case BLOCK_NAME_BELOW:
+		return name_below(d);
 	}
 	if (r == 0 && req->is_fua)
 		r = do_flush(d);
@@ -364,6 +392,58 @@ int block_reset_layer(struct block_dev *b, struct error *err)
 	assert(b->ops == &front_ops);
 	front_drain(b);
 	return temp_layer_reset(front_of(b)->top, err);
+}
+
+int block_drop_below(struct block_dev *b, struct error *err)
+{
+	struct front *d = front_of(b);
+
+	assert(b->ops == &front_ops);
+	front_drain(b);
+	struct layer *below = spare_layer(d);
+
+	if (!below || !qcow2_has_same_backing(d->top, below))
+		return error_set(err, -EINVAL, "the disk still needs the layer below its top");
+	d->top->backing = below->backing;
+	below->backing = NULL;
+	layer_close(below);
+	return 0;
+}
+
+bool block_layer_file(const struct block_dev *b, unsigned depth, dev_t *dev, ino_t *ino)
+{
+	const struct layer *l = front_of(b)->top;
+
+	assert(b->ops == &front_ops);
+	while (l && depth--)
+		l = l->backing;
+	if (!l)
+		return false;
+	*dev = l->dev;
+	*ino = l->ino;
+	return true;
+}
+
+int block_reopen_below(struct block_dev *b, const struct block_backing_rule *rule, struct error *err)
+{
+	struct front *d = front_of(b);
+	struct layer *l;
+
+	assert(b->ops == &front_ops);
+	if (!layer_is_qcow2(d->top) || !d->top->backing || d->needs_seal)
+		return error_set(err, -EINVAL, "the disk stands on nothing that could be opened again");
+	int r = qcow2_open_backing(d->top, rule, &l, err);
+
+	if (r < 0)
+		return r;
+	if (l->size_bytes != d->top->backing->size_bytes) {
+		layer_close(l);
+		return error_set(err, -EINVAL, "what the disk stands on has another size than before");
+	}
+	front_drain(b);
+	layer_close(d->top->backing);
+	d->top->backing = l;
+	return 0;
 }
 
 int block_reopen(struct block_dev *b, const struct block_open *o, struct error *err)

@@ -15,6 +15,7 @@
 #ifndef VIV_BLOCK_BLOCK_H
 #define VIV_BLOCK_BLOCK_H
 
+#include <sys/types.h>
 #include <sys/uio.h>
 
 #include "base/error.h"
@@ -22,7 +23,16 @@
 
 #define BLOCK_SECTOR 512ULL
 
-enum block_op { BLOCK_READ, BLOCK_WRITE, BLOCK_FLUSH, BLOCK_DISCARD, BLOCK_WRITE_ZEROES };
+enum block_op {
+	BLOCK_READ,
+	BLOCK_WRITE,
+	BLOCK_FLUSH,
+	BLOCK_DISCARD,
+	BLOCK_WRITE_ZEROES,
+	/* No controller submits these: block_drop_below(). */
+	BLOCK_TAKE_IN,
+	BLOCK_NAME_BELOW,
+};
 
 struct block_req {
 	enum block_op op;
@@ -133,5 +143,27 @@ int block_reset_layer(struct block_dev *b, struct error *err);
  * Returns 0, -EINVAL (another size than the device has now), or what block_open() gives.
  */
 int block_reopen(struct block_dev *b, const struct block_open *o, struct error *err);
+
+/*
+ * Doing without the layer below the top, while the disk is in use:
+ *
+ *   BLOCK_TAKE_IN        of the whole disk, in pieces: what that layer holds and the top does not goes into the top
+ *   BLOCK_FLUSH          that is stable
+ *   BLOCK_NAME_BELOW     the top names what the layer stands on as its backing file; stable
+ *   block_drop_below()   the layer is closed
+ *
+ * Left at any moment, the disk and its files are whole: the content is the same through either.  The two operations end with -EINVAL where there is
+ * no such layer: the top and the one below are qcow2, that one stands on something, and is stable (after a flush that
+ * succeeded).
+ */
+/** block_drop_below() - 0; -EINVAL: BLOCK_NAME_BELOW did not come before. */
+int block_drop_below(struct block_dev *b, struct error *err);
+/** block_layer_file() - the file of the layer @depth below the top; false: there is none. */
+bool block_layer_file(const struct block_dev *b, unsigned depth, dev_t *dev, ino_t *ino);
+/**
+ * block_reopen_below() - open what the top stands on anew, by its names: others have put files of the same content in place.
+ * Returns 0, -EINVAL (another size, or no qcow2 on top), or what block_open() gives; then the device is as it was.
+ */
+int block_reopen_below(struct block_dev *b, const struct block_backing_rule *rule, struct error *err);
 
 #endif

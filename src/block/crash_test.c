@@ -43,11 +43,17 @@ struct cell {
 /* Lives in memory that a killed child leaves to its parent. */
 struct model {
 	struct cell cells[SECTORS];
-	uint32_t last;	/* number given out */
-	unsigned ntops; /* layers on the base */
-	uint64_t nflushes, nrequests;
+	uint32_t last;		      /* number given out */
+	unsigned ntops;		      /* layers on the base */
+	bool is_gone[LAYERS_MAX + 1]; /* of these: taken in by the one above */
+	uint64_t nflushes, nrequests, ntaken;
 };
 static struct model *model;
+
+/* The layer below the top goes into it, meanwhile. */
+#define TAKE_BYTES (512 * KIB)
+static uint64_t take_at;    /* how far it is */
+static unsigned take_layer; /* 0: none is taken in */
 
 static void append(uint64_t sector, uint64_t n, uint32_t v)
 {
@@ -120,9 +126,9 @@ static struct error err;
 
 static const char *layer_name(unsigned i)
 {
-	static char names[LAYERS_MAX + 1][24];
+	static char names[LAYERS_MAX + 1][16];
 
-	snprintf(names[i], sizeof(names[i]), "l%u.qcow2", i);
+	snprintf(names[i], sizeof(names[i]), "l%u.qcow2", i % 10);
 	return names[i];
 }
 
@@ -141,6 +147,7 @@ static void make_layer(struct fixture *f, const struct kind *k, unsigned i)
 static void reset_model(struct fixture *f, const struct kind *k)
 {
 	memset(model, 0, sizeof(*model));
+	take_layer = 0;
 	for (unsigned i = 0; i < SECTORS; i++)
 		model->cells[i].n = 1;
 	make_layer(f, k, 0);
@@ -149,7 +156,7 @@ static void reset_model(struct fixture *f, const struct kind *k)
 static struct block_dev *open_top(struct fixture *f, const char *folder, bool is_readonly)
 {
 	static const struct block_backing_rule any = { .any = true };
-	char name[64];
+	char name[192];
 
 	snprintf(name, sizeof(name), "%s%s", folder, layer_name(model->ntops));
 	return testing_open(f, (struct block_open){ .path = testing_path(f, name),
@@ -231,6 +238,52 @@ static void push_layer(struct fixture *f, struct block_dev *b, const struct kind
 	model->ntops++;
 }
 
+/* ---- the layer below the top goes into it, meanwhile ---- */
+
+/* Of the layers below the top, those that are there. */
+static unsigned below_top(unsigned top)
+{
+	while (top && model->is_gone[--top])
+		continue;
+	return top;
+}
+
+/* The next piece, beside what else is under way. */
+static void begin_to_take_in(struct fixture *f, struct block_dev *b, unsigned *nleft)
+{
+	static struct job job;
+
+	if (!below_top(model->ntops))
+		return; /* the lowest stays */
+	if (take_layer != model->ntops) {
+		take_layer = model->ntops;
+		take_at = 0;
+		flush(f, b); /* what was pushed is sealed */
+	}
+	job.nleft = nleft;
+	job.req = (struct block_req){ .op = BLOCK_TAKE_IN,
+				      .offset_bytes = take_at,
+				      .len_bytes = MIN(SIZE - take_at, TAKE_BYTES),
+				      .done = on_done,
+				      .owner = &job };
+	take_at += job.req.len_bytes;
+	++*nleft;
+	b->ops->submit(b, &job.req);
+}
+
+/* It has all of it. */
+static void drop_below(struct fixture *f, struct block_dev *b)
+{
+	unsigned below = below_top(model->ntops);
+
+	flush(f, b);
+	assert_int_equal(testing_run(f, b, (struct block_req){ .op = BLOCK_NAME_BELOW }), 0);
+	must(block_drop_below(b, &err));
+	model->is_gone[below] = true;
+	take_layer = 0;
+	model->ntaken++;
+}
+
 /* Some requests at once; @in_between is called while they are in flight. */
 static void round_of_work(struct fixture *f, struct block_dev *b, const struct kind *k,
 			  void (*in_between)(struct fixture *f))
@@ -239,6 +292,8 @@ static void round_of_work(struct fixture *f, struct block_dev *b, const struct k
 	unsigned nleft = 0, n = 0;
 	uint64_t base = testing_random(f) % SECTORS;
 
+	if (k->makes_layers && testing_random(f) % 2)
+		begin_to_take_in(f, b, &nleft);
 	for (; n < MANY; n++) {
 		uint64_t len = 1 + testing_random(f) % 64;
 		base += testing_random(f) % 2 ? 0 : testing_random(f) % 64;
@@ -267,6 +322,8 @@ static void round_of_work(struct fixture *f, struct block_dev *b, const struct k
 		flush(f, b);
 	if (k->makes_layers && testing_random(f) % 40 == 0)
 		push_layer(f, b, k);
+	else if (take_layer && take_at == SIZE)
+		drop_below(f, b);
 }
 
 /* ---- judging ---- */
@@ -291,10 +348,12 @@ static void judge(struct fixture *f, const struct kind *k, const char *folder)
 {
 	static uint32_t content[SIZE / 4];
 	bool is_lazy = k->c.has_lazy_refcounts;
-	char name[64];
+	char name[192];
 
 	/* Lazy counts are right after the next open only. */
 	for (unsigned i = 0; !is_lazy && i <= model->ntops; i++) {
+		if (model->is_gone[i])
+			continue;
 		snprintf(name, sizeof(name), "%s%s", folder, layer_name(i));
 		judge_image(f, name, true);
 	}
@@ -304,6 +363,8 @@ static void judge(struct fixture *f, const struct kind *k, const char *folder)
 	settle(content);
 	for (unsigned i = 0; i <= model->ntops; i++) {
 		struct image_check c;
+		if (model->is_gone[i])
+			continue;
 		snprintf(name, sizeof(name), "%s%s", folder, layer_name(i));
 		if (!is_lazy)
 			must(image_check(testing_path(f, name), "qcow2", true, &c, NULL, &err));
@@ -317,6 +378,7 @@ static void child(struct fixture *f, const struct kind *k)
 {
 	struct block_dev *b = open_top(f, "", false);
 
+	take_layer = 0;
 	for (;;)
 		round_of_work(f, b, k, NULL);
 }
@@ -324,13 +386,14 @@ static void child(struct fixture *f, const struct kind *k)
 static void test_killed(void **state)
 {
 	struct fixture *f = *state;
-	uint64_t nflushes = 0, nrequests = 0;
+	uint64_t nflushes = 0, nrequests = 0, ntaken = 0;
 
 	for (unsigned i = 0; i < nkills; i++) {
 		const struct kind *k = &kinds[i / 4 % ARRAY_SIZE(kinds)];
 		if (i % 4 == 0) {
 			nflushes += model->nflushes;
 			nrequests += model->nrequests;
+			ntaken += model->ntaken;
 			reset_model(f, k);
 		}
 		f->seed = i * 7919 + 1;
@@ -351,9 +414,10 @@ static void test_killed(void **state)
 		assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL); /* it did not fail by itself */
 		judge(f, k, "");
 	}
-	print_message("%u kills, %llu requests, %llu flushes\n", nkills,
+	print_message("%u kills, %llu requests, %llu flushes, %llu layers taken in\n", nkills,
 		      (unsigned long long)(nrequests + model->nrequests),
-		      (unsigned long long)(nflushes + model->nflushes));
+		      (unsigned long long)(nflushes + model->nflushes),
+		      (unsigned long long)(ntaken + model->ntaken));
 }
 
 /* ---- power cuts ---- */
@@ -507,7 +571,7 @@ static void write_cut(struct fixture *f, const struct storage *s)
 {
 	uint64_t cap = MAX(s->cap, 1ULL), len = s->stable_len;
 	uint8_t *data = malloc(cap);
-	char name[64];
+	char name[192];
 	unsigned odds = testing_random(f) % 5; /* of 4 that a write arrives */
 
 	assert_non_null(data);
@@ -556,7 +620,7 @@ static void maybe_cut(struct fixture *f)
 static void test_power_cut(void **state)
 {
 	struct fixture *f = *state;
-	uint64_t nflushes = 0, nrequests = 0;
+	uint64_t nflushes = 0, nrequests = 0, ntaken = 0;
 
 	assert_int_equal(testing_sh(f, "mkdir cut"), 0);
 	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
@@ -576,6 +640,7 @@ static void test_power_cut(void **state)
 		host = host_calls_real;
 		nflushes += model->nflushes;
 		nrequests += model->nrequests;
+		ntaken += model->ntaken;
 		for (unsigned k = 0; k < nfiles; k++) {
 			for (size_t p = 0; p < files[k].n; p++)
 				free(files[k].pending[p].data);
@@ -585,8 +650,9 @@ static void test_power_cut(void **state)
 		nfiles = 0;
 		testing_sh(f, "rm -f *.qcow2 cut/*");
 	}
-	print_message("%u power cuts, %llu requests, %llu flushes\n", ncuts,
-		      (unsigned long long)nrequests, (unsigned long long)nflushes);
+	print_message("%u power cuts, %llu requests, %llu flushes, %llu layers taken in\n", ncuts,
+		      (unsigned long long)nrequests, (unsigned long long)nflushes,
+		      (unsigned long long)ntaken);
 }
 
 int main(int argc, char **argv)

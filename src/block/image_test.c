@@ -453,12 +453,155 @@ static void test_keep(void **state)
 	testing_judge(f, "top", "qcow2", shadow, SIZE);
 }
 
+/* ---- the layer below the top ---- */
+
+static void make_as(struct fixture *f, const char *name, const char *backing,
+		    const struct image_create *as)
+{
+	struct image_create c = *as;
+
+	c.format = "qcow2";
+	c.size_bytes = SIZE;
+	c.backing_path = backing;
+	c.backing_format = "qcow2";
+	must(image_create(testing_path(f, name), &c, &err));
+}
+
+static int take(struct fixture *f, struct block_dev *b, uint64_t at_bytes, uint64_t len)
+{
+	return testing_run(
+		f, b,
+		(struct block_req){ .op = BLOCK_TAKE_IN, .offset_bytes = at_bytes, .len_bytes = len });
+}
+
+static int name_below(struct fixture *f, struct block_dev *b)
+{
+	return testing_run(f, b, (struct block_req){ .op = BLOCK_NAME_BELOW });
+}
+
+static void push(struct fixture *f, struct block_dev *b, const char *name)
+{
+	const struct block_open top = at(f, name, "qcow2");
+
+	must(block_push_layer(b, &top, &err));
+}
+
+static bool is_layer(struct fixture *f, const struct block_dev *b, unsigned depth, const char *name)
+{
+	struct stat st;
+	dev_t dev;
+	ino_t ino;
+
+	assert_int_equal(stat(testing_path(f, name), &st), 0);
+	return block_layer_file(b, depth, &dev, &ino) && dev == st.st_dev && ino == st.st_ino;
+}
+
+/* @middle goes into @top, while the disk is written to. */
+static void take_in_middle(struct fixture *f, const struct image_create *middle,
+			   const struct image_create *top)
+{
+	make(f, "one", NULL, NULL, SIZE);
+	memset(shadow, 0, SIZE);
+	struct block_dev *b = testing_open(f, at(f, "one", "qcow2"));
+
+	testing_work(f, b, shadow, SIZE, 60);
+	assert_int_equal(take(f, b, 0, SIZE), -EINVAL);
+	make_as(f, "two", "one", middle);
+	push(f, b, "two");
+	testing_work(f, b, shadow, SIZE, 20);
+	flush(f, b);
+	assert_int_equal(take(f, b, 0, SIZE), -EINVAL); /* what is below is the lowest */
+	make_as(f, "three", "two", top);
+	push(f, b, "three");
+	assert_int_equal(take(f, b, 0, SIZE), -EINVAL); /* it is not stable yet */
+	memcpy(older, shadow, SIZE);
+	testing_work(f, b, shadow, SIZE, 10);
+	flush(f, b);
+	static struct block_req reqs[16];
+
+	ndone = 0;
+	for (unsigned i = 0; i < 16; i++) {
+		reqs[i] = (struct block_req){ .op = BLOCK_TAKE_IN,
+					      .offset_bytes = i * (SIZE / 16),
+					      .len_bytes = SIZE / 16,
+					      .done = on_done };
+		b->ops->submit(b, &reqs[i]);
+		testing_work(f, b, shadow, SIZE, 2);
+	}
+	b->ops->drain(b);
+	assert_int_equal(ndone, 16);
+	assert_int_equal(block_drop_below(b, &err), -EINVAL);
+	flush(f, b);
+	assert_int_equal(name_below(f, b), 0);
+	assert_true(is_layer(f, b, 1, "two"));
+	testing_expect(f, b, shadow, SIZE);
+	must(block_drop_below(b, &err));
+	assert_true(is_layer(f, b, 0, "three") && is_layer(f, b, 1, "one"));
+	assert_int_equal(take(f, b, 0, SIZE), -EINVAL);
+	testing_expect(f, b, shadow, SIZE);
+	testing_work(f, b, shadow, SIZE, 10);
+	expect_file(f, "two", "qcow2", older);
+	b->ops->close(b);
+	testing_judge(f, "two", "qcow2", older, SIZE);
+	unlink(testing_path(f, "two"));
+	testing_judge(f, "three", "qcow2", shadow, SIZE);
+	unlink(testing_path(f, "three"));
+}
+
+static void test_take_in(void **state)
+{
+	struct fixture *f = *state;
+	const struct image_create plain = { 0 }, small = { .cluster_bytes = 4096 },
+				  ext = { .cluster_bytes = 16 * KIB, .has_extended_l2 = true },
+				  v2 = { .is_v2 = true, .cluster_bytes = 16 * KIB };
+
+	take_in_middle(f, &plain, &plain);
+	take_in_middle(f, &small, &plain);
+	take_in_middle(f, &ext, &ext);
+	take_in_middle(f, &plain, &ext);
+	take_in_middle(f, &plain, &v2);
+	take_in_middle(f, &small, &(struct image_create){ .cluster_bytes = 512 });
+}
+
+/* Others put a file of the same content in place: a disk in use takes it. */
+static void test_reopen_below(void **state)
+{
+	struct fixture *f = *state;
+
+	make(f, "one", NULL, NULL, SIZE);
+	make(f, "two", "one", "qcow2", SIZE);
+	memset(shadow, 0, SIZE);
+	struct block_dev *b = testing_open(f, at(f, "one", "qcow2"));
+
+	assert_int_equal(block_reopen_below(b, &any, &err), -EINVAL);
+	testing_work(f, b, shadow, SIZE, 20);
+	push(f, b, "two");
+	assert_int_equal(block_reopen_below(b, &any, &err), -EINVAL);
+	flush(f, b);
+	testing_work(f, b, shadow, SIZE, 10);
+	assert_int_equal(testing_sh(f, "cp one copy && mv copy one"), 0);
+	assert_false(is_layer(f, b, 1, "one"));
+	must(block_reopen_below(b, &any, &err));
+	assert_true(is_layer(f, b, 1, "one"));
+	testing_expect(f, b, shadow, SIZE);
+	testing_work(f, b, shadow, SIZE, 10);
+	/* What can't be opened leaves it as it is. */
+	unlink(testing_path(f, "one"));
+	assert_int_equal(block_reopen_below(b, &any, &err), -ENOENT);
+	make(f, "one", NULL, NULL, SIZE / 2);
+	assert_int_equal(block_reopen_below(b, &any, &err), -EINVAL);
+	assert_int_equal(block_reopen_below(b, NULL, &err), -EACCES);
+	testing_expect(f, b, shadow, SIZE);
+	b->ops->close(b);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, testing_setup, testing_teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_push),  T(test_reopen),	T(test_resize), T(test_convert), T(test_keep),
-		T(test_merge), T(test_compact), T(test_cancel), T(test_repair),
+		T(test_push),	T(test_reopen),	 T(test_resize),       T(test_convert),
+		T(test_keep),	T(test_merge),	 T(test_compact),      T(test_cancel),
+		T(test_repair), T(test_take_in), T(test_reopen_below),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -45,6 +45,8 @@ struct layer_ops {
 	int (*flush_now)(struct layer *l); /* 0 or the sticky error: nothing to wait for */
 	/* Is a BLOCK_READ, _WRITE or _FLUSH that and nothing else?  Doesn't wait.  NULL: never. */
 	bool (*plan)(struct layer *l, enum block_op op, uint64_t at, struct layer_plan *out);
+	/* What the backing layer alone holds of it and this one does not comes into this one.  NULL: it can't. */
+	int (*take_in)(struct layer *l, uint64_t len, uint64_t at);
 	/* What this layer holds at @at, and for how long (*@run, 512 .. @len). */
 	int (*status)(struct layer *l, uint64_t len, uint64_t at, enum layer_status *out, uint64_t *run);
 	/* Flush, then stop writing for good: others may open the file for reading.  May be repeated. */

@@ -90,6 +90,7 @@ static const struct layer_ops qcow2_ops = {
 	.read_now = qcow2_read_now,
 	.write_now = qcow2_write_now,
 	.flush_now = qcow2_flush_now,
+	.take_in = qcow2_take_in,
 	.status = qcow2_status,
 	.seal = qcow2_seal,
 	.close = qcow2_close,
@@ -132,7 +133,8 @@ static bool is_allowed(const struct block_backing_rule *rule, const char *real)
 	return false;
 }
 
-static int open_backing(struct qcow2 *q, const struct layer_open *lo, struct error *err)
+static int open_backing(struct qcow2 *q, const struct layer_open *lo, struct layer **out,
+			struct error *err)
 {
 	_cleanup_free_ char *path = qcow2_backing_path(&q->layer);
 	const struct layer_chain chain = { lo->chain, q->layer.dev, q->layer.ino,
@@ -180,7 +182,27 @@ static int open_backing(struct qcow2 *q, const struct layer_open *lo, struct err
 				      .use_direct = lo->o->use_direct,
 				      .backing = lo->o->backing };
 	const struct layer_open below = { .o = &o, .chain = &chain };
-	return layer_open(&q->layer.backing, &below, err);
+	return layer_open(out, &below, err);
+}
+
+int qcow2_open_backing(struct layer *l, const struct block_backing_rule *rule, struct layer **out,
+		       struct error *err)
+{
+	struct qcow2 *q = qcow2_of(l);
+	const struct block_open o = { .use_direct = q->file.is_direct, .backing = rule };
+	const struct layer_open lo = { .o = &o };
+
+	if (!q->backing_name)
+		return error_set(err, -EINVAL, "disk image '%s' has no backing file", q->path);
+	return open_backing(q, &lo, out, err);
+}
+
+bool qcow2_has_same_backing(struct layer *a, struct layer *b)
+{
+	const struct qcow2 *x = qcow2_of(a), *y = qcow2_of(b);
+
+	return x->backing_name && y->backing_name && !strcmp(x->backing_name, y->backing_name) &&
+	       !strcmp(x->backing_format, y->backing_format);
 }
 
 static int check_chain(const struct qcow2 *q, const struct layer_open *lo, struct error *err)
@@ -292,7 +314,7 @@ static int open_all(struct qcow2 *q, const struct layer_open *lo, struct error *
 	if (r == 0)
 		r = qcow2_load_tables(q, lo->is_writer && !lo->for_repair, err);
 	if (r == 0 && q->backing_name && !lo->no_backing)
-		r = open_backing(q, lo, err);
+		r = open_backing(q, lo, &q->layer.backing, err);
 	return r;
 }
 

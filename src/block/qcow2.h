@@ -26,6 +26,11 @@ int qcow2_set_backing(struct layer *l, const char *path, const char *format, str
 int qcow2_write_compressed(struct layer *l, const void *buf, uint64_t at);
 /** qcow2_backing_path() - the file the header names, made absolute by the folder of the image; NULL: none or no memory. */
 char *qcow2_backing_path(struct layer *l);
+/** qcow2_open_backing() - open the file the header names, once more; for the caller to close. */
+int qcow2_open_backing(struct layer *l, const struct block_backing_rule *rule, struct layer **out,
+		       struct error *err);
+/** qcow2_has_same_backing() - do both headers name the same file? */
+bool qcow2_has_same_backing(struct layer *a, struct layer *b);
 /** qcow2_unlink() - make what the image holds in [@at, +@len) absent again: the backing layer shows. */
 int qcow2_unlink(struct layer *l, uint64_t len, uint64_t at);
 

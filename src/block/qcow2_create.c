@@ -191,11 +191,15 @@ int qcow2_create(int fd, const char *path, const struct image_create *c, struct 
 int qcow2_set_backing(struct layer *l, const char *path, const char *format, struct error *err)
 {
 	struct qcow2 *q = qcow2_of(l);
-	struct qcow2_header h = q->h;
 	uint64_t cs = q->cluster_size;
 	_cleanup_free_ uint8_t *old = calloc(1, cs), *new = calloc(1, cs);
 	char *name = path ? strdup(path) : NULL, *fmt = path && format ? strdup(format) : NULL;
-	int r = !old || !new || (path && !name) ? -ENOMEM : io_pread(q->meta_fd, old, cs, 0);
+	bool has_memory = old && new && !path == !name && !(path && format) == !fmt;
+
+	/* A machine may be at work on it, which writes fields of the header, too. */
+	pthread_mutex_lock(&q->lock);
+	struct qcow2_header h = q->h;
+	int r = has_memory ? io_pread(q->meta_fd, old, cs, 0) : -ENOMEM;
 
 	if (r == 0) {
 		struct bytes_at b = { new, 0, cs };
@@ -209,26 +213,30 @@ int qcow2_set_backing(struct layer *l, const char *path, const char *format, str
 			at += 8 + ALIGN_UP((uint64_t)n, 8);
 		}
 		r = put_backing(&b, path, format, &h, q->path, err);
-		if (r < 0)
+		if (r < 0) {
+			pthread_mutex_unlock(&q->lock);
 			goto out;
+		}
 		put_be64(new + 8, h.backing_offset);
 		put_be32(new + 16, h.backing_len);
 		r = io_pwrite(q->meta_fd, new, cs, 0);
 		io_sync_note(&q->sync);
 	}
+	if (r == 0) {
+		char *old_name = q->backing_name, *old_fmt = q->backing_format;
+
+		q->h = h;
+		q->backing_name = name;
+		q->backing_format = fmt;
+		name = old_name;
+		fmt = old_fmt;
+	}
+	pthread_mutex_unlock(&q->lock);
 	if (r == 0)
 		r = io_sync(&q->sync, q->meta_fd);
-	if (r < 0) {
+	if (r < 0)
 		error_set(err, r, "cannot write the header of disk image '%s': %s", q->path,
 			  strerror(-r));
-		goto out;
-	}
-	q->h = h;
-	free(q->backing_name);
-	free(q->backing_format);
-	q->backing_name = name;
-	q->backing_format = fmt;
-	return 0;
 out:
 	free(name);
 	free(fmt);

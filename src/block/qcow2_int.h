@@ -270,6 +270,7 @@ int qcow2_read(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 int qcow2_read_now(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 int qcow2_write(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 int qcow2_write_now(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
+int qcow2_take_in(struct layer *l, uint64_t len, uint64_t at);
 /* ---- qcow2_zero.c ---- */
 enum qcow2_drop {
 	DROP_TO_ZERO,	/* reads as zeroes, the cluster goes */
@@ -278,6 +279,8 @@ enum qcow2_drop {
 	DROP_TO_ABSENT, /* the backing file shows */
 };
 int qcow2_drop(struct qcow2 *q, uint64_t len, uint64_t at, enum qcow2_drop how);
+/** qcow2_drop_clusters() - under @lock, with a span over it: whole clusters [@at, +@len) of one L2 table; *@done: how far it came. */
+int qcow2_drop_clusters(struct qcow2 *q, uint64_t len, uint64_t at, enum qcow2_drop how, uint64_t *done);
 int qcow2_zero(struct layer *l, uint64_t len, uint64_t at, bool may_unmap);
 int qcow2_discard(struct layer *l, uint64_t len, uint64_t at);
 /* ---- qcow2_flush.c ---- */

@@ -378,3 +378,99 @@ int qcow2_write(struct layer *l, struct io_vec v, uint64_t len, uint64_t at)
 	pthread_mutex_unlock(&q->lock);
 	return r;
 }
+
+/* ---- taking in what the backing layer holds ---- */
+
+/* With a span over it, whose entries have nothing there: what the layer below the backing one does not give. */
+static int copy_in(struct qcow2 *q, struct change *c)
+{
+	_cleanup_free_ uint8_t *buf = NULL;
+	int r = plan(q, c);
+
+	if (r < 0)
+		return r;
+	pthread_mutex_unlock(&q->lock);
+	struct iovec iov = { NULL, c->len };
+
+	r = posix_memalign((void **)&buf, 4096, c->len) ? -ENOMEM : 0;
+	iov.iov_base = buf;
+	if (r == 0)
+		r = layer_read_through(q->layer.backing, (struct io_vec){ &iov, 1, 0 }, c->len, c->at);
+	if (r == 0)
+		r = move_data(q, c, (struct io_vec){ &iov, 1, 0 });
+	pthread_mutex_lock(&q->lock);
+	if (r == 0)
+		r = link_change(q, c);
+	else if (c->is_new)
+		qcow2_unalloc(q, c->host >> q->cluster_bits, c->nclusters);
+	return r;
+}
+
+/* Under @lock.  The backing layer holds [@at, +@len) as @st, this one nothing of it a moment ago. */
+static int take_in_run(struct qcow2 *q, enum layer_status st, uint64_t len, uint64_t at, uint64_t *done)
+{
+	uint64_t mask = q->cluster_size - 1, table = q->cluster_size << q->l2_bits;
+	struct qcow2_span span;
+	struct qcow2_run run;
+
+	len = MIN(len, table - (at & (table - 1)));
+	*done = 0;
+	if (!qcow2_span_begin(q, &span, SPAN_CHANGE, at, len)) {
+		qcow2_span_wait(q);
+		return 0;
+	}
+	int r = q->is_broken ? -EIO : qcow2_lookup(q, at, len, false, &run);
+
+	if (r == 0 && run.kind != MAP_ABSENT) {
+		*done = run.len; /* somebody was faster */
+	} else if (r == 0) {
+		uint64_t end = at + run.len;
+		bool is_whole = !(at & mask) && (!(end & mask) || end == q->layer.size_bytes);
+
+		r = -EOPNOTSUPP;
+		if (st == LAYER_ZERO && is_whole)
+			r = qcow2_drop_clusters(q, run.len, at, DROP_TO_ZERO, done);
+		if (r == -EOPNOTSUPP) {
+			struct change c = { .at = at, .len = MIN(run.len, ALLOC_BYTES_MAX) };
+
+			r = copy_in(q, &c);
+			*done = c.len;
+		}
+	}
+	qcow2_span_end(q, &span);
+	return r;
+}
+
+int qcow2_take_in(struct layer *l, uint64_t len, uint64_t at)
+{
+	struct qcow2 *q = qcow2_of(l);
+	struct layer *below = l->backing;
+	int r = 0;
+
+	while (len && r == 0) {
+		enum layer_status st = LAYER_ABSENT;
+		struct qcow2_run run;
+		uint64_t done;
+
+		pthread_mutex_lock(&q->lock);
+		r = qcow2_ease(q);
+		if (r == 0)
+			r = qcow2_lookup(q, at, len, false, &run);
+		pthread_mutex_unlock(&q->lock);
+		if (r < 0)
+			break;
+		done = run.len;
+		if (run.kind == MAP_ABSENT && at < below->size_bytes) {
+			done = MIN(done, below->size_bytes - at);
+			r = below->ops->status(below, done, at, &st, &done);
+		}
+		if (r == 0 && st != LAYER_ABSENT) {
+			pthread_mutex_lock(&q->lock);
+			r = take_in_run(q, st, done, at, &done);
+			pthread_mutex_unlock(&q->lock);
+		}
+		at += done;
+		len -= done;
+	}
+	return r;
+}

@@ -55,8 +55,7 @@ static bool dropped(const struct qcow2 *q, uint64_t at, struct qcow2_entry old, 
 	return true;
 }
 
-/* Under @lock, with a span over it: whole clusters [@at, +@len) of one L2 table.  *@done: how far it came. */
-static int drop_clusters(struct qcow2 *q, uint64_t len, uint64_t at, enum qcow2_drop how, uint64_t *done)
+int qcow2_drop_clusters(struct qcow2 *q, uint64_t len, uint64_t at, enum qcow2_drop how, uint64_t *done)
 {
 	struct qcow2_table *t;
 	int r = qcow2_l2_own(q, at, &t);
@@ -148,7 +147,7 @@ int qcow2_drop(struct qcow2 *q, uint64_t len, uint64_t at, enum qcow2_drop how)
 			r = drop_subs(q, part, at, how);
 			done = part;
 		} else {
-			r = drop_clusters(q, part, at, how, &done);
+			r = qcow2_drop_clusters(q, part, at, how, &done);
 		}
 		qcow2_span_end(q, &span);
 		if (r == -EOPNOTSUPP) {

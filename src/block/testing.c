@@ -226,6 +226,8 @@ static void settle(struct fixture *f, struct block_dev *b, struct job *j, uint8_
 		assert_int_equal(
 			testing_rw(f, b, BLOCK_READ, req->offset_bytes, there, req->len_bytes), 0);
 		break;
+	case BLOCK_TAKE_IN:
+	case BLOCK_NAME_BELOW:
 	case BLOCK_FLUSH:
 		break;
 	}

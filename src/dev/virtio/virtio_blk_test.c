@@ -41,6 +41,10 @@ static void disk_do(struct block_req *req)
 		assert_int_equal(iov_to_buf(req->iov, req->niov, 0, disk.data + off, req->len_bytes),
 				 req->len_bytes);
 		break;
+	case BLOCK_TAKE_IN:
+	case BLOCK_NAME_BELOW: /* not by controllers */
+		fail();
+		break;
 	case BLOCK_FLUSH:
 		disk.flushes++;
 		break;
