@@ -123,17 +123,59 @@ static bool tick(void *arg, uint64_t done, uint64_t total)
 	return true;
 }
 
+/* The machine, if it runs, told to do @request (stolen), with progress. */
+static int tell_machine(const char *vm, json_t *request, const struct ram_progress *progress,
+			struct error *err)
+{
+	_cleanup_close_ int fd = client_connect(vm, err);
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	json_t *reply;
+
+	if (fd < 0) {
+		json_decref(request);
+		return fd == -ENOENT || fd == -ECONNREFUSED ? -ESRCH : fd;
+	}
+	int r = client_send(fd, request, CLIENT_TIMEOUT_MS, err);
+
+	while (r == 0 && poll(&p, 1, POLL_MS) == 0) {
+		struct error why;
+		int permille = ask_progress(vm, &why);
+
+		if (progress && permille >= 0)
+			progress->fn(progress->arg, (uint64_t)permille, 1000);
+	}
+	if (r == 0)
+		r = client_receive(fd, CLIENT_TIMEOUT_MS, &reply, err);
+	if (r == 0)
+		json_decref(reply);
+	return r == -EPIPE ? -ESRCH : r;
+}
+
+static int take_in(void *arg, unsigned disk, const char *layer, const struct ram_progress *progress,
+		   struct error *err)
+{
+	return tell_machine(
+		arg, json_pack("{s:s, s:i, s:s}", "cmd", "merged", "disk", (int)disk, "layer", layer),
+		progress, err);
+}
+
+static int close_merged(void *arg, struct error *err)
+{
+	return tell_machine(arg, json_pack("{s:s}", "cmd", "merged"), NULL, err);
+}
+
 /* What it leaves to others is merged; killed meanwhile, the next one does that. */
 static int delete (const char *vm, const char *name, struct error *err)
 {
 	struct progress shown;
 	const struct ram_progress progress = { tick, &shown };
+	const struct snapmerge_running running = { take_in, close_merged, (void *)(uintptr_t)vm };
 	int r = snapstore_delete(vm, name, err);
 
 	if (r < 0)
 		return r;
 	progress_start(&shown, "merging what others need of it");
-	r = snapmerge(vm, &progress, err);
+	r = snapmerge(vm, &running, &progress, err);
 	progress_end(&shown);
 	if (r < 0)
 		error_prefix(err, "%s is deleted, but what others need of it is not merged yet, which the next delete tries again",

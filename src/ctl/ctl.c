@@ -280,6 +280,18 @@ static int cmd_restore(struct ctl_conn *conn, json_t *request, json_t *reply, st
 	return conn->awaits_snapper ? CTL_PENDING : r;
 }
 
+static int cmd_merged(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	int r = need_snapper(conn, err);
+
+	if (r == 0)
+		r = snapper_merged(conn->ctl->cfg.snapper, (unsigned)arg_uint(request, "disk", 0),
+				   json_string_value(json_object_get(request, "layer")),
+				   snapshot_done, conn, err);
+	conn->awaits_snapper = r == 0;
+	return r < 0 ? r : CTL_PENDING;
+}
+
 static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);
 
 // clang-format off
@@ -317,6 +329,11 @@ static const struct ctl_arg restore_args[] = {
 	{ "set_clock", CTL_BOOL,   false, 0, 0, "the guest's agent sets its clock afterwards" },
 	ARG_END,
 };
+static const struct ctl_arg merged_args[] = {
+	{ "disk",  CTL_UINT,   false, 0, MACHINE_MAX_DISKS - 1, "which" },
+	{ "layer", CTL_STRING, false, 1, PATHS_NAME_MAX, "that is below its top, and goes into it" },
+	ARG_END,
+};
 static const struct ctl_arg fork_args[] = {
 	{ "names",  CTL_STRINGS, true,  1, CTL_FORK_MAX, "of the copies" },
 	{ "freeze", CTL_BOOL,    false, 0, 0, "the guest's agent freezes its file systems meanwhile" },
@@ -344,6 +361,7 @@ const struct ctl_command ctl_commands[] = {
 	{ "snapshot-progress", "of the snapshot being taken",            NULL,         cmd_snapshot_progress },
 	{ "restore", "go back to a snapshot in place, and on from there", restore_args, cmd_restore },
 	{ "fork",    "make living copies of the machine",                fork_args,    cmd_fork },
+	{ "merged",  "files of snapshots were merged: do without what is gone", merged_args, cmd_merged },
 	{ "help",    "these commands",                                   NULL,         cmd_help },
 	{ NULL, NULL, NULL, NULL },
 };

@@ -13,6 +13,7 @@
 struct take;
 struct forking;
 struct pending;
+struct below;
 struct recording;
 
 struct snapper {
@@ -30,6 +31,7 @@ struct snapper {
 	bool is_logging;
 	uint64_t writes[MACHINE_MAX_DISKS]; /* machine_block_writes() at that time */
 	struct snapper_moment base_moment;
+	struct below *below;  /* layers of a disk being merged; or NULL */
 	struct agent *agent;  /* the guest's; or NULL */
 	struct vclock *clock; /* never stops */
 	struct pending *pending; /* what waits for the guest, or for a lock, before it begins; or NULL */
@@ -111,6 +113,12 @@ int snap_begin_fork(struct snapper *s, const char *const *names, unsigned n, int
 		    snapper_done_fn done, void *ctx, struct error *err);
 int snap_go_back(struct snapper *s, const char *name, bool tells_guest, int lock, json_t *result,
 		 struct error *err);
+
+/* ---- layers below the tops (snapbelow.c) ---- */
+bool snap_below_progress(const struct below *b, uint64_t *done_bytes, uint64_t *total_bytes);
+/** snap_below_cancel() - if it is for @ctx, who is not told; NULL: whoever it is for, who is.  Under the lock of the snapshots. */
+void snap_below_cancel(struct snapper *s, const void *ctx);
+void snap_below_destroy(struct snapper *s);
 
 /* ---- copies ---- */
 /** snap_forking_cancel() - kill what makes them. */

@@ -233,6 +233,7 @@ static int go_back_to(struct snapper *s, const char *name, bool tells_guest, jso
 int snap_go_back(struct snapper *s, const char *name, bool tells_guest, int lock, json_t *result,
 		 struct error *err)
 {
+	snap_below_cancel(s, NULL);
 	int r = go_back_to(s, name, tells_guest, result, err);
 
 	close(lock);

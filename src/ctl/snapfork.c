@@ -369,6 +369,7 @@ int snap_begin_fork(struct snapper *s, const char *const *names, unsigned n, int
 		close(lock);
 		return error_set(err, -ENOMEM, "no memory for copies");
 	}
+	snap_below_cancel(s, NULL);
 	*f = (struct forking){ .s = s, .from_child = -1, .to_child = -1, .done = done, .ctx = ctx };
 	int r = prepare(f, names, n, err);
 

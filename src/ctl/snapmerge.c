@@ -278,7 +278,14 @@ static bool is_ours_to_change(const struct scan *s, const struct folder *in, con
 	return !is_same_file(top, child) || (in == machine && child->nlinks == 1);
 }
 
-/* The next that is worth it: not for a small layer under a large one, which would be copied each time. */
+/* A small layer under a large one, which would be copied each time; a machine's top is not copied. */
+static bool is_too_large(const struct folder *in, const struct file *child, const struct file *l)
+{
+	return child->bytes > MAX(4 * l->bytes, SNAPMERGE_ALWAYS_BYTES) &&
+	       !(in->is_machine && is_top(in, child->name));
+}
+
+/* The next that is worth it. */
 static bool find_step(const struct scan *s, const struct tried *tried, unsigned ntried, struct step *out)
 {
 	for (unsigned i = 0; i < s->n; i++)
@@ -288,8 +295,7 @@ static bool find_step(const struct scan *s, const struct tried *tried, unsigned 
 
 			if (!child || !l->below || is_in(tried, ntried, l) ||
 			    is_any_top(s, l->name) || !has_one_child(s, l->name) ||
-			    child->bytes > MAX(4 * l->bytes, SNAPMERGE_ALWAYS_BYTES) ||
-			    !is_ours_to_change(s, in, child))
+			    is_too_large(in, child, l) || !is_ours_to_change(s, in, child))
 				continue;
 			*out = (struct step){ .in = in, .child = child, .layer = l };
 			return true;
@@ -428,21 +434,44 @@ static int exchange(const char *vm, const struct scan *s, const struct step *st,
 	return r == 0 ? remove_layer(vm, st->layer->name, err) : r;
 }
 
+static unsigned disk_of(const struct folder *f, const char *top)
+{
+	unsigned i = 0;
+
+	while (!f->tops[i] || strcmp(f->tops[i], top) != 0)
+		i++;
+	return i;
+}
+
+/* What a machine writes to: in place, under its lock, or by itself if it runs. */
+static int merge_top(const char *vm, const struct step *st, const char *child,
+		     const struct snapmerge_running *running, const struct ram_progress *progress,
+		     struct error *err)
+{
+	int r = rebase(child, st->in->path, st->layer, progress, err);
+
+	if (r == -EBUSY && running) {
+		r = running->take_in(running->arg, disk_of(st->in, st->child->name),
+				     st->layer->name, progress, err);
+		if (r == -ESRCH)
+			r = -EBUSY; /* somebody else has it, or it came to its end just now */
+	}
+	_cleanup_close_ int lock = r == 0 ? snapstore_lock(vm, true, err) : -1;
+
+	return r < 0 ? r : lock < 0 ? lock : remove_layer(vm, st->layer->name, err);
+}
+
 static int merge_one(const char *vm, const struct scan *s, const struct step *st,
-		     const struct ram_progress *progress, struct error *err)
+		     const struct snapmerge_running *running, const struct ram_progress *progress,
+		     struct error *err)
 {
 	_cleanup_free_ char *child = paths_format(err, "%s/%s", st->in->path, st->child->name);
 	_cleanup_free_ char *part = paths_format(err, "%s/" PART "%s", st->in->path, st->child->name);
 
 	if (!child || !part)
 		return -ENOMEM;
-	/* What a machine that stands still would go on writing to: in place, under its lock. */
-	if (st->in->is_machine && is_top(st->in, st->child->name)) {
-		int r = rebase(child, st->in->path, st->layer, progress, err);
-		_cleanup_close_ int lock = r == 0 ? snapstore_lock(vm, true, err) : -1;
-
-		return r < 0 ? r : lock < 0 ? lock : remove_layer(vm, st->layer->name, err);
-	}
+	if (st->in->is_machine && is_top(st->in, st->child->name))
+		return merge_top(vm, st, child, running, progress, err);
 	int r = copy_sparse(child, part, err);
 
 	if (r == 0)
@@ -455,7 +484,8 @@ static int merge_one(const char *vm, const struct scan *s, const struct step *st
 }
 
 /* A layer that cannot be merged keeps no other from it; the result is that of the first. */
-static int merge_disks(const char *vm, const struct ram_progress *progress, struct error *err)
+static int merge_disks(const char *vm, const struct snapmerge_running *running,
+		       const struct ram_progress *progress, struct error *err)
 {
 	struct tried tried[256];
 	unsigned ntried = 0;
@@ -471,7 +501,7 @@ static int merge_disks(const char *vm, const struct ram_progress *progress, stru
 		has_more = r == 0 && find_step(&s, tried, ntried, &st);
 		if (has_more) {
 			tried[ntried++] = (struct tried){ st.layer->dev, st.layer->ino };
-			r = merge_one(vm, &s, &st, progress, &why);
+			r = merge_one(vm, &s, &st, running, progress, &why);
 			has_more = r != -ECANCELED;
 		}
 		scan_free(&s);
@@ -498,7 +528,8 @@ static void allow_files(void)
 
 /* ---- all ---- */
 
-int snapmerge(const char *vm, const struct ram_progress *progress, struct error *err)
+int snapmerge(const char *vm, const struct snapmerge_running *running,
+	      const struct ram_progress *progress, struct error *err)
 {
 	_cleanup_free_ char *path = paths_vm(vm, "merge.lock", err);
 	_cleanup_close_ int lock =
@@ -519,7 +550,10 @@ int snapmerge(const char *vm, const struct ram_progress *progress, struct error 
 	r = snapmerge_ram(vm, progress, err);
 	if (r == -ECANCELED)
 		return r;
-	int disks = merge_disks(vm, progress, r < 0 ? &why : err);
+	int disks = merge_disks(vm, running, progress, r < 0 ? &why : err);
+	int closed = running ? running->close(running->arg, &why) : 0;
 
+	if (closed < 0 && closed != -ESRCH)
+		log_warn("snapshot", "the machine still has merged files open: %s", why.text);
 	return r < 0 ? r : disks;
 }

@@ -17,7 +17,7 @@
  *  6. What is damaged is left alone, and keeps nothing else from being merged.
  *
  * So a process killed at any moment leaves whole snapshots and perhaps files that nothing leads to, which the next merge removes.  A
- * running machine reads on in the old files, whose room comes back when it closes them.
+ * running machine reads on in the old files until it is told to close them.
  */
 #ifndef VIV_CTL_SNAPMERGE_H
 #define VIV_CTL_SNAPMERGE_H
@@ -27,13 +27,25 @@
 /** Smaller files are always merged, larger ones if what they are merged with is not tiny beside them. */
 #define SNAPMERGE_ALWAYS_BYTES (64 * MIB)
 
+/* A machine that runs does itself what nobody else can do with its disks.  Each returns 0; -ESRCH: it does not run (any more); -errno. */
+struct snapmerge_running {
+	/* @layer, which nobody else needs, goes into the top of disk @disk, which is directly above it. */
+	int (*take_in)(void *arg, unsigned disk, const char *layer,
+		       const struct ram_progress *progress, struct error *err);
+	/* What was merged is closed. */
+	int (*close)(void *arg, struct error *err);
+	void *arg;
+};
+
 /**
  * snapmerge() - all that can be merged of the machine @vm, running or not.
+ * @running: NULL: if it runs, what is directly below its tops waits for the next time
  * @progress: of each file in turn
  * Raises the process's limit of open files to what it may be.
  * Returns 0; -ECANCELED, -ENOSPC, -EIO ..., of the first that failed: all snapshots are whole, and what they were.
  */
-int snapmerge(const char *vm, const struct ram_progress *progress, struct error *err);
+int snapmerge(const char *vm, const struct snapmerge_running *running,
+	      const struct ram_progress *progress, struct error *err);
 
 /* ---- its parts ---- */
 /** snapmerge_ram() - layers of memory; the caller holds the lock of merges. */

@@ -355,7 +355,7 @@ static void delete (struct model *m, const char *which)
 			break;
 		}
 	ok(m, snapstore_delete("m", name, &m->err));
-	ok(m, snapmerge("m", NULL, &m->err));
+	ok(m, snapmerge("m", NULL, NULL, &m->err));
 	expect_all(m);
 }
 
@@ -457,11 +457,11 @@ static void test_a_disk_in_use_waits(void **state)
 	/* The machine's own top is the child: while it runs, its layers stay. */
 	forget(m, 1);
 	ok(m, snapstore_delete("m", "s2", &m->err));
-	ok(m, snapmerge("m", NULL, &m->err));
+	ok(m, snapmerge("m", NULL, NULL, &m->err));
 	assert_int_equal(count(m, "", "layer-"), 2);
 	running->ops->close(running);
 	expect_all(m);
-	ok(m, snapmerge("m", NULL, &m->err));
+	ok(m, snapmerge("m", NULL, NULL, &m->err));
 	assert_int_equal(count(m, "", "layer-"), 1);
 	expect_all(m);
 	vmdisks_close(&m->disks);
@@ -484,7 +484,7 @@ static void test_canceled_and_damaged(void **state)
 	}
 	forget(m, 1);
 	ok(m, snapstore_delete("m", "s2", &m->err));
-	assert_int_equal(snapmerge("m", &progress, &m->err), -ECANCELED);
+	assert_int_equal(snapmerge("m", NULL, &progress, &m->err), -ECANCELED);
 	assert_int_equal(count(m, "snapshots/s3", "ram-"), 3);
 	expect_all(m);
 	/* A bit of a layer that would be copied: nothing is built on it. */
@@ -496,13 +496,13 @@ static void test_canceled_and_damaged(void **state)
 	assert_int_equal(pread(fd, &byte, 1, at), 1);
 	byte ^= 1;
 	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
-	assert_true(snapmerge("m", NULL, &m->err) == -EINVAL);
+	assert_true(snapmerge("m", NULL, NULL, &m->err) == -EINVAL);
 	assert_non_null(strstr(m->err.text, "damaged"));
 	assert_int_equal(count(m, "snapshots/s3", "ram-"), 3);
 	byte ^= 1;
 	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
 	close(fd);
-	ok(m, snapmerge("m", NULL, &m->err));
+	ok(m, snapmerge("m", NULL, NULL, &m->err));
 	expect_all(m);
 }
 
@@ -545,10 +545,10 @@ static void test_replaced_meanwhile(void **state)
 	forget(m, 1);
 	ok(m, snapstore_delete("m", "s2", &m->err));
 	/* Its result may be a failure: what it was about is gone. */
-	(void)snapmerge("m", &progress, &m->err);
+	(void)snapmerge("m", NULL, &progress, &m->err);
 	assert_null(r.name);
 	expect_all(m);
-	ok(m, snapmerge("m", NULL, &m->err));
+	ok(m, snapmerge("m", NULL, NULL, &m->err));
 	expect_all(m);
 }
 
@@ -623,7 +623,7 @@ static void test_imported_files_stay_with_their_snapshot(void **state)
 		}
 	ok(m, snapstore_delete("m", "s2", &m->err));
 	for (unsigned i = 0; i < 2; i++) {
-		ok(m, snapmerge("m", NULL, &m->err));
+		ok(m, snapmerge("m", NULL, NULL, &m->err));
 		for (unsigned k = 0; k < m->nkept; k++)
 			expect_kept(m, m->kept[k]);
 	}
@@ -657,7 +657,7 @@ static void test_damaged_disks_keep_nobody(void **state)
 	ok(m, snapstore_delete("m", "s2", &m->err));
 	while (strcmp(m->base, "s1") != 0)
 		go_back(m);
-	assert_int_equal(snapmerge("m", NULL, &m->err), -ENOENT);
+	assert_int_equal(snapmerge("m", NULL, NULL, &m->err), -ENOENT);
 	assert_non_null(strstr(m->err.text, "broken"));
 	assert_int_equal(count(m, "snapshots/s3", "ram-"), 2);
 	assert_int_equal(count(m, "snapshots/s3", "layer-"), 1);
@@ -685,7 +685,7 @@ static void test_many_files(void **state)
 	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
 	few.rlim_max = old.rlim_max;
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
-	int r = snapmerge("m", NULL, &m->err);
+	int r = snapmerge("m", NULL, NULL, &m->err);
 
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
 	assert_int_equal(r, 0);
@@ -748,24 +748,6 @@ static void test_impossible_times(void **state)
 	}
 }
 
-/* A process that deletes @name and merges, killed after a random time; true: it came to its end. */
-static bool killed_delete(struct model *m, const char *name, unsigned most_us)
-{
-	unsigned wait_us = any(m, most_us);
-	pid_t pid = fork();
-	int status;
-
-	assert_true(pid >= 0);
-	if (pid == 0)
-		_exit(snapstore_delete("m", name, &m->err) < 0 || snapmerge("m", NULL, &m->err) < 0);
-	usleep(wait_us);
-	kill(pid, SIGKILL);
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	if (WIFEXITED(status))
-		assert_int_equal(WEXITSTATUS(status), 0);
-	return WIFEXITED(status);
-}
-
 static void judge_images(struct model *m)
 {
 	char cmd[256];
@@ -777,6 +759,107 @@ static void judge_images(struct model *m)
 	snprintf(cmd, sizeof(cmd), "for f in $(find %s -name 'layer-*.qcow2'); do qemu-img check -q $f || exit 1; done",
 		 m->home);
 	assert_int_equal(system(cmd), 0);
+}
+
+/* ---- a machine that runs meanwhile ---- */
+
+struct runner {
+	struct model *m;
+	struct block_dev *disk;
+	unsigned ntaken;
+};
+
+static int run_close(void *arg, struct error *err)
+{
+	const struct runner *r = arg;
+	const char *const allowed[] = { r->m->disks.folder, NULL };
+	const struct block_backing_rule rule = { .paths = allowed };
+
+	/* It may stand on the raw file alone, which is opened again as well. */
+	return block_reopen_below(r->disk, &rule, err);
+}
+
+static int run_take_in(void *arg, unsigned disk, const char *layer,
+		       const struct ram_progress *progress, struct error *err)
+{
+	struct runner *r = arg;
+	struct model *m = r->m;
+
+	assert_int_equal(disk, 0);
+	/* What it has open may stand on more than the file that has the name now. */
+	ok(m, run_close(arg, &m->err));
+	for (uint64_t at = 0; at < DISK_BYTES; at += 64 * KIB)
+		transfer(m, r->disk, BLOCK_TAKE_IN, at, NULL, 64 * KIB);
+	transfer(m, r->disk, BLOCK_FLUSH, 0, NULL, 0);
+	transfer(m, r->disk, BLOCK_NAME_BELOW, 0, NULL, 0);
+	ok(m, block_drop_below(r->disk, &m->err));
+	r->ntaken++;
+	return 0;
+}
+
+static void run(struct model *m, struct runner *r, struct snapmerge_running *out)
+{
+	*r = (struct runner){ .m = m };
+	r->disk = open_disk(m, m->config.disks[0].path, "qcow2", m->disks.folder, false);
+	*out = (struct snapmerge_running){ run_take_in, run_close, r };
+}
+
+static void test_a_running_machine_takes_in(void **state)
+{
+	struct model *m = *state;
+	struct snapmerge_running running;
+	static uint8_t buf[DISK_BYTES];
+	struct runner r;
+
+	for (unsigned i = 0; i < 3; i++) {
+		work(m);
+		take(m);
+	}
+	work(m);
+	run(m, &r, &running);
+	/* s1's layer is the lowest; those of s2 and s3 go into each other, and then into the top. */
+	while (m->nkept > 1) {
+		const char *name = m->kept[m->nkept - 1]->name;
+
+		ok(m, snapstore_delete("m", name, &m->err));
+		forget(m, m->nkept - 1);
+	}
+	ok(m, snapmerge("m", &running, NULL, &m->err));
+	assert_true(r.ntaken > 0); /* which goes first is not said */
+	assert_int_equal(count(m, "", "layer-"), 1);
+	transfer(m, r.disk, BLOCK_READ, 0, buf, sizeof(buf));
+	assert_memory_equal(buf, m->disk, sizeof(buf));
+	r.disk->ops->close(r.disk);
+	expect_all(m);
+	judge_images(m);
+}
+
+/*
+ * A process that deletes @name and merges, killed after a random time; true: it came to its end.  @runs: it is the machine, too,
+ * which runs.
+ */
+static bool killed_delete(struct model *m, const char *name, bool runs, unsigned most_us)
+{
+	unsigned wait_us = any(m, most_us);
+	pid_t pid = fork();
+	int status;
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		struct snapmerge_running running;
+		struct runner r;
+
+		if (runs)
+			run(m, &r, &running);
+		_exit(snapstore_delete("m", name, &m->err) < 0 ||
+		      snapmerge("m", runs ? &running : NULL, NULL, &m->err) < 0);
+	}
+	usleep(wait_us);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status))
+		assert_int_equal(WEXITSTATUS(status), 0);
+	return WIFEXITED(status);
 }
 
 static void test_killed_at_any_moment(void **state)
@@ -797,7 +880,7 @@ static void test_killed_at_any_moment(void **state)
 		strcpy(name, m->kept[victim]->name);
 		_cleanup_free_ char *path = snapstore_path("m", name, NULL, &m->err);
 
-		ndone += killed_delete(m, name, 20000);
+		ndone += killed_delete(m, name, i % 2, i % 4 < 2 ? 20000 : 80000);
 		if (access(path, F_OK) < 0)
 			forget(m, victim);
 		expect_all(m);
@@ -807,7 +890,7 @@ static void test_killed_at_any_moment(void **state)
 		if (i % 50 == 0)
 			judge_images(m);
 	}
-	ok(m, snapmerge("m", NULL, &m->err));
+	ok(m, snapmerge("m", NULL, NULL, &m->err));
 	expect_all(m);
 	judge_images(m);
 	for (unsigned i = 0; i < m->nkept; i++) {
@@ -835,6 +918,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(test_many_files, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_a_layer_that_was_not_pushed, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_impossible_times, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_a_running_machine_takes_in, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_killed_at_any_moment, setup, teardown),
 	};
 

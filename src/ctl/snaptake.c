@@ -115,6 +115,7 @@ void snapper_destroy(struct snapper *s)
 		take_cancel(s->take);
 	if (s->forking)
 		snap_forking_cancel(s->forking);
+	snap_below_destroy(s);
 	snap_guest_destroy(s);
 	snap_recording_end(s);
 	snap_forget_base(s);
@@ -125,6 +126,7 @@ void snapper_destroy(struct snapper *s)
 void snapper_forget(struct snapper *s, void *ctx)
 {
 	snap_pending_cancel(s, ctx);
+	snap_below_cancel(s, ctx);
 	if (s->take && s->take->ctx == ctx)
 		take_cancel(s->take);
 	if (s->forking && snap_forking_is_for(s->forking, ctx))
@@ -133,6 +135,8 @@ void snapper_forget(struct snapper *s, void *ctx)
 
 bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *total_bytes)
 {
+	if (snap_below_progress(s->below, done_bytes, total_bytes))
+		return true;
 	*done_bytes = s->take ? s->take->done_bytes : 0;
 	*total_bytes = s->take ? s->take->total_bytes : 0;
 	return s->take || s->forking || s->pending;
@@ -522,6 +526,7 @@ int snap_begin_take(struct snapper *s, const char *name, int lock, snapper_done_
 		return error_set(err, -ENOMEM, "no memory for a snapshot");
 	}
 	*t = (struct take){ .s = s, .ram_fd = -1, .from_child = -1, .to_child = -1, .done = done, .ctx = ctx };
+	snap_below_cancel(s, NULL);
 	t->build = (struct snapstore_build){ .dir_fd = -1 };
 	t->total_bytes = machine_ram(s->m)->size_bytes;
 	int r = prepare(t, name, &has_base, err);

@@ -63,6 +63,15 @@ typedef void (*snapper_done_fn)(void *ctx, json_t *result, const struct error *e
 int snapper_take(struct snapper *s, const char *name, bool freezes, snapper_done_fn done, void *ctx,
 		 struct error *err);
 
+/**
+ * snapper_merged() - files of the machine's disks were exchanged (snapmerge.h): those that have no name any more are closed, and what
+ * @layer, which is directly below the top of disk @disk and nobody else's, holds goes into the top, which can do without it then.
+ * @layer: NULL: there is none
+ * Whatever else begins with the disks cancels it.  Returns as snapper_take().
+ */
+int snapper_merged(struct snapper *s, unsigned disk, const char *layer, snapper_done_fn done,
+		   void *ctx, struct error *err);
+
 /** snapper_progress() - of what is under way: bytes done and in all, 0 where that is not known; false: nothing is. */
 bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *total_bytes);
 

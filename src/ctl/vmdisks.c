@@ -306,8 +306,7 @@ static int outside(unsigned i, const char *name, struct error *err)
 			 i, name);
 }
 
-/* As they are now: a merge may have made them shorter. */
-static int read_again(struct vmdisks *d, struct error *err)
+int vmdisks_reread(struct vmdisks *d, struct error *err)
 {
 	int r = 0;
 
@@ -330,7 +329,7 @@ static int read_again(struct vmdisks *d, struct error *err)
 int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 		   const char *names[MACHINE_MAX_DISKS], struct error *err)
 {
-	int r = read_again(d, err);
+	int r = vmdisks_reread(d, err);
 
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
 		names[i] = NULL;
@@ -355,7 +354,7 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 		 const uint64_t sizes[MACHINE_MAX_DISKS], struct error *err)
 {
-	int r = read_again(d, err);
+	int r = vmdisks_reread(d, err);
 
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		_cleanup_free_ char *top = NULL;

@@ -8,7 +8,7 @@
  * whole wherever all of it is linked.
  *
  * Layers may be merged while the machine runs (snapmerge.h): chains are read again before they are linked.  Whoever calls
- * vmdisks_open(), vmdisks_add_to(), vmdisks_copy() or vmdisks_go_back() holds the lock of the snapshots (snapstore_lock()), and
+ * vmdisks_open(), vmdisks_reread(), vmdisks_add_to(), vmdisks_copy() or vmdisks_go_back() holds the lock of the snapshots (snapstore_lock()), and
  * holds it until files that are to be opened are.
  *
  * Disks that are read-only have no layers.  Those that are thrown away at the end have one that nobody can name, until a snapshot or a copy
@@ -42,6 +42,8 @@ bool vmdisks_is_layered(const struct vmconfig *c, unsigned i);
 /** vmdisks_open() - learn the chains; before the machine opens the files.  vmdisks_close() in any case. */
 int vmdisks_open(struct vmdisks *d, struct vmconfig *c, struct error *err);
 void vmdisks_close(struct vmdisks *d); /* zeroed is fine */
+/** vmdisks_reread() - the chains as they are now: a merge may have made them shorter. */
+int vmdisks_reread(struct vmdisks *d, struct error *err);
 
 /**
  * vmdisks_keep() - the throw-away disk @i of @size_bytes gets layers: the empty file *@path, allocated, is to hold what was written up to

@@ -312,6 +312,56 @@ def test_disks_belong_to_the_same_moment(empty_viv, debian, tmp_path):
     ends(viv, "b")
 
 
+def open_layers(viv, name):
+    """Which layers the machine's process has open; what has no name any more ends in (deleted)."""
+    pid, = (m["pid"] for m in viv.list() if m["name"] == name)
+    return sorted({os.readlink(f).rsplit("/", 1)[1] for f in pathlib.Path(f"/proc/{pid}/fd").iterdir()
+                   if "/layer-" in os.readlink(f)})
+
+
+def test_layers_are_merged_under_a_running_machine(empty_viv, debian, tmp_path):
+    """Below its own top, too; what is gone is closed at once, and the machine counts on."""
+    viv, disk = empty_viv, tmp_path / "counted.raw"
+    disk.write_bytes(bytes(8 << 20))
+    initrd = tiny.make(debian, tmp_path, COUNT_ON_DISK)
+    viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--disk", disk,
+           "--append", "console=ttyS0 quiet", "--mem", "256M")
+    a = Counter(viv, "a")
+    folder = viv.home / "vms" / "a"
+    for name in ("one", "two", "three", "four"):
+        a.reaches(a.next() + 5)
+        viv.ok("snapshot", "create", "a", name)
+    a.reaches(a.next() + 5)
+    # A middle one, which goes into a layer that nobody writes; the newest, whose layer goes into the top; the oldest.
+    for gone, left in (("two", 4), ("four", 3), ("one", 3)):
+        viv.ok("snapshot", "delete", "a", gone)
+        there = sorted(f.name for f in folder.glob("layer-*"))
+        assert len(there) == left
+        assert open_layers(viv, "a") == there
+        a.reaches(a.next() + 5)
+    viv.ok("snapshot", "restore", "a", "three")
+    a = Counter(viv, "a")  # one that has nothing of before in its buffer
+    a.reaches(a.next() + 5)
+    # It comes to its end meanwhile: nothing is lost.
+    viv.ok("snapshot", "create", "a", "five")
+    viv.ok("snapshot", "create", "a", "six")
+    a.reaches(a.next() + 5)
+    deleting = begin(viv, "snapshot", "delete", "a", "six")
+    pid = viv.list()[0]["pid"]
+    n = a.next()
+    os.kill(pid, signal.SIGKILL)
+    deleting.wait()
+    viv.wait_until(lambda: viv.list()[0]["state"] == "stopped", "stopped")
+    viv.run("snapshot", "delete", "a", "six")
+    viv.ok("snapshot", "delete", "a", "five")
+    for layer in folder.glob("layer-*.qcow2"):
+        subprocess.run(["qemu-img", "check", "-q", layer], check=True)
+    viv.ok("start", "a")
+    again = viv.spawn("console", "a", limit=120)
+    again.expect(rf"STALE sector {n}\b")
+    ends(viv, "a")
+
+
 def test_a_start_waits_while_files_are_exchanged(empty_viv, debian, tmp_path):
     viv, disk = empty_viv, tmp_path / "counted.raw"
     disk.write_bytes(bytes(8 << 20))
