@@ -15,12 +15,14 @@
 #include <cmocka.h>
 
 #include "net/confine.h"
+#include "net/ring.h"
 
 /* In a child, ended without what sanitizers do at an end.  Its status is the number of the first check that failed. */
 static int run_confined(void)
 {
 	struct error err;
-	int fds[2], type = SOCK_DGRAM | SOCK_CLOEXEC, n = 1;
+	struct net_ring *ring;
+	int fds[2], memory, type = SOCK_DGRAM | SOCK_CLOEXEC, n = 1;
 	char *const argv[] = { "true", NULL };
 
 	if (confine_network(&err) < 0)
@@ -35,6 +37,7 @@ static int run_confined(void)
 	CHECK(socket(AF_INET, type, 0) >= 0 && socket(AF_INET6, SOCK_STREAM, 0) >= 0);
 	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds) == 0);
 	CHECK(write(fds[0], "x", 1) == 1);
+	CHECK(net_ring_make(&ring, &memory) == 0);
 	CHECK(IS_REFUSED(execv("/bin/true", argv)));
 	CHECK(IS_REFUSED(syscall(SYS_fork)) && IS_REFUSED(syscall(SYS_clone, 0, 0, 0, 0, 0)));
 	CHECK(IS_REFUSED(socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)) &&

@@ -373,9 +373,10 @@ static void fill_port(struct labd *d, unsigned port, uint32_t *timeout_ms)
 	struct lab_port *p = &d->ports[port];
 	bool wants_room =
 		p->queued || (p->uplink && uplink_wants_room(p->uplink) && !labd_is_congested(p));
+	bool is_up = labd_has_machine(p); /* poll(2) passes over a negative descriptor */
 
 	p->pfd = d->npfds;
-	add_poll(d, p->fd, (short)(POLLIN | (wants_room ? POLLOUT : 0))); /* a negative descriptor is passed over */
+	add_poll(d, p->link.fd, is_up ? net_link_poll(&p->link, wants_room, timeout_ms) : 0);
 	p->nupfds = 0;
 	if (p->uplink) {
 		p->nupfds = uplink_fill(p->uplink, d->pfds + d->npfds, d->pfds_cap - d->npfds,
@@ -387,13 +388,14 @@ static void fill_port(struct labd *d, unsigned port, uint32_t *timeout_ms)
 static void serve_port(struct labd *d, unsigned port, bool has_failed)
 {
 	struct lab_port *p = &d->ports[port];
-	short events = p->pfd < d->npfds ? d->pfds[p->pfd].revents : 0;
 
-	if (p->fd >= 0 && events & POLLOUT)
+	if (p->pfd < d->npfds)
+		net_link_polled(&p->link, d->pfds[p->pfd].revents);
+	if (labd_has_machine(p) && p->link.is_writable)
 		labd_flush_port(d, port);
 	if (p->uplink)
 		uplink_polled(p->uplink, d->pfds + p->pfd + 1, p->nupfds, has_failed);
-	if (p->fd >= 0 && events & (POLLIN | POLLHUP | POLLERR))
+	if (labd_has_machine(p))
 		labd_read_port(d, port);
 	if (p->uplink)
 		uplink_flush(p->uplink);
@@ -500,7 +502,7 @@ static int create_fabric(struct labd *d, const struct labd_config *cfg, struct e
 	if (!d->resolver || !d->ports)
 		return error_set(err, -ENOMEM, "the lab has no memory");
 	for (unsigned i = 0; i < p->nports; i++) {
-		d->ports[i].fd = -1;
+		d->ports[i].link.fd = -1;
 		fault_link_init(&d->ports[i].in, &d->lab->faults[i], d->lab->seed * 1000 + 2 * i);
 		fault_link_init(&d->ports[i].out, &d->lab->faults[i], d->lab->seed * 1000 + 2 * i + 1);
 	}

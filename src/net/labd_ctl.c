@@ -8,8 +8,6 @@
 
 #include "net/labd_int.h"
 
-#define SOCKET_SPACE (1 << 20) /* asked for; the host may give less */
-
 static const char *text_of(json_t *request, const char *key)
 {
 	return json_string_value(json_object_get(request, key));
@@ -52,7 +50,7 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 {
 	const struct policy *p = fabric_policy(d->f);
 	const char *machine, *network;
-	int fds[2], space = SOCKET_SPACE;
+	int fds[2];
 	char mac[18];
 
 	int r = need_text(request, "machine", &machine, err);
@@ -64,13 +62,12 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 	if (port < 0)
 		return error_set(err, -ENOENT, "lab \"%s\" has no machine \"%s\" in a network \"%s\"",
 				 p->name, machine, network);
-	if (d->ports[port].fd >= 0)
+	if (labd_has_machine(&d->ports[port]))
 		return error_set(err, -EBUSY, "machine \"%s\" is connected to network \"%s\" already",
 				 machine, network);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
 		return error_set(err, -errno, "the lab can't make a socket: %s", strerror(errno));
-	setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &space, sizeof(space)); /* a wish */
-	d->ports[port].fd = fds[0];
+	net_link_open(&d->ports[port].link, fds[0], false);
 	*pass_fd = fds[1];
 	json_object_set_new(reply, "mac", json_string(format_mac(p->ports[port].mac, mac)));
 	return 0;
@@ -232,8 +229,8 @@ static json_t *card_json(const struct labd *d, unsigned i)
 					    json_integer((json_int_t)c->reasons[r]));
 	return json_pack("{s:s, s:s, s:s, s:s, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o}",
 			 "card", policy_port_label(p, i, label, sizeof(label)), "mac",
-			 format_mac(q->mac, mac), "address", net_addr_format(&q->v4, v4),
-			 "address6", net_addr_format(&q->v6, v6), "up", d->ports[i].fd >= 0,
+			 format_mac(q->mac, mac), "address", net_addr_format(&q->v4, v4), "address6",
+			 net_addr_format(&q->v6, v6), "up", labd_has_machine(&d->ports[i]),
 			 "quarantine", p->machines[q->machine].is_quarantined, "faults",
 			 faults_format(&d->ports[i].in.faults, text, sizeof(text)), "in",
 			 counts_json(&c->in), "out", counts_json(&c->out), "flows",

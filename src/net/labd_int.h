@@ -9,6 +9,7 @@
 #include "net/capture.h"
 #include "net/fabric.h"
 #include "net/labd.h"
+#include "net/link.h"
 #include "net/resolver.h"
 #include "net/uplink.h"
 
@@ -27,8 +28,8 @@ struct uplink_port; /* labd.c's */
 struct lab_capture; /* labd_capture.c's */
 
 struct lab_port {
-	int fd;				     /* -1: no machine */
-	struct lab_frame *queue[LABD_QUEUE]; /* the socket takes no more */
+	struct net_link link;		     /* its fd -1: no machine */
+	struct lab_frame *queue[LABD_QUEUE]; /* the link takes no more */
 	unsigned head, queued;
 	size_t queued_bytes;
 	struct fault_link in, out;
@@ -79,12 +80,17 @@ struct labd {
 
 int64_t labd_now_ns(void);
 
-/** labd_frame_to() - a frame of the data plane for the machine at @port: faults, then its socket. */
+/** labd_frame_to() - a frame of the data plane for the machine at @port: faults, then its link. */
 void labd_frame_to(struct labd *d, unsigned port, const struct net_offload *off,
 		   const uint8_t *frame, size_t len);
 /** labd_read_port() - frames from its machine. */
 void labd_read_port(struct labd *d, unsigned port);
 void labd_flush_port(struct labd *d, unsigned port);
+/** labd_has_machine() - somebody is at the other end of @p. */
+static inline bool labd_has_machine(const struct lab_port *p)
+{
+	return p->link.fd >= 0;
+}
 void labd_close_port(struct labd *d, unsigned port);
 /** labd_release() - what faults held back until now.  Returns the time of the next one, INT64_MAX: none. */
 int64_t labd_release(struct labd *d, int64_t now_ns);

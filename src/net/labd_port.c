@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Frames between the data plane and the sockets of machines: bounded queues, and the faults of links. */
+/* Frames between the data plane and the links of machines: bounded queues, and the faults of links. */
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -25,30 +25,20 @@ static struct lab_frame *keep_frame(unsigned port, bool is_in, const struct net_
 
 /* ---- to the machine ---- */
 
-/* 1: sent, 0: no room, -1: the machine is gone. */
-static int send_now(const struct lab_port *p, const struct net_offload *off, const uint8_t *frame,
-		    size_t len)
+static bool is_full(struct lab_port *p, const struct net_offload *off, const uint8_t *frame, size_t len)
 {
-	struct iovec iov[2] = { { (void *)(uintptr_t)off, sizeof(*off) },
-				{ (void *)(uintptr_t)frame, len } };
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
+	struct iovec iov = { (void *)(uintptr_t)frame, len };
 
-	for (;;) {
-		if (sendmsg(p->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
-			return 1;
-		if (errno == EINTR)
-			continue;
-		return errno == EAGAIN || errno == ENOBUFS ? 0 : -1;
-	}
+	/* Its end is seen by the loop, which closes the port: nobody is in the middle of using it there. */
+	return net_link_send(&p->link, off, &iov, 1) == -EAGAIN;
 }
 
-/* Its end is seen by the loop, which closes the port: nobody is in the middle of using it there. */
-static void to_socket(struct labd *d, unsigned port, const struct net_offload *off,
-		      const uint8_t *frame, size_t len)
+static void to_link(struct labd *d, unsigned port, const struct net_offload *off,
+		    const uint8_t *frame, size_t len)
 {
 	struct lab_port *p = &d->ports[port];
 
-	if (p->fd < 0 || (!p->queued && send_now(p, off, frame, len) != 0))
+	if (!labd_has_machine(p) || (!p->queued && !is_full(p, off, frame, len)))
 		return;
 	struct lab_frame *f = NULL;
 	if (p->queued < LABD_QUEUE && len <= LABD_QUEUE_BYTES - p->queued_bytes)
@@ -77,7 +67,7 @@ void labd_flush_port(struct labd *d, unsigned port)
 
 	while (p->queued) {
 		struct lab_frame *f = p->queue[p->head];
-		if (send_now(p, &f->off, f->data, f->len) == 0)
+		if (is_full(p, &f->off, f->data, f->len))
 			return;
 		pop_queue(p);
 	}
@@ -175,7 +165,7 @@ int64_t labd_release(struct labd *d, int64_t now_ns)
 		if (f->is_in)
 			labd_input(d, f->port, &f->off, f->data, f->len);
 		else
-			to_socket(d, f->port, &f->off, f->data, f->len);
+			to_link(d, f->port, &f->off, f->data, f->len);
 		free(f);
 	}
 	return d->nheld ? d->held[0]->at_ns : INT64_MAX;
@@ -184,42 +174,46 @@ int64_t labd_release(struct labd *d, int64_t now_ns)
 void labd_frame_to(struct labd *d, unsigned port, const struct net_offload *off,
 		   const uint8_t *frame, size_t len)
 {
-	if (d->ports[port].fd >= 0 && pass_link(d, port, false, off, frame, len))
-		to_socket(d, port, off, frame, len);
+	if (labd_has_machine(&d->ports[port]) && pass_link(d, port, false, off, frame, len))
+		to_link(d, port, off, frame, len);
 }
 
 /* ---- from the machine ---- */
 
+/* It is copied before anybody looks: the machine may still write to it. */
+static void take_frame(struct labd *d, unsigned port, const struct net_ring_frame *f)
+{
+	if (!d->ports[port].link.is_from_socket)
+		memcpy(d->rx.b, f->data, f->len);
+	if (pass_link(d, port, true, &f->off, d->rx.b, f->len))
+		labd_input(d, port, &f->off, d->rx.b, f->len);
+}
+
 void labd_read_port(struct labd *d, unsigned port)
 {
 	struct lab_port *p = &d->ports[port];
+	const struct net_link_rx rx = { &d->rx_off, d->rx.b };
+	struct net_ring_frame f;
+	int r = 1;
 
-	for (unsigned i = 0; i < LABD_BATCH && p->fd >= 0; i++) {
-		struct iovec iov[2] = { { &d->rx_off, sizeof(d->rx_off) }, { d->rx.b, sizeof(d->rx.b) } };
-		struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
-		ssize_t n = recvmsg(p->fd, &msg, MSG_DONTWAIT);
-		if (n < 0 && (errno == EAGAIN || errno == EINTR))
-			return;
-		if (n <= 0) {
-			labd_close_port(d, port);
-			return;
+	for (unsigned i = 0; i < LABD_BATCH && r == 1 && labd_has_machine(p); i++) {
+		r = net_link_next(&p->link, &rx, &f);
+		if (r == 1) {
+			take_frame(d, port, &f);
+			net_link_done(&p->link);
 		}
-		if ((size_t)n <= sizeof(d->rx_off) || msg.msg_flags & MSG_TRUNC)
-			continue;
-		size_t len = (size_t)n - sizeof(d->rx_off);
-		if (pass_link(d, port, true, &d->rx_off, d->rx.b, len))
-			labd_input(d, port, &d->rx_off, d->rx.b, len);
 	}
+	if (r < 0)
+		labd_close_port(d, port);
 }
 
 void labd_close_port(struct labd *d, unsigned port)
 {
 	struct lab_port *p = &d->ports[port];
 
-	if (p->fd < 0)
+	if (!labd_has_machine(p))
 		return;
-	close(p->fd);
-	p->fd = -1;
+	net_link_close(&p->link);
 	while (p->queued)
 		pop_queue(p);
 }

@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "net/labd.h"
+#include "net/link.h"
 #include "net/testing.h"
 
 #define LIMIT_MS 20000
@@ -273,6 +274,310 @@ static void test_frames(void **state)
 	close(three);
 }
 
+/* ---- machines with rings ---- */
+
+static struct {
+	struct net_offload off;
+	uint8_t frame[NET_FRAME_MAX];
+} rx;
+
+static void link_up(struct net_link *l, const char *machine, const char *network)
+{
+	const struct net_link_rx to = { &rx.off, rx.frame };
+	struct net_ring_frame f;
+	int fd = attach(machine, network);
+
+	assert_true(fd >= 0);
+	net_link_open(l, fd, true);
+	while (!l->has_rings) {
+		struct pollfd p = { .fd = fd, .events = POLLIN };
+		assert_int_equal(poll(&p, 1, LIMIT_MS), 1);
+		l->is_readable = true;
+		assert_true(net_link_next(l, &to, &f) >= 0);
+	}
+}
+
+static void link_send(struct net_link *l, const struct frame *f)
+{
+	const struct net_link_rx to = { &rx.off, rx.frame };
+	struct iovec iov = { (void *)(uintptr_t)f->b, f->len };
+	struct net_offload off = { 0 };
+	int r;
+
+	while ((r = net_link_send(l, &off, &iov, 1)) == -EAGAIN) {
+		uint32_t timeout_ms = LIMIT_MS;
+		struct pollfd p = { .fd = l->fd, .events = net_link_poll(l, true, &timeout_ms) };
+		assert_true(poll(&p, 1, (int)timeout_ms) == 1 || !timeout_ms);
+		net_link_polled(l, p.revents);
+		assert_true(net_link_bells(l, &to) == 0);
+	}
+	assert_int_equal(r, 0);
+	assert_int_equal(net_link_ring(l), 0);
+}
+
+/* A machine that breaks the memory of frames is hung up on; nobody else's frames stop. */
+static void test_broken_rings(void **state)
+{
+	char control[CMSG_SPACE(sizeof(int))];
+	struct iovec iov = { rx.frame, 1 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control };
+	int bad = attach("one", "a"), two = attach("two", "a"), memory;
+	struct net_link three;
+	struct frame f = tcp("three", "two", 80);
+	uint32_t head = 0x7fffff00;
+
+	link_up(&three, "three", "b");
+	ask_fine("{\"cmd\": \"allow\", \"rule\": \"b.three -> a.two\"}");
+	msg.msg_controllen = sizeof(control);
+	assert_int_equal(send(bad, "R", 1, 0), 1);
+	assert_int_equal(recvmsg(bad, &msg, 0), 1);
+	assert_int_equal(rx.frame[0], 'M');
+	memcpy(&memory, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
+	assert_int_equal(pwrite(memory, &head, 4, 128), 4);
+	assert_int_equal(ftruncate(memory, 0), -1);
+	assert_int_equal(send(bad, "O", 1, 0), 1);
+	assert_int_equal(send(bad, "B", 1, 0), 1);
+	while (recv(bad, rx.frame, sizeof(rx.frame), 0) > 0) /* until it is closed */
+		;
+	assert_int_equal(card_number("a.one", "flows"), 0);
+	link_send(&three, &f);
+	assert_true(await_tcp(two, 80, LIMIT_MS));
+	close(bad);
+	close(memory);
+	bad = attach("one", "a");
+	assert_true(bad >= 0);
+	close(bad);
+	close(two);
+	net_link_close(&three);
+}
+
+/* The next TCP packet for port @dport, as await_tcp(). */
+static bool link_await(struct net_link *l, uint16_t dport, int limit_ms)
+{
+	const struct net_link_rx to = { &rx.off, rx.frame };
+	struct net_ring_frame f;
+	struct packet p;
+	int r;
+
+	for (;;) {
+		uint32_t timeout_ms = (uint32_t)limit_ms;
+		struct pollfd pfd = { .fd = l->fd, .events = net_link_poll(l, false, &timeout_ms) };
+		if (poll(&pfd, 1, (int)timeout_ms) <= 0 && timeout_ms)
+			return false;
+		net_link_polled(l, pfd.revents);
+		while ((r = net_link_next(l, &to, &f)) == 1) {
+			if (!l->is_from_socket)
+				memcpy(rx.frame, f.data, f.len);
+			net_link_done(l);
+			if (packet_parse(&p, rx.frame, f.len) == PACKET_FINE && p.proto == IP_TCP &&
+			    p.dport == dport)
+				return true;
+		}
+		assert_int_equal(r, 0);
+		if (!limit_ms && net_link_is_idle(l))
+			return false;
+	}
+}
+
+static void test_rings(void **state)
+{
+	struct net_link one, two;
+	int three = attach("three", "b");
+	struct frame f = tcp("one", "two", 80);
+
+	link_up(&one, "one", "a");
+	link_up(&two, "two", "a");
+	link_send(&one, &f);
+	assert_true(link_await(&two, 80, LIMIT_MS));
+	/* One that knows no rings has frames over its socket. */
+	ask_fine("{\"cmd\": \"allow\", \"rule\": \"a.one -> b.three\"}");
+	f = tcp("one", "three", 82);
+	link_send(&one, &f);
+	assert_true(await_tcp(three, 82, LIMIT_MS));
+	/* A machine that does not read: what does not fit is dropped, and it goes on when it reads again. */
+	f = tcp("one", "two", 83);
+	for (unsigned i = 0; i < 20000; i++)
+		link_send(&one, &f);
+	f = tcp("one", "three", 90);
+	link_send(&one, &f);
+	assert_true(await_tcp(three, 90, LIMIT_MS));
+	assert_true(card_number("a.two", "dropped") > 0);
+	while (link_await(&two, 83, 0))
+		;
+	for (bool came = false; !came;) {
+		f = tcp("one", "two", 84);
+		link_send(&one, &f);
+		came = link_await(&two, 84, 100);
+	}
+	net_link_close(&one);
+	net_link_close(&two);
+	close(three);
+}
+
+/* ---- floods ---- */
+
+/* As many frames as fit, without waiting. */
+static unsigned fill_link(struct net_link *l, const struct frame *f)
+{
+	struct iovec iov = { (void *)(uintptr_t)f->b, f->len };
+	struct net_offload off = { 0 };
+	unsigned n = 0;
+
+	while (net_link_send(l, &off, &iov, 1) == 0)
+		n++;
+	assert_int_equal(net_link_ring(l), 0);
+	return n;
+}
+
+static bool is_stopped(pid_t pid)
+{
+	int status;
+
+	return waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status);
+}
+
+/*
+ * Who floods is served a batch a round, however much waits, so that others have their turn.  Frames of all wait before the lab
+ * sees any: the order in which they come says how it took them.
+ */
+static void test_flood_is_fair(void **state)
+{
+	struct net_link one, two, three;
+	struct frame flood = tcp("one", "two", 80), f = tcp("three", "two", 81);
+	const struct net_link_rx to = { &rx.off, rx.frame };
+	unsigned before = 0, after = 0, waiting;
+	struct net_ring_frame got;
+	struct packet p;
+	bool is_seen = false;
+
+	link_up(&one, "one", "a");
+	link_up(&two, "two", "a");
+	link_up(&three, "three", "b");
+	ask_fine("{\"cmd\": \"allow\", \"rule\": \"b.three -> a.two\"}");
+	assert_int_equal(kill(t.pid, SIGSTOP), 0);
+	assert_true(is_stopped(t.pid));
+	waiting = fill_link(&one, &flood);
+	assert_true(waiting > 20 * LABD_BATCH);
+	link_send(&three, &f);
+	assert_int_equal(kill(t.pid, SIGCONT), 0);
+	while (!is_seen || after < LABD_BATCH) {
+		uint32_t timeout_ms = LIMIT_MS;
+		struct pollfd pfd = { .fd = two.fd, .events = net_link_poll(&two, false, &timeout_ms) };
+		assert_true(poll(&pfd, 1, (int)timeout_ms) == 1 || !timeout_ms);
+		net_link_polled(&two, pfd.revents);
+		while (net_link_next(&two, &to, &got) == 1) {
+			memcpy(rx.frame, got.data, got.len);
+			net_link_done(&two);
+			if (packet_parse(&p, rx.frame, got.len) != PACKET_FINE || p.proto != IP_TCP)
+				continue;
+			is_seen |= p.dport == 81;
+			if (is_seen)
+				after++;
+			else
+				before++;
+		}
+	}
+	assert_true(before <= 2 * LABD_BATCH);
+	net_link_close(&one);
+	net_link_close(&two);
+	net_link_close(&three);
+}
+
+static unsigned resident_kib(pid_t pid)
+{
+	char path[64], line[256];
+	unsigned kib = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+	FILE *status = fopen(path, "r");
+	while (status && fgets(line, sizeof(line), status))
+		if (sscanf(line, "VmRSS: %u", &kib) == 1)
+			break;
+	if (status)
+		fclose(status);
+	return kib;
+}
+
+/* Frames of all kinds that keep something: flows, fragments, answers of the gateway, queues of who does not read. */
+static void flood(struct net_link *l, unsigned n, unsigned seed)
+{
+	const struct policy *p = t.lab->policy;
+	struct frame f = tcp("one", "two", 80);
+	struct frame_ends e = { .src = p->ports[0].v4, .dst = p->ports[1].v4 };
+	uint8_t payload[1200] = { 0 };
+
+	memcpy(e.src_mac, p->ports[0].mac, 6);
+	for (unsigned i = 0; i < n; i++) {
+		unsigned v = i * 2654435761u + seed;
+		memcpy(e.dst_mac, v & 64 ? p->networks[0].gateway_mac : p->ports[1].mac, 6);
+		e.dst = v & 64 ? p->ports[2].v4 : p->ports[1].v4;
+		switch (v >> 8 & 7) {
+		case 0: /* new flows */
+			frame_tcp(&f, &e, (uint16_t)(v >> 16), (uint16_t)i, PACKET_SYN);
+			break;
+		case 1:
+			frame_udp(&f, &e, (uint16_t)(v >> 16), (uint16_t)i, payload, sizeof(payload));
+			break;
+		case 2: /* beginnings of packets in fragments */
+			frame_udp(&f, &e, (uint16_t)(v >> 16), (uint16_t)i, payload, sizeof(payload));
+			frame_fragment(&f, 0, 800, true, i);
+			break;
+		case 3:
+			frame_echo(&f, &e, false, (uint16_t)i);
+			break;
+		case 4: /* for the gateway, which answers */
+			e.dst = p->networks[0].gateway_v4;
+			memcpy(e.dst_mac, p->networks[0].gateway_mac, 6);
+			frame_echo(&f, &e, false, (uint16_t)i);
+			break;
+		case 5: /* for all */
+			memset(e.dst_mac, 0xff, 6);
+			frame_arp(&f, &e, 1);
+			break;
+		case 6: /* somebody else's address */
+			e.src = p->ports[2].v4;
+			frame_udp(&f, &e, 1, 2, payload, 60);
+			e.src = p->ports[0].v4;
+			break;
+		default:
+			f.len = 14 + v % 64;
+		}
+		link_send(l, &f);
+	}
+}
+
+/* What a flood takes it takes once: more of it takes no more, and nobody else loses a frame by it. */
+static void test_flood_takes_no_memory(void **state)
+{
+	struct net_link one;
+	int two = attach("two", "a"), three = attach("three", "b"); /* neither reads */
+	struct frame f;
+
+	link_up(&one, "one", "a");
+	ask_fine("{\"cmd\": \"allow\", \"rule\": \"a.one -> b.three\"}");
+	flood(&one, 60000, 1);
+	card_number("a.one", "flows"); /* an answer, so what came before has been read */
+	unsigned before = resident_kib(t.pid);
+	for (unsigned i = 2; i < 5; i++)
+		flood(&one, 60000, i);
+	assert_true(card_number("a.one", "flows") <= 4096);
+	unsigned after = resident_kib(t.pid);
+	printf("resident before %u KiB, after %u KiB\n", before, after);
+	assert_true(before > 0 && after <= before + 1024);
+	assert_true(card_number("a.two", "dropped") > 0);
+	net_link_close(&one);
+	close(two);
+	/* Everybody else goes on as if nothing had been. */
+	for (unsigned i = 0; i < 1000 && (two = attach("two", "a")) < 0; i++)
+		nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL);
+	ask_fine("{\"cmd\": \"allow\", \"rule\": \"b.three -> a.two\"}");
+	f = tcp("three", "two", 99);
+	send_frame(three, &f);
+	assert_true(await_tcp(two, 99, LIMIT_MS));
+	close(two);
+	close(three);
+}
+
 static void test_faults(void **state)
 {
 	int one = attach("one", "a"), two = attach("two", "a");
@@ -367,8 +672,15 @@ static void test_bad_commands(void **state)
 int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
-	const struct CMUnitTest tests[] = { T(test_frames), T(test_descriptors), T(test_faults),
-					    T(test_queue), T(test_bad_commands) };
+	const struct CMUnitTest tests[] = { T(test_frames),
+					    T(test_rings),
+					    T(test_broken_rings),
+					    T(test_flood_is_fair),
+					    T(test_flood_takes_no_memory),
+					    T(test_descriptors),
+					    T(test_faults),
+					    T(test_queue),
+					    T(test_bad_commands) };
 
 	signal(SIGPIPE, SIG_IGN);
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,11 +3,11 @@
  * The network process of one guest: one poll loop around an uplink.
  *
  * Bounds, as the guest is hostile:
- *  - frames to the guest that the socket does not take wait in a ring of QUEUE_MAX, QUEUE_BYTES together;
+ *  - frames to the guest that the link does not take wait in a ring of QUEUE_MAX, QUEUE_BYTES together;
  *    when it is full they are dropped, and while it is half full slirp's host sockets are not read, so
  *    that TCP slows down instead;
  *  - at most FILES_MAX descriptors, hence connections, each with buffers of bounded size; those of tcp_nat have a
- *    bound together, and their frames never wait here: what the socket does not take stays a byte in a ring.
+ *    bound together, and their frames never wait here: what the link does not take stays a byte in a ring.
  */
 #include "net/netd.h"
 
@@ -23,29 +23,29 @@
 #include <sys/socket.h>
 
 #include "base/log.h"
+#include "net/link.h"
 #include "net/offload.h"
 #include "net/uplink.h"
 
-#define QUEUE_MAX    256
-#define QUEUE_BYTES  (2 * MIB)
-#define SOCKET_SPACE (1 << 20) /* asked for; the host may give less */
-#define BATCH	     64	       /* frames from the guest a round */
-#define FILES_MAX    1024
-#define NETWORK	     "10.0.2.0"
-#define NETMASK	     "255.255.255.0"
-#define GATEWAY	     "10.0.2.2"
+#define QUEUE_MAX   256
+#define QUEUE_BYTES (2 * MIB)
+#define BATCH	    64 /* frames from the guest a round */
+#define FILES_MAX   1024
+#define NETWORK	    "10.0.2.0"
+#define NETMASK	    "255.255.255.0"
+#define GATEWAY	    "10.0.2.2"
 
 struct out_frame {
 	uint32_t len;
-	struct net_offload off; /* from here on as it is sent, with @len bytes of frame */
+	struct net_offload off;
 	uint8_t data[];
 };
 
 struct netd {
-	int fd;
+	struct net_link link;
 	struct uplink *uplink;
 	struct pollfd *pfds; /* [0] is the machine, then the uplink's */
-	bool is_gone;	     /* the machine closed the socket */
+	bool is_gone;	     /* the machine closed the socket, or broke the rings */
 	/* frames to the guest */
 	struct out_frame *queue[QUEUE_MAX]; /* malloc'd */
 	unsigned head, queued;
@@ -59,29 +59,21 @@ struct netd {
 
 /* ---- to the guest ---- */
 
-/* 1: sent, 0: no room. */
-static int send_now(struct netd *n, struct iovec *iov, unsigned niov)
+/* False: no room. */
+static bool send_now(struct netd *n, const struct net_offload *off, const struct iovec *iov, unsigned niov)
 {
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = niov };
+	int r = net_link_send(&n->link, off, iov, niov);
 
-	for (;;) {
-		if (sendmsg(n->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
-			return 1;
-		if (errno == EINTR)
-			continue;
-		if (errno == EAGAIN || errno == ENOBUFS)
-			return 0;
-		n->is_gone = true;
-		return 1;
-	}
+	n->is_gone |= r < 0 && r != -EAGAIN;
+	return r != -EAGAIN;
 }
 
 static void flush_queue(struct netd *n)
 {
 	while (n->queued) {
 		struct out_frame *f = n->queue[n->head];
-		struct iovec iov = { &f->off, sizeof(f->off) + f->len };
-		if (!send_now(n, &iov, 1))
+		struct iovec iov = { f->data, f->len };
+		if (!send_now(n, &f->off, &iov, 1))
 			return;
 		n->head = (n->head + 1) % QUEUE_MAX;
 		n->queued--;
@@ -101,11 +93,10 @@ static void send_frame(void *ctx, const struct net_offload *off, const void *hea
 {
 	struct netd *n = ctx;
 	size_t len = head_len + rest_len;
-	struct iovec iov[3] = { { (void *)(uintptr_t)off, sizeof(*off) },
-				{ (void *)(uintptr_t)head, head_len },
+	struct iovec iov[2] = { { (void *)(uintptr_t)head, head_len },
 				{ (void *)(uintptr_t)rest, rest_len } };
 
-	if (!n->queued && send_now(n, iov, rest_len ? 3 : 2))
+	if (!n->queued && send_now(n, off, iov, rest_len ? 2 : 1))
 		return;
 	struct out_frame *f = NULL;
 	if (n->queued < QUEUE_MAX && len <= QUEUE_BYTES - n->queued_bytes)
@@ -127,27 +118,34 @@ static void send_frame(void *ctx, const struct net_offload *off, const void *hea
 static bool send_tcp(void *ctx, const struct net_offload *off, const struct iovec *iov, unsigned niov)
 {
 	struct netd *n = ctx;
-	struct iovec v[4] = { { (void *)(uintptr_t)off, sizeof(*off) } };
 
-	for (unsigned i = 0; i < niov; i++)
-		v[1 + i] = iov[i];
-	return !n->queued && send_now(n, v, 1 + niov);
+	return !n->queued && send_now(n, off, iov, niov);
 }
 
 /* ---- from the guest ---- */
 
+/* It is copied before anybody looks: the machine may still write to it. */
+static void take_frame(struct netd *n, const struct net_ring_frame *f)
+{
+	if (!n->link.is_from_socket)
+		memcpy(n->rx.frame, f->data, f->len);
+	uplink_input(n->uplink, &f->off, n->rx.frame, f->len);
+}
+
 static void read_guest(struct netd *n)
 {
+	const struct net_link_rx rx = { &n->rx.off, n->rx.frame };
+	struct net_ring_frame f;
+
 	for (unsigned i = 0; i < BATCH && !n->is_gone; i++) {
-		ssize_t len = recv(n->fd, &n->rx, sizeof(n->rx), MSG_DONTWAIT | MSG_TRUNC);
-		if (len < 0 && (errno == EAGAIN || errno == EINTR))
+		int r = net_link_next(&n->link, &rx, &f);
+		if (r == 0)
 			return;
-		if (len <= 0) {
-			n->is_gone = true;
-			return;
+		if (r == 1) {
+			take_frame(n, &f);
+			net_link_done(&n->link);
 		}
-		if ((size_t)len > sizeof(n->rx.off) && (size_t)len <= sizeof(n->rx))
-			uplink_input(n->uplink, &n->rx.off, n->rx.frame, (size_t)len - sizeof(n->rx.off));
+		n->is_gone |= r < 0;
 	}
 }
 
@@ -160,8 +158,8 @@ static void serve(struct netd *n)
 		bool congested = is_congested(n);
 		bool wants_room = n->queued || uplink_wants_room(n->uplink);
 
-		n->pfds[0] =
-			(struct pollfd){ .fd = n->fd, .events = POLLIN | (wants_room ? POLLOUT : 0) };
+		n->pfds[0].fd = n->link.fd;
+		n->pfds[0].events = net_link_poll(&n->link, wants_room, &timeout_ms);
 		unsigned npfds = uplink_fill(n->uplink, n->pfds + 1, FILES_MAX, congested, &timeout_ms);
 		int r = poll(n->pfds, 1 + npfds, (int)timeout_ms);
 		if (r < 0 && errno != EINTR) {
@@ -170,11 +168,11 @@ static void serve(struct netd *n)
 		}
 		for (unsigned i = 0; r <= 0 && i <= npfds; i++)
 			n->pfds[i].revents = 0;
-		if (n->pfds[0].revents & POLLOUT)
+		net_link_polled(&n->link, n->pfds[0].revents);
+		if (n->link.is_writable)
 			flush_queue(n);
 		uplink_polled(n->uplink, n->pfds + 1, npfds, r < 0);
-		if (n->pfds[0].revents & (POLLIN | POLLHUP | POLLERR))
-			read_guest(n);
+		read_guest(n);
 		uplink_flush(n->uplink);
 	}
 }
@@ -216,15 +214,13 @@ static int set_up_uplink(struct netd *n, const struct netd_config *cfg, struct e
 
 static int set_up(struct netd *n, const struct netd_config *cfg, struct error *err)
 {
-	n->fd = cfg->fd;
+	net_link_open(&n->link, cfg->fd, false);
 	n->pfds = calloc(FILES_MAX + 1, sizeof(*n->pfds));
 	if (!n->pfds)
 		return error_set(err, -ENOMEM, "the network process has no memory");
-	if (fcntl(n->fd, F_SETFD, FD_CLOEXEC) < 0)
-		return error_set(err, -errno, "descriptor %d of the network process: %s", n->fd,
-				 strerror(errno));
-	int space = SOCKET_SPACE;
-	setsockopt(n->fd, SOL_SOCKET, SO_SNDBUF, &space, sizeof(space)); /* a wish */
+	if (fcntl(n->link.fd, F_SETFD, FD_CLOEXEC) < 0)
+		return error_set(err, -errno, "descriptor %d of the network process: %s",
+				 n->link.fd, strerror(errno));
 	limit_files();
 	int r = set_up_uplink(n, cfg, err);
 	if (r < 0)
@@ -264,7 +260,7 @@ int netd_main(const struct netd_config *cfg)
 	if (r == 0)
 		serve(n);
 	uplink_destroy(n->uplink);
-	close(n->fd);
+	net_link_close(&n->link);
 	while (n->queued) {
 		free(n->queue[n->head]);
 		n->head = (n->head + 1) % QUEUE_MAX;

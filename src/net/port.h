@@ -27,7 +27,8 @@ struct net_port;
 /* What the card gives. */
 struct net_card {
 	/* A frame for the guest.  Returns 0, or -ENOBUFS: no buffer now, the port drops the frame or keeps
-	 * it until net_ops.rx_ready is called. */
+	 * it until net_ops.rx_ready is called.  The bytes may be in memory that their sender still writes to: what is decided by
+	 * them is copied first. */
 	int (*receive)(void *ctx, const struct net_offload *off, const struct iovec *iov, unsigned niov);
 	void (*link_changed)(void *ctx, bool is_up);
 	void (*tx_ready)(void *ctx); /* after send gave -EAGAIN: try again */
@@ -49,8 +50,8 @@ struct net_port {
 };
 
 /**
- * net_port_socket() - a port over a connected SOCK_SEQPACKET socket to a `viv net` process; each
- * packet is struct net_offload followed by the frame.  Takes @fd.
+ * net_port_socket() - a port over a connected SOCK_SEQPACKET socket to a `viv net` process, and over rings of shared
+ * memory if that has them (link.h).  Takes @fd.
  */
 int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint8_t mac[6],
 		    struct error *err);

@@ -1,29 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A port over a SOCK_SEQPACKET socket: one packet a frame.  Nothing is queued here: towards the network
- * the socket's buffer is the queue, and when it is full the card waits; towards the guest at most
- * one frame is held, and while it is, the socket is not read.
+ * A port over a link (link.h).  Nothing is queued here: towards the network the link is the queue, and when it is full the card
+ * waits; towards the guest at most one frame is held, which stays where it is, and while it is no other is read.
  */
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/eventfd.h>
 
 #include "base/host.h"
 #include "base/log.h"
+#include "net/link.h"
 #include "net/port.h"
 
-#define BATCH	     64		   /* frames a round, so that one port never holds the loop */
-#define SOCKET_SPACE (1 << 20)	   /* asked for; the host may give less */
-#define IOV_DIRECT   (IOV_MAX - 1) /* vectors that go to the socket as they are, behind the header */
+#define BATCH	   64		 /* frames a round, so that one port never holds the loop */
+#define IOV_DIRECT (IOV_MAX - 1) /* vectors that go to the link as they are */
 
 struct socket_port {
 	struct net_port port;
 	struct loop *loop;
+	struct net_link link;
 	struct loop_fd *watch; /* NULL: the other side is gone */
-	int fd;
-	bool is_held;	 /* @rx holds a frame the card had no buffer for */
-	bool is_waiting; /* the card waits for room in the socket */
-	size_t rx_len;
+	int more_fd;	       /* an eventfd: there is more to read, and no bell will come */
+	struct loop_fd *more;
+	bool is_held;	 /* @held waits for a buffer of the card */
+	bool is_waiting; /* the card waits for room in the link */
+	struct net_ring_frame held;
 	struct {
 		struct net_offload off;
 		uint8_t frame[NET_FRAME_MAX];
@@ -33,116 +35,157 @@ struct socket_port {
 
 static void watch(struct socket_port *p)
 {
+	bool is_full = p->is_held && p->link.is_from_socket; /* rings have bells on the socket, still */
+
 	if (p->watch)
-		loop_fd_modify(p->watch, (p->is_held ? 0 : LOOP_IN) | (p->is_waiting ? LOOP_OUT : 0));
+		loop_fd_modify(p->watch, (is_full ? 0 : LOOP_IN) |
+						 (p->is_waiting && !p->link.has_rings ? LOOP_OUT : 0));
 }
 
-static void hang_up(struct socket_port *p)
+static void hang_up(struct socket_port *p, int why)
 {
 	if (!p->watch)
 		return;
 	loop_fd_remove(p->watch);
 	p->watch = NULL;
 	p->is_waiting = false;
-	log_warn("net", "the network process went away; the guest's link is down");
+	log_warn("net", "the network process %s; the guest's link is down",
+		 why == -EPROTO ? "broke the memory of frames" : "went away");
 	if (p->port.card.link_changed)
 		p->port.card.link_changed(p->port.card.ctx, false);
+}
+
+static int flatten(struct socket_port *p, const struct iovec *iov, unsigned niov, struct iovec *out)
+{
+	size_t len = 0;
+
+	for (unsigned i = 0; i < niov; i++) {
+		if (iov[i].iov_len > sizeof(p->tx) - len)
+			return -EMSGSIZE;
+		memcpy(p->tx + len, iov[i].iov_base, iov[i].iov_len);
+		len += iov[i].iov_len;
+	}
+	*out = (struct iovec){ p->tx, len };
+	return 0;
 }
 
 static int socket_send(struct net_port *port, const struct net_offload *off,
 		       const struct iovec *iov, unsigned niov)
 {
 	struct socket_port *p = container_of(port, struct socket_port, port);
-	struct iovec v[IOV_DIRECT + 1];
-	struct msghdr msg = { .msg_iov = v };
+	struct iovec flat;
+	int r = 0;
 
 	if (!p->watch)
 		return -ENETDOWN;
-	v[0] = (struct iovec){ (void *)(uintptr_t)off, sizeof(*off) };
-	if (niov <= IOV_DIRECT) {
-		memcpy(v + 1, iov, niov * sizeof(*iov));
-		msg.msg_iovlen = niov + 1;
-	} else {
-		size_t len = 0;
-		for (unsigned i = 0; i < niov; i++) {
-			if (iov[i].iov_len > sizeof(p->tx) - len)
-				return -EMSGSIZE;
-			memcpy(p->tx + len, iov[i].iov_base, iov[i].iov_len);
-			len += iov[i].iov_len;
-		}
-		v[1] = (struct iovec){ p->tx, len };
-		msg.msg_iovlen = 2;
+	if (niov > IOV_DIRECT) {
+		r = flatten(p, iov, niov, &flat);
+		iov = &flat;
+		niov = 1;
 	}
-	ssize_t r;
-	do
-		r = sendmsg(p->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-	while (r < 0 && errno == EINTR);
-	if (r >= 0)
-		return 0;
-	if (errno == EAGAIN || errno == ENOBUFS) {
+	if (r == 0)
+		r = net_link_send(&p->link, off, iov, niov);
+	if (r == 0)
+		r = net_link_ring(&p->link);
+	if (r == -EAGAIN) {
 		p->is_waiting = true;
 		watch(p);
-		return -EAGAIN;
 	}
-	int e = -errno;
-	if (e == -EPIPE || e == -ECONNRESET || e == -ENOTCONN)
-		hang_up(p);
-	return e;
+	if (r == -EPIPE || r == -ECONNRESET || r == -ENOTCONN || r == -EPROTO)
+		hang_up(p, r);
+	return r;
 }
 
-/* Hands the frame in @rx to the card.  False: it is held. */
+/* Hands @held to the card.  False: it is held. */
 static bool deliver(struct socket_port *p)
 {
-	struct iovec iov = { p->rx.frame, p->rx_len - sizeof(p->rx.off) };
+	struct iovec iov = { (void *)(uintptr_t)p->held.data, p->held.len };
 
 	p->is_held = p->port.card.receive &&
-		     p->port.card.receive(p->port.card.ctx, &p->rx.off, &iov, 1) == -ENOBUFS;
-	return !p->is_held;
+		     p->port.card.receive(p->port.card.ctx, &p->held.off, &iov, 1) == -ENOBUFS;
+	if (p->is_held)
+		return false;
+	net_link_done(&p->link);
+	int r = net_link_ring(&p->link);
+	if (r < 0)
+		hang_up(p, r);
+	return true;
+}
+
+static void read_bells(struct socket_port *p)
+{
+	const struct net_link_rx rx = { &p->rx.off, p->rx.frame };
+	int r = net_link_bells(&p->link, &rx);
+
+	if (r < 0)
+		hang_up(p, r);
 }
 
 static void read_frames(struct socket_port *p)
 {
+	const struct net_link_rx rx = { &p->rx.off, p->rx.frame };
+	int r = 1;
+
 	for (unsigned i = 0; i < BATCH && !p->is_held && p->watch; i++) {
-		ssize_t n = recv(p->fd, &p->rx, sizeof(p->rx), MSG_DONTWAIT | MSG_TRUNC);
-		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		r = net_link_next(&p->link, &rx, &p->held);
+		if (r <= 0)
 			break;
-		if (n <= 0) {
-			hang_up(p);
-			break;
-		}
-		/* Cut or headless packets are none. */
-		if ((size_t)n <= sizeof(p->rx.off) || (size_t)n > sizeof(p->rx))
-			continue;
-		p->rx_len = n;
 		deliver(p);
 	}
+	if (r < 0)
+		hang_up(p, r);
+	else if (!p->is_held && p->watch && !net_link_is_idle(&p->link))
+		eventfd_write(p->more_fd, 1);
 	watch(p);
+}
+
+static void tell_room(struct socket_port *p)
+{
+	p->is_waiting = false;
+	watch(p);
+	if (p->port.card.tx_ready)
+		p->port.card.tx_ready(p->port.card.ctx);
 }
 
 static void on_socket(void *arg, int fd, unsigned events)
 {
 	struct socket_port *p = arg;
 
-	(void)fd;
-	if (events & LOOP_OUT && p->is_waiting) {
-		p->is_waiting = false;
-		watch(p);
-		if (p->port.card.tx_ready)
-			p->port.card.tx_ready(p->port.card.ctx);
+	if (events & LOOP_OUT && p->is_waiting)
+		tell_room(p);
+	if (events & LOOP_IN) {
+		p->link.is_readable = true;
+		if (!p->is_held)
+			read_frames(p);
+		else
+			read_bells(p);
+		if (p->watch && p->is_waiting && net_link_has_room(&p->link))
+			tell_room(p);
+	} else if (events & (LOOP_HUP | LOOP_ERR)) {
+		hang_up(p, -EPIPE);
 	}
-	if (events & LOOP_IN)
+}
+
+static void on_more(void *arg, int fd, unsigned events)
+{
+	struct socket_port *p = arg;
+	eventfd_t n;
+
+	eventfd_read(fd, &n);
+	if (p->watch && !p->is_held)
 		read_frames(p);
-	else if (events & (LOOP_HUP | LOOP_ERR))
-		hang_up(p);
 }
 
 static void socket_rx_ready(struct net_port *port)
 {
 	struct socket_port *p = container_of(port, struct socket_port, port);
 
+	if (!p->is_held || !deliver(p))
+		return;
 	/* The rest comes on the loop's thread. */
-	if (p->is_held && deliver(p))
-		watch(p);
+	if (p->watch && !net_link_is_idle(&p->link))
+		eventfd_write(p->more_fd, 1);
+	watch(p);
 }
 
 static void socket_close(struct net_port *port)
@@ -151,7 +194,10 @@ static void socket_close(struct net_port *port)
 		return;
 	struct socket_port *p = container_of(port, struct socket_port, port);
 	loop_fd_remove(p->watch);
-	close(p->fd);
+	loop_fd_remove(p->more);
+	if (p->more_fd >= 0)
+		close(p->more_fd);
+	net_link_close(&p->link);
 	free(p);
 }
 
@@ -161,12 +207,23 @@ static const struct net_ops socket_ops = {
 	.close = socket_close,
 };
 
+static int check_socket(int fd, struct error *err)
+{
+	int type = 0;
+	socklen_t len = sizeof(type);
+	int r = getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 ? -errno : 0;
+
+	if (r == 0 && type != SOCK_SEQPACKET)
+		r = -EPROTOTYPE;
+	return r == 0 ? 0
+		      : error_set(err, r, "descriptor %d is no packet socket to a network: %s", fd,
+				  strerror(-r));
+}
+
 int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint8_t mac[6],
 		    struct error *err)
 {
 	struct socket_port *p = host.malloc(sizeof(*p));
-	int type = 0, space = SOCKET_SPACE;
-	socklen_t len = sizeof(type);
 
 	if (!p) {
 		close(fd);
@@ -177,21 +234,23 @@ int net_port_socket(struct net_port **out, struct loop *loop, int fd, const uint
 	p->port.can_offload = true;
 	memcpy(p->port.mac, mac, 6);
 	p->loop = loop;
-	p->fd = fd;
-	int r = getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 ? -errno : 0;
-	if (r == 0 && type != SOCK_SEQPACKET)
-		r = -EPROTOTYPE;
-	if (r < 0) {
-		error_set(err, r, "descriptor %d is no packet socket to a network: %s", fd,
-			  strerror(-r));
+	p->link.fd = fd;
+	p->more_fd = -1;
+	int r = check_socket(fd, err);
+	if (r < 0)
+		goto fail;
+	p->more_fd = host.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (p->more_fd < 0) {
+		r = error_set(err, -errno, "cannot make an eventfd: %s", strerror(errno));
 		goto fail;
 	}
-	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &space, sizeof(space)); /* a wish */
 	p->watch = loop_fd_add(loop, fd, LOOP_IN, on_socket, p);
-	if (!p->watch) {
+	p->more = loop_fd_add(loop, p->more_fd, LOOP_IN, on_more, p);
+	if (!p->watch || !p->more) {
 		r = error_set(err, -ENOMEM, "out of memory");
 		goto fail;
 	}
+	net_link_open(&p->link, fd, true);
 	*out = &p->port;
 	return 0;
 fail:

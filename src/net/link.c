@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "net/link.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/log.h"
+
+#define SOCKET_SPACE (1 << 20) /* asked for; the host may give less */
+#define MESSAGES_MAX 64	       /* that are no frames, read in a row */
+
+enum { ASK = 'R', MEMORY = 'M', MAPPED = 'O', BELL = 'B' };
+
+/* ---- messages ---- */
+
+/* 0, -EAGAIN: the socket is full, -errno: the other side is gone. */
+static int send_message(int fd, uint8_t kind, int pass_fd)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { 0 };
+	struct iovec iov = { &kind, 1 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (pass_fd >= 0) {
+		msg.msg_control = control.space;
+		msg.msg_controllen = sizeof(control.space);
+		struct cmsghdr *m = CMSG_FIRSTHDR(&msg);
+		m->cmsg_level = SOL_SOCKET;
+		m->cmsg_type = SCM_RIGHTS;
+		m->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(m), &pass_fd, sizeof(int));
+	}
+	do
+		n = sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n >= 0 ? 0 : errno == ENOBUFS ? -EAGAIN : -errno;
+}
+
+static void offer(struct net_link *l)
+{
+	int fd, r = net_ring_make(&l->ring, &fd);
+
+	if (r == 0) {
+		r = send_message(l->fd, MEMORY, fd);
+		close(fd);
+	}
+	if (r == 0)
+		return;
+	log_debug("net", "no rings for a machine's frames: %s", strerror(-r));
+	net_ring_destroy(l->ring);
+	l->ring = NULL;
+}
+
+static void join(struct net_link *l, int fd)
+{
+	int r = net_ring_join(&l->ring, fd);
+
+	if (r == 0)
+		r = send_message(l->fd, MAPPED, -1);
+	if (r == 0) {
+		l->has_rings = true;
+		return;
+	}
+	log_debug("net", "no rings for this machine's frames: %s", strerror(-r));
+	net_ring_destroy(l->ring);
+	l->ring = NULL;
+}
+
+static void take_message(struct net_link *l, uint8_t kind, int fd)
+{
+	if (kind == ASK && !l->asks && !l->ring)
+		offer(l);
+	else if (kind == MEMORY && l->asks && !l->ring && fd >= 0)
+		join(l, fd);
+	else if (kind == MAPPED && !l->asks && l->ring)
+		l->has_rings = true;
+	else if (kind == BELL)
+		l->is_asleep = false;
+}
+
+/* ---- life ---- */
+
+void net_link_open(struct net_link *l, int fd, bool asks)
+{
+	int space = SOCKET_SPACE;
+
+	*l = (struct net_link){ .fd = fd, .asks = asks, .is_asleep = true };
+	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &space, sizeof(space)); /* a wish */
+	if (asks)
+		send_message(fd, ASK, -1); /* a new socket has room; who is gone is noticed later */
+}
+
+void net_link_close(struct net_link *l)
+{
+	if (l->fd >= 0)
+		close(l->fd);
+	net_ring_destroy(l->ring);
+	*l = (struct net_link){ .fd = -1 };
+}
+
+/* ---- out ---- */
+
+static int send_packet(int fd, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+{
+	struct iovec v[IOV_MAX];
+	struct msghdr msg = { .msg_iov = v, .msg_iovlen = niov + 1 };
+	ssize_t n;
+
+	if (niov >= IOV_MAX)
+		return -EMSGSIZE;
+	v[0] = (struct iovec){ (void *)(uintptr_t)off, sizeof(*off) };
+	memcpy(v + 1, iov, niov * sizeof(*iov));
+	do
+		n = sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n >= 0 ? 0 : errno == ENOBUFS ? -EAGAIN : -errno;
+}
+
+int net_link_send(struct net_link *l, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+{
+	return l->has_rings ? net_ring_put(l->ring, off, iov, niov, &l->owes_bell)
+			    : send_packet(l->fd, off, iov, niov);
+}
+
+int net_link_ring(struct net_link *l)
+{
+	if (!l->owes_bell)
+		return 0;
+	l->owes_bell = false;
+	int r = send_message(l->fd, BELL, -1);
+	return r == -EAGAIN ? 0 : r; /* a full socket is a bell, too */
+}
+
+bool net_link_has_room(struct net_link *l)
+{
+	return l->has_rings && net_ring_has_room(l->ring);
+}
+
+/* ---- in ---- */
+
+/* The first descriptor that came with a message, all others closed; -1: none. */
+static int passed_fd(struct msghdr *msg)
+{
+	struct cmsghdr *m = CMSG_FIRSTHDR(msg);
+	int first = -1, fd;
+
+	if (!m || m->cmsg_level != SOL_SOCKET || m->cmsg_type != SCM_RIGHTS)
+		return -1;
+	for (size_t i = 0; i < (m->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+		memcpy(&fd, CMSG_DATA(m) + i * sizeof(int), sizeof(int));
+		if (first < 0)
+			first = fd;
+		else
+			close(fd);
+	}
+	return first;
+}
+
+/* One packet.  Its length and, of a message, @fd; -EAGAIN: none, -errno: the other side is gone. */
+static ssize_t receive(struct net_link *l, const struct net_link_rx *rx, int *fd)
+{
+	char control[CMSG_SPACE(sizeof(int))];
+	struct iovec iov[2] = { { rx->off, sizeof(*rx->off) }, { rx->frame, NET_FRAME_MAX } };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
+	bool awaits_fd = l->asks && !l->ring;
+	ssize_t n;
+
+	if (awaits_fd) { /* else the kernel drops what comes along */
+		msg.msg_control = control;
+		msg.msg_controllen = sizeof(control);
+	}
+	do
+		n = recvmsg(l->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n <= 0)
+		return n < 0 ? -errno : -EPIPE;
+	*fd = awaits_fd ? passed_fd(&msg) : -1;
+	return msg.msg_flags & MSG_TRUNC ? 1 : n; /* cut packets are none */
+}
+
+/* Messages, up to a frame: 1.  0: none now, -errno: the other side is gone. */
+static int read_socket(struct net_link *l, const struct net_link_rx *rx, struct net_ring_frame *f)
+{
+	for (unsigned i = 0; i < MESSAGES_MAX && l->is_readable; i++) {
+		int fd = -1;
+		ssize_t n = receive(l, rx, &fd);
+		if (n < 0 && n != -EAGAIN)
+			return (int)n;
+		/* With rings there are bells only, one at a time: poll(2) tells of more. */
+		l->is_readable = n >= 0 && !l->has_rings;
+		if (n == 1)
+			take_message(l, *(const uint8_t *)rx->off, fd);
+		if (fd >= 0)
+			close(fd);
+		if (n > (ssize_t)sizeof(*rx->off)) {
+			*f = (struct net_ring_frame){ *rx->off, rx->frame, (size_t)n - sizeof(*rx->off) };
+			return 1;
+		}
+	}
+	return 0;
+}
+
+int net_link_next(struct net_link *l, const struct net_link_rx *rx, struct net_ring_frame *f)
+{
+	int r = read_socket(l, rx, f);
+
+	l->is_from_socket = r == 1;
+	return r == 0 && l->has_rings && !l->is_asleep ? net_ring_peek(l->ring, f) : r;
+}
+
+int net_link_bells(struct net_link *l, const struct net_link_rx *rx)
+{
+	struct net_ring_frame f;
+	int r = read_socket(l, rx, &f);
+
+	return MIN(r, 0);
+}
+
+void net_link_done(struct net_link *l)
+{
+	if (!l->is_from_socket)
+		l->owes_bell |= net_ring_pop(l->ring);
+}
+
+bool net_link_is_idle(struct net_link *l)
+{
+	if (l->has_rings && !l->is_asleep)
+		l->is_asleep = net_ring_sleep(l->ring);
+	return !l->has_rings || l->is_asleep;
+}
+
+/* ---- poll(2) ---- */
+
+short net_link_poll(struct net_link *l, bool wants_room, uint32_t *timeout_ms)
+{
+	if (!l->has_rings)
+		return (short)(POLLIN | (wants_room ? POLLOUT : 0));
+	net_link_ring(l); /* who is gone is noticed by the socket */
+	l->is_writable = wants_room && net_ring_has_room(l->ring);
+	if (l->is_writable || !net_link_is_idle(l))
+		*timeout_ms = 0;
+	return POLLIN;
+}
+
+void net_link_polled(struct net_link *l, short revents)
+{
+	l->is_readable |= (revents & (POLLIN | POLLHUP | POLLERR)) != 0;
+	if (!l->has_rings)
+		l->is_writable = (revents & POLLOUT) != 0;
+}
