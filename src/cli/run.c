@@ -19,6 +19,7 @@
 #include "ctl/paths.h"
 #include "engine/pick.h"
 #include "net/netd.h"
+#include "net/tap.h"
 
 #define STOP_TIMEOUT_MS 30000
 #define CONSOLE_TAIL	2000
@@ -52,7 +53,7 @@ static const struct opt run_opts[] = {
 		   "BIOS image (default: SeaBIOS if there is no kernel)"),
 	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=F]",
 		 "a disk; may be given again"),
-	OPT_STRING(struct args, net, "net", "nat|none|lab:LAB:NETWORK",
+	OPT_STRING(struct args, net, "net", "nat|none|lab:LAB:NETWORK|tap:NAME|bridge:NAME",
 		   "network (default nat with an image, else none)"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
 		 "TCP port of this host to a port of the guest"),
@@ -97,6 +98,12 @@ const struct opts_cmd cli_run_cmd = {
 		"files, "
 		"that the image\n"
 		"may stand on.\n\n"
+		"--net tap:NAME is an interface of this host, with the guest at the other end of "
+		"its cable; bridge:NAME makes "
+		"one and puts it\n"
+		"into that bridge.  Both need the rights of root, but for a tap device that root "
+		"made for you (ip tuntap "
+		"add ... user NAME).\n\n"
 		"--iommu intel puts every PCI device behind an Intel VT-d unit; Linux uses it with "
 		"--append "
 		"intel_iommu=on.\n"
@@ -242,6 +249,21 @@ static int check_engine(const char *name, struct error *err)
 				    "there is no engine \"%s\"; --engine takes auto, kvm or dbt", name);
 }
 
+static int check_net(const char *net, struct error *err)
+{
+	struct tap_name name;
+
+	if (strcmp(net, "nat") == 0 || strcmp(net, "none") == 0 || strncmp(net, "lab:", 4) == 0)
+		return 0;
+	if (strncmp(net, "tap:", 4) == 0 || strncmp(net, "bridge:", 7) == 0)
+		return tap_parse(net, &name, err);
+	return error_set(err, -EINVAL,
+			 "there is no network \"%s\"; there are nat, none, "
+			 "lab:LAB:NETWORK,NETWORK, and tap:NAME and bridge:NAME for "
+			 "who has the rights of root",
+			 net);
+}
+
 static int set_strings(struct vmconfig *c, const struct args *a, bool has_image, struct error *err)
 {
 	int r = absolute(a->kernel, &c->kernel, err);
@@ -264,10 +286,10 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 				 : has_image || a->forwards.n ? "nat"
 							      : "none",
 				 err);
-	if (r == 0 && strcmp(c->net, "nat") != 0 && strcmp(c->net, "none") != 0 &&
-	    strncmp(c->net, "lab:", 4) != 0)
-		r = error_set(err, -EINVAL, "there is no network \"%s\"; there are nat, none and lab:LAB:NETWORK,NETWORK",
-			      c->net);
+	if (r == 0)
+		r = check_net(c->net, err);
+	if (r == 0 && (strncmp(c->net, "tap:", 4) == 0 || strncmp(c->net, "bridge:", 7) == 0))
+		r = vmconfig_new_mac(c, err); /* many may be on one wire */
 	if (r == 0 && a->forwards.n && strcmp(c->net, "nat") != 0)
 		r = error_set(err, -EINVAL, "--forward needs --net nat");
 	return r;

@@ -22,6 +22,7 @@
 #include "ctl/vmconfig.h"
 #include "net/labd.h"
 #include "net/netd.h"
+#include "net/tap.h"
 
 #define CONSOLE_BACKLOG (64 * KIB)
 #define DRAIN_MAX_NS	10000000000LL
@@ -185,6 +186,24 @@ static int start_net(struct process *p, struct machine_config *cfg, struct error
 	return r;
 }
 
+/* "tap:NAME", "bridge:NAME" */
+static int start_tap(struct process *p, struct machine_config *cfg, struct error *err)
+{
+	struct machine_nic *nic = &cfg->nics[0];
+	struct tap_name name;
+	int r = tap_parse(p->config.net, &name, err);
+
+	if (r == 0)
+		r = vmconfig_parse_mac(p->config.mac ?: "", nic->mac, err);
+	if (r == 0)
+		r = tap_open(&name, &nic->fd, err);
+	if (r < 0)
+		return r;
+	nic->is_tap = true;
+	cfg->nnics = 1;
+	return 0;
+}
+
 /* One card of a lab's machine: the lab tells its MAC. */
 static int attach_card(struct machine_nic *nic, const char *socket, const char *lab,
 		       const char *machine, const char *network, struct error *err)
@@ -296,8 +315,9 @@ static int open_disks(struct process *p, struct error *err)
 static int start_any_net(struct process *p, struct machine_config *cfg, struct error *err)
 {
 	return strcmp(p->config.net, "nat") == 0	? start_net(p, cfg, err)
+	       : strcmp(p->config.net, "none") == 0	? 0
 	       : strncmp(p->config.net, "lab:", 4) == 0 ? join_lab(p, cfg, err)
-							: 0;
+							: start_tap(p, cfg, err);
 }
 
 /* Disks are files that a merge of snapshots exchanges: none does while they are opened, one after the other. */

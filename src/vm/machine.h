@@ -47,7 +47,8 @@ struct machine_disk {
 };
 
 struct machine_nic {
-	int fd; /* connected SOCK_SEQPACKET socket to `viv net`; taken by machine_create */
+	int fd; /* connected SOCK_SEQPACKET socket to `viv net`, or a TAP device; taken by machine_create */
+	bool is_tap; /* net/tap.h */
 	uint8_t mac[6];
 };
 

@@ -15,6 +15,7 @@
 #include "dev/virtio/virtio_console.h"
 #include "dev/virtio/virtio_net.h"
 #include "dev/virtio/virtio_rng.h"
+#include "net/tap.h"
 #include "vm/machine_int.h"
 
 /* ---- what devices ask of the machine ---- */
@@ -304,7 +305,8 @@ static int create_nic(struct machine *m, unsigned i, struct error *err)
 	int fd = n->fd;
 
 	n->fd = -1; /* taken, whatever comes */
-	int r = net_port_socket(&m->ports[i], m->loop, fd, n->mac, err);
+	int r = n->is_tap ? net_port_tap(&m->ports[i], m->loop, fd, n->mac, err)
+			  : net_port_socket(&m->ports[i], m->loop, fd, n->mac, err);
 
 	if (r < 0)
 		return r;
