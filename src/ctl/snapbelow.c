@@ -9,10 +9,12 @@
  * snapshot begins.  Anything that begins before that cancels the work, which leaves whole layers; a later merge does it again.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/host.h"
 #include "ctl/paths.h"
 #include "ctl/snap_int.h"
 
@@ -68,8 +70,8 @@ static bool is_file(const char *folder, const char *name, const struct block_dev
 	dev_t d;
 	ino_t i;
 
-	return path && stat(path, &st) == 0 && block_layer_file(dev, depth, &d, &i) &&
-	       d == st.st_dev && i == st.st_ino;
+	return path && host.fstatat(AT_FDCWD, path, &st, 0) == 0 &&
+	       block_layer_file(dev, depth, &d, &i) && d == st.st_dev && i == st.st_ino;
 }
 
 /* Has the machine the files open that have the names now? */

@@ -290,6 +290,19 @@ static int write_merged(struct merge *m, const struct layer *group, int fd, stru
 	return r;
 }
 
+/* Where there is no room for one more, it takes the place of one that it replaces. */
+static int add_layer(struct user *u, const bool *is_taken, const char *name, struct error *err)
+{
+	if (u->now.nlayers < RAM_LAYERS_MAX)
+		return ram_index_add_layer(&u->now, name, err);
+	int n = 1;
+
+	while (!is_taken[n])
+		n++;
+	snprintf(u->now.layers[n - 1], RAM_LAYER_NAME, "%s", name);
+	return n;
+}
+
 /* @name, a file of @from, becomes one of @u as well, and its index in memory leads to it. */
 static int give(struct merge *m, struct user *u, const struct user *from, const char *name,
 		struct error *err)
@@ -299,11 +312,11 @@ static int give(struct merge *m, struct user *u, const struct user *from, const 
 	if (u != from && host.linkat(from->dir_fd, name, u->dir_fd, name, 0) < 0)
 		return error_set(err, -errno, "cannot link %s into %s: %s", name, u->dir,
 				 strerror(errno));
-	int n = ram_index_add_layer(&u->now, name, err);
+	find_taken(m, u, is_taken);
+	int n = add_layer(u, is_taken, name, err);
 
 	if (n < 0)
 		return n;
-	find_taken(m, u, is_taken);
 	for (uint32_t g = 0; g < u->now.ngranules; g++)
 		if (is_taken[u->files.index.layer[g]])
 			u->now.layer[g] = (uint16_t)n;

@@ -694,6 +694,44 @@ static void test_many_files(void **state)
 	assert_int_equal(count(m, "snapshots/s8", "layer-"), 6);
 }
 
+/* As many layers as an index can name, by a program that let them become so many: they are merged all the same. */
+static void test_as_many_layers_as_there_may_be(void **state)
+{
+	struct model *m = *state;
+	struct bytes out = { 0 };
+	struct ram_files f;
+	char name[RAM_LAYER_NAME];
+
+	for (unsigned i = 0; i < 2; i++) {
+		work(m);
+		take(m);
+	}
+	ok(m, snapstore_open_ram("m", "s2", &f, &m->err));
+	_cleanup_free_ char *dir = snapstore_path("m", "s2", NULL, &m->err);
+	_cleanup_free_ char *index = snapstore_path("m", "s2", "ram.index", &m->err);
+	int dir_fd = open(dir, O_RDONLY | O_DIRECTORY);
+
+	for (unsigned i = 0; f.index.nlayers < RAM_LAYERS_MAX; i++) {
+		snprintf(name, sizeof(name), "ram-x%u", i);
+		int fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL, 0600);
+
+		assert_true(fd >= 0 && ftruncate(fd, RAM_BYTES) == 0);
+		close(fd);
+		ok(m, ram_index_add_layer(&f.index, name, &m->err));
+	}
+	close(dir_fd);
+	ok(m, ram_index_save(&f.index, &out, &m->err));
+	f.index.nlayers -= RAM_LAYERS_MAX - 2; /* as many as are open */
+	ram_files_close(&f);
+	int fd = open(index, O_WRONLY | O_TRUNC);
+
+	assert_true(write(fd, out.data, out.len) == (ssize_t)out.len);
+	close(fd);
+	bytes_free(&out);
+	delete (m, "s1");
+	assert_true(count(m, "snapshots/s2", "ram-") <= 2);
+}
+
 static int fail_to_sync(int fd)
 {
 	errno = EIO;
@@ -916,6 +954,7 @@ int main(int argc, char **argv)
 						teardown),
 		cmocka_unit_test_setup_teardown(test_damaged_disks_keep_nobody, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_many_files, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_as_many_layers_as_there_may_be, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_a_layer_that_was_not_pushed, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_impossible_times, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_a_running_machine_takes_in, setup, teardown),

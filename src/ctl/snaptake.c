@@ -160,6 +160,8 @@ static int child_write(struct take *t, struct error *err)
 	struct bytes index = { 0 };
 	struct stat st;
 	char line[64];
+	if (t->dirty)
+		ram_index_consolidate(&t->index, RAM_LAYERS_GOOD, t->dirty);
 	int r = ram_write_layer(&t->index, t->layer, t->ram_fd, machine_ram(t->s->m)->base,
 				t->dirty, &progress, err);
 

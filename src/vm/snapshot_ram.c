@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <xxhash.h>
 
@@ -14,6 +16,7 @@ static const char magic[8] = "VIVRAMIX";
 #define HEADER_BYTES  28
 #define ENTRY_BYTES   10
 #define PROGRESS_STEP (8 * MIB)
+#define FILES_BESIDE  512u
 
 /* ---- the index ---- */
 
@@ -314,7 +317,57 @@ int ram_write_layer(struct ram_index *x, unsigned layer, int fd, const uint8_t *
 	return r == 0 ? report(progress, x->ram_bytes, x->ram_bytes, err) : r;
 }
 
+struct load {
+	uint32_t layer, ngranules;
+};
+
+static int by_load(const void *a, const void *b)
+{
+	const struct load *x = a, *y = b;
+
+	return x->ngranules != y->ngranules ? (x->ngranules < y->ngranules ? -1 : 1) : 0;
+}
+
+void ram_index_consolidate(const struct ram_index *x, uint32_t most, uint64_t *dirty)
+{
+	struct load loads[RAM_LAYERS_MAX + 1];
+	bool goes[RAM_LAYERS_MAX + 1] = { 0 };
+	uint32_t n = 0;
+
+	for (uint32_t l = 0; l <= x->nlayers; l++)
+		loads[l] = (struct load){ l, 0 };
+	for (uint32_t i = 0; i < x->ngranules; i++)
+		if (!is_dirty(dirty, (uint64_t)i * x->granule_bytes, granule_len(x, i)))
+			loads[x->layer[i]].ngranules++;
+	for (uint32_t l = 1; l <= x->nlayers; l++)
+		if (loads[l].ngranules)
+			loads[n++] = loads[l];
+	if (n <= most)
+		return;
+	qsort(loads, n, sizeof(loads[0]), by_load);
+	for (uint32_t k = 0; k < n - most / 2; k++)
+		goes[loads[k].layer] = true;
+	for (uint32_t i = 0; i < x->ngranules; i++) {
+		uint64_t page = (uint64_t)i * x->granule_bytes >> GUEST_PAGE_SHIFT;
+
+		if (goes[x->layer[i]])
+			dirty[page / 64] |= 1ull << page % 64;
+	}
+}
+
 /* ---- reading ---- */
+
+/* Beside what else the process has open. */
+static void allow_files(uint32_t nlayers)
+{
+	struct rlimit lim;
+
+	if (getrlimit(RLIMIT_NOFILE, &lim) < 0 || lim.rlim_cur >= lim.rlim_max ||
+	    nlayers + FILES_BESIDE <= lim.rlim_cur)
+		return;
+	lim.rlim_cur = lim.rlim_max;
+	(void)setrlimit(RLIMIT_NOFILE, &lim); /* without it, opening says what is missing */
+}
 
 int ram_files_open(struct ram_files *f, struct ram_index *index, int dir_fd, struct error *err)
 {
@@ -327,6 +380,7 @@ int ram_files_open(struct ram_files *f, struct ram_index *index, int dir_fd, str
 	}
 	for (uint32_t i = 0; i < f->index.nlayers; i++)
 		f->fds[i] = -1;
+	allow_files(f->index.nlayers);
 	for (uint32_t i = 0; i < f->index.nlayers; i++) {
 		const char *name = f->index.layers[i];
 		struct stat st;

@@ -25,8 +25,9 @@
 
 #define RAM_GRANULE_MIN (64 * KIB)
 #define RAM_GRANULE_MAX (1024 * MIB)
-#define RAM_LAYERS_MAX	1024
-#define RAM_LAYER_NAME	40 /* with the NUL */
+#define RAM_LAYERS_MAX	1024 /* a file may have */
+#define RAM_LAYERS_GOOD 64   /* a new one has: each is an open file, and a piece of every map */
+#define RAM_LAYER_NAME	40   /* with the NUL */
 #define RAM_GRANULES_MAX                                                                           \
 	32768 /* a machine maps no more pieces than this: the host's limit is 65530 */
 #define RAM_INDEX_MAX (16 * MIB)
@@ -48,6 +49,11 @@ int ram_index_copy(struct ram_index *to, const struct ram_index *from, struct er
 int ram_index_add_layer(struct ram_index *x, const char *name, struct error *err);
 /** ram_index_drop_unused() - forget layers that no granule is in. */
 void ram_index_drop_unused(struct ram_index *x);
+/**
+ * ram_index_consolidate() - where granules lie in more than @most layers, have those that hold least written anew.
+ * @dirty: a bit a page, those that are written anyway (ram_write_layer()); gets those of the granules of half of the layers
+ */
+void ram_index_consolidate(const struct ram_index *x, uint32_t most, uint64_t *dirty);
 /** ram_index_is_same() - do both say the same content, in whatever files? */
 bool ram_index_is_same(const struct ram_index *a, const struct ram_index *b);
 /** ram_index_save() - append to @out. */

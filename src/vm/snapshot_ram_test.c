@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <xxhash.h>
 
@@ -269,6 +270,66 @@ static void failures(void **state)
 	ram_index_free(&x);
 }
 
+/* One snapshot after the other, each with a page of its own: what is written anew keeps the layers few. */
+static void many_layers(void **state)
+{
+	struct ram_index x;
+	unsigned nwritten = 0;
+
+	must(ram_index_init(&x, ALL_BYTES, &err));
+	for (unsigned i = 0; i < 200; i++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "ram-n%u", i);
+		poke(i * 7 % (ALL_BYTES / RAM_GRANULE_MIN) * RAM_GRANULE_MIN + i, (uint8_t)(i + 1));
+		ram_index_consolidate(&x, 8, dirty);
+		for (uint32_t g = 0; g < x.ngranules; g++)
+			nwritten += dirty[g / 4] >> g % 4 * 16 & 0xffff ? 1 : 0;
+		write_layer(&x, name, !i);
+		ram_index_drop_unused(&x);
+		assert_true(x.nlayers <= 8 + 1);
+	}
+	/* Not everything each time: one is dirty, the others are those that hold least. */
+	assert_true(nwritten < 200 * 8);
+	struct ram_files f = open_files(&x);
+
+	expect_mapped(&f, ram.base);
+	ram_files_close(&f);
+	ram_index_free(&x);
+	for (unsigned i = 0; i < 200; i++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "ram-n%u", i);
+		unlinkat(dir_fd, name, 0);
+	}
+}
+
+/* More layers than a process may have files open by default. */
+static void more_than_the_limit(void **state)
+{
+	struct rlimit old, few = { 20, 0 };
+	struct ram_index x;
+	char name[16];
+
+	must(ram_index_init(&x, ALL_BYTES, &err));
+	for (unsigned i = 0; i < 40; i++) {
+		snprintf(name, sizeof(name), "ram-m%u", i);
+		write_layer(&x, name, !i);
+	}
+	must(getrlimit(RLIMIT_NOFILE, &old));
+	few.rlim_max = old.rlim_max;
+	must(setrlimit(RLIMIT_NOFILE, &few));
+	struct ram_files f = open_files(&x);
+
+	ram_files_close(&f);
+	must(setrlimit(RLIMIT_NOFILE, &old));
+	ram_index_free(&x);
+	for (unsigned i = 0; i < 40; i++) {
+		snprintf(name, sizeof(name), "ram-m%u", i);
+		unlinkat(dir_fd, name, 0);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -276,6 +337,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(unused_layers, setup, teardown),
 		cmocka_unit_test_setup_teardown(damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(failures, setup, teardown),
+		cmocka_unit_test_setup_teardown(many_layers, setup, teardown),
+		cmocka_unit_test_setup_teardown(more_than_the_limit, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
