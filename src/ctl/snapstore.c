@@ -64,7 +64,8 @@ int snapstore_begin(struct snapstore_build *b, const char *vm, const char *name,
 	if (host.access(b->final, F_OK) == 0)
 		return error_set(
 			err, -EEXIST,
-			"%s has a snapshot \"%s\" already; viv snapshot delete %s %s removes it",
+			"%s has a snapshot \"%s\" already: take another name, or remove it with "
+			"viv snapshot delete %s %s",
 			vm, name, vm, name);
 	b->dir = paths_format(err, "%s/" TMP_PREFIX "%s", parent, name);
 	if (!b->dir)

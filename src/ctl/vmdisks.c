@@ -141,24 +141,25 @@ static int replace_link(const char *from, const char *to, struct error *err)
 	if (!part)
 		return -ENOMEM;
 	if ((host.unlinkat(AT_FDCWD, part, 0) < 0 && errno != ENOENT) ||
-	    host.linkat(AT_FDCWD, from, AT_FDCWD, part, 0) < 0 ||
+	    host.linkat(AT_FDCWD, from, AT_FDCWD, part, AT_SYMLINK_FOLLOW) < 0 ||
 	    host.renameat(AT_FDCWD, part, AT_FDCWD, to) < 0)
 		return error_set(err, -errno, "cannot link %s to %s: %s", from, to, strerror(errno));
 	return 0;
 }
 
-static int link_file(const char *from, const char *to, struct error *err)
+/* @replaces: another layer of that name. */
+static int link_file(const char *from, const char *to, bool replaces, struct error *err)
 {
 	struct stat a, b;
 
-	if (host.linkat(AT_FDCWD, from, AT_FDCWD, to, 0) == 0)
+	if (host.linkat(AT_FDCWD, from, AT_FDCWD, to, AT_SYMLINK_FOLLOW) == 0)
 		return 0;
 	int r = -errno;
 
 	/* A layer that is there already may be a merged one, or not yet, or, after an import, one of other contents: what goes with @from's
 	 * other layers is @from. */
 	const char *name = strrchr(to, '/');
-	bool is_layer = name && !strncmp(name + 1, LAYER_PREFIX, strlen(LAYER_PREFIX));
+	bool is_layer = replaces && name && !strncmp(name + 1, LAYER_PREFIX, strlen(LAYER_PREFIX));
 
 	if (r == -EEXIST && host.fstatat(AT_FDCWD, from, &a, 0) == 0 &&
 	    host.fstatat(AT_FDCWD, to, &b, 0) == 0) {
@@ -176,29 +177,81 @@ static int link_file(const char *from, const char *to, struct error *err)
 	return error_set(err, r, "cannot link %s to %s: %s", from, to, strerror(-r));
 }
 
-/* A top outside of the machine's folder gets a name inside: layers name each other plainly. */
+static int outside(unsigned i, const char *name, struct error *err)
+{
+	return error_set(err, -EINVAL,
+			 "disk %u has a backing file outside of the machine's folder (%s); viv "
+			 "image flatten makes one "
+			 "file of it",
+			 i, name);
+}
+
+/*
+ * What the file @path, outside of the machine's folder, stands on: names in it, as the headers say them, lead to the same files.
+ * @links: else it is only judged whether that can be
+ */
+static int bring_below(struct vmdisks *d, unsigned i, const char *path, const char *format,
+		       bool links, struct error *err)
+{
+	_cleanup_free_ char *at = strdup(path);
+	bool is_qcow2 = !strcmp(format, "qcow2");
+
+	for (unsigned n = 0; is_qcow2; n++) {
+		struct image_info info;
+		int r = !at ? -ENOMEM
+			: n == VMDISKS_CHAIN_MAX
+				? error_set(err, -ELOOP, "disk %u stands on too many files", i)
+				: image_info(at, format, &info, err);
+
+		if (r < 0)
+			return r;
+		const char *slash = strrchr(at, '/'), *below = info.backing_path;
+		char *next = below ? paths_format(err, "%.*s/%s", (int)(slash - at), at, below) : NULL;
+		_cleanup_free_ char *here = below ? paths_format(err, "%s/%s", d->folder, below) : NULL;
+
+		is_qcow2 = below && info.backing_format && !strcmp(info.backing_format, "qcow2");
+		if (below && (!next || !here))
+			r = -ENOMEM;
+		else if (below && (!info.backing_format || strchr(below, '/')))
+			r = outside(i, below, err);
+		else if (below && links)
+			r = link_file(next, here, false, err);
+		image_info_free(&info);
+		free(at);
+		at = next;
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* A top outside of the machine's folder gets a name inside, and so does what it stands on: layers name each other plainly. */
 static int bring_inside(struct vmdisks *d, unsigned i, struct error *err)
 {
-	struct vmdisk_chain *ch = &d->chains[i];
+	struct vmdisk_chain *ch = &d->chains[i], all = { 0 };
+	const char *format = d->config->disks[i].format;
 	char name[64];
 
 	if (!strchr(ch->files[0], '/'))
 		return 0;
-	int r = new_name(name, LAYER_PREFIX, i, d->config->disks[i].format, err);
+	int r = new_name(name, LAYER_PREFIX, i, format, err);
 	_cleanup_free_ char *inside = r == 0 ? paths_format(err, "%s/%s", d->folder, name) : NULL;
 
 	if (!inside)
 		return r < 0 ? r : -ENOMEM;
-	char *copy = strdup(name);
-
-	r = copy ? link_file(ch->files[0], inside, err)
-		 : error_set(err, -ENOMEM, "no memory for a disk");
+	r = bring_below(d, i, ch->files[0], format, false, err);
+	if (r == 0)
+		r = bring_below(d, i, ch->files[0], format, true, err);
+	if (r == 0)
+		r = link_file(ch->files[0], inside, true, err);
+	if (r == 0)
+		r = chain_read(&all, inside, format, d->folder, err);
 	if (r < 0) {
-		free(copy);
+		chain_free(&all);
 		return r;
 	}
-	free(ch->files[0]);
-	ch->files[0] = copy;
+	chain_free(ch);
+	*ch = all;
 	return 0;
 }
 
@@ -297,15 +350,6 @@ void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format)
 		log_warn("disks", "cannot remove %s: %s", top, strerror(errno));
 }
 
-static int outside(unsigned i, const char *name, struct error *err)
-{
-	return error_set(err, -EINVAL,
-			 "disk %u has a backing file outside of the machine's folder (%s); viv "
-			 "image flatten makes one "
-			 "file of it",
-			 i, name);
-}
-
 int vmdisks_reread(struct vmdisks *d, struct error *err)
 {
 	int r = 0;
@@ -370,7 +414,7 @@ int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 			if (strchr(ch->files[k], '/'))
 				r = outside(i, ch->files[k], err);
 			else
-				r = from && to ? link_file(from, to, err) : -ENOMEM;
+				r = from && to ? link_file(from, to, true, err) : -ENOMEM;
 		}
 		if (r == 0)
 			r = make_layer(folder, i, sizes[i], ch->files[0],
@@ -400,7 +444,7 @@ static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk
 			r = error_set(err, -EINVAL,
 				      "the snapshot's disk %u is in no file of the snapshot", i);
 		else
-			r = a && b ? link_file(a, b, err) : -ENOMEM;
+			r = a && b ? link_file(a, b, true, err) : -ENOMEM;
 	}
 	_cleanup_free_ char *below = r == 0 ? paths_format(err, "%s/%s", d->folder, ch.files[0]) : NULL;
 

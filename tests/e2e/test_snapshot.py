@@ -426,6 +426,39 @@ def test_a_disk_that_is_thrown_away(empty_viv, debian, tmp_path):
     ends(viv, "a")
 
 
+@pytest.mark.parametrize("kind", ["", ",snapshot"])
+def test_a_disk_that_stands_on_others(empty_viv, debian, tmp_path, kind):
+    """An image's backing file of a plain name comes along; one from elsewhere is refused before anything is changed."""
+    viv, images = empty_viv, tmp_path / "brought"
+    images.mkdir()
+    (images / "base.raw").write_bytes(bytes(8 << 20))
+    (tmp_path / "far.raw").write_bytes(bytes(8 << 20))
+    for name, below in (("middle", "base.raw"), ("top", "middle.qcow2"), ("far", tmp_path / "far.raw")):
+        viv.ok("image", "create", images / f"{name}.qcow2", "--backing", below)
+    initrd = tiny.make(debian, tmp_path, COUNT_ON_DISK)
+    machine = ("--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--append", "console=ttyS0 quiet", "--mem", "256M")
+    viv.ok("run", "--name", "b", *machine, "--disk", f"{images}/far.qcow2,backing={tmp_path}/far.raw{kind}")
+    before = sorted(os.listdir(viv.home / "vms" / "b"))
+    viv.fails("snapshot", "create", "b", "one", says=["far.raw", "flatten"])
+    assert sorted(set(os.listdir(viv.home / "vms" / "b")) - {"snapshots"}) == sorted(set(before) - {"snapshots"})
+    viv.ok("run", "--name", "a", *machine, "--disk", f"{images}/top.qcow2,backing={images}{kind}")
+    a = Counter(viv, "a")
+    a.reaches(5)
+    viv.ok("snapshot", "create", "a", "one")
+    a.reaches(a.next() + 5)
+    viv.ok("fork", "a", "--name", "c")
+    c = Counter(viv, "c")
+    c.reaches(c.next() + 5)
+    viv.ok("snapshot", "restore", "a", "one")
+    viv.ok("stop", "-f", "a")
+    viv.ok("start", "a")
+    viv.ok("stop", "-f", "a")
+    viv.ok("snapshot", "restore", "a", "one")
+    a = Counter(viv, "a")
+    a.reaches(a.next() + 5)
+    ends(viv, "a", "b", "c")
+
+
 def test_copies_of_a_machine_without_a_name_go_when_they_end(empty_viv, debian, tmp_path):
     disk = tmp_path / "counted.raw"
     disk.write_bytes(bytes(8 << 20))
