@@ -172,6 +172,152 @@ static void log_levels_and_rate(void **state)
 	close(fd);
 }
 
+/* Two files that are written in turns, by @n lines of 100 bytes or a little more. */
+static void write_lines(unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		log_error("test",
+			  "line %06u of a text that is about as long as those that people write", i);
+}
+
+static size_t size_of(int fd)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	return (size_t)st.st_size;
+}
+
+static void log_is_bounded(void **state)
+{
+	int fds[2] = { memfd_create("log", MFD_CLOEXEC), memfd_create("log.1", MFD_CLOEXEC) }, got[2];
+
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(fcntl(fds[i], F_SETFL, O_APPEND), 0);
+	log_set_files(fds, 4096);
+	assert_true(log_files(got) && got[0] == fds[0] && got[1] == fds[1]);
+	for (unsigned i = 0; i < 1000; i++) {
+		write_lines(1);
+		assert_true(size_of(fds[0]) < 4096 + LOG_LINE_MAX &&
+			    size_of(fds[1]) < 4096 + LOG_LINE_MAX);
+		/* Of what was written last, at least one file's size is there. */
+		if (i > 100)
+			assert_true(size_of(fds[0]) + size_of(fds[1]) > 4096);
+	}
+	/* A process that comes anew goes on where the last line is. */
+	assert_int_equal(ftruncate(fds[0], 0), 0);
+	assert_int_equal(ftruncate(fds[1], 0), 0);
+	log_set_files(fds, 4096);
+	write_lines(1);
+	size_t one = size_of(fds[0]);
+
+	assert_true(one > 0 && size_of(fds[1]) == 0);
+	log_set_files(fds, 4096);
+	write_lines(1);
+	assert_int_equal(size_of(fds[0]), 2 * one);
+	log_set_fd(STDERR_FILENO);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+static int no_truncate(int fd, off_t len)
+{
+	return -1;
+}
+
+static void log_stops_at_its_bound(void **state)
+{
+	int fds[2] = { memfd_create("log", MFD_CLOEXEC), memfd_create("log.1", MFD_CLOEXEC) };
+
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(fcntl(fds[i], F_SETFL, O_APPEND), 0);
+	log_set_files(fds, 4096);
+	host.ftruncate = no_truncate;
+	write_lines(1000);
+	host = host_calls_real;
+	assert_true(size_of(fds[0]) < 4096 + LOG_LINE_MAX && size_of(fds[1]) < 4096 + LOG_LINE_MAX);
+	log_set_fd(STDERR_FILENO);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+static void log_lines_are_json(void **state)
+{
+	static const struct {
+		const char *text, *want;
+	} cases[] = {
+		{ "plain", "plain" },
+		{ "say \"hi\" \\", "say \\\"hi\\\" \\\\" },
+		{ "esc \033[2J\n\x7f", "esc ?[2J??" },
+		{ "\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80", "\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80" },
+		{ "\xc2\x9b"
+		  "1m \xff \xc0\xaf \xed\xa0\x80 \xe2\x82",
+		  "??1m ? ?? ??? ??" },
+	};
+	int fds[2] = { memfd_create("log", MFD_CLOEXEC), memfd_create("log.1", MFD_CLOEXEC) };
+	char text[8192], big[3000];
+
+	log_set_files(fds, 1 << 20);
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		assert_int_equal(ftruncate(fds[0], 0), 0);
+		lseek(fds[0], 0, SEEK_SET);
+		log_error("area", "%s", cases[i].text);
+		read_log(fds[0], text, sizeof(text));
+		const char *got = strstr(text, "\"text\": \"");
+
+		assert_non_null(got);
+		assert_memory_equal(text, "{\"time\": \"20", 12);
+		assert_non_null(
+			strstr(text, "\"level\": \"error\", \"area\": \"area\", \"pid\": "));
+		got += strlen("\"text\": \"");
+		assert_int_equal(strncmp(got, cases[i].want, strlen(cases[i].want)), 0);
+		assert_string_equal(got + strlen(cases[i].want), "\"}\n");
+	}
+	/* Cut off, never inside of what was escaped, and whole. */
+	memset(big, '"', sizeof(big));
+	big[sizeof(big) - 1] = 0;
+	for (unsigned cut = 0; cut < 2; cut++) {
+		assert_int_equal(ftruncate(fds[0], 0), 0);
+		lseek(fds[0], 0, SEEK_SET);
+		log_error("area", "%s%s", cut ? "x" : "", big);
+		size_t len = read_log(fds[0], text, sizeof(text));
+
+		assert_true(len <= LOG_LINE_MAX);
+		assert_string_equal(text + len - 5, "\\\"\"}\n");
+		assert_int_equal(text[len - 6], '"');
+	}
+	log_set_fd(STDERR_FILENO);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+/* Whatever it is that a guest makes us say. */
+static void log_has_a_rate(void **state)
+{
+	int fds[2] = { memfd_create("log", MFD_CLOEXEC), memfd_create("log.1", MFD_CLOEXEC) };
+
+	log_set_files(fds, 1 << 20);
+	for (unsigned i = 0; i < 100000; i++)
+		log_warn("net", "x");
+	/* Some seconds may have gone by: far fewer than there are lines. */
+	assert_true(size_of(fds[0]) < 100000 * 20);
+	log_set_fd(STDERR_FILENO);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+static void log_levels_have_names(void **state)
+{
+	enum log_level l = LOG_INFO;
+
+	for (unsigned i = 0; i < LOG_NLEVELS; i++) {
+		assert_int_equal(log_level_parse(log_level_name((enum log_level)i), &l), 0);
+		assert_int_equal(l, i);
+	}
+	assert_int_equal(log_level_parse("loud", &l), -EINVAL);
+	assert_int_equal(l, LOG_TRACE);
+}
+
 static void host_table_is_replaceable(void **state)
 {
 	_cleanup_close_ int fd = host.open("/dev/zero", O_RDONLY | O_CLOEXEC, 0);
@@ -190,6 +336,11 @@ int main(void)
 		cmocka_unit_test(bytes_read_past_end_gives_zeros),
 		cmocka_unit_test(bytes_failed_growth_sticks),
 		cmocka_unit_test(log_levels_and_rate),
+		cmocka_unit_test(log_is_bounded),
+		cmocka_unit_test(log_stops_at_its_bound),
+		cmocka_unit_test(log_lines_are_json),
+		cmocka_unit_test(log_has_a_rate),
+		cmocka_unit_test(log_levels_have_names),
 		cmocka_unit_test(host_table_is_replaceable),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -35,6 +35,9 @@ int cli_reset(int argc, char **argv);
 int cli_rm(int argc, char **argv);
 int cli_list(int argc, char **argv);
 int cli_info(int argc, char **argv);
+int cli_logs(int argc, char **argv);
+int cli_set(int argc, char **argv);
+int cli_rename(int argc, char **argv);
 int cli_console(int argc, char **argv);
 int cli_exec(int argc, char **argv);
 int cli_fork(int argc, char **argv);
@@ -58,7 +61,7 @@ extern const struct opts_cmd cli_run_cmd, cli_start_cmd, cli_stop_cmd, cli_pause
 	cli_resume_cmd, cli_reset_cmd, cli_rm_cmd, cli_list_cmd, cli_info_cmd, cli_console_cmd,
 	cli_exec_cmd, cli_fork_cmd, cli_snapshot_cmd, cli_bench_cmd, cli_image_cmd, cli_doctor_cmd,
 	cli_up_cmd, cli_down_cmd, cli_quarantine_cmd, cli_plan_cmd, cli_version_cmd, cli_net_cmd,
-	cli_completion_cmd, cli_metrics_cmd, cli_capture_cmd /* of cli_net_cmd */;
+	cli_completion_cmd, cli_metrics_cmd, cli_logs_cmd, cli_set_cmd, cli_rename_cmd, cli_capture_cmd /* of cli_net_cmd */;
 // clang-format on
 
 /**
@@ -84,8 +87,21 @@ int cli_command_status(json_t *result);
 /** cli_exec_request() - the control request for @argv; @with_input: stdin to its end. */
 json_t *cli_exec_request(char **argv, bool with_input, struct error *err);
 
+/** run_check_engine() - 0, or -EINVAL: no engine has this name (run.c). */
+int run_check_engine(const char *name, struct error *err);
+
 /** cli_is_running() - does the machine have a process?  It holds the machine's lock file as long as it lives. */
 bool cli_is_running(const char *name);
+
+/* ---- the catalogue (collect.c) ---- */
+
+/** cli_remove_machine() - its directories; the caller holds its lock (ctl/vmlock.h). */
+int cli_remove_machine(const char *name, struct error *err);
+/**
+ * cli_collect() - what commands and machines that were killed left behind: directories that were never completed or half removed,
+ * machines that are thrown away at their end, sockets of machines that do not run.
+ */
+void cli_collect(void);
 
 /* ---- progress on a terminal ---- */
 struct progress {

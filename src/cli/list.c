@@ -10,6 +10,7 @@
 #include "ctl/client.h"
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
+#include "ctl/vmlock.h"
 
 #define STATUS_TIMEOUT_MS 2000
 
@@ -67,6 +68,20 @@ static int is_machine(const struct dirent *e)
 	return paths_check_name("a machine", e->d_name, NULL) == 0;
 }
 
+/* Of a directory without a valid configuration: NULL if there is nothing in it yet, or nothing left of it. */
+static json_t *no_machine_json(const char *name, const struct error *why)
+{
+	_cleanup_free_ char *config = paths_vm(name, "machine.json", NULL);
+	_cleanup_free_ char *lock = paths_vm(name, "lock", NULL);
+
+	if (config && access(config, F_OK) < 0 && lock && access(lock, F_OK) < 0)
+		return NULL;
+	/* Shown, so that it can be removed. */
+	return json_pack("{s:s, s:s, s:s}", "name", name, "state",
+			 config && access(config, F_OK) < 0 ? "unfinished" : "broken", "error",
+			 why->text);
+}
+
 static json_t *all_machines(struct error *err)
 {
 	_cleanup_free_ char *vms = paths_data("vms", err);
@@ -84,10 +99,10 @@ static json_t *all_machines(struct error *err)
 		struct error why;
 		json_t *one = machine_json(names[i]->d_name, "status", &why);
 
-		if (!one) /* shown, so that it can be removed */
-			one = json_pack("{s:s, s:s, s:s}", "name", names[i]->d_name, "state",
-					"broken", "error", why.text);
-		(void)json_array_append_new(list, one);
+		if (!one)
+			one = no_machine_json(names[i]->d_name, &why);
+		if (one)
+			(void)json_array_append_new(list, one);
 		free(names[i]);
 	}
 	free(names);
@@ -125,6 +140,7 @@ int cli_list(int argc, char **argv)
 	if (!cli_parse(&cli_list_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	opts_free(&cli_list_cmd, &a, &rest);
+	cli_collect();
 	json_t *list = all_machines(&err);
 
 	if (!list)

@@ -17,6 +17,7 @@
 #include "cli/terminal.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
+#include "ctl/vmlock.h"
 #include "engine/pick.h"
 #include "net/netd.h"
 #include "net/tap.h"
@@ -238,7 +239,7 @@ static int use_image(struct vmconfig *c, const struct args *a, const struct imag
 }
 
 /* Whether it can serve on this host is for the machine to find out. */
-static int check_engine(const char *name, struct error *err)
+int run_check_engine(const char *name, struct error *err)
 {
 	bool is_known = strcmp(name, "auto") == 0;
 
@@ -275,7 +276,7 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 	if (r == 0 && a->append)
 		r = vmconfig_set(&c->append, a->append, err);
 	if (r == 0 && a->engine)
-		r = check_engine(a->engine, err);
+		r = run_check_engine(a->engine, err);
 	if (r == 0 && a->engine)
 		r = vmconfig_set(&c->engine, a->engine, err);
 	if (r == 0 && a->cpu)
@@ -354,6 +355,7 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 
 /* ---- the machine's directory ---- */
 
+/* Returns the lock of the new machine. */
 static int make_directory(struct vmconfig *c, const char *wanted, struct error *err)
 {
 	_cleanup_free_ char *vms = paths_data("vms", err);
@@ -371,8 +373,13 @@ static int make_directory(struct vmconfig *c, const char *wanted, struct error *
 
 		if (!dir)
 			return -ENOMEM;
-		if (mkdir(dir, 0700) == 0)
-			return 0;
+		if (mkdir(dir, 0700) == 0) {
+			r = vmlock_take(c->name, err);
+			if (r != -ENOENT)
+				return r;
+			r = 0;
+			continue; /* somebody removed it at once */
+		}
 		if (errno != EEXIST)
 			return error_set(err, -errno, "cannot make %s: %s", dir, strerror(errno));
 		if (wanted)
@@ -408,7 +415,9 @@ static void image_disk_first(struct vmconfig *c)
 	c->disks[0] = last;
 }
 
-static int make_machine(struct vmconfig *c, const struct image *im, const char *wanted, struct error *err)
+/* *@lock: receives the machine's. */
+static int make_machine(struct vmconfig *c, const struct image *im, const char *wanted, int *lock,
+			struct error *err)
 {
 	int r = wanted ? paths_check_name("a machine", wanted, err) : 0;
 
@@ -416,6 +425,7 @@ static int make_machine(struct vmconfig *c, const struct image *im, const char *
 		r = make_directory(c, wanted, err);
 	if (r < 0)
 		return r;
+	*lock = r;
 	unsigned before = c->ndisks;
 
 	r = add_image_disk(c, im, err);
@@ -426,30 +436,49 @@ static int make_machine(struct vmconfig *c, const struct image *im, const char *
 	return r;
 }
 
+/* Under its lock. */
 static void remove_machine(const struct vmconfig *c)
 {
 	struct error err;
-	_cleanup_free_ char *dir = c->name ? paths_vm(c->name, NULL, &err) : NULL;
-	_cleanup_free_ char *run = c->name ? paths_run(c->name, NULL, &err) : NULL;
 
-	if ((run && paths_remove_tree(run, &err) < 0) || (dir && paths_remove_tree(dir, &err) < 0))
+	if (c->name && cli_remove_machine(c->name, &err) < 0)
 		cli_note("%s", err.text);
+}
+
+/* Its process was killed, and did not do it; unless somebody was faster, and perhaps made another one. */
+static void remove_leftover(const struct vmconfig *c)
+{
+	_cleanup_free_ char *dir = paths_vm(c->name, NULL, NULL);
+	struct vmconfig now;
+
+	if (!dir || access(dir, F_OK) < 0)
+		return;
+	_cleanup_close_ int lock = vmlock_take(c->name, NULL);
+
+	if (lock >= 0 && vmconfig_init(&now, NULL) == 0 && vmconfig_load(&now, c->name, NULL) == 0 &&
+	    now.mac && c->mac && strcmp(now.mac, c->mac) == 0)
+		remove_machine(c);
+	if (lock >= 0)
+		vmconfig_free(&now);
 }
 
 /* ---- running ---- */
 
-static int start_and_tell(struct spawned *s, const struct vmconfig *c,
+/* Gives *@lock away. */
+static int start_and_tell(struct spawned *s, const struct vmconfig *c, int *lock,
 			  const struct spawn_from *from, bool is_attached, struct error *err)
 {
 	char engine[256], reason[256];
-	int r = spawn_machine(s, c, from, is_attached, err);
+	int r = spawn_machine(s, c, *lock, from, is_attached, err);
 
 	if (r == 0)
 		r = spawned_wait_ready(s, engine, reason, err);
 	if (r == 0)
 		cli_note("engine %s: %s", engine, reason);
-	else
-		remove_machine(c); /* made a moment ago, it never ran: nothing is left behind */
+	close(*lock);
+	*lock = -1;
+	if (r < 0)
+		remove_leftover(c); /* made a moment ago, it never ran */
 	return r;
 }
 
@@ -493,13 +522,14 @@ static void quit_machine(const struct vmconfig *c)
 		json_decref(reply);
 }
 
-static int run_foreground(const struct vmconfig *c, const struct spawn_from *from, struct error *err)
+static int run_foreground(const struct vmconfig *c, int *lock, const struct spawn_from *from,
+			  struct error *err)
 {
 	struct spawned s;
 	struct session ses = { c, &s };
 	struct bridge b = { .on_also = session_status, .on_resize = session_resize, .arg = &ses };
 	int sig = 0;
-	int r = start_and_tell(&s, c, from, true, err);
+	int r = start_and_tell(&s, c, lock, from, true, err);
 
 	if (r < 0) {
 		spawned_free(&s);
@@ -532,10 +562,11 @@ static int run_foreground(const struct vmconfig *c, const struct spawn_from *fro
 	return r == BRIDGE_SIGNAL ? 128 + sig : r < 0 ? EXIT_FAILED : status;
 }
 
-static int run_detached(const struct vmconfig *c, const struct spawn_from *from, struct error *err)
+static int run_detached(const struct vmconfig *c, int *lock, const struct spawn_from *from,
+			struct error *err)
 {
 	struct spawned s;
-	int r = start_and_tell(&s, c, from, false, err);
+	int r = start_and_tell(&s, c, lock, from, false, err);
 
 	spawned_free(&s);
 	if (r < 0)
@@ -645,7 +676,7 @@ static void end_machine(const struct vmconfig *c, struct spawned *s)
 		continue;
 }
 
-static int run_command(const struct vmconfig *c, const struct spawn_from *from,
+static int run_command(const struct vmconfig *c, int *lock, const struct spawn_from *from,
 		       const struct args *a, char **command, struct error *err)
 {
 	struct tail tail = { .len = 0 };
@@ -653,7 +684,7 @@ static int run_command(const struct vmconfig *c, const struct spawn_from *from,
 	json_t *reply = NULL;
 	int status = EXIT_FAILED;
 	json_t *request = cli_exec_request(command, a->with_input, err);
-	int r = request ? start_and_tell(&s, c, from, true, err) : -EINVAL;
+	int r = request ? start_and_tell(&s, c, lock, from, true, err) : -EINVAL;
 
 	if (r < 0) {
 		if (request)
@@ -682,35 +713,36 @@ static int run_command(const struct vmconfig *c, const struct spawn_from *from,
 }
 
 /* The machine's directory is complete. */
-static int run_made(struct vmconfig *c, const struct spawn_from *from, const struct args *a,
-		    const struct opts_rest *rest, struct error *err)
+static int run_made(struct vmconfig *c, int *lock, const struct spawn_from *from,
+		    const struct args *a, const struct opts_rest *rest, struct error *err)
 {
 	int status;
 
 	if (rest->command)
-		status = run_command(c, from, a, rest->command, err);
+		status = run_command(c, lock, from, a, rest->command, err);
 	else if (a->detach)
-		status = run_detached(c, from, err);
+		status = run_detached(c, lock, from, err);
 	else
-		status = run_foreground(c, from, err);
+		status = run_foreground(c, lock, from, err);
 	/* The machine's process removes its files itself; this is for one that was killed. */
 	if (c->is_throwaway && !a->detach)
-		remove_machine(c);
+		remove_leftover(c);
 	return status;
 }
 
 static int run_config(struct vmconfig *c, const struct args *a, const struct opts_rest *rest,
 		      const struct image *im, struct error *err)
 {
-	int r = make_machine(c, im, a->name, err);
+	_cleanup_close_ int lock = -1;
+	int r = make_machine(c, im, a->name, &lock, err);
 
 	if (r < 0) {
 		/* A directory that was there before us is not ours to remove. */
-		if (r != -EEXIST && r != -EINVAL)
+		if (lock >= 0)
 			remove_machine(c);
 		return cli_fail(err);
 	}
-	return run_made(c, NULL, a, rest, err);
+	return run_made(c, &lock, NULL, a, rest, err);
 }
 
 /* ---- from a snapshot ---- */
@@ -728,16 +760,17 @@ static int check_from(const struct args *a, const char *image, struct error *err
 }
 
 static int make_from(struct vmconfig *c, const struct args *a, const struct snapshot_info *info,
-		     struct error *err)
+		     int *lock, struct error *err)
 {
 	int r = a->name ? paths_check_name("a machine", a->name, err) : 0;
 
 	if (r == 0 && a->engine)
-		r = check_engine(a->engine, err);
+		r = run_check_engine(a->engine, err);
 	if (r == 0)
 		r = make_directory(c, a->name, err);
 	if (r < 0)
 		return r;
+	*lock = r;
 	r = snapshot_instantiate(info, c, a->rm || !a->name, err);
 	if (r == 0 && a->engine)
 		r = vmconfig_set(&c->engine, a->engine, err);
@@ -760,6 +793,7 @@ static int run_from(const struct args *a, const char *image, const struct opts_r
 	struct spawn_from from = { .is_prefault = a->prefault };
 	struct snapshot_info info;
 	struct vmconfig c;
+	_cleanup_close_ int lock = -1;
 	int r = at ? check_from(a, image, err)
 		   : error_set(err, -EINVAL, "--from takes MACHINE@SNAPSHOT");
 
@@ -770,9 +804,9 @@ static int run_from(const struct args *a, const char *image, const struct opts_r
 		return cli_fail(err);
 	r = vmconfig_init(&c, err);
 	if (r == 0)
-		r = make_from(&c, a, &info, err);
+		r = make_from(&c, a, &info, &lock, err);
 	from.snapshot = info.name;
-	int status = r < 0 ? cli_fail(err) : run_made(&c, &from, a, rest, err);
+	int status = r < 0 ? cli_fail(err) : run_made(&c, &lock, &from, a, rest, err);
 
 	vmconfig_free(&c);
 	snapshot_info_free(&info);
@@ -792,6 +826,7 @@ int cli_run(int argc, char **argv)
 		return status;
 	const char *image = rest.nargs ? rest.args[0] : NULL;
 
+	cli_collect();
 	if (rest.command && (!rest.ncommand || a.detach)) {
 		error_set(&err, -EINVAL,
 			  rest.ncommand ? "--detach and a command exclude each other"

@@ -4,13 +4,14 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "cli/cli.h"
 #include "cli/spawn.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
+#include "ctl/vmlock.h"
 
 static const struct opt no_opts[] = { OPT_END };
 
@@ -102,10 +103,7 @@ int cli_reset(int argc, char **argv)
 
 bool cli_is_running(const char *name)
 {
-	_cleanup_free_ char *path = paths_vm(name, "lock", NULL);
-	_cleanup_close_ int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-
-	return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+	return vmlock_is_running(name);
 }
 
 static bool wait_unlocked(const char *name, int64_t timeout_ns)
@@ -201,16 +199,16 @@ static int start_one(const char *name, struct error *err)
 	char engine[256], reason[256];
 	struct vmconfig c;
 	struct spawned s;
-	int r = vmconfig_init(&c, err);
+	_cleanup_close_ int lock = vmlock_take(name, err);
+	int r = vmconfig_init(&c, lock < 0 ? NULL : err);
 
-	if (r == 0)
-		r = paths_check_name("a machine", name, err);
+	if (lock < 0)
+		r = lock == -EBUSY ? error_set(err, lock, "machine \"%s\" is running already", name)
+				   : lock;
 	if (r == 0)
 		r = vmconfig_load(&c, name, err);
-	if (r == 0 && cli_is_running(name))
-		r = error_set(err, -EBUSY, "machine \"%s\" is running already", name);
 	if (r == 0) {
-		r = spawn_machine(&s, &c, NULL, false, err);
+		r = spawn_machine(&s, &c, lock, NULL, false, err);
 		if (r == 0)
 			r = spawned_wait_ready(&s, engine, reason, err);
 		spawned_free(&s);
@@ -255,29 +253,22 @@ const struct opts_cmd cli_rm_cmd = {
 
 static int rm_one(const char *name, bool force, struct error *err)
 {
-	int r = paths_check_name("a machine", name, err);
+	for (;;) {
+		_cleanup_close_ int lock = vmlock_take(name, err);
 
-	if (r < 0)
-		return r;
-	_cleanup_free_ char *dir = paths_vm(name, NULL, err);
-	_cleanup_free_ char *run = dir ? paths_run(name, NULL, err) : NULL;
+		if (lock >= 0)
+			return cli_remove_machine(name, err);
+		if (lock != -EBUSY)
+			return lock;
+		if (!force)
+			return error_set(err, -EBUSY, "machine \"%s\" is running; viv stop %s first, or use --force",
+					 name, name);
+		/* When it has ended, somebody else may start it once more. */
+		int r = stop_one(name, &(struct stop_args){ .force = true }, err);
 
-	if (!run)
-		return -ENOMEM;
-	if (access(dir, F_OK) < 0)
-		return error_set(err, -ENOENT,
-				 "there is no machine \"%s\"; viv list shows those there are", name);
-	if (cli_is_running(name) && !force)
-		return error_set(err, -EBUSY,
-				 "machine \"%s\" is running; viv stop %s first, or use --force",
-				 name, name);
-	if (cli_is_running(name)) {
-		r = stop_one(name, &(struct stop_args){ .force = true }, err);
 		if (r < 0 && cli_is_running(name))
 			return r;
 	}
-	r = paths_remove_tree(run, err);
-	return r < 0 ? r : paths_remove_tree(dir, err);
 }
 
 int cli_rm(int argc, char **argv)

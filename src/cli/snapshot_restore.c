@@ -11,6 +11,7 @@
 #include "ctl/client.h"
 #include "ctl/paths.h"
 #include "ctl/snapbundle.h"
+#include "ctl/vmlock.h"
 
 static int restore_running(const char *vm, const char *name, struct error *err)
 {
@@ -34,12 +35,15 @@ static int start_from(const char *vm, const char *name, bool is_prefault, struct
 	char engine[256], reason[256];
 	struct vmconfig c;
 	struct spawned s;
-	int r = vmconfig_init(&c, err);
+	_cleanup_close_ int lock = vmlock_take(vm, err);
+	int r = vmconfig_init(&c, lock < 0 ? NULL : err);
 
+	if (lock < 0)
+		r = lock;
 	if (r == 0)
 		r = vmconfig_load(&c, vm, err);
 	if (r == 0) {
-		r = spawn_machine(&s, &c, &from, false, err);
+		r = spawn_machine(&s, &c, lock, &from, false, err);
 		if (r == 0)
 			r = spawned_wait_ready(&s, engine, reason, err);
 		spawned_free(&s);

@@ -100,13 +100,13 @@ static int open_log(const struct vmconfig *c, struct error *err)
 
 	if (!path)
 		return -ENOMEM;
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
 
 	return fd >= 0 ? fd : error_set(err, -errno, "cannot write %s: %s", path, strerror(errno));
 }
 
-int spawn_machine(struct spawned *s, const struct vmconfig *c, const struct spawn_from *from,
-		  bool is_attached, struct error *err)
+int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
+		  const struct spawn_from *from, bool is_attached, struct error *err)
 {
 	struct child child = { 0 };
 	int status[2] = { -1, -1 }, console[2] = { -1, -1 }, lifeline[2] = { -1, -1 };
@@ -131,6 +131,7 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, const struct spaw
 		}
 		if (from && from->is_prefault)
 			add_arg(&child, "--prefault");
+		add_fd(&child, "--lock-fd", lock_fd);
 		add_fd(&child, "--status-fd", status[1]);
 		add_fd(&child, "--console-fd", console[1]);
 		add_fd(&child, "--lifeline-fd", lifeline[0]);

@@ -32,10 +32,11 @@ struct spawn_from {
 	bool is_prefault; /* memory is read ahead */
 };
 
-/** spawn_machine() - start vms/@c->name; @from: NULL: by switching it on; @is_attached: with console and lifeline.
+/** spawn_machine() - start vms/@c->name; @lock_fd: of vmlock_take(), borrowed, to be closed once it is ready or has failed; @from: NULL: by
+ * switching it on; @is_attached: with console and lifeline.
  * 0 or -errno with @err set; spawned_free() when done. */
-int spawn_machine(struct spawned *s, const struct vmconfig *c, const struct spawn_from *from,
-		  bool is_attached, struct error *err);
+int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
+		  const struct spawn_from *from, bool is_attached, struct error *err);
 
 /**
  * spawned_wait_ready() - until it runs or could not be built.

@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -20,6 +19,8 @@
 #include "ctl/snaptake.h"
 #include "ctl/socket.h"
 #include "ctl/vmconfig.h"
+#include "ctl/vmlock.h"
+#include "ctl/vmlog.h"
 #include "net/labd.h"
 #include "net/netd.h"
 #include "net/tap.h"
@@ -31,7 +32,7 @@
 
 struct args {
 	const char *name, *from;
-	uint64_t status_fd, console_fd, lifeline_fd; /* 0: none */
+	uint64_t status_fd, console_fd, lifeline_fd, lock_fd; /* 0: none */
 	bool is_prefault;
 };
 
@@ -39,6 +40,7 @@ static const struct opt vm_opts[] = {
 	OPT_STRING(struct args, name, "name", "NAME", "which machine"),
 	OPT_STRING(struct args, from, "from", "SNAP", "go on from this snapshot of it"),
 	OPT_FLAG(struct args, is_prefault, "prefault", "read its memory ahead"),
+	OPT_UINT(struct args, lock_fd, "lock-fd", "FD", "the machine's lock", 3, 65535),
 	OPT_UINT(struct args, status_fd, "status-fd", "FD", "pipe for news", 3, 65535),
 	OPT_UINT(struct args, console_fd, "console-fd", "FD", "first client of the console", 3, 65535),
 	OPT_UINT(struct args, lifeline_fd, "lifeline-fd", "FD", "pipe whose end ends the machine", 3, 65535),
@@ -92,17 +94,26 @@ static void tell(struct process *p, json_t *msg)
 
 static int take_lock(struct process *p, struct error *err)
 {
-	_cleanup_free_ char *path = paths_vm(p->args.name, "lock", err);
-
-	if (!path)
-		return -ENOMEM;
-	p->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	/* A copy of a machine takes its own; else who starts us has read the configuration under it. */
+	p->lock_fd = p->args.lock_fd ? (int)p->args.lock_fd : vmlock_take(p->args.name, err);
 	if (p->lock_fd < 0)
-		return error_set(err, -errno, "cannot open %s: %s", path, strerror(errno));
-	if (flock(p->lock_fd, LOCK_EX | LOCK_NB) < 0)
-		return error_set(err, -errno, "machine \"%s\" is running already", p->args.name);
-	p->is_dir_ours = true;
-	return 0;
+		return p->lock_fd;
+	fcntl(p->lock_fd, F_SETFD, FD_CLOEXEC);
+	int r = vmlock_run(p->lock_fd, p->args.name, err);
+
+	p->is_dir_ours = r == 0;
+	return r;
+}
+
+static int open_log(struct process *p, struct error *err)
+{
+	enum log_level level;
+
+	if (log_level_parse(p->config.log_level ? p->config.log_level : "", &level) < 0)
+		return error_set(err, -EINVAL, "there is no log level \"%.40s\"",
+				 p->config.log_level ? p->config.log_level : "");
+	log_set_level(level);
+	return vmlog_open(p->args.name, err);
 }
 
 static int make_socket(struct process *p, struct error *err)
@@ -461,11 +472,13 @@ static int start(struct process *p, struct error *err)
 
 static int build(struct process *p, struct error *err)
 {
-	struct ctl_config cc = { 0 };
-	int r = vmconfig_load(&p->config, p->args.name, err);
+	struct ctl_config cc = { .config = &p->config };
+	int r = take_lock(p, err);
 
 	if (r == 0)
-		r = take_lock(p, err);
+		r = vmconfig_load(&p->config, p->args.name, err);
+	if (r == 0)
+		r = open_log(p, err);
 	if (r == 0)
 		r = make_socket(p, err);
 	if (r == 0)
@@ -490,6 +503,7 @@ static int build(struct process *p, struct error *err)
 	if (r == 0)
 		r = watch_events(p, err);
 	if (r == 0) {
+		log_info("vm", "started on engine %s: %s", machine_engine(p->m)->name, p->engine_reason);
 		tell(p, json_pack("{s:s, s:s, s:s}", "event", "ready", "engine",
 				  machine_engine(p->m)->name, "reason", p->engine_reason));
 		r = start(p, err);
@@ -551,11 +565,12 @@ static int run(struct process *p)
 
 	if (build(p, &err) < 0) {
 		tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
-		return cli_fail(&err);
+		log_error("vm", "it could not be built: %s", err.text);
+		return EXIT_FAILED;
 	}
 	close_status(p);
 	machine_run(p->m, &end);
-	log_info("vm", "%s", end.text);
+	log_write(end.reason == END_FAILED ? LOG_ERROR : LOG_INFO, "vm", "%s", end.text);
 	drain_console(p);
 	tell(p, json_pack("{s:s, s:i, s:i, s:s}", "event", "end", "status", end.status, "reason",
 			  (int)end.reason, "text", end.text));
@@ -579,14 +594,6 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 
 	setsid();
 	prctl(PR_SET_NAME, "viv");
-	_cleanup_free_ char *log = paths_vm(name, "vm.log", &err);
-	int fd = log ? open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW, 0600) : -1;
-
-	if (fd >= 0) {
-		dup2(fd, STDOUT_FILENO);
-		dup2(fd, STDERR_FILENO);
-		close(fd);
-	}
 	vclock_init(&p.clock);
 	vclock_start(&p.clock);
 	p.run_dir = paths_run(name, NULL, &err);
@@ -613,7 +620,6 @@ int cli_vm(int argc, char **argv)
 	block_signals();
 	/* Set, it stays: by itself glibc raises it to the largest block that was freed, and keeps such blocks. */
 	(void)mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
-	log_set_level(LOG_INFO);
 	vclock_init(&p.clock);
 	vclock_start(&p.clock);
 	p.run_dir = paths_run(p.args.name, NULL, &err);

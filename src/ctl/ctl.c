@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "base/log.h"
 #include "char/chardev.h"
 #include "block/block.h"
 #include "ctl/conn.h"
@@ -292,6 +293,27 @@ static int cmd_merged(struct ctl_conn *conn, json_t *request, json_t *reply, str
 	return r < 0 ? r : CTL_PENDING;
 }
 
+static int cmd_set(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	const char *name = json_string_value(json_object_get(request, "log_level"));
+	struct vmconfig *config = conn->ctl->cfg.config;
+	enum log_level level;
+	int r = 0;
+
+	if (name && log_level_parse(name, &level) < 0)
+		return error_set(err, -EINVAL, "there is no log level \"%.40s\"; there are error, warning, info, debug and trace",
+				 name);
+	if (name && config) {
+		r = vmconfig_set(&config->log_level, name, err);
+		if (r == 0)
+			r = vmconfig_save(config, err);
+	}
+	if (name && r == 0)
+		log_set_level(level);
+	put(reply, "log_level", json_string(log_level_name(log_level())));
+	return r;
+}
+
 static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);
 
 // clang-format off
@@ -339,6 +361,10 @@ static const struct ctl_arg fork_args[] = {
 	{ "freeze", CTL_BOOL,    false, 0, 0, "the guest's agent freezes its file systems meanwhile" },
 	ARG_END,
 };
+static const struct ctl_arg set_args[] = {
+	{ "log_level", CTL_STRING, false, 1, 16, "error, warning, info, debug or trace" },
+	ARG_END,
+};
 static const struct ctl_arg agent_args[] = {
 	{ "timeout_ms", CTL_UINT, false, 1, EXEC_TIMEOUT_MAX_MS, "how long to wait" },
 	ARG_END,
@@ -362,6 +388,7 @@ const struct ctl_command ctl_commands[] = {
 	{ "restore", "go back to a snapshot in place, and on from there", restore_args, cmd_restore },
 	{ "fork",    "make living copies of the machine",                fork_args,    cmd_fork },
 	{ "merged",  "files of snapshots were merged: do without what is gone", merged_args, cmd_merged },
+	{ "set",     "change what can be changed while it runs",         set_args,     cmd_set },
 	{ "help",    "these commands",                                   NULL,         cmd_help },
 	{ NULL, NULL, NULL, NULL },
 };

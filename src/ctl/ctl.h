@@ -18,6 +18,7 @@
 
 #include "ctl/agent.h"
 #include "ctl/snaptake.h"
+#include "ctl/vmconfig.h"
 #include "vm/machine.h"
 
 #define CTL_MAX_CLIENTS	     32
@@ -37,6 +38,7 @@ struct ctl_config {
 	struct char_dev *console_window; /* the hub that learns of the window's size; NULL: none */
 	struct agent *agent;		 /* NULL: the guest has none */
 	struct snapper *snapper;	 /* NULL: no snapshots */
+	struct vmconfig *config;	 /* what "set" changes and saves; NULL: nothing is saved */
 	const char *engine_reason;
 };
 

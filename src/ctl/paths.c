@@ -186,8 +186,8 @@ static int remove_at(int dir, const char *name, unsigned depth)
 		return -ELOOP;
 	int fd = host.openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 
-	if (fd < 0)
-		return -errno;
+	if (fd < 0) /* somebody else removes it, too */
+		return errno == ENOENT ? 0 : -errno;
 	DIR *d = fdopendir(fd);
 
 	if (!d) {

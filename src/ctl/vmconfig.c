@@ -34,6 +34,7 @@ static const struct row rows[] = {
 	S("firmware",        firmware),
 	S("net",             net),
 	S("mac",             mac),
+	S("log_level",       log_level),
 	B("iommu",           has_iommu),
 	B("edu",             has_edu),
 	B("no_reboot",       no_reboot),
@@ -78,6 +79,8 @@ int vmconfig_init(struct vmconfig *c, struct error *err)
 		r = vmconfig_set(&c->append, "", err);
 	if (r == 0)
 		r = vmconfig_set(&c->net, "nat", err);
+	if (r == 0)
+		r = vmconfig_set(&c->log_level, "info", err);
 	return r;
 }
 
@@ -355,6 +358,45 @@ int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err)
 
 /* ---- files ---- */
 
+/* A path below @from to the same one below @to. */
+static int move_path(char **path, const char *from, const char *to, struct error *err)
+{
+	size_t len = strlen(from);
+
+	if (!*path || strncmp(*path, from, len) != 0 || ((*path)[len] != '/' && (*path)[len]))
+		return 0;
+	char *moved = paths_format(err, "%s%s", to, *path + len);
+
+	if (!moved)
+		return -ENOMEM;
+	free(*path);
+	*path = moved;
+	return 0;
+}
+
+/* The directory has another name than when its files were named: the machine was renamed, which is one rename(2). */
+static int relocate(struct vmconfig *c, const char *name, struct error *err)
+{
+	_cleanup_free_ char *from = paths_vm(c->name, NULL, err);
+	_cleanup_free_ char *to = from ? paths_vm(name, NULL, err) : NULL;
+	int r = to ? vmconfig_set(&c->name, name, err) : -ENOMEM;
+
+	if (r == 0)
+		r = move_path(&c->kernel, from, to, err);
+	if (r == 0)
+		r = move_path(&c->initrd, from, to, err);
+	if (r == 0)
+		r = move_path(&c->firmware, from, to, err);
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
+		r = move_path(&c->disks[i].path, from, to, err);
+		if (r == 0)
+			r = move_path(&c->disks[i].pristine, from, to, err);
+		for (char **b = c->disks[i].backing; r == 0 && *b; b++)
+			r = move_path(b, from, to, err);
+	}
+	return r;
+}
+
 int vmconfig_load(struct vmconfig *c, const char *name, struct error *err)
 {
 	_cleanup_free_ char *path = paths_vm(name, "machine.json", err);
@@ -377,6 +419,8 @@ int vmconfig_load(struct vmconfig *c, const char *name, struct error *err)
 		return error_set(err, -EINVAL, "%s, line %d: %s", path, je.line, je.text);
 	r = vmconfig_from_json(c, json, err);
 	json_decref(json);
+	if (r == 0 && strcmp(c->name, name) != 0)
+		r = relocate(c, name, err);
 	if (r < 0)
 		error_prefix(err, "%s", path);
 	return r;

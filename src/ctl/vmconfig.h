@@ -33,6 +33,7 @@ struct vmconfig {
 	uint64_t without;		       /* ENGINE_* techniques that are off */
 	char *net;			       /* "nat", "none", "lab:LAB:NETWORK,NETWORK" */
 	char *mac;			       /* "52:54:00:..." */
+	char *log_level;		       /* "info": log_level_parse() */
 	char *forwards[VMCONFIG_MAX_FORWARDS]; /* "2222:22" */
 	unsigned nforwards;
 	struct vmconfig_disk disks[MACHINE_MAX_DISKS];
@@ -62,7 +63,8 @@ json_t *vmconfig_to_json(const struct vmconfig *c); /* NULL: no memory */
 /** vmconfig_from_json() - over the defaults; hostile input.  On failure @c is still to be freed. */
 int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err);
 
-/** vmconfig_load() / _save() - vms/@name/machine.json. */
+/** vmconfig_load() / _save() - vms/@name/machine.json.  Its name is the directory's: files that it names in the one that
+ * the machine had before it was renamed are taken to be here. */
 int vmconfig_load(struct vmconfig *c, const char *name, struct error *err);
 int vmconfig_save(const struct vmconfig *c, struct error *err);
 

@@ -59,6 +59,7 @@ struct netd_options {
 	bool is_restricted, no_ipv6, no_host_loopback;
 	const char *const *forwards; /* texts for netd_parse_forward */
 	unsigned nforwards;
+	/* If this process logs to files (base/log.h), so does that one, from the same level on. */
 };
 
 /**

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "base/opts.h"
 #include "net/netd.h"
 
@@ -128,7 +129,7 @@ bad:
 /* ---- the network process ---- */
 
 struct net_args {
-	uint64_t fd, ready_fd;
+	uint64_t fd, ready_fd, log_fd, log_fd_1, log_level;
 	bool is_restricted, no_ipv6, no_host_loopback;
 	struct opt_list forwards;
 };
@@ -138,6 +139,9 @@ struct net_args {
 static const struct opt net_opts[] = {
 	OPT_UINT(struct net_args, fd, "fd", "N", "packet socket to the machine (needed)", 0, INT32_MAX),
 	OPT_UINT(struct net_args, ready_fd, "ready-fd", "N", "tell here, once, whether it serves", 0, INT32_MAX),
+	OPT_UINT(struct net_args, log_fd, "log-fd", "N", "one file of the log", 0, INT32_MAX),
+	OPT_UINT(struct net_args, log_fd_1, "log-fd-1", "N", "the other", 0, INT32_MAX),
+	OPT_UINT(struct net_args, log_level, "log-level", "N", "from which level on", 0, LOG_NLEVELS - 1),
 	OPT_FLAG(struct net_args, is_restricted, "restricted", "the guest reaches nothing outside; forwards still come in"),
 	OPT_FLAG(struct net_args, no_ipv6, "without-ipv6", "IPv4 only"),
 	OPT_FLAG(struct net_args, no_host_loopback, "without-host-loopback", "10.0.2.2 does not lead to the host's own 127.0.0.1"),
@@ -178,7 +182,9 @@ static int fill_config(const struct net_args *a, struct netd_config *cfg, struct
 int netd_cli(int argc, char **argv)
 {
 	static struct netd_config cfg;
-	struct net_args a = { .fd = NO_FD, .ready_fd = NO_FD };
+	struct net_args a = {
+		.fd = NO_FD, .ready_fd = NO_FD, .log_fd = NO_FD, .log_fd_1 = NO_FD, .log_level = LOG_WARN
+	};
 	struct opts_rest rest = { 0 };
 	struct error err = { 0 };
 
@@ -198,23 +204,27 @@ int netd_cli(int argc, char **argv)
 			dprintf((int)a.ready_fd, "%s\n", err.text);
 		return 2;
 	}
+	log_set_level((enum log_level)a.log_level);
+	if (a.log_fd != NO_FD && a.log_fd_1 != NO_FD)
+		log_set_files((const int[2]){ (int)a.log_fd, (int)a.log_fd_1 }, LOG_FILE_MAX);
 	return netd_main(&cfg);
 }
 
 /* ---- starting it ---- */
 
-enum { ARGS_MAX = 16 + 2 * NETD_FORWARDS_MAX };
+enum { ARGS_MAX = 24 + 2 * NETD_FORWARDS_MAX };
 
 /* After the fork, before the exec: only calls that are safe there. */
 static void __attribute__((noreturn))
-run_child(const char *exe, char **argv, const int fds[2], pid_t parent)
+run_child(const char *exe, char **argv, const int fds[4], pid_t parent)
 {
 	setsid();
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
 		_exit(1); /* it died before we could ask to be told */
-	for (unsigned i = 0; i < 2; i++)
-		fcntl(fds[i], F_SETFD, 0);
+	for (unsigned i = 0; i < 4; i++)
+		if (fds[i] >= 0)
+			fcntl(fds[i], F_SETFD, 0);
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
@@ -264,7 +274,8 @@ static void close_pair(int fds[2])
 int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *err)
 {
 	int sock[2] = { -1, -1 }, ready[2] = { -1, -1 }, r;
-	char fd_text[16], ready_text[16];
+	char fd_text[16], ready_text[16], log_text[2][16], level_text[16];
+	int logs[2];
 	char *argv[ARGS_MAX] = { "viv", "net", "--fd", fd_text, "--ready-fd", ready_text };
 	unsigned n = 6;
 
@@ -278,6 +289,17 @@ int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *
 			return r;
 		argv[n++] = "--forward";
 		argv[n++] = (char *)(uintptr_t)o->forwards[i];
+	}
+	if (log_files(logs)) {
+		argv[n++] = "--log-fd";
+		argv[n++] = log_text[0];
+		argv[n++] = "--log-fd-1";
+		argv[n++] = log_text[1];
+		argv[n++] = "--log-level";
+		argv[n++] = level_text;
+		snprintf(log_text[0], sizeof(log_text[0]), "%d", logs[0]);
+		snprintf(log_text[1], sizeof(log_text[1]), "%d", logs[1]);
+		snprintf(level_text, sizeof(level_text), "%d", (int)log_level());
 	}
 	if (o->is_restricted)
 		argv[n++] = "--restricted";
@@ -299,7 +321,7 @@ int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *
 	}
 	if (!child)
 		run_child(o->exe ? o->exe : "/proc/self/exe", argv,
-			  (const int[2]){ sock[1], ready[1] }, parent);
+			  (const int[4]){ sock[1], ready[1], logs[0], logs[1] }, parent);
 	close(sock[1]);
 	close(ready[1]);
 	sock[1] = ready[1] = -1;

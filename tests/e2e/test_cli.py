@@ -110,8 +110,8 @@ def test_killed(empty_viv, make):
     viv = empty_viv
     viv.ok("run", "--detach", "--name", "a", "--kernel", make(guests.SLEEP))
     os.kill(viv.list()[0]["pid"], 9)
-    viv.wait_until(lambda: viv.list()[0]["state"] == "stopped", "stopped")
-    assert (viv.home / "run" / "a" / "control.sock").exists()  # stale
+    viv.wait_until(lambda: viv.list()[0]["state"] == "stopped" and not (viv.home / "run" / "a").exists(),
+                   "stopped, and its stale socket is gone")
     viv.ok("start", "a")
     assert viv.list()[0]["state"] == "running"
     viv.ok("rm", "-f", "a")
