@@ -235,7 +235,7 @@ static int network_list(const struct policy *p, unsigned machine, char *buf, siz
 	bool is_first = true;
 
 	for (unsigned i = 0; i < p->nports && len < cap; i++) {
-		if (p->ports[i].machine != machine)
+		if (p->ports[i].machine != machine || p->ports[i].card != i)
 			continue;
 		len += (size_t)snprintf(buf + len, cap - len, "%s%s", is_first ? "" : ",",
 					p->networks[p->ports[i].network].name);

@@ -135,7 +135,7 @@ void fabric_told(struct input *in, enum fabric_reason reason, int rule)
 void fabric_output(struct fabric *f, unsigned port, const struct net_offload *off, uint8_t *frame,
 		   size_t len)
 {
-	int vlan = f->policy->networks[f->policy->ports[port].network].vlan;
+	int vlan = f->policy->ports[port].vlan;
 	struct fabric_counts *out = &f->ports[port].counts.out;
 	struct net_offload tagged = *off;
 
@@ -371,17 +371,19 @@ static void route(struct input *in)
 
 /* ---- in ---- */
 
-/* Takes off the tag that the network's frames carry; false: it isn't the right one. */
-static bool untag(struct input *in, uint8_t **frame, size_t *len)
+/* Takes off the tag by which a frame at a card belongs to one of its networks; false: to none. */
+static bool untag(struct input *in, unsigned card, uint8_t **frame, size_t *len)
 {
-	int vlan = input_network(in)->vlan;
 	uint8_t *b = *frame;
+	bool has_tag = *len >= ETH_MIN + ETH_TAG && net_get16(b + 12) == ETH_VLAN;
+	int port = policy_port_by_tag(in->f->policy, card, has_tag ? net_get16(b + 14) & 0xfff : -1);
 
-	if (vlan < 0)
-		return *len < ETH_MIN || net_get16(b + 12) != ETH_VLAN;
-	if (*len < ETH_MIN + ETH_TAG || net_get16(b + 12) != ETH_VLAN ||
-	    (net_get16(b + 14) & 0xfff) != vlan)
+	if (port < 0)
 		return false;
+	in->port = port;
+	in->network = in->f->policy->ports[port].network;
+	if (!has_tag)
+		return true;
 	memmove(b + ETH_TAG, b, 12);
 	*frame += ETH_TAG;
 	*len -= ETH_TAG;
@@ -398,7 +400,7 @@ static enum fabric_reason check_input(struct input *in, enum packet_error e)
 	if (e != PACKET_FINE)
 		return e == PACKET_BAD_FRAGMENT ? FABRIC_FRAGMENT : FABRIC_MALFORMED;
 	if (in->p.vlan >= 0)
-		return FABRIC_VLAN; /* the network's own is off already */
+		return FABRIC_VLAN; /* the one that it came by is off already */
 	if (in->p.src_mac[0] & 1)
 		return FABRIC_SPOOFED_MAC;
 	if (in->p.kind == PACKET_OTHER)
@@ -408,17 +410,18 @@ static enum fabric_reason check_input(struct input *in, enum packet_error e)
 	return guard_check(in);
 }
 
-void fabric_input(struct fabric *f, unsigned port, const struct net_offload *off, uint8_t *frame,
+void fabric_input(struct fabric *f, unsigned card, const struct net_offload *off, uint8_t *frame,
 		  size_t len)
 {
 	struct input in = {
-		.f = f, .port = (int)port, .network = f->policy->ports[port].network, .off = *off
+		.f = f, .port = (int)card, .network = f->policy->ports[card].network, .off = *off
 	};
-	struct fabric_counts *count = &f->ports[port].counts.in;
+	size_t bytes = len;
+	bool has_tag = untag(&in, card, &frame, &len);
+	struct fabric_counts *count = &f->ports[in.port].counts.in;
 
 	count->frames++;
-	count->bytes += len;
-	bool has_tag = untag(&in, &frame, &len);
+	count->bytes += bytes;
 	enum packet_error e = packet_parse(&in.p, frame, len);
 	enum fabric_reason reason = check_input(&in, e);
 	if (!has_tag && reason != FABRIC_QUARANTINE)

@@ -72,7 +72,7 @@ struct fabric_port_counts {
 };
 
 struct fabric_ops {
-	/* To a machine.  The frame is borrowed for the call. */
+	/* To a machine, by the card of @port (policy_port.card).  The frame is borrowed for the call. */
 	void (*send)(void *ctx, unsigned port, const struct net_offload *off, const uint8_t *frame,
 		     size_t len);
 	/* To the world, by an uplink of @network; the frame may be written to. */
@@ -101,10 +101,11 @@ const struct policy *fabric_policy(const struct fabric *f);
 int fabric_set_policy(struct fabric *f, struct policy *policy);
 
 /**
- * fabric_input() - a frame from the machine at @port.
+ * fabric_input() - a frame from a machine.
+ * @card: policy_port.card; its tag says which of the card's ports it came by
  * @frame: overwritten; FABRIC_HEADROOM bytes before it, too
  */
-void fabric_input(struct fabric *f, unsigned port, const struct net_offload *off, uint8_t *frame,
+void fabric_input(struct fabric *f, unsigned card, const struct net_offload *off, uint8_t *frame,
 		  size_t len);
 /** fabric_uplink_input() - a frame from the uplink of @network, its hints right. */
 void fabric_uplink_input(struct fabric *f, unsigned network, const struct net_offload *off,

@@ -27,8 +27,8 @@ static int tear_down(void **state)
 
 static void to_wire(unsigned port, struct frame *f)
 {
-	if (lab.policy->networks[lab.policy->ports[port].network].vlan >= 0)
-		frame_tag(f, (uint16_t)lab.policy->networks[lab.policy->ports[port].network].vlan);
+	if (lab_tags[port] >= 0)
+		frame_tag(f, (uint16_t)lab_tags[port]);
 }
 
 static enum fabric_reason send_tcp(unsigned from, unsigned to, bool v6, uint16_t sport,
@@ -171,8 +171,9 @@ static void test_arp(void **state)
 	memcpy(e.dst_mac, all, 6);
 	frame_arp(&f, &e, 1);
 	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
-	assert_int_equal(lab.nsent, 1);
+	assert_int_equal(lab.nsent, 2);
 	assert_non_null(lab_got(&lab, EVIL));
+	assert_non_null(lab_got(&lab, FW_MAL));
 	e.dst = lab.policy->networks[MAL].gateway_v4;
 	frame_arp(&f, &e, 1);
 	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
@@ -573,7 +574,113 @@ static void test_policy_changes(void **state)
 	frame_arp(&f, &e, 1);
 	lab_send(&lab, EVIL, &f);
 	assert_null(lab_got(&lab, SUS));
-	assert_int_equal(lab.nsent, 0);
+	assert_int_equal(lab.nsent, 1); /* to the third one there */
+}
+
+static int tag_of(const struct sent *s)
+{
+	return net_get16(s->frame.b + 12) == ETH_VLAN ? (int)net_get16(s->frame.b + 14) : -1;
+}
+
+/* A card in three networks: its tag says in which a frame is, and nothing but the tag. */
+static void test_trunk(void **state)
+{
+	const struct policy *p = lab.policy;
+	struct frame_ends e = lab_ends(p, FW_MAL, SUS, false);
+	struct frame f, g;
+
+	assert_memory_equal(p->ports[FW_MAL].mac, p->ports[FW_APP].mac, 6);
+	assert_int_equal(p->ports[FW_APP].card, FW_MAL);
+	for (unsigned v6 = 0; v6 < 2; v6++) {
+		e = lab_ends(p, FW_MAL, SUS, v6);
+		frame_tcp(&f, &e, 1000, 80, PACKET_SYN);
+		g = f;
+		frame_tag(&f, 30);
+		assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_PASSED);
+		assert_int_equal(lab.nsent, 1);
+		assert_int_equal(tag_of(lab_got(&lab, SUS)), -1);
+		/* The answer has the tag again; an answer only. */
+		e = lab_ends(p, SUS, FW_MAL, v6);
+		frame_tcp(&f, &e, 80, 1000, PACKET_SYN | PACKET_ACK);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+		assert_int_equal(tag_of(lab_got(&lab, FW_MAL)), 30);
+		/* The same frame by another tag is spoofed: the address is the other network's. */
+		static const int others[] = { 20, 31 };
+		for (unsigned i = 0; i < ARRAY_SIZE(others); i++) {
+			f = g;
+			frame_tag(&f, (uint16_t)others[i]);
+			assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_SPOOFED_IP);
+		}
+		/* Tags of nobody, none, two of which either would be right, and a provider's. */
+		static const int none[] = { 0, 1, 10, 29, 4095 };
+		for (unsigned i = 0; i < ARRAY_SIZE(none); i++) {
+			f = g;
+			frame_tag(&f, (uint16_t)none[i]);
+			assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_VLAN);
+		}
+		assert_int_equal(lab_send(&lab, FW_MAL, &g), FABRIC_VLAN);
+		f = g;
+		frame_tag(&f, 31);
+		frame_tag(&f, 30);
+		assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_VLAN);
+		f = g;
+		frame_tag(&f, 30);
+		f.b[12] = 0x88;
+		f.b[13] = 0xa8;
+		assert_true(lab_send(&lab, FW_MAL, &f) != FABRIC_PASSED);
+		assert_int_equal(lab.nsent, 0);
+		/* Nobody's else card takes the trunk's tags. */
+		e = lab_ends(p, EVIL, FW_MAL, v6);
+		frame_tcp(&f, &e, 1, 80, PACKET_SYN);
+		frame_tag(&f, 30);
+		assert_int_equal(lab_send(&lab, EVIL, &f), FABRIC_VLAN);
+	}
+	/* Priority in the tag says nothing of the network. */
+	e = lab_ends(p, FW_TAG, OLD, false);
+	frame_tcp(&f, &e, 1000, 80, PACKET_SYN);
+	frame_tag(&f, 0xe000 | 20);
+	assert_int_equal(lab_send(&lab, FW_TAG, &f), FABRIC_PASSED);
+	assert_int_equal(tag_of(lab_got(&lab, OLD)), 20);
+	/* Between its own networks it needs a rule as everybody does. */
+	e = lab_ends(p, FW_MAL, DB, false);
+	frame_tcp(&f, &e, 1000, 5432, PACKET_SYN);
+	frame_tag(&f, 30);
+	assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_DEFAULT);
+	e = lab_ends(p, FW_MAL, FW_APP, false);
+	frame_tcp(&f, &e, 1000, 5432, PACKET_SYN);
+	frame_tag(&f, 30);
+	assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_DEFAULT);
+	assert_int_equal(fabric_port_counts(lab.f, FW_APP)->in.frames, 2); /* by VLAN 31 */
+	assert_true(fabric_port_counts(lab.f, FW_MAL)->in.frames > 8);
+	assert_true(fabric_port_counts(lab.f, FW_TAG)->in.frames > 0);
+}
+
+/* The gateway serves each of its networks, in that one's VLAN. */
+static void test_trunk_gateway(void **state)
+{
+	const struct policy_port *q = &lab.policy->ports[FW_APP];
+	struct frame_ends e = { .src = q->v4, .dst = lab.policy->networks[APP].gateway_v4 };
+	struct frame f;
+
+	frame_dhcp(&f, q->mac, q->mac, 1);
+	frame_tag(&f, 31);
+	assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_GATEWAY);
+	struct packet p = parsed(lab_got(&lab, FW_APP));
+	assert_int_equal(p.vlan, 31);
+	assert_true(p.is_dhcp && p.dhcp_op == 2);
+	assert_int_equal(lab.nsent, 1);
+	memcpy(e.src_mac, q->mac, 6);
+	memset(e.dst_mac, 0xff, 6);
+	frame_arp(&f, &e, 1);
+	frame_tag(&f, 31);
+	assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_GATEWAY);
+	assert_int_equal(tag_of(lab_got(&lab, FW_APP)), 31);
+	/* The whole machine is cut off, in all of them. */
+	struct policy *c = policy_copy(fabric_policy(lab.f));
+	c->machines[M_FW].is_quarantined = true;
+	assert_int_equal(fabric_set_policy(lab.f, c), 0);
+	lab.policy = c;
+	assert_int_equal(lab_send(&lab, FW_MAL, &f), FABRIC_QUARANTINE);
 }
 
 /* One port opens as many flows as it likes: another's stay. */
@@ -673,6 +780,8 @@ int main(void)
 		T(test_dhcp),
 		T(test_spoofed),
 		T(test_vlan),
+		T(test_trunk),
+		T(test_trunk_gateway),
 		T(test_fragments),
 		T(test_fragments_over_extensions),
 		T(test_ttl),

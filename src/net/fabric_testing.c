@@ -21,6 +21,8 @@ static void add_rule(struct policy *p, bool is_allow, const char *ends, const ch
 	check(policy_add_rule(p, p->nrules, &r, &err), &err);
 }
 
+const int lab_tags[LAB_PORTS] = { -1, -1, -1, -1, -1, -1, 20, 20, 30, 20, 31 };
+
 struct policy *lab_policy(void)
 {
 	static const struct {
@@ -31,11 +33,13 @@ struct policy *lab_policy(void)
 			 { "app", "10.2.0.0/24", false, -1 },
 			 { "mal", "10.66.0.0/24", false, -1 },
 			 { "tag", "10.7.0.0/24", false, 20 } };
-	static const char *const machines[] = { "web", "ops", "db", "sus", "evil", "old", "new" };
-	static const unsigned ports[LAB_PORTS][2] = { { M_WEB, DMZ }, { M_OPS, DMZ },
-						      { M_WEB, APP }, { M_DB, APP },
-						      { M_SUS, MAL }, { M_EVIL, MAL },
-						      { M_OLD, TAG }, { M_NEW, TAG } };
+	static const char *const machines[] = { "web",	"ops", "db",  "sus",
+						"evil", "old", "new", "fw" };
+	static const unsigned ports[LAB_PORTS][2] = {
+		{ M_WEB, DMZ }, { M_OPS, DMZ },	 { M_WEB, APP }, { M_DB, APP },
+		{ M_SUS, MAL }, { M_EVIL, MAL }, { M_OLD, TAG }, { M_NEW, TAG },
+		{ M_FW, MAL },	{ M_FW, TAG },	 { M_FW, APP }
+	};
 	struct policy *p = policy_create("test");
 	struct error err = { "no memory" };
 
@@ -51,6 +55,8 @@ struct policy *lab_policy(void)
 		check(policy_add_machine(p, machines[i], &err), &err);
 	for (unsigned i = 0; i < LAB_PORTS; i++)
 		check(policy_add_port(p, ports[i][0], ports[i][1], NULL, &err), &err);
+	for (unsigned i = FW_MAL; i <= FW_APP; i++)
+		check(policy_join_trunk(p, i, FW_MAL, lab_tags[i], &err), &err);
 	add_rule(p, true, "dmz.web -> app.db", "tcp/5432,6000-6010");
 	add_rule(p, true, "app.db -> dmz.ops", "icmp");
 	add_rule(p, true, "dmz.ops -> app.*", "udp");
@@ -165,7 +171,7 @@ enum fabric_reason lab_send(struct lab_fixture *l, unsigned port, const struct f
 
 	memcpy(copy.b, f->b, f->len);
 	l->nsent = l->nseen = 0;
-	fabric_input(l->f, port, &l->hints, copy.b, f->len);
+	fabric_input(l->f, l->policy->ports[port].card, &l->hints, copy.b, f->len);
 	if (l->nseen != 1) {
 		fprintf(stderr, "a frame was told %u times\n", l->nseen);
 		abort();

@@ -6,6 +6,7 @@
  *   app 10.2.0.0/24           web, db
  *   mal 10.66.0.0/24          sus, evil
  *   tag 10.7.0.0/24, VLAN 20  old, new
+ *   fw: one card, a trunk of mal with VLAN 30, tag with 20, app with 31
  *
  *   allow  dmz.web -> app.db : tcp/5432,6000-6010     app.db -> dmz.ops : icmp     dmz.ops -> app.* : udp
  *          tag.old -> app.db : any                    dmz.* -> internet : tcp/80,443, only to what was learnt
@@ -18,9 +19,9 @@
 #include "net/fabric.h"
 #include "net/testing.h"
 
-enum { WEB_DMZ, OPS, WEB_APP, DB, SUS, EVIL, OLD, NEW, LAB_PORTS };
+enum { WEB_DMZ, OPS, WEB_APP, DB, SUS, EVIL, OLD, NEW, FW_MAL, FW_TAG, FW_APP, LAB_PORTS };
 enum { DMZ, APP, MAL, TAG };
-enum { M_WEB, M_OPS, M_DB, M_SUS, M_EVIL, M_OLD, M_NEW };
+enum { M_WEB, M_OPS, M_DB, M_SUS, M_EVIL, M_OLD, M_NEW, M_FW };
 #define LAB_LEARNT "93.184.216.34"
 
 struct sent {
@@ -42,10 +43,12 @@ struct lab_fixture {
 	unsigned dns_questions;
 };
 
+extern const int lab_tags[LAB_PORTS]; /* of frames at their cards; -1: none */
+
 struct policy *lab_policy(void);
 void lab_set_up(struct lab_fixture *l);
 void lab_tear_down(struct lab_fixture *l);
-/** lab_send() - from the machine at @port; the outputs before are forgotten.  Returns why it passed or did not. */
+/** lab_send() - from the machine at @port, by its card, with the tag that the frame has; the outputs before are forgotten.  Returns why it passed or did not. */
 enum fabric_reason lab_send(struct lab_fixture *l, unsigned port, const struct frame *f);
 /** lab_ends() - of a packet from @from to @to, sent as a machine would: directly, or over the gateway. */
 struct frame_ends lab_ends(const struct policy *p, unsigned from, unsigned to, bool is_v6);

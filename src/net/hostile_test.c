@@ -7,6 +7,7 @@
  *
  * Each frame begins as a proper one between two random ends, then mostly gets something wrong: senders, targets, tags,
  * fragments, bits, lengths.  For each that comes out:
+ *   - it came with a tag of its card's, if that has any, and leaves with the one of its network at the other card, or none
  *   - the machine it goes to is no other than the one with the address, or it is for all of the network
  *   - its sender is the port that sent it, with its own addresses, in its own network or over the gateway
  *   - the lab allows it, or it is the answer to something that the lab allowed and that came out before
@@ -29,7 +30,26 @@ static uint32_t rnd(uint32_t below)
 
 /* ---- the model ---- */
 
-static const int network_of[LAB_PORTS] = { DMZ, DMZ, APP, APP, MAL, MAL, TAG, TAG };
+static const int network_of[LAB_PORTS] = { DMZ, DMZ, APP, APP, MAL, MAL, TAG, TAG, MAL, TAG, APP };
+static const int tag_of[LAB_PORTS] = { -1, -1, -1, -1, -1, -1, 20, 20, 30, 20, 31 };
+
+static int tag_in(const uint8_t *b, size_t len)
+{
+	return len >= 18 && b[12] == 0x81 && b[13] == 0 ? (b[14] & 15) << 8 | b[15] : -1;
+}
+
+/* By the card of which port, and so from which port, a frame comes; -1: its tag belongs to none. */
+static int origin_of(unsigned from, const struct frame *f)
+{
+	int tag = tag_in(f->b, f->len);
+
+	if (from < FW_MAL)
+		return tag == tag_of[from] ? (int)from : -1;
+	for (int i = FW_MAL; i <= FW_APP; i++)
+		if (tag == tag_of[i])
+			return i;
+	return -1;
+}
 
 static bool lab_allows(int from, int to, unsigned proto, unsigned dport)
 {
@@ -40,7 +60,7 @@ static bool lab_allows(int from, int to, unsigned proto, unsigned dport)
 		return true;
 	if (from == DB && to == OPS && is_icmp)
 		return true;
-	if (from == OPS && (to == DB || to == WEB_APP) && proto == 17)
+	if (from == OPS && network_of[to] == APP && proto == 17)
 		return true;
 	if (from == OLD && to == DB)
 		return true;
@@ -72,6 +92,12 @@ static uint32_t hash_flow(const uint8_t *a, unsigned ap, const uint8_t *b, unsig
 	h = (h ^ bp) * 16777619u;
 	h = (h ^ proto) * 16777619u;
 	return (h ^ h >> 15) & (sizeof(known) * 8 - 1);
+}
+
+/* Of a packet in fragments.  In IPv6 a later part does not say whose it is (RFC 8200, 4.5). */
+static uint32_t hash_parts(const struct view *v)
+{
+	return hash_flow(v->src, 70000, v->dst, v->frag_id, v->is_v6 ? 0 : v->proto);
 }
 
 static void mark(uint32_t h)
@@ -186,20 +212,18 @@ static const char *judge_flow(int from, int to, const struct view *v)
 	bool is_reply = bit && v->type == (v->is_v6 ? 129 : 0);
 
 	if (v->is_later_fragment)
-		return is_marked(hash_flow(v->src, 70000, v->dst, v->frag_id, v->proto))
-			       ? NULL
-			       : "a fragment without its beginning";
+		return is_marked(hash_parts(v)) ? NULL : "a fragment without its beginning";
 	if (!is_reply && lab_allows(from, to, v->proto, v->dport)) {
 		mark(hash_flow(v->src, v->sport, v->dst, v->dport, v->proto));
 		mark(hash_flow(v->src, 80000, v->dst, 0, 0));
 		mark(hash_flow(v->dst, 80000, v->src, 0, 0));
-		mark(hash_flow(v->src, 70000, v->dst, v->frag_id, v->proto));
+		mark(hash_parts(v));
 		return NULL;
 	}
 	if (is_error(v) && is_marked(hash_flow(v->dst, 80000, v->src, 0, 0)))
 		return NULL;
 	if (is_marked(hash_flow(v->dst, v->dport, v->src, v->sport, v->proto))) {
-		mark(hash_flow(v->src, 70000, v->dst, v->frag_id, v->proto));
+		mark(hash_parts(v));
 		return bit && !is_reply ? "an echo request as an answer" : NULL;
 	}
 	return "nothing allows it";
@@ -216,12 +240,10 @@ static const char *judge_outside(int from, const struct view *v)
 	if (v->is_v6 || memcmp(v->dst + 12, learnt, 4) != 0)
 		return "to an address that was not learnt";
 	if (v->is_later_fragment)
-		return is_marked(hash_flow(v->src, 70000, v->dst, v->frag_id, v->proto))
-			       ? NULL
-			       : "a fragment outside";
+		return is_marked(hash_parts(v)) ? NULL : "a fragment outside";
 	if (is_error(v))
 		return NULL; /* about a flow to there; what it quotes is judged by the unit tests */
-	mark(hash_flow(v->src, 70000, v->dst, v->frag_id, v->proto));
+	mark(hash_parts(v));
 	return v->proto == 6 && (v->dport == 80 || v->dport == 443) ? NULL : "to a port that is closed";
 }
 
@@ -233,9 +255,11 @@ static const char *judge(int from, const struct sent *s)
 	size_t len = s->frame.len;
 	struct view v;
 
-	if (s->port != POLICY_OUTSIDE && network_of[s->port] == TAG) {
-		if (b[12] != 0x81 || b[13] != 0 || ((b[14] & 15) << 8 | b[15]) != 20)
-			return "no tag where there should be one";
+	if (from < 0)
+		return "its tag belongs to no network of the card";
+	if (tag_in(b, len) != (s->port == POLICY_OUTSIDE ? -1 : tag_of[s->port]))
+		return "another tag than its network's at that card";
+	if (tag_in(b, len) >= 0) {
 		memcpy(untagged, b, 12);
 		memcpy(untagged + 12, b + 16, len - 16);
 		b = untagged;
@@ -391,6 +415,8 @@ static void make(struct frame *f, const struct frame_ends *e, bool is_v6, unsign
 
 static void damage(struct frame *f)
 {
+	static const uint16_t tags[] = { 20, 30, 31, 0, 1, 4095 };
+
 	switch (rnd(6)) {
 	case 0:
 		f->b[rnd((uint32_t)f->len)] ^= (uint8_t)(1 << rnd(8));
@@ -402,9 +428,11 @@ static void damage(struct frame *f)
 		for (unsigned i = 0; i < 4; i++)
 			f->b[rnd((uint32_t)f->len)] = (uint8_t)rnd(256);
 		break;
-	case 3:
-		if (f->len >= ETH_HEADER)
-			frame_tag(f, (uint16_t)(rnd(2) ? 20 : rnd(4096)));
+	case 3: /* one tag, or one over the other */
+		for (unsigned i = 0; i < 1 + rnd(2) && f->len >= ETH_HEADER; i++)
+			frame_tag(f, (uint16_t)(rnd(3) ? tags[rnd(ARRAY_SIZE(tags))] : rnd(65536)));
+		if (f->len >= ETH_HEADER && rnd(8) == 0)
+			f->b[12] = 0x88, f->b[13] = 0xa8; /* of a provider (802.1ad) */
 		break;
 	case 4:
 		if (f->len > 80 && (f->b[12] == 8 || f->b[12] == 0x86)) {
@@ -440,8 +468,8 @@ int main(int argc, char **argv)
 			struct frame_ends e = lab_ends(policy, from, to, is_v6);
 			uint16_t dport = some_ports[rnd(ARRAY_SIZE(some_ports))];
 			frame_tcp(&f, &e, (uint16_t)(20000 + rnd(40000)), dport, PACKET_SYN);
-			if (network_of[from] == TAG)
-				frame_tag(&f, 20);
+			if (tag_of[from] >= 0)
+				frame_tag(&f, (uint16_t)tag_of[from]);
 			reasons[lab_send(&lab, from, &f)]++;
 			bool has_come = lab_got(&lab, (int)to) && to != from;
 			if (from != to && has_come != lab_allows((int)from, (int)to, 6, dport) &&
@@ -459,8 +487,10 @@ int main(int argc, char **argv)
 			if (net_addr_is_v4(&e.src) != net_addr_is_v4(&e.dst))
 				continue;
 			make(&f, &e, is_v6, from);
-			if (network_of[from] == TAG && rnd(10))
-				frame_tag(&f, 20);
+			if (tag_of[from] >= 0 && rnd(10)) /* of a trunk mostly the right one */
+				frame_tag(&f, (uint16_t)(from >= FW_MAL && rnd(4) == 0
+								 ? tag_of[FW_MAL + rnd(3)]
+								 : tag_of[from]));
 			if (rnd(2))
 				damage(&f);
 			if (rnd(8) == 0)
@@ -477,7 +507,7 @@ int main(int argc, char **argv)
 		}
 		for (unsigned i = 0; i < lab.nsent; i++, out++) {
 			const struct net_offload *o = &lab.sent[i].off;
-			const char *wrong = judge((int)from, &lab.sent[i]);
+			const char *wrong = judge(origin_of(from, &f), &lab.sent[i]);
 			if (!wrong &&
 			    (o->csum_start + o->csum_offset + 2u > lab.sent[i].frame.len ||
 			     (o->gso_type && (o->gso_size < 48 || o->hdr_len > lab.sent[i].frame.len))))

@@ -44,9 +44,10 @@ static void on_send(void *ctx, unsigned port, const struct net_offload *off, con
 		    size_t len)
 {
 	struct labd *d = ctx;
+	const struct policy_port *q = &fabric_policy(d->f)->ports[port];
 
-	labd_captured(d, true, (int)port, fabric_policy(d->f)->ports[port].network, frame, len);
-	labd_frame_to(d, port, off, frame, len);
+	labd_captured(d, true, (int)port, q->network, frame, len);
+	labd_frame_to(d, q->card, off, frame, len);
 }
 
 static void on_seen(void *ctx, int port, unsigned network, const struct fabric_verdict *v,
@@ -140,7 +141,7 @@ static void on_uplink_send(void *ctx, const struct net_offload *off, const void 
 static bool on_uplink_tcp(void *ctx, const struct net_offload *off, const struct iovec *iov, unsigned niov)
 {
 	struct uplink_port *u = ctx;
-	const struct lab_port *p = &u->d->ports[u->port];
+	const struct lab_port *p = labd_card(u->d, u->port);
 
 	if (p->queued || labd_is_congested(p))
 		return false;
@@ -368,19 +369,36 @@ static struct pollfd *add_poll(struct labd *d, int fd, short events)
 	return &d->pfds[d->npfds++];
 }
 
+/* Somebody waits for room at a card: its queue, or uplinks of its ports. */
+static bool wants_room(const struct labd *d, unsigned card)
+{
+	const struct policy *policy = fabric_policy(d->f);
+	const struct lab_port *p = &d->ports[card];
+
+	if (p->queued)
+		return true;
+	if (labd_is_congested(p))
+		return false;
+	if (p->uplink && uplink_wants_room(p->uplink))
+		return true;
+	for (unsigned i = 0; policy->ports[card].is_trunk && i < d->nports; i++)
+		if (policy->ports[i].card == card && d->ports[i].uplink &&
+		    uplink_wants_room(d->ports[i].uplink))
+			return true;
+	return false;
+}
+
 static void fill_port(struct labd *d, unsigned port, uint32_t *timeout_ms)
 {
 	struct lab_port *p = &d->ports[port];
-	bool wants_room =
-		p->queued || (p->uplink && uplink_wants_room(p->uplink) && !labd_is_congested(p));
 	bool is_up = labd_has_machine(p); /* poll(2) passes over a negative descriptor */
 
 	p->pfd = d->npfds;
-	add_poll(d, p->link.fd, is_up ? net_link_poll(&p->link, wants_room, timeout_ms) : 0);
+	add_poll(d, p->link.fd, is_up ? net_link_poll(&p->link, wants_room(d, port), timeout_ms) : 0);
 	p->nupfds = 0;
 	if (p->uplink) {
 		p->nupfds = uplink_fill(p->uplink, d->pfds + d->npfds, d->pfds_cap - d->npfds,
-					labd_is_congested(p), timeout_ms);
+					labd_is_congested(labd_card(d, port)), timeout_ms);
 		d->npfds += p->nupfds;
 	}
 }

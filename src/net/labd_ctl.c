@@ -62,6 +62,10 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 	if (port < 0)
 		return error_set(err, -ENOENT, "lab \"%s\" has no machine \"%s\" in a network \"%s\"",
 				 p->name, machine, network);
+	if (p->ports[port].card != (unsigned)port)
+		return error_set(
+			err, -EINVAL, "network \"%s\" is a part of a trunk of machine \"%s\", which begins with network \"%s\"",
+			network, machine, p->networks[p->ports[p->ports[port].card].network].name);
 	if (labd_has_machine(&d->ports[port]))
 		return error_set(err, -EBUSY, "machine \"%s\" is connected to network \"%s\" already",
 				 machine, network);
@@ -193,7 +197,8 @@ static int fault(struct labd *d, struct lab_client *client, json_t *request, jso
 
 	if (port < 0)
 		return port;
-	struct faults f = d->ports[port].in.faults;
+	struct lab_port *card = labd_card(d, (unsigned)port);
+	struct faults f = card->in.faults;
 	json_object_foreach(settings, key, value)
 	{
 		if (!json_is_string(value))
@@ -202,7 +207,7 @@ static int fault(struct labd *d, struct lab_client *client, json_t *request, jso
 		if (r < 0)
 			return r;
 	}
-	d->ports[port].in.faults = d->ports[port].out.faults = f;
+	card->in.faults = card->out.faults = f;
 	json_object_set_new(reply, "faults", json_string(faults_format(&f, text, sizeof(text))));
 	return 0;
 }
@@ -227,15 +232,16 @@ static json_t *card_json(const struct labd *d, unsigned i)
 		if (c->reasons[r])
 			json_object_set_new(denied, fabric_reason_names[r],
 					    json_integer((json_int_t)c->reasons[r]));
-	return json_pack("{s:s, s:s, s:s, s:s, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o}",
+	return json_pack("{s:s, s:s, s:s, s:s, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o, s:o}",
 			 "card", policy_port_label(p, i, label, sizeof(label)), "mac",
 			 format_mac(q->mac, mac), "address", net_addr_format(&q->v4, v4), "address6",
-			 net_addr_format(&q->v6, v6), "up", labd_has_machine(&d->ports[i]),
+			 net_addr_format(&q->v6, v6), "up", labd_has_machine(labd_card(d, i)),
 			 "quarantine", p->machines[q->machine].is_quarantined, "faults",
-			 faults_format(&d->ports[i].in.faults, text, sizeof(text)), "in",
+			 faults_format(&labd_card(d, i)->in.faults, text, sizeof(text)), "in",
 			 counts_json(&c->in), "out", counts_json(&c->out), "flows",
-			 (json_int_t)fabric_flows(d->f, i), "dropped", (json_int_t)d->ports[i].dropped,
-			 "lost", (json_int_t)d->ports[i].lost, "denied", denied);
+			 (json_int_t)fabric_flows(d->f, i), "dropped",
+			 (json_int_t)d->ports[i].dropped, "lost", (json_int_t)d->ports[i].lost,
+			 "denied", denied, "vlan", q->vlan < 0 ? json_null() : json_integer(q->vlan));
 }
 
 static int show(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,

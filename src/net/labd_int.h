@@ -41,6 +41,7 @@ struct lab_port {
 	struct uplink_port *uplink_port;
 	unsigned pfd, nupfds; /* in the round's set; nupfds of the uplink behind it */
 };
+/* Of a trunk the first has the link, what waits for it, and the faults; uplinks are of each. */
 
 struct lab_client {
 	int fd; /* -1: unused */
@@ -78,10 +79,15 @@ struct labd {
 	struct net_offload rx_off;
 };
 
+static inline struct lab_port *labd_card(const struct labd *d, unsigned port)
+{
+	return &d->ports[fabric_policy(d->f)->ports[port].card];
+}
+
 int64_t labd_now_ns(void);
 
-/** labd_frame_to() - a frame of the data plane for the machine at @port: faults, then its link. */
-void labd_frame_to(struct labd *d, unsigned port, const struct net_offload *off,
+/** labd_frame_to() - a frame of the data plane for the machine at @card: faults, then its link. */
+void labd_frame_to(struct labd *d, unsigned card, const struct net_offload *off,
 		   const uint8_t *frame, size_t len);
 /** labd_read_port() - frames from its machine. */
 void labd_read_port(struct labd *d, unsigned port);

@@ -29,7 +29,8 @@ static const char file[] = "networks:\n"
 			   "machines:\n"
 			   "  one: {kernel: k, networks: [a]}\n"
 			   "  two: {kernel: k, networks: [a]}\n"
-			   "  three: {kernel: k, networks: [b]}\n";
+			   "  three: {kernel: k, networks: [b]}\n"
+			   "  four: {kernel: k, networks: [{trunk: {a: 10, b: 20}}]}\n";
 
 static struct {
 	pid_t pid;
@@ -578,6 +579,56 @@ static void test_flood_takes_no_memory(void **state)
 	close(three);
 }
 
+/* A card of two networks has one socket, with tags. */
+static void test_trunk(void **state)
+{
+	const struct policy *p = t.lab->policy;
+	int four = attach("four", "a"), three = attach("three", "b");
+	struct frame_ends e = { .src = p->ports[4].v4, .dst = p->ports[2].v4 };
+	uint8_t buf[2048];
+	struct packet got;
+	struct frame f;
+
+	assert_true(four >= 0 && three >= 0);
+	assert_int_equal(attach("four", "b"), -EREMOTEIO);
+	assert_non_null(strstr(err.text, "part of a trunk"));
+	memcpy(e.src_mac, p->ports[4].mac, 6);
+	memcpy(e.dst_mac, p->ports[2].mac, 6);
+	frame_tcp(&f, &e, 1000, 80, PACKET_SYN);
+	frame_tag(&f, 10);
+	send_frame(four, &f); /* by the other network: nowhere */
+	frame_tcp(&f, &e, 1000, 81, PACKET_SYN);
+	frame_tag(&f, 20);
+	send_frame(four, &f);
+	assert_true(await_tcp(three, 81, LIMIT_MS));
+	assert_false(await_tcp(three, 80, 0));
+	e = (struct frame_ends){ .src = p->ports[2].v4, .dst = p->ports[4].v4 };
+	memcpy(e.src_mac, p->ports[2].mac, 6);
+	memcpy(e.dst_mac, p->ports[4].mac, 6);
+	frame_tcp(&f, &e, 1000, 82, PACKET_SYN);
+	send_frame(three, &f);
+	do {
+		ssize_t n = recv(four, buf, sizeof(buf), 0);
+		assert_true(n > (ssize_t)sizeof(struct net_offload));
+		assert_int_equal(packet_parse(&got, buf + sizeof(struct net_offload),
+					      (size_t)n - sizeof(struct net_offload)),
+				 PACKET_FINE);
+		assert_true(got.vlan == 10 || got.vlan == 20); /* advertisements of both */
+	} while (got.proto != IP_TCP);
+	assert_int_equal(got.vlan, 20);
+	assert_int_equal(got.dport, 82);
+	assert_int_equal(card_number("b.four", "vlan"), 20);
+	assert_int_equal(card_number("b.four", "flows"), 1);
+	/* Faults are the card's, whichever network names it. */
+	ask_fine("{\"cmd\": \"fault\", \"card\": \"b.four\", \"settings\": {\"partition\": "
+		 "\"on\"}}");
+	frame_tcp(&f, &e, 1000, 83, PACKET_SYN);
+	send_frame(three, &f);
+	assert_true(card_number("a.four", "lost") > 0);
+	close(four);
+	close(three);
+}
+
 static void test_faults(void **state)
 {
 	int one = attach("one", "a"), two = attach("two", "a");
@@ -678,6 +729,7 @@ int main(void)
 					    T(test_flood_is_fair),
 					    T(test_flood_takes_no_memory),
 					    T(test_descriptors),
+					    T(test_trunk),
 					    T(test_faults),
 					    T(test_queue),
 					    T(test_bad_commands) };

@@ -9,6 +9,8 @@
 #include "net/netd.h"
 #include "net/packet.h"
 
+#define TRUNK "trunk"
+
 static int read_fault(struct labyaml *r, const yaml_node_t *key, const char *name,
 		      const yaml_node_t *value, void *arg)
 {
@@ -82,7 +84,7 @@ static int read_uplink(struct labyaml *r, const yaml_node_t *n, void *arg)
 	return 0;
 }
 
-static int read_vlan(struct labyaml *r, const yaml_node_t *n, void *arg)
+static int read_tag(struct labyaml *r, const yaml_node_t *n, int *out)
 {
 	const char *text;
 	uint64_t v;
@@ -93,8 +95,13 @@ static int read_vlan(struct labyaml *r, const yaml_node_t *n, void *arg)
 	if (opts_parse_uint(text, &v) < 0 || v < 1 || v > 4094)
 		return labyaml_fail(r, &n->start_mark,
 				    "a VLAN has a number from 1 to 4094, not \"%s\"", text);
-	((struct network *)arg)->vlan = (int)v;
+	*out = (int)v;
 	return 0;
+}
+
+static int read_vlan(struct labyaml *r, const yaml_node_t *n, void *arg)
+{
+	return read_tag(r, n, &((struct network *)arg)->vlan);
 }
 
 static int read_network_faults(struct labyaml *r, const yaml_node_t *n, void *arg)
@@ -121,6 +128,10 @@ static int read_network(struct labyaml *r, const yaml_node_t *key, const char *n
 		return ret;
 	if (!w.has_v4)
 		return labyaml_fail(r, &key->start_mark, "network \"%s\" has no subnet", name);
+	if (strcasecmp(name, TRUNK) == 0)
+		return labyaml_fail(
+			r, &key->start_mark,
+			"a network can't be called \"%s\": that is a card of several networks", name);
 	ret = policy_add_network(r->lab->policy, name, &w.v4, w.has_v6 ? &w.v6 : NULL, w.has_uplink,
 				 w.vlan, r->err);
 	if (ret < 0)
@@ -134,6 +145,7 @@ static int read_network(struct labyaml *r, const yaml_node_t *key, const char *n
 struct machine {
 	struct networks *networks;
 	unsigned index, ncards;
+	int trunk; /* the first port of the trunk that is read; -1: none yet */
 	struct lab_machine *out;
 };
 
@@ -200,6 +212,7 @@ static int read_cpus(struct labyaml *r, const yaml_node_t *n, void *arg)
 struct card {
 	struct net_addr v4;
 	bool has_v4, may_spoof;
+	int vlan; /* of a part of a trunk; -1: its network's */
 	struct faults faults;
 };
 
@@ -227,6 +240,17 @@ static int read_card_faults(struct labyaml *r, const yaml_node_t *n, void *arg)
 	return read_faults(r, n, &((struct card *)arg)->faults);
 }
 
+static int read_card_tag(struct labyaml *r, const yaml_node_t *n, void *arg)
+{
+	return read_tag(r, n, &((struct card *)arg)->vlan);
+}
+
+static const struct labyaml_key part_keys[] = {
+	{ "address", read_address },
+	{ "may_spoof", read_spoofing },
+	{ "vlan", read_card_tag },
+	{ NULL, NULL },
+};
 static const struct labyaml_key card_keys[] = {
 	{ "address", read_address },
 	{ "may_spoof", read_spoofing },
@@ -247,29 +271,94 @@ static int unknown_network(struct labyaml *r, const yaml_node_t *n, const char *
 		     : labyaml_fail(r, &n->start_mark, "there is no network \"%s\"", name);
 }
 
-/* "dmz", or dmz: {address: 10.1.0.5}. */
-static int read_card(struct labyaml *r, const yaml_node_t *key, const char *name,
+/* A card, or a part of one that is a trunk: its port. */
+static int add_card(struct labyaml *r, const yaml_node_t *key, int network, const struct card *c,
+		    const struct machine *m)
+{
+	struct policy *p = r->lab->policy;
+	int ret = policy_add_port(p, m->index, (unsigned)network, c->has_v4 ? &c->v4 : NULL, r->err);
+
+	if (ret < 0)
+		return labyaml_fail_node(r, key, ret);
+	p->ports[ret].may_spoof = c->may_spoof;
+	r->lab->faults[ret] = c->faults;
+	return ret;
+}
+
+/* In a trunk: "dmz", dmz: 10, or dmz: {vlan: 10, address: 10.1.0.5}. */
+static int read_part(struct labyaml *r, const yaml_node_t *key, const char *name,
 		     const yaml_node_t *value, void *arg)
 {
 	struct machine *m = arg;
 	struct policy *p = r->lab->policy;
-	int network = policy_find_network(p, name);
-	struct card c = { 0 };
+	int network = policy_find_network(p, name), ret = 0;
+	struct card c = { .vlan = -1 };
 
 	if (network < 0)
 		return unknown_network(r, key, name);
+	if (value && value->type == YAML_SCALAR_NODE)
+		ret = read_card_tag(r, value, &c);
+	else if (value)
+		ret = labyaml_map(r, value, "a network in a trunk", part_keys, &c);
+	if (ret < 0)
+		return ret;
+	c.vlan = c.vlan < 0 ? p->networks[network].vlan : c.vlan;
+	if (c.vlan < 0)
+		return labyaml_fail(r, &key->start_mark, "network \"%s\" has no VLAN; in a trunk write {%s: 10}, or give the network one",
+				    name, name);
+	c.faults = m->networks->faults[network];
+	int port = add_card(r, key, network, &c, m);
+	if (port < 0)
+		return port;
+	m->trunk = m->trunk < 0 ? port : m->trunk;
+	ret = policy_join_trunk(p, (unsigned)port, (unsigned)m->trunk, c.vlan, r->err);
+	return ret < 0 ? labyaml_fail_node(r, key, ret) : 0;
+}
+
+static int read_part_item(struct labyaml *r, const yaml_node_t *item, void *arg)
+{
+	const char *name;
+	int ret = labyaml_text(r, item, "a network", &name);
+
+	return ret < 0 ? ret : read_part(r, item, name, NULL, arg);
+}
+
+static int read_trunk(struct labyaml *r, const yaml_node_t *key, const yaml_node_t *value,
+		      struct machine *m)
+{
+	m->trunk = -1;
+	int ret = value && value->type == YAML_MAPPING_NODE
+			  ? labyaml_each_pair(r, value, "a trunk", read_part, m)
+		  : value ? labyaml_each_item(r, value, "a trunk", read_part_item, m)
+			  : 0;
+
+	return ret == 0 && m->trunk < 0
+		       ? labyaml_fail(r, &key->start_mark,
+				      "a trunk carries networks: trunk: {dmz: 10, app: 20}")
+		       : ret;
+}
+
+/* "dmz", dmz: {address: 10.1.0.5}, or trunk: {...}. */
+static int read_card(struct labyaml *r, const yaml_node_t *key, const char *name,
+		     const yaml_node_t *value, void *arg)
+{
+	struct machine *m = arg;
+	int network = policy_find_network(r->lab->policy, name);
+	bool is_trunk = value && strcmp(name, TRUNK) == 0;
+	struct card c = { .vlan = -1 };
+
+	if (network < 0 && !is_trunk)
+		return unknown_network(r, key, name);
 	if (m->ncards++ == 4)
 		return labyaml_fail(r, &key->start_mark, "a machine has at most 4 cards");
+	if (is_trunk)
+		return read_trunk(r, key, value, m);
 	c.faults = m->networks->faults[network];
 	int ret = value ? labyaml_map(r, value, "a card", card_keys, &c) : 0;
 	if (ret < 0)
 		return ret;
-	ret = policy_add_port(p, m->index, (unsigned)network, c.has_v4 ? &c.v4 : NULL, r->err);
-	if (ret < 0)
-		return labyaml_fail_node(r, key, ret);
-	p->ports[ret].may_spoof = c.may_spoof;
-	r->lab->faults[ret] = c.faults;
-	return 0;
+	ret = add_card(r, key, network, &c, m);
+	return MIN(ret, 0);
 }
 
 static int read_card_item(struct labyaml *r, const yaml_node_t *item, void *arg)

@@ -65,6 +65,47 @@ static void test_demo(void **state)
 	lab_free(l);
 }
 
+/* One card in several networks: each a port of its own, with the card's MAC and a tag. */
+static void test_trunk(void **state)
+{
+	static const char text[] = "networks:\n"
+				   "  a: {subnet: 10.1.0.0/24}\n"
+				   "  b: {subnet: 10.2.0.0/24, vlan: 20}\n"
+				   "  c: {subnet: 10.3.0.0/24, vlan: 30, faults: {loss: 1%}}\n"
+				   "machines:\n"
+				   "  fw:  {kernel: k, networks: [a, trunk: {b: 21, c: {address: "
+				   "10.3.0.9, may_spoof: true}}]}\n"
+				   "  tap: {kernel: k, networks: [{trunk: [b, c]}]}\n"
+				   "  pc:  {kernel: k, networks: [b]}\n";
+	static const struct {
+		unsigned card;
+		int vlan;
+		bool is_trunk;
+	} ports[] = { { 0, -1, false }, { 1, 21, true },  { 1, 30, false },
+		      { 3, 20, true },	{ 3, 30, false }, { 5, 20, false } };
+	char addr[NET_ADDR_TEXT];
+	struct lab *l;
+
+	if (parse(&l, text) != 0)
+		fail_msg("%s", err.text);
+	const struct policy *p = l->policy;
+	assert_int_equal(p->nports, ARRAY_SIZE(ports));
+	for (unsigned i = 0; i < ARRAY_SIZE(ports); i++) {
+		assert_int_equal(p->ports[i].card, ports[i].card);
+		assert_int_equal(p->ports[i].vlan, ports[i].vlan);
+		assert_int_equal(p->ports[i].is_trunk, ports[i].is_trunk);
+	}
+	assert_memory_equal(p->ports[1].mac, p->ports[2].mac, 6);
+	assert_memory_not_equal(p->ports[0].mac, p->ports[1].mac, 6);
+	assert_memory_not_equal(p->ports[3].mac, p->ports[1].mac, 6);
+	assert_memory_equal(p->ports[1].v6.b + 8, p->ports[2].v6.b + 8, 8);
+	assert_memory_not_equal(p->ports[1].v6.b, p->ports[2].v6.b, 8);
+	assert_string_equal(net_addr_format(&p->ports[2].v4, addr), "10.3.0.9");
+	assert_true(p->ports[2].may_spoof && !p->ports[1].may_spoof);
+	assert_int_equal(l->faults[2].loss_ppm, 10000);
+	lab_free(l);
+}
+
 /* Each file is the demo with one line exchanged for another. */
 static void test_refused(void **state)
 {
@@ -84,6 +125,25 @@ static void test_refused(void **state)
 		  "lab.yaml:7:40: there is no network \"apq\"; did you mean \"app\"?" },
 		{ "networks: [dmz, app]", "networks: [dmz, dmz]", "is in network \"dmz\" twice" },
 		{ "networks: [dmz, app]", "networks: []", "is in no network" },
+		{ "networks: [dmz, app]", "networks: [dmz, {trunk: [app]}]",
+		  "lab.yaml:7:49: network \"app\" has no VLAN" },
+		{ "networks: [dmz, app]", "networks: [dmz, {trunk: {}}]",
+		  "lab.yaml:7:41: a trunk carries networks" },
+		{ "networks: [dmz, app]", "networks: [dmz, {trunk: app}]", "is a list" },
+		{ "networks: [dmz, app]", "networks: [dmz, {trunk: [mal, app]}]",
+		  "network \"app\" has no VLAN" },
+		{ "networks: [dmz, app]", "networks: [{trunk: {dmz: 7, app: 7}}]",
+		  "lab.yaml:7:52: a trunk has VLAN 7 for network \"dmz\" already" },
+		{ "networks: [dmz, app]", "networks: [{trunk: {dmz: 7, app: 4095}}]",
+		  "lab.yaml:7:57: a VLAN has a number from 1 to 4094" },
+		{ "networks: [dmz, app]", "networks: [{trunk: {dmz: 7, apq: 8}}]",
+		  "there is no network \"apq\"" },
+		{ "networks: [dmz, app]", "networks: [dmz, {trunk: {dmz: 7}}]",
+		  "is in network \"dmz\" twice" },
+		{ "networks: [dmz, app]", "networks: [{trunk: {dmz: {vlan: 7, loss: 1}}}]",
+		  "unknown key \"loss\"" },
+		{ "networks: [dmz, app]", "networks: [dmz, trunk]", "there is no network \"trunk\"" },
+		{ "  app:  {", "  trunk:  {", "lab.yaml:4:3: a network can't be called \"trunk\"" },
 		{ "networks: [dmz, app]", "networks: dmz", "is a list" },
 		{ "image: debian, networks: [dmz", "networks: [dmz", "needs an image or a kernel" },
 		{ "image: debian, networks: [dmz", "image: --net=nat, networks: [dmz",
@@ -177,6 +237,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_demo),
+		cmocka_unit_test(test_trunk),
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_plan),
 	};

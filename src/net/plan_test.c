@@ -37,9 +37,8 @@ static bool gets_through(unsigned from, int to, enum plan_proto proto, uint16_t 
 		frame_echo(&f, &e, false, sport);
 	else
 		frame_ip(&f, &e, 132, "some bytes", 10);
-	int vlan = lab.policy->networks[lab.policy->ports[from].network].vlan;
-	if (vlan >= 0)
-		frame_tag(&f, (uint16_t)vlan);
+	if (lab_tags[from] >= 0)
+		frame_tag(&f, (uint16_t)lab_tags[from]);
 	lab_send(&lab, from, &f);
 	return lab_got(&lab, to) != NULL;
 }

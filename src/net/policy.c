@@ -241,7 +241,9 @@ int policy_add_port(struct policy *p, unsigned machine, unsigned network, const 
 		    struct error *err)
 {
 	const struct policy_network *n = &p->networks[network];
-	struct policy_port port = { .machine = machine, .network = network, .is_default = true };
+	struct policy_port port = {
+		.machine = machine, .network = network, .card = p->nports, .vlan = n->vlan, .is_default = true
+	};
 
 	if (policy_find_port(p, (int)machine, (int)network) >= 0)
 		return error_set(err, -EEXIST, "machine \"%s\" is in network \"%s\" twice",

@@ -39,7 +39,7 @@ struct policy_network {
 	struct net_prefix v4; /* /8 to /29, as net_prefix: bits 104 to 125 */
 	struct net_prefix v6; /* /64 */
 	bool has_uplink;      /* NAT to the host's network */
-	int vlan;	      /* frames at the machines' cards carry this tag; -1: none */
+	int vlan; /* frames at the machines' cards carry this tag, unless they are trunks; -1: none */
 	uint8_t gateway_mac[6];
 	struct net_addr gateway_v4, gateway_v6, gateway_ll;
 	struct net_addr uplink_v4; /* callers of forwarded ports on this host appear as it; nothing can be opened to it */
@@ -50,8 +50,12 @@ struct policy_machine {
 	bool is_quarantined;
 };
 
+/* A card's place in a network.  A card that is a trunk has several, told apart by the tags of its frames. */
 struct policy_port {
 	unsigned machine, network; /* indices */
+	unsigned card; /* the port that stands for the card: itself, or the first of its trunk */
+	int vlan;      /* frames carry this tag; -1: none */
+	bool is_trunk; /* others have it as their card */
 	uint8_t mac[6];
 	struct net_addr v4, v6, ll; /* ll: fe80::/64 with the same lower half as v6 */
 	bool may_spoof;		    /* sender addresses are not checked */
@@ -130,6 +134,13 @@ int policy_add_machine(struct policy *p, const char *name, struct error *err);
 int policy_add_port(struct policy *p, unsigned machine, unsigned network, const struct net_addr *v4,
 		    struct error *err);
 /**
+ * policy_join_trunk() - @port, the last that was added, is a part of the trunk whose first is @card, or is that first one itself.
+ * It has the card's MAC from now on, and the IPv6 addresses of it.
+ * @vlan: its tag, 1 to 4094
+ * Returns 0, -EINVAL (no such tag, or of another machine), -EEXIST (another part has the tag), with @err set.
+ */
+int policy_join_trunk(struct policy *p, unsigned port, unsigned card, int vlan, struct error *err);
+/**
  * policy_add_rule() - at place @at, at most nrules; @r's names are copied, its id is given here.
  * Returns 0, -ENOSPC, -ENOMEM, -EEXIST (one with the same ends, protocol, ports and names allows, or denies, the same;
  * or the opposite), -EINVAL (to the internet, from where there is no uplink), with @err set.
@@ -165,6 +176,8 @@ int policy_check_domain(const char *name, struct error *err);
 int policy_find_network(const struct policy *p, const char *name); /* index or -1 */
 int policy_find_machine(const struct policy *p, const char *name);
 int policy_find_port(const struct policy *p, int machine, int network);
+/** policy_port_by_tag() - where a frame with this tag (-1: none) at @card belongs; -1: nowhere. */
+int policy_port_by_tag(const struct policy *p, unsigned card, int vlan);
 /** policy_port_by_addr() - whose address (v4 or v6, not link-local) it is; -1: nobody's. */
 int policy_port_by_addr(const struct policy *p, const struct net_addr *a);
 /** policy_port_label() - "dmz.web".  Returns @buf. */
