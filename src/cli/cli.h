@@ -36,6 +36,8 @@ int cli_rm(int argc, char **argv);
 int cli_list(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_logs(int argc, char **argv);
+int cli_events(int argc, char **argv);
+int cli_api(int argc, char **argv);
 int cli_set(int argc, char **argv);
 int cli_rename(int argc, char **argv);
 int cli_console(int argc, char **argv);
@@ -61,7 +63,7 @@ extern const struct opts_cmd cli_run_cmd, cli_start_cmd, cli_stop_cmd, cli_pause
 	cli_resume_cmd, cli_reset_cmd, cli_rm_cmd, cli_list_cmd, cli_info_cmd, cli_console_cmd,
 	cli_exec_cmd, cli_fork_cmd, cli_snapshot_cmd, cli_bench_cmd, cli_image_cmd, cli_doctor_cmd,
 	cli_up_cmd, cli_down_cmd, cli_quarantine_cmd, cli_plan_cmd, cli_version_cmd, cli_net_cmd,
-	cli_completion_cmd, cli_metrics_cmd, cli_logs_cmd, cli_set_cmd, cli_rename_cmd, cli_capture_cmd /* of cli_net_cmd */;
+	cli_completion_cmd, cli_metrics_cmd, cli_logs_cmd, cli_events_cmd, cli_api_cmd, cli_set_cmd, cli_rename_cmd, cli_capture_cmd /* of cli_net_cmd */;
 // clang-format on
 
 /**

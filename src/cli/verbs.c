@@ -24,6 +24,8 @@ const struct verb cli_verbs[] = {
 	{ "snapshot",   "take, list and go back to snapshots of a machine",        cli_snapshot,  &cli_snapshot_cmd },
 	{ "fork",       "make running copies of a running machine",                cli_fork,      &cli_fork_cmd },
 	{ "bench",      "show what the engine does while a command runs",          cli_bench,     &cli_bench_cmd },
+	{ "events",     "show what happens to a machine, as it happens",           cli_events,    &cli_events_cmd },
+	{ "api",        "describe the control protocol",                           cli_api,       &cli_api_cmd },
 	{ "metrics",    "print the counters of running machines for Prometheus",   cli_metrics,   &cli_metrics_cmd },
 	{ "image",      "list, build and remove images",                           cli_image,     &cli_image_cmd },
 	{ "up",         "start a lab: its network and all its machines",           cli_up,        &cli_up_cmd },

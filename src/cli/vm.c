@@ -15,6 +15,7 @@
 #include "char/chardev.h"
 #include "cli/cli.h"
 #include "ctl/ctl.h"
+#include "ctl/events.h"
 #include "ctl/paths.h"
 #include "ctl/snaptake.h"
 #include "ctl/socket.h"
@@ -571,6 +572,9 @@ static int run(struct process *p)
 	close_status(p);
 	machine_run(p->m, &end);
 	log_write(end.reason == END_FAILED ? LOG_ERROR : LOG_INFO, "vm", "%s", end.text);
+	pthread_mutex_lock(machine_lock(p->m));
+	ctl_ended(p->ctl, &end);
+	pthread_mutex_unlock(machine_lock(p->m));
 	drain_console(p);
 	tell(p, json_pack("{s:s, s:i, s:i, s:s}", "event", "end", "status", end.status, "reason",
 			  (int)end.reason, "text", end.text));

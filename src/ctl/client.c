@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -122,6 +123,23 @@ static int explain(int r, struct error *err)
 	}
 }
 
+/* For who writes programs that speak the protocol, and for tests of it. */
+static void trace(int fd, char direction, const char *text, size_t len)
+{
+	const char *path = getenv("VIVARIUM_TRACE");
+	_cleanup_bytes_ struct bytes line = { 0 };
+
+	if (!path || !path[0])
+		return;
+	_cleanup_close_ int out = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+
+	bytes_printf(&line, "%d %d %c ", getpid(), fd, direction);
+	bytes_put(&line, text, len);
+	bytes_put_u8(&line, '\n');
+	ssize_t r = out >= 0 && !line.is_failed ? write(out, line.data, line.len) : 0;
+	(void)r; /* the command goes on without */
+}
+
 int client_send(int fd, json_t *request, int timeout_ms, struct error *err)
 {
 	int64_t deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
@@ -130,6 +148,7 @@ int client_send(int fd, json_t *request, int timeout_ms, struct error *err)
 	json_decref(request);
 	if (!text)
 		return error_set(err, -EINVAL, "an argument is not valid UTF-8, or there is no memory");
+	trace(fd, '>', text, strlen(text));
 	int r = send_all(fd, text, strlen(text), deadline_ms);
 
 	if (r == 0)
@@ -137,7 +156,7 @@ int client_send(int fd, json_t *request, int timeout_ms, struct error *err)
 	return r < 0 ? explain(r, err) : 0;
 }
 
-int client_receive(int fd, int timeout_ms, json_t **reply, struct error *err)
+int client_receive_any(int fd, int timeout_ms, json_t **message, struct error *err)
 {
 	int64_t deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
 	_cleanup_bytes_ struct bytes line = { 0 };
@@ -145,12 +164,24 @@ int client_receive(int fd, int timeout_ms, json_t **reply, struct error *err)
 
 	if (r < 0)
 		return explain(r, err);
+	trace(fd, '<', (char *)line.data, line.len - 1);
 	json_t *json = json_loadb((char *)line.data, line.len, 0, NULL);
 
 	if (!json_is_object(json)) {
 		json_decref(json);
 		return error_set(err, -EPROTO, "the machine's answer makes no sense");
 	}
+	*message = json;
+	return 0;
+}
+
+int client_receive(int fd, int timeout_ms, json_t **reply, struct error *err)
+{
+	json_t *json;
+	int r = client_receive_any(fd, timeout_ms, &json, err);
+
+	if (r < 0)
+		return r;
 	if (!json_is_true(json_object_get(json, "ok"))) {
 		const char *text_in = json_string_value(json_object_get(json, "error"));
 

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The other end of the control socket: what `viv` verbs use to talk to a running machine. */
+/*
+ * The other end of the control socket: what `viv` verbs use to talk to a running machine.
+ *
+ * With VIVARIUM_TRACE=FILE in the environment each message is appended to the file, as "PID FD > MESSAGE", < for those that came.
+ */
 #ifndef VIV_CTL_CLIENT_H
 #define VIV_CTL_CLIENT_H
 
@@ -27,6 +31,9 @@ int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct 
 /** client_send() - the first half of client_call(); client_receive() - the second. */
 int client_send(int fd, json_t *request, int timeout_ms, struct error *err);
 int client_receive(int fd, int timeout_ms, json_t **reply, struct error *err);
+
+/** client_receive_any() - the next line, whatever object it is: an event, for instance. */
+int client_receive_any(int fd, int timeout_ms, json_t **message, struct error *err);
 
 /** client_request() - connect, call, close. */
 int client_request(const char *name, json_t *request, int timeout_ms, json_t **reply, struct error *err);

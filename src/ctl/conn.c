@@ -13,7 +13,7 @@
 #include "char/chardev.h"
 #include "ctl/conn.h"
 
-static void conn_close(struct ctl_conn *conn)
+void conn_close(struct ctl_conn *conn)
 {
 	for (struct ctl_conn **p = &conn->ctl->conns; *p; p = &(*p)->next) {
 		if (*p == conn) {
@@ -31,6 +31,7 @@ static void conn_close(struct ctl_conn *conn)
 		close(conn->fd);
 	bytes_free(&conn->in);
 	bytes_free(&conn->out);
+	json_decref(conn->does_what);
 	free(conn);
 }
 
@@ -46,12 +47,14 @@ static bool has_output(const struct ctl_conn *conn)
 }
 
 /* What the client owes us, and until when; what we wait for on its descriptor. */
-static void conn_update(struct ctl_conn *conn)
+void conn_update(struct ctl_conn *conn)
 {
-	int64_t wait_ns = is_pending(conn)   ? 0
-			  : has_output(conn) ? CTL_WRITE_TIMEOUT_NS
-			  : conn->in.len     ? CTL_LINE_TIMEOUT_NS
-					     : CTL_IDLE_TIMEOUT_NS;
+	/* Who gets events may read them when it likes: what waits for it is bounded. */
+	int64_t wait_ns = is_pending(conn)	? 0
+			  : has_output(conn)	? (conn->is_subscribed ? 0 : CTL_WRITE_TIMEOUT_NS)
+			  : conn->in.len	? CTL_LINE_TIMEOUT_NS
+			  : conn->is_subscribed ? 0
+						: CTL_IDLE_TIMEOUT_NS;
 
 	if (wait_ns)
 		vtimer_arm(conn->timer, vclock_now_ns(conn->ctl->cfg.clock) + wait_ns);
@@ -62,9 +65,16 @@ static void conn_update(struct ctl_conn *conn)
 }
 
 /* 0, or -errno: the client is gone. */
-static int conn_flush(struct ctl_conn *conn)
+int conn_flush(struct ctl_conn *conn)
 {
-	while (has_output(conn)) {
+	for (;;) {
+		if (!has_output(conn)) {
+			bytes_free(&conn->out);
+			conn->out_off = 0;
+			if (!conn->nlost)
+				return 0;
+			events_put_lost(conn);
+		}
 		ssize_t n = send(conn->fd, conn->out.data + conn->out_off,
 				 conn->out.len - conn->out_off, MSG_NOSIGNAL | MSG_DONTWAIT);
 
@@ -74,15 +84,12 @@ static int conn_flush(struct ctl_conn *conn)
 			return errno == EAGAIN ? 0 : -errno;
 		conn->out_off += (size_t)n;
 	}
-	bytes_free(&conn->out);
-	conn->out_off = 0;
-	return 0;
 }
 
 /* Queue the answer. */
 static void conn_put_reply(struct ctl_conn *conn, json_t *reply, const struct error *err)
 {
-	json_t *obj = reply ? json_copy(reply) : json_object();
+	json_t *obj = reply && !err ? json_copy(reply) : json_object();
 	char *text;
 
 	(void)json_object_set_new(obj, "ok", json_boolean(!err));
@@ -156,7 +163,7 @@ static bool conn_serve(struct ctl_conn *conn)
 			return false;
 		}
 	}
-	if (conn->is_eof && !is_pending(conn) && !has_output(conn)) {
+	if (conn->is_eof && !conn->is_subscribed && !is_pending(conn) && !has_output(conn)) {
 		conn_close(conn);
 		return false;
 	}
@@ -245,14 +252,17 @@ static struct ctl_conn *conn_create(struct ctl *c, int fd)
 /* The newest idle ones stay: a client that hoards connections loses its own oldest. */
 static void make_room(struct ctl *c)
 {
-	struct ctl_conn *oldest = NULL;
+	struct ctl_conn *oldest = NULL, *listener = NULL;
 
 	if (c->nconns < CTL_MAX_CLIENTS)
 		return;
 	for (struct ctl_conn *conn = c->conns; conn; conn = conn->next) {
-		if (!is_pending(conn) && !has_output(conn))
+		if (conn->is_subscribed && !is_pending(conn))
+			listener = conn;
+		else if (!is_pending(conn) && !has_output(conn))
 			oldest = conn;
 	}
+	oldest = oldest ? oldest : listener;
 	if (oldest)
 		conn_close(oldest);
 }
@@ -293,6 +303,7 @@ int ctl_create(struct ctl **out, int listen_fd, const struct ctl_config *cfg, st
 		ctl_destroy(c);
 		return error_set(err, -ENOMEM, "no memory for the control socket");
 	}
+	events_start(c);
 	*out = c;
 	return 0;
 }
@@ -301,6 +312,7 @@ void ctl_destroy(struct ctl *c)
 {
 	if (!c)
 		return;
+	events_stop(c);
 	while (c->conns)
 		conn_close(c->conns);
 	loop_fd_remove(c->watch);

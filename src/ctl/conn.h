@@ -19,6 +19,10 @@ struct ctl_conn {
 	bool gives_backlog;
 	struct agent_job *job;
 	bool awaits_snapper; /* a snapshot is being taken for it */
+	const char *does;    /* what, as an event; NULL: none */
+	json_t *does_what;   /* the members of the event */
+	bool is_subscribed;  /* gets events */
+	uint64_t nlost;	     /* events that there was no room for, not told yet */
 };
 
 struct ctl {
@@ -29,9 +33,26 @@ struct ctl {
 	struct loop_fd *watch;
 	struct ctl_conn *conns;
 	unsigned nconns;
+	/* Events: lines that are to be handed out on the loop's thread. */
+	struct bytes events;
+	uint64_t nlost; /* that there was no room for in @events */
+	bool is_event_posted;
 };
 
 /** conn_reply() - answer a pending command: @result's members and "ok", or @err. */
 void conn_reply(struct ctl_conn *conn, json_t *result, const struct error *err);
+
+/** conn_close() - end it, and free it. */
+void conn_close(struct ctl_conn *conn);
+/** conn_flush() - send what can be sent.  0, or -errno: the client is gone. */
+int conn_flush(struct ctl_conn *conn);
+/** conn_update() - after that: what is waited for, and until when. */
+void conn_update(struct ctl_conn *conn);
+
+/* events.c */
+void events_start(struct ctl *c);
+void events_stop(struct ctl *c);
+/** events_put_lost() - the line that stands in for what was left out. */
+void events_put_lost(struct ctl_conn *conn);
 
 #endif

@@ -8,6 +8,7 @@
 #include "char/chardev.h"
 #include "block/block.h"
 #include "ctl/conn.h"
+#include "ctl/events.h"
 #include "ctl/paths.h"
 
 #define STOP_TIMEOUT_MAX_MS 3600000
@@ -81,7 +82,7 @@ static json_t *process_counters(void)
 	struct rusage u;
 
 	if (getrusage(RUSAGE_SELF, &u) < 0)
-		return json_null();
+		return NULL;
 	int64_t cpu_us = (int64_t)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000000 +
 			 u.ru_utime.tv_usec + u.ru_stime.tv_usec;
 
@@ -180,12 +181,36 @@ static int need_agent(struct ctl_conn *conn, struct error *err)
 	return 0;
 }
 
+/* What guests may tell of a command: nothing else of what an agent says goes to clients. */
+static json_t *exec_answer(json_t *result)
+{
+	static const struct {
+		const char *name;
+		enum ctl_arg_kind kind;
+	} members[] = { { "exitcode", CTL_INT },       { "signal", CTL_INT },
+			{ "out-data", CTL_STRING },    { "err-data", CTL_STRING },
+			{ "out-truncated", CTL_BOOL }, { "err-truncated", CTL_BOOL } };
+	json_t *answer = json_object();
+
+	for (size_t i = 0; i < ARRAY_SIZE(members); i++) {
+		json_t *v = json_object_get(result, members[i].name);
+
+		if (members[i].kind == CTL_INT	    ? json_is_integer(v)
+		    : members[i].kind == CTL_STRING ? json_is_string(v)
+						    : json_is_boolean(v))
+			(void)json_object_set(answer, members[i].name, v);
+	}
+	return answer;
+}
+
 static void exec_done(void *ctx, json_t *result, const struct error *err)
 {
 	struct ctl_conn *conn = ctx;
+	json_t *answer = exec_answer(result);
 
 	conn->job = NULL;
-	conn_reply(conn, result, err);
+	conn_reply(conn, answer, err);
+	json_decref(answer);
 }
 
 static int cmd_exec(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
@@ -222,7 +247,22 @@ static void snapshot_done(void *ctx, json_t *result, const struct error *err)
 	struct ctl_conn *conn = ctx;
 
 	conn->awaits_snapper = false;
+	if (conn->does) {
+		if (err)
+			put(conn->does_what, "error", json_string(err->text));
+		ctl_event(conn->ctl, conn->does, conn->does_what);
+		conn->does = NULL;
+		conn->does_what = NULL;
+	}
 	conn_reply(conn, result, err);
+}
+
+/* The event that there will be when it is done. */
+static void will_do(struct ctl_conn *conn, const char *event, json_t *members)
+{
+	json_decref(conn->does_what);
+	conn->does = event;
+	conn->does_what = members;
 }
 
 static int cmd_snapshot(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
@@ -235,6 +275,8 @@ static int cmd_snapshot(struct ctl_conn *conn, json_t *request, json_t *reply, s
 				 json_is_true(json_object_get(request, "freeze")), snapshot_done,
 				 conn, err);
 	conn->awaits_snapper = r == 0;
+	if (r == 0)
+		will_do(conn, "snapshot", json_pack("{s:s}", "name", name));
 	return r < 0 ? r : CTL_PENDING;
 }
 
@@ -265,6 +307,8 @@ static int cmd_fork(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 				 json_is_true(json_object_get(request, "freeze")), snapshot_done,
 				 conn, err);
 	conn->awaits_snapper = r == 0;
+	if (r == 0)
+		will_do(conn, "forked", json_pack("{s:O}", "names", list));
 	return r < 0 ? r : CTL_PENDING;
 }
 
@@ -278,6 +322,10 @@ static int cmd_restore(struct ctl_conn *conn, json_t *request, json_t *reply, st
 				    json_is_true(json_object_get(request, "set_clock")), reply,
 				    snapshot_done, conn, err);
 	conn->awaits_snapper = r == -EINPROGRESS;
+	if (conn->awaits_snapper)
+		will_do(conn, "restored", json_pack("{s:s}", "name", name));
+	else if (r == 0)
+		ctl_event(conn->ctl, "restored", json_pack("{s:s}", "name", name));
 	return conn->awaits_snapper ? CTL_PENDING : r;
 }
 
@@ -312,6 +360,16 @@ static int cmd_set(struct ctl_conn *conn, json_t *request, json_t *reply, struct
 		log_set_level(level);
 	put(reply, "log_level", json_string(log_level_name(log_level())));
 	return r;
+}
+
+static int cmd_subscribe(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	struct machine_info info;
+
+	conn->is_subscribed = true;
+	machine_info(conn->ctl->cfg.machine, &info);
+	put(reply, "state", json_string(machine_state_name(info.state)));
+	return 0;
 }
 
 static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);
@@ -370,27 +428,116 @@ static const struct ctl_arg agent_args[] = {
 	ARG_END,
 };
 
+#define END { .name = NULL }
+const char *const ctl_states[] = { "created", "running", "paused", "ended", NULL };
+
+#define STATUS_ROWS                                                                                   \
+	{ "state",  CTL_STRING, false, "whether it runs", .words = ctl_states },                          \
+	{ "pid",    CTL_UINT,   false, "its process" },                                                   \
+	{ "engine", CTL_STRING, false, "what executes the guest" },                                       \
+	{ "cpus",   CTL_UINT,   false, "how many" },                                                      \
+	{ "mem",    CTL_UINT,   false, "bytes of guest memory" }
+static const struct ctl_field status_answer[] = { STATUS_ROWS, END };
+static const struct ctl_field process_fields[] = {
+	{ "cpu_time_ns",        CTL_UINT, false, "processor time of all its threads" },
+	{ "minor_faults",       CTL_UINT, false, "page faults without I/O" },
+	{ "major_faults",       CTL_UINT, false, "page faults with I/O" },
+	{ "max_resident_bytes", CTL_UINT, false, "the most memory there ever was" },
+	END,
+};
+static const struct ctl_field info_answer[] = {
+	STATUS_ROWS,
+	{ "engine_reason", CTL_STRING,       false, "why that one" },
+	{ "cpu",           CTL_STRING,       false, "the model that the guest sees" },
+	{ "clock_ns",      CTL_INT,          false, "machine time since it was switched on" },
+	{ "resets",        CTL_UINT,         false, "how often it was reset" },
+	{ "disk_io",       CTL_STRINGS,      false, "how each disk's transfers are done" },
+	{ "counters",      CTL_COUNTER_LIST, false, "of each CPU" },
+	{ "devices",       CTL_COUNTERS,     false, "accesses to each device over the bus" },
+	{ "disk_counters", CTL_COUNTER_LIST, false, "of each disk" },
+	{ "card_counters", CTL_COUNTER_LIST, false, "of each network card" },
+	{ "process",       CTL_OBJECT,       true,  "of the machine's process", .fields = process_fields },
+	END,
+};
+static const struct ctl_field exec_fields[] = {
+	{ "exitcode",      CTL_INT,    true, "of the command; or" },
+	{ "signal",        CTL_INT,    true, "that ended it" },
+	{ "out-data",      CTL_STRING, true, "standard output, base64" },
+	{ "err-data",      CTL_STRING, true, "standard error, base64" },
+	{ "out-truncated", CTL_BOOL,   true, "there was more than the agent keeps" },
+	{ "err-truncated", CTL_BOOL,   true, "there was more than the agent keeps" },
+	END,
+};
+static const struct ctl_field snapshot_answer[] = {
+	{ "pause_us", CTL_UINT,         false, "how long the machine stood still" },
+	{ "bytes",    CTL_UINT,         false, "written" },
+	{ "parent",   CTL_TEXT_OR_NULL, false, "the snapshot that it holds the difference to" },
+	END,
+};
+static const struct ctl_field progress_answer[] = {
+	{ "busy",  CTL_BOOL, false, "is one being taken?" },
+	{ "done",  CTL_UINT, false, "bytes" },
+	{ "total", CTL_UINT, false, "bytes; 0: not known" },
+	END,
+};
+static const struct ctl_field restore_answer[] = {
+	{ "pause_us", CTL_UINT, false, "how long the machine stood still" },
+	{ "pages",    CTL_UINT, false, "of memory that had changed" },
+	END,
+};
+static const struct ctl_field fork_answer[] = {
+	{ "pause_us", CTL_UINT, false, "how long the machine stood still" },
+	{ "copies",   CTL_UINT, false, "made" },
+	END,
+};
+static const struct ctl_field set_answer[] = {
+	{ "log_level", CTL_STRING, false, "in force now" },
+	END,
+};
+static const struct ctl_field subscribe_answer[] = {
+	{ "state", CTL_STRING, false, "to which the first event is the change", .words = ctl_states },
+	END,
+};
+static const struct ctl_field help_arg_fields[] = {
+	{ "name",     CTL_STRING, false, "of the argument" },
+	{ "kind",     CTL_STRING, false, "integer, string, boolean or strings" },
+	{ "required", CTL_BOOL,   false, "must it be there?" },
+	{ "help",     CTL_STRING, false, "what it is" },
+	END,
+};
+static const struct ctl_field help_command_fields[] = {
+	{ "name", CTL_STRING,  false, "of the command" },
+	{ "help", CTL_STRING,  false, "what it does" },
+	{ "args", CTL_OBJECTS, false, "its arguments", .fields = help_arg_fields },
+	END,
+};
+static const struct ctl_field help_answer[] = {
+	{ "commands", CTL_OBJECTS, false, "all there are", .fields = help_command_fields },
+	END,
+};
+
 const struct ctl_command ctl_commands[] = {
-	{ "status",  "state, process and engine",                        NULL,         cmd_status },
-	{ "info",    "everything known, with counters",                  NULL,         cmd_info },
-	{ "pause",   "stop the CPUs and the clock",                      NULL,         cmd_pause },
-	{ "resume",  "go on after a pause",                              NULL,         cmd_resume },
-	{ "reset",   "press the reset button",                           NULL,         cmd_reset },
-	{ "stop",    "press the power button, end it after a time-out",  stop_args,    cmd_stop },
-	{ "quit",    "end it at once",                                   NULL,         cmd_quit },
-	{ "nmi",     "press the NMI button",                             nmi_args,     cmd_nmi },
-	{ "console", "make this connection the console",                 console_args, cmd_console },
-	{ "resize",  "tell the console's window size",                   resize_args,  cmd_resize },
-	{ "exec",    "run a command in the guest",                       exec_args,    cmd_exec },
-	{ "agent",   "wait until the guest's agent answers",             agent_args,   cmd_agent },
-	{ "snapshot", "take a snapshot; going away cancels it",          snapshot_args, cmd_snapshot },
-	{ "snapshot-progress", "of the snapshot being taken",            NULL,         cmd_snapshot_progress },
-	{ "restore", "go back to a snapshot in place, and on from there", restore_args, cmd_restore },
-	{ "fork",    "make living copies of the machine",                fork_args,    cmd_fork },
-	{ "merged",  "files of snapshots were merged: do without what is gone", merged_args, cmd_merged },
-	{ "set",     "change what can be changed while it runs",         set_args,     cmd_set },
-	{ "help",    "these commands",                                   NULL,         cmd_help },
-	{ NULL, NULL, NULL, NULL },
+	{ "status",            "state, process and engine",                               NULL,          status_answer,    cmd_status },
+	{ "info",              "everything known, with counters",                         NULL,          info_answer,      cmd_info },
+	{ "pause",             "stop the CPUs and the clock",                             NULL,          NULL,             cmd_pause },
+	{ "resume",            "go on after a pause",                                     NULL,          NULL,             cmd_resume },
+	{ "reset",             "press the reset button",                                  NULL,          NULL,             cmd_reset },
+	{ "stop",              "press the power button, end it after a time-out",         stop_args,     NULL,             cmd_stop },
+	{ "quit",              "end it at once",                                          NULL,          NULL,             cmd_quit },
+	{ "nmi",               "press the NMI button",                                    nmi_args,      NULL,             cmd_nmi },
+	{ "console",           "make this connection the console",                        console_args,  NULL,             cmd_console },
+	{ "resize",            "tell the console's window size",                          resize_args,   NULL,             cmd_resize },
+	{ "exec",              "run a command in the guest",                              exec_args,     exec_fields,      cmd_exec },
+	{ "agent",             "wait until the guest's agent answers",                    agent_args,    NULL,             cmd_agent },
+	{ "snapshot",          "take a snapshot; going away cancels it",                  snapshot_args, snapshot_answer,  cmd_snapshot },
+	{ "snapshot-progress", "of the snapshot being taken",                             NULL,          progress_answer,  cmd_snapshot_progress },
+	{ "restore",           "go back to a snapshot in place, and on from there",       restore_args,  restore_answer,   cmd_restore },
+	{ "fork",              "make living copies of the machine",                       fork_args,     fork_answer,      cmd_fork },
+	{ "merged",            "files of snapshots were merged: do without what is gone", merged_args,   NULL,             cmd_merged },
+	{ "set",               "change what can be changed while it runs",                set_args,      set_answer,       cmd_set },
+	{ "subscribe",         "get events from here on, besides answers",                NULL,          subscribe_answer, cmd_subscribe },
+	{ "help",              "these commands",                                          NULL,          help_answer,      cmd_help },
+	{ .name = NULL },
 };
 // clang-format on
 
@@ -445,6 +592,8 @@ static bool is_valid(const struct ctl_arg *a, json_t *v)
 		return json_is_boolean(v);
 	case CTL_STRINGS:
 		return is_strings(v, a->min, a->max);
+	default: /* of answers */
+		return false;
 	}
 	return false;
 }

@@ -5,7 +5,8 @@
  *   -> {"cmd": "pause"}                     <- {"ok": true, ...}   or   {"ok": false, "error": "..."}
  *
  * Commands are rows of one table (ctl.c), arguments are checked by their rows before a command sees
- * them.  After {"cmd": "console"} is answered, the connection is the console: raw bytes.
+ * them.  After {"cmd": "console"} is answered, the connection is the console: raw bytes.  After {"cmd": "subscribe"} events come besides
+ * answers (events.h).  schema.h describes all messages.
  *
  * Clients are not trusted to be well-behaved: lines are bounded, at most CTL_MAX_CLIENTS are connected,
  * nobody may stop in the middle of a line, stop reading, or sit idle for long; all is
@@ -47,8 +48,20 @@ int ctl_create(struct ctl **out, int listen_fd, const struct ctl_config *cfg, st
 /** ctl_destroy() - drops all clients.  With the lock; NULL is fine. */
 void ctl_destroy(struct ctl *c);
 
-/* ---- the table, for help and for the fuzzer ---- */
-enum ctl_arg_kind { CTL_UINT, CTL_STRING, CTL_BOOL, CTL_STRINGS };
+/* ---- the table, for help, the schema and the fuzzer ---- */
+enum ctl_arg_kind {
+	CTL_UINT,
+	CTL_STRING,
+	CTL_BOOL,
+	CTL_STRINGS,
+	/* of answers and events only */
+	CTL_INT,
+	CTL_TEXT_OR_NULL,
+	CTL_COUNTERS,	  /* an object of numbers, whose names are those of what is counted */
+	CTL_COUNTER_LIST, /* an array of such */
+	CTL_OBJECT,	  /* with @fields */
+	CTL_OBJECTS,	  /* an array of such */
+};
 struct ctl_arg {
 	const char *name;
 	enum ctl_arg_kind kind;
@@ -56,16 +69,27 @@ struct ctl_arg {
 	uint64_t min, max; /* UINT: value; STRING: bytes; STRINGS: elements */
 	const char *help;
 };
+/* A member of an answer or event. */
+struct ctl_field {
+	const char *name; /* NULL: the last */
+	enum ctl_arg_kind kind;
+	bool is_optional;
+	const char *help;
+	const struct ctl_field *fields;
+	const char *const *words; /* STRING: one of these; NULL: any */
+};
 struct ctl_conn;
 struct ctl_command {
 	const char *name;
 	const char *help;
-	const struct ctl_arg *args; /* ends with name NULL; NULL: none */
+	const struct ctl_arg *args;	/* ends with name NULL; NULL: none */
+	const struct ctl_field *answer; /* besides "ok"; ends with name NULL; NULL: none */
 	/* 0: @reply is sent; CTL_PENDING: sent later; CTL_BECOMES_CONSOLE; or -errno with @err set. */
 	int (*run)(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);
 };
 enum { CTL_PENDING = 1, CTL_BECOMES_CONSOLE = 2 };
 extern const struct ctl_command ctl_commands[]; /* ends with name NULL */
+extern const char *const ctl_states[];		/* of machines, ends with NULL */
 
 /**
  * ctl_parse() - one line to a checked request.

@@ -12,7 +12,9 @@
 #include "char/chardev.h"
 #include "ctl/client.h"
 #include "ctl/conn.h"
+#include "ctl/events.h"
 #include "ctl/paths.h"
+#include "ctl/schema.h"
 #include "ctl/socket.h"
 
 /* Requests reach the machine by these; the real ones are tested in vm/machine_test.c. */
@@ -21,6 +23,8 @@ struct machine {
 	struct loop *loop;
 	enum machine_state state;
 	int64_t stop_timeout_ns;
+	void (*on_event)(void *arg, enum machine_event event);
+	void *event_arg;
 };
 
 #define WRAP(ret, name, ...)                                                                       \
@@ -51,6 +55,11 @@ WRAP(int, machine_stop, struct machine *m, int64_t timeout_ns, struct error *err
 {
 	m->stop_timeout_ns = timeout_ns;
 	return 0;
+}
+WRAP(void, machine_watch, struct machine *m, void (*fn)(void *arg, enum machine_event event), void *arg)
+{
+	m->on_event = fn;
+	m->event_arg = arg;
 }
 WRAP(int, machine_inject_nmi, struct machine *m, unsigned index, struct error *err)
 {
@@ -415,6 +424,116 @@ static void *serve(void *arg)
 }
 
 /* The client's side, against the real server. */
+/* ---- events ---- */
+
+static void expect_event(int fd, const char *part)
+{
+	json_t *json = answer(fd);
+	char *text = json_dumps(json, JSON_COMPACT);
+
+	assert_null(json_object_get(json, "ok"));
+	assert_true(json_is_string(json_object_get(json, "time")));
+	if (!strstr(text, part))
+		fail_msg("%s, not %s", text, part);
+	free(text);
+	json_decref(json);
+}
+
+static void test_events(void **state)
+{
+	struct world *w = *state;
+	int fd = dial(w), other = dial(w);
+	char c;
+
+	w->m.on_event(w->m.event_arg, MACHINE_WAS_RESET); /* nobody listens */
+	expect(w, fd, "{\"cmd\":\"subscribe\"}\n", true, "\"state\":\"running\"");
+	w->m.on_event(w->m.event_arg, MACHINE_WAS_RESET);
+	w->m.state = MACHINE_PAUSED;
+	w->m.on_event(w->m.event_arg, MACHINE_STATE_CHANGED);
+	w->m.on_event(w->m.event_arg, MACHINE_TRIPLE_FAULT);
+	run(w);
+	expect_event(fd, "\"event\":\"reset\"");
+	expect_event(fd, "\"state\":\"paused\"");
+	expect_event(fd, "triple fault");
+	assert_int_equal(recv(other, &c, 1, MSG_DONTWAIT), -1);
+	/* It may go on asking, and sit idle as long as it likes; others may not. */
+	expect(w, fd, "{\"cmd\":\"status\"}\n", true, "paused");
+	advance(w, 2 * CTL_IDLE_TIMEOUT_NS);
+	assert_true(is_closed(other) && !is_closed(fd));
+	const struct machine_end end = { END_POWEROFF, 0, "it is over" };
+
+	ctl_ended(w->ctl, &end);
+	expect_event(fd, "\"reason\":\"poweroff\",\"status\":0,\"text\":\"it is over\"");
+	close(fd);
+	close(other);
+}
+
+/* Nobody waits for who does not read, what is kept for it is bounded, and it learns what it missed. */
+static void test_slow_subscriber(void **state)
+{
+	struct world *w = *state;
+	int slow = dial(w), fast = dial(w);
+	uint64_t got = 0, lost = 0;
+	const unsigned total = 20000;
+
+	expect(w, slow, "{\"cmd\":\"subscribe\"}\n", true, "ok");
+	expect(w, fast, "{\"cmd\":\"subscribe\"}\n", true, "ok");
+	for (unsigned i = 0; i < total; i++) {
+		w->m.on_event(w->m.event_arg, MACHINE_WAS_RESET);
+		while (loop_run_once(w->m.loop, 0) > 0)
+			continue;
+		expect_event(fast, "reset");
+	}
+	for (struct ctl_conn *c = w->ctl->conns; c; c = c->next)
+		assert_true(c->out.len <= 2 * CTL_EVENTS_MAX);
+	advance(w, 2 * CTL_WRITE_TIMEOUT_NS);
+	while (got + lost < total) {
+		json_t *json = answer(slow);
+
+		if (json_object_get(json, "count"))
+			lost += (uint64_t)json_integer_value(json_object_get(json, "count"));
+		else
+			got++;
+		json_decref(json);
+		while (loop_run_once(w->m.loop, 0) > 0)
+			continue;
+	}
+	assert_true(lost > 0 && got + lost == total);
+	/* From here on it misses nothing. */
+	w->m.on_event(w->m.event_arg, MACHINE_WAS_RESET);
+	run(w);
+	expect_event(slow, "reset");
+	/* Events that come all at once, from another thread, are bounded as well. */
+	for (unsigned i = 0; i < total; i++)
+		w->m.on_event(w->m.event_arg, MACHINE_WAS_RESET);
+	assert_true(w->ctl->events.len <= CTL_EVENTS_MAX);
+	close(slow);
+	close(fast);
+}
+
+static void test_schema(void **state)
+{
+	json_t *schema = ctl_schema(), *defs = json_object_get(schema, "$defs");
+	char key[80];
+
+	assert_non_null(schema);
+	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
+		snprintf(key, sizeof(key), "%s.answer", c->name);
+		json_t *answer_of = json_object_get(defs, key);
+
+		assert_true(json_is_object(answer_of));
+		for (const struct ctl_field *f = c->answer; f && f->name; f++) {
+			if (!json_is_object(json_object_get(
+				    json_object_get(answer_of, "properties"), f->name)))
+				fail_msg("%s: %s", key, f->name);
+			assert_true(f->help && *f->help);
+		}
+		snprintf(key, sizeof(key), "%s.request", c->name);
+		assert_true(json_is_object(json_object_get(defs, key)));
+	}
+	json_decref(schema);
+}
+
 static void test_client(void **state)
 {
 	struct world *w = *state;
@@ -464,9 +583,10 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_requests),     T(test_pipelined), T(test_bad_requests),
-		T(test_slow_clients), T(test_floods),	 T(test_leaving_client),
-		T(test_console),      T(test_client),
+		T(test_requests),	 T(test_pipelined), T(test_bad_requests),
+		T(test_slow_clients),	 T(test_floods),    T(test_leaving_client),
+		T(test_console),	 T(test_client),    T(test_events),
+		T(test_slow_subscriber), T(test_schema),
 	};
 
 	return cmocka_run_group_tests(tests, make_home, remove_home);

@@ -12,6 +12,18 @@
 #include "vm/machine_int.h"
 #include "vm/snapshot_state.h"
 
+void machine_watch(struct machine *m, void (*fn)(void *arg, enum machine_event event), void *arg)
+{
+	m->on_event = fn;
+	m->event_arg = arg;
+}
+
+void machine_tell(struct machine *m, enum machine_event event)
+{
+	if (m->on_event)
+		m->on_event(m->event_arg, event);
+}
+
 /* ---- holding vCPUs ---- */
 
 static bool any_inside(const struct machine *m)
@@ -148,6 +160,7 @@ static void reset_now(void *arg)
 		tsc_pause(m);
 	else
 		release(m);
+	machine_tell(m, MACHINE_WAS_RESET);
 }
 
 /* From the reset button: no_reboot is about the guest's own wish. */
@@ -408,6 +421,7 @@ int machine_start(struct machine *m, bool is_paused, struct error *err)
 	m->state = MACHINE_RUNNING;
 	if (!m->is_reset_queued)
 		release(m);
+	machine_tell(m, MACHINE_STATE_CHANGED);
 	return 0;
 }
 
@@ -499,6 +513,7 @@ int machine_pause(struct machine *m, struct error *err)
 		if (d->cls->pause)
 			d->cls->pause(d);
 	}
+	machine_tell(m, MACHINE_STATE_CHANGED);
 	return check_alive(m, err);
 }
 
@@ -521,6 +536,7 @@ int machine_resume(struct machine *m, struct error *err)
 	m->state = MACHINE_RUNNING;
 	if (!m->is_reset_queued)
 		release(m);
+	machine_tell(m, MACHINE_STATE_CHANGED);
 	return 0;
 }
 

@@ -160,6 +160,15 @@ int machine_stop(struct machine *m, int64_t timeout_ns, struct error *err);
 /** machine_end() - end now, for @reason, with @text.  The first caller wins.  Asynchronous. */
 void machine_end(struct machine *m, enum machine_end_reason reason, int status, const char *text);
 
+/* What others than who caused it want to know. */
+enum machine_event {
+	MACHINE_STATE_CHANGED, /* machine_state() tells to what; the end is told by machine_run() */
+	MACHINE_WAS_RESET,
+	MACHINE_TRIPLE_FAULT, /* of the guest, which is reset or ended for it */
+};
+/** machine_watch() - call @fn for each event, with the lock held, on any thread; NULL: no more. */
+void machine_watch(struct machine *m, void (*fn)(void *arg, enum machine_event event), void *arg);
+
 /* ---- queries (lock held unless noted) ---- */
 struct loop *machine_loop(struct machine *m);	  /* any time */
 pthread_mutex_t *machine_lock(struct machine *m); /* any time */

@@ -130,6 +130,8 @@ struct machine {
 	uint64_t resets;
 	bool is_end_set;
 	struct machine_end end;
+	void (*on_event)(void *arg, enum machine_event event); /* machine_watch() */
+	void *event_arg;
 
 	unsigned ncpus;
 	struct vcpu cpus[MACHINE_MAX_CPUS];
@@ -151,6 +153,8 @@ int vcpu_load(struct vcpu *v, const struct x86_state *s, int64_t tsc_offset, str
 void machine_hold(struct machine *m); /* (releases the lock) no vCPU executes afterwards */
 void machine_request_reset(struct machine *m);
 void machine_fail(struct machine *m, const struct error *err);
+/** machine_tell() - who watches; with the lock. */
+void machine_tell(struct machine *m, enum machine_event event);
 
 /** machine_queue_reset() - a reset in a moment, whatever no_reboot says.  0 or -ENOMEM. */
 int machine_queue_reset(struct machine *m);

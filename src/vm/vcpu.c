@@ -286,6 +286,7 @@ static void handle_result(struct vcpu *v, enum run_result r, const struct error 
 		break;
 	case RUN_SHUTDOWN:
 		log_guest("vm", "CPU %u: triple fault", v->index);
+		machine_tell(v->m, MACHINE_TRIPLE_FAULT);
 		if (v->m->cfg.no_reboot)
 			machine_end(v->m, END_SHUTDOWN, 1, "the guest ended in a triple fault");
 		else

@@ -5,14 +5,17 @@ Nothing here knows the inside of viv.  Waiting is for a sign, never for a time; 
 a hang ends as a failure.
 """
 import contextlib
+import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import time
 
+import jsonschema
 import pexpect
 import pytest
 
@@ -48,12 +51,55 @@ def processes_in(home):
     return found
 
 
+class Schema:
+    """The control protocol as viv describes it, and a validator that knows nothing but JSON Schema."""
+
+    def __init__(self):
+        text = subprocess.run([VIV, "api", "schema"], check=True, capture_output=True, text=True).stdout
+        self.schema = json.loads(text)
+        jsonschema.Draft202012Validator.check_schema(self.schema)
+        self.validators = {}
+
+    def validator(self, *names):
+        if names not in self.validators:
+            refs = [{"$ref": f"#/$defs/{name}"} for name in names]
+            self.validators[names] = jsonschema.Draft202012Validator({"anyOf": refs, "$defs": self.schema["$defs"]})
+        return self.validators[names]
+
+    def check(self, message, *names):
+        """@message is one of @names."""
+        errors = [error.message for error in self.validator(*names).iter_errors(message)]
+        assert not errors, f"no {' or '.join(names)}: {json.dumps(message)[:2000]}"
+
+    def check_trace(self, path):
+        """Every message that commands sent and got; an answer is one to the last request on its connection."""
+        asked, count = {}, 0
+        for line in path.read_text().splitlines() if path.exists() else []:
+            connection, direction, text = re.fullmatch(r"(\d+ \d+) ([<>]) (.*)", line).groups()
+            message = json.loads(text)
+            count += 1
+            if direction == ">":
+                asked[connection] = message["cmd"]
+                self.check(message, f"{message['cmd']}.request")
+            elif "event" in message:
+                self.check(message, f"{message['event']}.event")
+            else:
+                self.check(message, f"{asked[connection]}.answer", "error")
+        return count
+
+
+@functools.cache
+def schema():
+    return Schema()
+
+
 class Viv:
     """viv with a home: run() to the end, or spawn() on a terminal."""
 
     def __init__(self, home):
         self.home = home
-        self.env = {**os.environ, "VIVARIUM_HOME": str(home), "TERM": "xterm"}
+        self.trace = home / "control.trace"  # each message of the control protocol
+        self.env = {**os.environ, "VIVARIUM_HOME": str(home), "TERM": "xterm", "VIVARIUM_TRACE": str(self.trace)}
         self.terminals = []
 
     def run(self, *args, limit=LIMIT, stdin=subprocess.DEVNULL, **options):
@@ -119,6 +165,7 @@ def empty_viv(tmp_path):
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    schema().check_trace(viv.trace)
     assert not left, f"{len(left)} processes of this test's machines were still running"
 
 
