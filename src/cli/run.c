@@ -289,8 +289,6 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 				 err);
 	if (r == 0)
 		r = check_net(c->net, err);
-	if (r == 0 && (strncmp(c->net, "tap:", 4) == 0 || strncmp(c->net, "bridge:", 7) == 0))
-		r = vmconfig_new_mac(c, err); /* many may be on one wire */
 	if (r == 0 && a->forwards.n && strcmp(c->net, "nat") != 0)
 		r = error_set(err, -EINVAL, "--forward needs --net nat");
 	return r;

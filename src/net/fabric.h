@@ -17,6 +17,15 @@
  *  4. A frame is handed to the callback seen() exactly once, with what becomes of it, before it is changed.
  *  5. Unicast IP goes to the port that has the address, whatever MAC it was sent to.
  *  6. Memory does not grow with traffic: conntrack.h, FABRIC_FRAGMENTS a port, nothing else is kept.
+ *
+ * Room that is left
+ *  - A service at a segment, such as an internet that only seems to be one, is another uplink: all that leaves a network passes
+ *    uplink() once policy_decide() allowed it as a flow to POLICY_OUTSIDE, and what comes back enters by fabric_uplink_input().  It takes
+ *    what uplink_tap.h has (output, read, a descriptor), in whatever process; for what has no address outside, a taker beside
+ *    gateway_take() is the place, behind door and guard.
+ *  - A tunnel to a segment's other part on another host is a port whose link (link.h) ends at a process that carries frames.  The
+ *    guard then asks for a list of addresses that are behind the port instead of the one, which the policy has to know, since
+ *    unicast follows addresses (5); flows keep being decided where they begin, and the other host decides again.
  */
 #ifndef VIV_NET_FABRIC_H
 #define VIV_NET_FABRIC_H

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "net/labd.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -15,7 +14,6 @@
 #include "base/log.h"
 #include "net/confine.h"
 #include "net/labd_int.h"
-#include "net/offload.h"
 
 #define FILES_MAX	     16384
 #define UPLINK_SOCKETS_LEAST 128u
@@ -66,30 +64,6 @@ void labd_input(struct labd *d, unsigned port, const struct net_offload *off, ui
 	d->has_verdict = false;
 }
 
-static int port_of_source(const struct policy *p, const uint8_t *frame, size_t len)
-{
-	struct packet pkt;
-
-	if (packet_parse(&pkt, (uint8_t *)(uintptr_t)frame, len) != PACKET_FINE)
-		return -1;
-	return policy_port_by_addr(p, &pkt.src);
-}
-
-/* The sender is the port's own address, by the guard; of one that may spoof, the address of somebody's. */
-static void on_uplink(void *ctx, unsigned network, const struct net_offload *off, uint8_t *frame,
-		      size_t len)
-{
-	struct labd *d = ctx;
-	const struct policy *p = fabric_policy(d->f);
-	int port = port_of_source(p, frame, len);
-
-	labd_captured(d, true, POLICY_OUTSIDE, network, frame, len);
-	if (port < 0 || p->ports[port].network != network || !d->ports[port].uplink)
-		return;
-	memcpy(frame + 6, p->networks[network].gateway_mac, 6);
-	uplink_input(d->ports[port].uplink, off, frame, len);
-}
-
 static void on_dns(void *ctx, unsigned port, const struct packet *p, const uint8_t *payload, size_t len)
 {
 	struct labd *d = ctx;
@@ -103,120 +77,6 @@ static void on_dns_reply(void *ctx, unsigned port, const struct net_addr *src, c
 	struct labd *d = ctx;
 
 	fabric_send_udp(d->f, port, src, dst, sport, dport, payload, len);
-}
-
-/* ---- uplinks ---- */
-
-/* One for each card: a machine that does not read, or opens a thousand connections, stops nobody else's. */
-struct uplink_port {
-	struct labd *d;
-	unsigned port;
-};
-
-static void from_uplink(struct uplink_port *u, const struct net_offload *off,
-			const struct iovec *iov, unsigned niov)
-{
-	struct labd *d = u->d;
-	size_t len = 0;
-
-	for (unsigned i = 0; i < niov; i++) {
-		if (iov[i].iov_len > sizeof(d->tx.b) - len)
-			return;
-		memcpy(d->tx.b + len, iov[i].iov_base, iov[i].iov_len);
-		len += iov[i].iov_len;
-	}
-	fabric_uplink_input(d->f, fabric_policy(d->f)->ports[u->port].network, off, d->tx.b, len);
-	d->has_verdict = false;
-}
-
-static void on_uplink_send(void *ctx, const struct net_offload *off, const void *head,
-			   size_t head_len, const void *rest, size_t rest_len)
-{
-	struct iovec iov[2] = { { (void *)(uintptr_t)head, head_len },
-				{ (void *)(uintptr_t)rest, rest_len } };
-
-	from_uplink(ctx, off, iov, rest_len ? 2 : 1);
-}
-
-static bool on_uplink_tcp(void *ctx, const struct net_offload *off, const struct iovec *iov, unsigned niov)
-{
-	struct uplink_port *u = ctx;
-	const struct lab_port *p = labd_card(u->d, u->port);
-
-	if (p->queued || labd_is_congested(p))
-		return false;
-	from_uplink(u, off, iov, niov);
-	return true;
-}
-
-static struct in_addr v4_of(const struct net_addr *a)
-{
-	struct in_addr out;
-
-	memcpy(&out, a->b + 12, 4);
-	return out;
-}
-
-static struct in6_addr v6_of(const struct net_addr *a)
-{
-	struct in6_addr out;
-
-	memcpy(&out, a->b, 16);
-	return out;
-}
-
-static int create_uplink(struct labd *d, unsigned port, struct error *err)
-{
-	const struct policy *p = fabric_policy(d->f);
-	const struct policy_network *n = &p->networks[p->ports[port].network];
-	struct net_addr host6 = net_prefix_host(&n->v6, 2), mask = { .b = { 0 } };
-	struct uplink_port *u = calloc(1, sizeof(*u));
-	struct uplink_config c = {
-		.net = v4_of(&n->v4.addr),
-		.host = v4_of(&n->uplink_v4),
-		.dns = v4_of(&n->gateway_v4),
-		.dhcp_start = v4_of(&p->ports[port].v4),
-		.prefix6 = v6_of(&n->v6.addr),
-		.host6 = v6_of(&host6),
-		.dns6 = v6_of(&n->gateway_v6),
-		.no_host_loopback = true,
-		.answers_host = true, /* fabric.c: nothing is opened to uplink_v4 */
-		.no_services = true,
-		.max_sockets = d->uplink_sockets,
-		.router_mac = n->gateway_mac,
-		.send = on_uplink_send,
-		.send_tcp = on_uplink_tcp,
-		.ctx = u,
-	};
-
-	if (!u)
-		return error_set(err, -ENOMEM, "the lab has no memory");
-	for (unsigned i = n->v4.bits; i > 96; i--)
-		mask.b[(i - 1) / 8] |= (uint8_t)(0x80 >> (i - 1) % 8);
-	c.mask = v4_of(&mask);
-	memcpy(c.host_mac, n->gateway_mac, 6);
-	u->d = d;
-	u->port = port;
-	d->ports[port].uplink_port = u;
-	return uplink_create(&d->ports[port].uplink, &c, err);
-}
-
-static int add_forward(struct labd *d, const struct policy_forward *w, struct error *err)
-{
-	struct netd_forward f = { .is_udp = w->is_udp, .guest_port = w->guest_port };
-
-	if (net_addr_is_v4(&w->host_addr)) {
-		struct sockaddr_in *s = (void *)&f.host;
-		s->sin_family = AF_INET;
-		s->sin_addr = v4_of(&w->host_addr);
-		s->sin_port = htons(w->host_port);
-	} else {
-		struct sockaddr_in6 *s = (void *)&f.host;
-		s->sin6_family = AF_INET6;
-		s->sin6_addr = v6_of(&w->host_addr);
-		s->sin6_port = htons(w->host_port);
-	}
-	return uplink_forward(d->ports[w->port].uplink, &f, err);
 }
 
 /* ---- control ---- */
@@ -443,6 +303,11 @@ static bool serve_round(struct labd *d, int64_t next_ns)
 	unsigned dns_at = d->npfds;
 	unsigned ndns = resolver_fill(d->resolver, d->pfds + dns_at, d->pfds_cap - dns_at, &timeout_ms);
 	d->npfds += ndns;
+	for (unsigned i = 0; i < POLICY_NETWORKS_MAX; i++)
+		if (d->taps[i].uplink) {
+			d->taps[i].pfd = d->npfds;
+			add_poll(d, tap_uplink_fd(d->taps[i].uplink), POLLIN);
+		}
 	for (unsigned i = 0; i < d->nports; i++)
 		fill_port(d, i, &timeout_ms);
 	int r = wait_round(d, timeout_ms, next_ns);
@@ -459,6 +324,9 @@ static bool serve_round(struct labd *d, int64_t next_ns)
 		    d->pfds[d->clients[i].pfd].fd >= 0)
 			serve_client(d, &d->clients[i], d->pfds[d->clients[i].pfd].revents);
 	resolver_polled(d->resolver, fabric_policy(d->f), d->pfds + dns_at, ndns);
+	for (unsigned i = 0; i < POLICY_NETWORKS_MAX; i++)
+		if (d->taps[i].uplink && d->taps[i].pfd < d->npfds && d->pfds[d->taps[i].pfd].revents)
+			tap_uplink_read(d->taps[i].uplink, labd_now_ns() / 1000000);
 	for (unsigned i = 0; i < d->nports; i++)
 		serve_port(d, i, r < 0);
 	return true;
@@ -508,7 +376,7 @@ static int create_fabric(struct labd *d, const struct labd_config *cfg, struct e
 	bool has_upstream = resolver_host_upstream(cfg->resolv_conf, &upstream) == 0;
 	struct resolver_ops rops = { on_dns_reply, on_now, d };
 	struct fabric_ops ops = { .send = on_send,
-				  .uplink = on_uplink,
+				  .uplink = labd_to_uplink,
 				  .dns = on_dns,
 				  .seen = on_seen,
 				  .now_ms = on_now,
@@ -554,9 +422,12 @@ static int set_up(struct labd *d, const struct labd_config *cfg, struct error *e
 	d->uplink_sockets = share_of_files(p, d->pfds_cap);
 	for (unsigned i = 0; r == 0 && i < p->nports; i++)
 		if (p->networks[p->ports[i].network].has_uplink)
-			r = create_uplink(d, i, err);
+			r = labd_create_uplink(d, i, err);
+	for (unsigned i = 0; r == 0 && i < p->nnetworks; i++)
+		if (p->networks[i].is_tap)
+			r = labd_create_tap(d, i, err);
 	for (unsigned i = 0; r == 0 && i < p->nforwards; i++)
-		r = add_forward(d, &p->forwards[i], err);
+		r = labd_add_forward(d, &p->forwards[i], err);
 	return r;
 }
 
@@ -570,6 +441,8 @@ static void tear_down(struct labd *d)
 		uplink_destroy(d->ports[i].uplink);
 		free(d->ports[i].uplink_port);
 	}
+	for (unsigned i = 0; i < POLICY_NETWORKS_MAX; i++)
+		tap_uplink_destroy(d->taps[i].uplink);
 	while (d->nheld)
 		free(d->held[--d->nheld]);
 	free(d->held);

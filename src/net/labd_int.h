@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of the process of a lab: labd.c (life and loop), labd_port.c (frames), labd_ctl.c (commands). */
+/* Inside of the process of a lab: labd.c (life and loop), labd_port.c (frames), labd_uplink.c (ways out),
+ * labd_ctl.c (commands). */
 #ifndef VIV_NET_LABD_INT_H
 #define VIV_NET_LABD_INT_H
 
@@ -12,6 +13,7 @@
 #include "net/link.h"
 #include "net/resolver.h"
 #include "net/uplink.h"
+#include "net/uplink_tap.h"
 
 struct lab_frame {	 /* that waits */
 	int64_t at_ns;	 /* when faults let it go */
@@ -24,7 +26,7 @@ struct lab_frame {	 /* that waits */
 	uint8_t data[];
 };
 
-struct uplink_port; /* labd.c's */
+struct uplink_port; /* labd_uplink.c's */
 struct lab_capture; /* labd_capture.c's */
 
 struct lab_port {
@@ -67,6 +69,11 @@ struct labd {
 	struct pollfd *pfds;
 	unsigned npfds, pfds_cap; /* at most RLIMIT_NOFILE: poll(2) refuses more */
 	unsigned uplink_sockets;  /* uplink_config.max_sockets of each */
+	struct lab_tap {
+		struct labd *d;
+		unsigned network, pfd;
+		struct tap_uplink *uplink; /* NULL: the network has none */
+	} taps[POLICY_NETWORKS_MAX];
 	bool is_stopping;
 	struct lab_capture *captures[LABD_CAPTURES];
 	unsigned ncaptures;
@@ -104,6 +111,15 @@ bool labd_is_congested(const struct lab_port *p);
 
 /** labd_input() - a frame from the machine at @port, past its faults. */
 void labd_input(struct labd *d, unsigned port, const struct net_offload *off, uint8_t *frame, size_t len);
+
+/** labd_create_uplink() - the way out of the card at @port, by NAT; 0, too, where its network has another one. */
+int labd_create_uplink(struct labd *d, unsigned port, struct error *err);
+int labd_add_forward(struct labd *d, const struct policy_forward *w, struct error *err);
+/** labd_create_tap() - the way out of @network, by an interface of the host's. */
+int labd_create_tap(struct labd *d, unsigned network, struct error *err);
+/** labd_to_uplink() - fabric_ops.uplink. */
+void labd_to_uplink(void *ctx, unsigned network, const struct net_offload *off, uint8_t *frame,
+		    size_t len);
 
 /** labd_command() - @request of @client to @reply, both JSON objects; @pass_fd: receives a descriptor to go with it, or -1. */
 int labd_command(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,

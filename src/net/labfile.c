@@ -9,141 +9,10 @@
 #include "net/netd.h"
 #include "net/packet.h"
 
-#define TRUNK "trunk"
-
-static int read_fault(struct labyaml *r, const yaml_node_t *key, const char *name,
-		      const yaml_node_t *value, void *arg)
-{
-	const char *text;
-	int ret = labyaml_text(r, value, name, &text);
-
-	return ret < 0						 ? ret
-	       : (ret = faults_set(arg, name, text, r->err)) < 0 ? labyaml_fail_node(r, key, ret)
-								 : 0;
-}
-
-static int read_faults(struct labyaml *r, const yaml_node_t *n, struct faults *f)
-{
-	return labyaml_each_pair(r, n, "faults", read_fault, f);
-}
-
-/* ---- networks ---- */
-
-struct network {
-	struct net_prefix v4, v6;
-	bool has_v4, has_v6, has_uplink;
-	int vlan;
-	struct faults faults;
-};
-
-static int read_prefix(struct labyaml *r, const yaml_node_t *n, bool is_v4, struct net_prefix *out,
-		       bool *has)
-{
-	const char *text;
-	int ret = labyaml_text(r, n, "a subnet", &text);
-
-	if (ret < 0)
-		return ret;
-	ret = net_prefix_parse(text, out);
-	if (ret == -ERANGE)
-		return labyaml_fail(r, &n->start_mark,
-				    "%s is an address in a subnet: bits are set behind its prefix",
-				    text);
-	if (ret < 0 || net_addr_is_v4(&out->addr) != is_v4)
-		return labyaml_fail(r, &n->start_mark, "\"%s\" is no IPv%d subnet; write %s", text,
-				    is_v4 ? 4 : 6, is_v4 ? "10.1.0.0/24" : "fd00:1::/64");
-	*has = true;
-	return 0;
-}
-
-static int read_subnet(struct labyaml *r, const yaml_node_t *n, void *arg)
-{
-	struct network *w = arg;
-
-	return read_prefix(r, n, true, &w->v4, &w->has_v4);
-}
-
-static int read_subnet6(struct labyaml *r, const yaml_node_t *n, void *arg)
-{
-	struct network *w = arg;
-
-	return read_prefix(r, n, false, &w->v6, &w->has_v6);
-}
-
-static int read_uplink(struct labyaml *r, const yaml_node_t *n, void *arg)
-{
-	const char *text;
-	int ret = labyaml_text(r, n, "uplink", &text);
-
-	if (ret < 0)
-		return ret;
-	if (strcmp(text, "nat") != 0 && strcmp(text, "none") != 0)
-		return labyaml_fail(r, &n->start_mark,
-				    "there is no uplink \"%s\"; there are nat and none", text);
-	((struct network *)arg)->has_uplink = text[1] == 'a';
-	return 0;
-}
-
-static int read_tag(struct labyaml *r, const yaml_node_t *n, int *out)
-{
-	const char *text;
-	uint64_t v;
-	int ret = labyaml_text(r, n, "vlan", &text);
-
-	if (ret < 0)
-		return ret;
-	if (opts_parse_uint(text, &v) < 0 || v < 1 || v > 4094)
-		return labyaml_fail(r, &n->start_mark,
-				    "a VLAN has a number from 1 to 4094, not \"%s\"", text);
-	*out = (int)v;
-	return 0;
-}
-
-static int read_vlan(struct labyaml *r, const yaml_node_t *n, void *arg)
-{
-	return read_tag(r, n, &((struct network *)arg)->vlan);
-}
-
-static int read_network_faults(struct labyaml *r, const yaml_node_t *n, void *arg)
-{
-	return read_faults(r, n, &((struct network *)arg)->faults);
-}
-
-static const struct labyaml_key network_keys[] = {
-	{ "subnet", read_subnet }, { "subnet6", read_subnet6 },	      { "uplink", read_uplink },
-	{ "vlan", read_vlan },	   { "faults", read_network_faults }, { NULL, NULL },
-};
-
-struct networks {
-	struct faults faults[POLICY_NETWORKS_MAX];
-};
-
-static int read_network(struct labyaml *r, const yaml_node_t *key, const char *name,
-			const yaml_node_t *value, void *arg)
-{
-	struct network w = { .vlan = -1 };
-	int ret = labyaml_map(r, value, "a network", network_keys, &w);
-
-	if (ret < 0)
-		return ret;
-	if (!w.has_v4)
-		return labyaml_fail(r, &key->start_mark, "network \"%s\" has no subnet", name);
-	if (strcasecmp(name, TRUNK) == 0)
-		return labyaml_fail(
-			r, &key->start_mark,
-			"a network can't be called \"%s\": that is a card of several networks", name);
-	ret = policy_add_network(r->lab->policy, name, &w.v4, w.has_v6 ? &w.v6 : NULL, w.has_uplink,
-				 w.vlan, r->err);
-	if (ret < 0)
-		return labyaml_fail_node(r, key, ret);
-	((struct networks *)arg)->faults[ret] = w.faults;
-	return 0;
-}
-
 /* ---- machines ---- */
 
 struct machine {
-	struct networks *networks;
+	struct labfile_networks *networks;
 	unsigned index, ncards;
 	int trunk; /* the first port of the trunk that is read; -1: none yet */
 	struct lab_machine *out;
@@ -237,12 +106,12 @@ static int read_spoofing(struct labyaml *r, const yaml_node_t *n, void *arg)
 
 static int read_card_faults(struct labyaml *r, const yaml_node_t *n, void *arg)
 {
-	return read_faults(r, n, &((struct card *)arg)->faults);
+	return labfile_faults(r, n, &((struct card *)arg)->faults);
 }
 
 static int read_card_tag(struct labyaml *r, const yaml_node_t *n, void *arg)
 {
-	return read_tag(r, n, &((struct card *)arg)->vlan);
+	return labfile_tag(r, n, &((struct card *)arg)->vlan);
 }
 
 static const struct labyaml_key part_keys[] = {
@@ -344,7 +213,7 @@ static int read_card(struct labyaml *r, const yaml_node_t *key, const char *name
 {
 	struct machine *m = arg;
 	int network = policy_find_network(r->lab->policy, name);
-	bool is_trunk = value && strcmp(name, TRUNK) == 0;
+	bool is_trunk = value && strcmp(name, LABFILE_TRUNK) == 0;
 	struct card c = { .vlan = -1 };
 
 	if (network < 0 && !is_trunk)
@@ -430,7 +299,8 @@ static int read_machine(struct labyaml *r, const yaml_node_t *key, const char *n
 static int uplinked_port(const struct policy *p, unsigned machine)
 {
 	for (unsigned i = 0; i < p->nports; i++)
-		if (p->ports[i].machine == machine && p->networks[p->ports[i].network].has_uplink)
+		if (p->ports[i].machine == machine && p->networks[p->ports[i].network].has_uplink &&
+		    !p->networks[p->ports[i].network].is_tap)
 			return (int)i;
 	return -1;
 }
@@ -452,7 +322,7 @@ static int read_forward(struct labyaml *r, const yaml_node_t *item, void *arg)
 		return labyaml_fail(r, &item->start_mark,
 				    "a machine's forwarded port names no address of the guest's");
 	if (port < 0)
-		return labyaml_fail(r, &item->start_mark, "nothing can be forwarded to machine \"%s\": none of its networks has an uplink",
+		return labyaml_fail(r, &item->start_mark, "nothing can be forwarded to machine \"%s\": none of its networks has an uplink by NAT",
 				    p->machines[machine].name);
 	if (f.host.ss_family == AF_INET6) {
 		const struct sockaddr_in6 *a = (const void *)&f.host;
@@ -535,7 +405,7 @@ static int read_lab(struct labyaml *r, const yaml_node_t *top, const char *name)
 	static const char *const parts[] = { "networks", "machines" };
 	const yaml_node_t *part[ARRAY_SIZE(parts)], *n;
 	struct labfile_rules deny = { false }, allow = { true };
-	struct networks *networks;
+	struct labfile_networks *networks;
 	int ret = labyaml_map(r, top, "a lab", top_keys, NULL);
 
 	if (ret == 0)
@@ -550,7 +420,7 @@ static int read_lab(struct labyaml *r, const yaml_node_t *top, const char *name)
 	networks = calloc(1, sizeof(*networks));
 	if (!networks)
 		return error_set(r->err, -ENOMEM, "no memory for the lab");
-	ret = labyaml_each_pair(r, part[0], "networks", read_network, networks);
+	ret = labyaml_each_pair(r, part[0], "networks", labfile_network, networks);
 	if (ret == 0)
 		ret = labyaml_each_pair(r, part[1], "machines", read_machine, networks);
 	free(networks);

@@ -10,6 +10,7 @@
 
 #include "net/faults.h"
 #include "net/policy.h"
+#include "net/tap.h"
 
 #define LABFILE_BYTES_MAX (1 * MIB)
 
@@ -23,6 +24,7 @@ struct lab {
 	struct policy *policy;
 	struct lab_machine machines[POLICY_MACHINES_MAX]; /* as policy->machines */
 	struct faults faults[POLICY_PORTS_MAX];		  /* as policy->ports */
+	struct tap_name taps[POLICY_NETWORKS_MAX];	  /* of networks that are is_tap */
 	uint64_t seed;					  /* of all faults */
 };
 

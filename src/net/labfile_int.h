@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of lab files: YAML's nodes with their places (labfile_yaml.c), rules (labfile_rules.c), the rest (labfile.c). */
+/* Inside of lab files: YAML's nodes with their places (labfile_yaml.c), networks (labfile_network.c), rules (labfile_rules.c), the
+ * rest (labfile.c). */
 #ifndef VIV_NET_LABFILE_INT_H
 #define VIV_NET_LABFILE_INT_H
 
@@ -44,6 +45,18 @@ int labyaml_each_pair(struct labyaml *r, const yaml_node_t *map, const char *wha
 		      void *arg);
 int labyaml_each_item(struct labyaml *r, const yaml_node_t *list, const char *what,
 		      int (*fn)(struct labyaml *r, const yaml_node_t *item, void *arg), void *arg);
+
+#define LABFILE_TRUNK "trunk" /* in place of a network's name */
+
+struct labfile_networks {
+	struct faults faults[POLICY_NETWORKS_MAX];
+};
+/** labfile_network() - a pair of the map of networks; @arg: struct labfile_networks. */
+int labfile_network(struct labyaml *r, const yaml_node_t *key, const char *name,
+		    const yaml_node_t *value, void *arg);
+int labfile_faults(struct labyaml *r, const yaml_node_t *n, struct faults *f);
+/** labfile_tag() - the number of a VLAN. */
+int labfile_tag(struct labyaml *r, const yaml_node_t *n, int *out);
 
 struct labfile_rules {
 	bool is_allow;

@@ -106,6 +106,25 @@ static void test_trunk(void **state)
 	lab_free(l);
 }
 
+static void test_interfaces(void **state)
+{
+	struct lab *l;
+
+	if (parse(&l,
+		  "networks:\n  a: {subnet: 10.1.0.0/24, uplink: {tap: tap0}}\n  b: {subnet: "
+		  "10.2.0.0/24, uplink: {bridge: br0}}\n"
+		  "  c: {subnet: 10.3.0.0/24}\nmachines:\n  m: {image: i, networks: [a, b, c]}\n"
+		  "allow:\n  - a.m -> internet : tcp/80\n") != 0)
+		fail_msg("%s", err.text);
+	assert_true(l->policy->networks[0].has_uplink && l->policy->networks[0].is_tap &&
+		    !l->taps[0].is_bridge);
+	assert_string_equal(l->taps[0].name, "tap0");
+	assert_true(l->policy->networks[1].is_tap && l->taps[1].is_bridge);
+	assert_string_equal(l->taps[1].name, "br0");
+	assert_false(l->policy->networks[2].is_tap || l->policy->networks[2].has_uplink);
+	lab_free(l);
+}
+
 /* Each file is the demo with one line exchanged for another. */
 static void test_refused(void **state)
 {
@@ -119,6 +138,13 @@ static void test_refused(void **state)
 		  "lab.yaml:3:10: unknown key \"subnett\"; did you mean \"subnet\"?" },
 		{ "uplink: nat", "uplink: bridge", "lab.yaml:3:39: there is no uplink" },
 		{ "subnet: 10.1.0.0/24, ", "", "lab.yaml:3:3: network \"dmz\" has no subnet" },
+		{ "uplink: nat", "uplink: {tap: t0, bridge: b0}",
+		  "lab.yaml:3:57: a network has one uplink" },
+		{ "uplink: nat", "uplink: {}", "lab.yaml:3:39: an uplink is nat" },
+		{ "uplink: nat", "uplink: {tap: a/b}", "lab.yaml:3:45: \"a/b\" names no interface" },
+		{ "uplink: nat", "uplink: {tap: sixteen-letters-}", "names no interface" },
+		{ "uplink: nat", "uplink: {tpa: t0}", "unknown key \"tpa\"; did you mean \"tap\"?" },
+		{ "uplink: nat", "uplink: {tap: t0}", "has an uplink by NAT" },
 		{ "vlan: 66", "vlan: 4095", "a VLAN" },
 		{ "  app:  {", "  dmz:  {", "lab.yaml:4:3: the key \"dmz\" is there twice" },
 		{ "networks: [dmz, app]", "networks: [dmz, apq]",
@@ -153,7 +179,7 @@ static void test_refused(void **state)
 		{ "memory: 512M", "memory: lots", "is no size" },
 		{ "\"8080:80\"", "\"8080\"", "is no port forward" },
 		{ "\"8080:80\"", "\"8080:80\", \"8080:81\"", "is forwarded twice" },
-		{ "memory: 512M", "forward: [\"1:1\"]", "none of its networks has an uplink" },
+		{ "memory: 512M", "forward: [\"1:1\"]", "none of its networks has an uplink by NAT" },
 		{ "dmz.web -> app.db : tcp/5432", "dmz.web -> app.bd : tcp/5432",
 		  "lab.yaml:11:5: there is no machine \"bd\"" },
 		{ "dmz.web -> app.db : tcp/5432", "dmz.web -> app.db : tcp/0", "no port" },
@@ -236,9 +262,8 @@ static void test_plan(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_demo),
-		cmocka_unit_test(test_trunk),
-		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_demo),	   cmocka_unit_test(test_trunk),
+		cmocka_unit_test(test_interfaces), cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_plan),
 	};
 

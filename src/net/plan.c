@@ -194,8 +194,11 @@ static void print_networks(const struct policy *p, struct bytes *out)
 
 	for (unsigned i = 0; i < p->nnetworks; i++) {
 		const struct policy_network *n = &p->networks[i];
-		bytes_printf(out, "network %-12s %-18s %s%s", n->name, net_prefix_format(&n->v4, v4),
-			     net_prefix_format(&n->v6, v6), n->has_uplink ? "  uplink nat" : "");
+		bytes_printf(out, "network %-12s %-18s %s%s", n->name,
+			     net_prefix_format(&n->v4, v4), net_prefix_format(&n->v6, v6),
+			     n->is_tap	     ? "  uplink tap"
+			     : n->has_uplink ? "  uplink nat"
+					     : "");
 		if (n->vlan >= 0)
 			bytes_printf(out, "  vlan %d", n->vlan);
 		bytes_printf(out, "\n");
@@ -299,7 +302,9 @@ static json_t *networks_json(const struct policy *p)
 		json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "name", n->name, "subnet",
 				      net_prefix_format(&n->v4, v4), "subnet6",
 				      net_prefix_format(&n->v6, v6), "uplink",
-				      n->has_uplink ? "nat" : "none");
+				      n->is_tap	      ? "tap"
+				      : n->has_uplink ? "nat"
+						      : "none");
 		if (n->vlan >= 0)
 			json_object_set_new(o, "vlan", json_integer(n->vlan));
 		json_array_append_new(all, o);

@@ -38,7 +38,8 @@ struct policy_network {
 	char name[POLICY_NAME_MAX + 1];
 	struct net_prefix v4; /* /8 to /29, as net_prefix: bits 104 to 125 */
 	struct net_prefix v6; /* /64 */
-	bool has_uplink;      /* NAT to the host's network */
+	bool has_uplink;      /* to the host's network, by NAT ... */
+	bool is_tap;	      /* ... or an interface of the host's */
 	int vlan; /* frames at the machines' cards carry this tag, unless they are trunks; -1: none */
 	uint8_t gateway_mac[6];
 	struct net_addr gateway_v4, gateway_v6, gateway_ll;

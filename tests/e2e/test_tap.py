@@ -16,6 +16,10 @@ $b stty -echo
 $b ip link set lo up
 $b ip link set eth0 up
 $b ip addr add "$ADDR" dev eth0
+if [ -n "$GW" ]; then # a lab's, which advertises the way out of IPv6 itself
+	$b ip route add default via "$GW"
+	until $b ip -6 addr show dev eth0 scope global | $b grep -v tentative | $b grep -q inet6; do $b usleep 50000; done
+fi
 $b nc -ll -p 80 -e $b echo here &
 $b nc -ll -p 81 -e $b sh -c "$b head -c 6000000 | $b sha256sum" &
 $b nc -ll -p 82 -e $b sh -c "$b yes long-frames | $b head -c 6000000" &
@@ -143,6 +147,81 @@ def test_bridge(viv, namespace):
     for name in ("one", "two"):
         viv.ok("stop", "--force", name)
     assert not namespace.ok("bridge", "link").strip(), "an interface is left in the bridge"
+
+
+LAB = """
+networks:
+  dmz: {{subnet: 10.1.0.0/24, subnet6: "fd00:1::/64", uplink: {{{kind}: {interface}}}}}
+machines:
+  web: {{kernel: "{kernel}", initrd: "{initrd}", memory: 128M, append: "console=ttyS0 quiet ADDR=10.1.0.10/24 GW=10.1.0.1",
+         networks: [{{dmz: {{address: 10.1.0.10}}}}]}}
+allow:
+  - dmz.* -> internet : tcp/80
+"""
+OUTSIDE = ("93.184.216.34", "2606:4700::1111")
+# In the namespace: says who called.
+SERVER = """
+import socket, sys
+s = [socket.create_server((a, int(p)), family=socket.AF_INET6 if ":" in a else socket.AF_INET)
+     for a in sys.argv[1:] for p in ("80", "81")]
+print("up", flush=True)
+import select
+while True:
+    for ready in select.select(s, [], [])[0]:
+        conn, who = ready.accept()
+        conn.sendall(b"from" + who[0].replace(".", "x").replace(":", "y").encode() + b"\\n")
+        conn.close()
+"""
+
+
+def lab_up(viv, namespace, tmp_path, kind, interface):
+    """A lab whose way out is @interface, and behind that the outside: on this very host, and none of its own when the lab began."""
+    path = tmp_path / "out.yaml"
+    path.write_text(LAB.format(kind=kind, interface=interface, kernel=viv.guest[1], initrd=viv.guest[3]))
+    viv.ok("up", path)
+    namespace.ok("ip", "link", "set", "lo", "up")
+    for address in OUTSIDE:
+        namespace.ok("ip", "addr", "add", address, "dev", "lo")
+    for address in ("10.1.0.2/24", "fd00:1::2/64"):
+        namespace.ok("ip", "addr", "add", address, "dev", interface, *(["nodad"] if ":" in address else []))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tap", "bridge"])
+def test_lab_uplink(viv, namespace, tmp_path, kind):
+    interface = f"{kind}0"
+    if kind == "tap":
+        namespace.ok("ip", "tuntap", "add", "dev", interface, "mode", "tap")
+    else:
+        namespace.ok("ip", "link", "add", interface, "type", "bridge")
+        namespace.ok("ip", "link", "set", interface, "up")
+    path = lab_up(viv, namespace, tmp_path, kind, interface)
+    assert "uplink tap" in viv.ok("plan", path).stdout
+    web = viv.spawn("console", "web", limit=60)
+    web.expect("READY\n")
+    server = subprocess.Popen([*namespace.prefix, sys.executable, "-c", SERVER, *OUTSIDE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline() == "up\n"
+        # With its own address, no other; what no rule allows does not leave; nobody comes in.
+        assert ask(web, OUTSIDE[0], 80) == "from10x1x0x10"
+        assert ask(web, OUTSIDE[1], 80).startswith("fromfd00y1yy")
+        for address in OUTSIDE:
+            assert not ask(web, address, 81)
+        assert namespace.ok(sys.executable, "-c", "import socket\ntry: socket.create_connection(('10.1.0.10', 80), 3)\n"
+                            "except OSError: print('closed')") == "closed\n"
+    finally:
+        server.kill()
+        server.wait()
+    viv.ok("down", path)
+    assert viv.processes() == []
+
+
+def test_lab_uplink_that_is_not_there(viv, namespace, tmp_path):
+    path = tmp_path / "out.yaml"
+    path.write_text(LAB.format(kind="bridge", interface="br9", kernel=viv.guest[1], initrd=viv.guest[3]))
+    viv.fails("up", path, says=["no bridge br9", "ip link add br9"])
+    assert viv.processes() == []
+    viv.fails("net", "show", says=["no lab is up"])
 
 
 def test_names(empty_viv):
