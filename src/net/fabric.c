@@ -96,7 +96,7 @@ int fabric_set_policy(struct fabric *f, struct policy *policy)
 	return 0;
 }
 
-bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s)
+bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s, uint32_t n)
 {
 	int64_t passed = now_ms - b->at_ms;
 
@@ -108,9 +108,9 @@ bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s)
 		b->tokens = MIN(b->tokens + more, per_s);
 		b->at_ms = now_ms;
 	}
-	if (!b->tokens)
+	if (b->tokens < n)
 		return false;
-	b->tokens--;
+	b->tokens -= n;
 	return true;
 }
 
@@ -244,12 +244,32 @@ static bool is_subnet_broadcast(const struct policy_network *n, const struct net
 	return net_addr_is_equal(a, &last);
 }
 
+/* What it takes to decide about it for each who may hear it, and to copy it. */
+static uint32_t work_of(const struct input *in)
+{
+	const struct policy *policy = in->f->policy;
+	uint32_t listeners = 0;
+
+	for (unsigned i = 0; i < policy->nports; i++)
+		listeners += policy->ports[i].network == in->network;
+	return listeners * (FABRIC_COPY_WORK + (is_link_talk(&in->p) ? 0 : policy->nrules));
+}
+
+static bool may_flood(struct input *in)
+{
+	struct fabric_port *port = &in->f->ports[in->port];
+	int64_t now_ms = in->f->ops.now_ms(in->f->ops.ctx);
+
+	return bucket_take(&port->flood, now_ms, FABRIC_FLOOD_PER_S, 1) &&
+	       bucket_take(&port->work, now_ms, FABRIC_FLOOD_WORK_PER_S, work_of(in));
+}
+
 static void flood(struct input *in)
 {
 	struct fabric *f = in->f;
 	const struct packet *p = &in->p;
 
-	if (!bucket_take(&f->ports[in->port].flood, f->ops.now_ms(f->ops.ctx), FABRIC_FLOOD_PER_S)) {
+	if (!may_flood(in)) {
 		fabric_told(in, FABRIC_FLOOD, -1);
 		return;
 	}

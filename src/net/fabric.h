@@ -36,6 +36,9 @@
 #define FABRIC_HEADROOM	   16	/* bytes before a frame that may be written */
 #define FABRIC_FRAGMENTS   32	/* packets in fragments that a port has under way */
 #define FABRIC_FLOOD_PER_S 1000 /* frames to many that a port may send */
+/* ... and what they may cost, in rules that are looked at, a copy counted as so many: a tenth of a processor or so. */
+#define FABRIC_FLOOD_WORK_PER_S 50000000
+#define FABRIC_COPY_WORK	1000
 #define FABRIC_OUTSIDE_PER_S                                                                       \
 	100 /* flows to the outside that a port may open: each is a socket of the host's */
 #define FABRIC_ERRORS_PER_S 50 /* ICMP errors that a port may cause */

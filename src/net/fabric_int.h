@@ -24,7 +24,7 @@ struct fragments {
 };
 
 struct fabric_port {
-	struct bucket flood, errors, outside;
+	struct bucket flood, work, errors, outside;
 	struct fragments fragments[FABRIC_FRAGMENTS];
 	unsigned next_fragments;
 	struct fabric_port_counts counts;
@@ -60,8 +60,8 @@ static inline struct fabric_port *fabric_port_of(struct fabric *f, int port)
 	return &f->ports[port == POLICY_OUTSIDE ? f->policy->nports : (unsigned)port];
 }
 
-/** bucket_take() - a token of @per_s a second, one second's worth kept. */
-bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s);
+/** bucket_take() - @n tokens, at most @per_s, of @per_s a second; one second's worth is kept. */
+bool bucket_take(struct bucket *b, int64_t now_ms, uint32_t per_s, uint32_t n);
 
 /** fabric_told() - what becomes of it; once, before the frame is changed. */
 void fabric_told(struct input *in, enum fabric_reason reason, int rule);

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -712,6 +713,63 @@ static void test_flood(void **state)
 	assert_int_equal(errors, FABRIC_ERRORS_PER_S);
 }
 
+static unsigned flood_for_all(struct lab_fixture *l, unsigned port, unsigned n, bool is_arp)
+{
+	static const uint8_t all[6] = { 255, 255, 255, 255, 255, 255 };
+	const struct policy_port *q = &l->policy->ports[port];
+	struct frame_ends e = { .src = q->v4,
+				.dst = frame_addr(is_arp ? "10.9.0.99" : "255.255.255.255") };
+	unsigned passed = 0;
+	struct frame f;
+
+	memcpy(e.src_mac, q->mac, 6);
+	memcpy(e.dst_mac, all, 6);
+	if (is_arp)
+		frame_arp(&f, &e, 1);
+	else
+		frame_udp(&f, &e, 1000, 1000, "x", 1);
+	for (unsigned i = 0; i < n; i++)
+		passed += lab_send(l, port, &f) == FABRIC_PASSED;
+	return passed;
+}
+
+/* A frame for all costs as many decisions and copies as there are who hear it: who sends many of them holds up nobody. */
+static void test_flood_in_a_large_network(void **state)
+{
+	enum { MACHINES = 60, RULES = 4000 };
+	struct policy *p = policy_create("large");
+	struct net_prefix v4;
+	struct error err;
+	char name[16], what[16];
+
+	assert_int_equal(net_prefix_parse("10.9.0.0/24", &v4), 0);
+	assert_int_equal(policy_add_network(p, "n", &v4, NULL, false, -1, &err), 0);
+	for (unsigned i = 0; i < MACHINES; i++) {
+		snprintf(name, sizeof(name), "m%u", i);
+		assert_int_equal(policy_add_machine(p, name, &err), i);
+		assert_int_equal(policy_add_port(p, i, 0, NULL, &err), i);
+	}
+	for (unsigned i = 0; i < RULES; i++) {
+		struct policy_rule r;
+		snprintf(what, sizeof(what), "tcp/%u", i + 1);
+		assert_int_equal(policy_parse_rule(p, "n.m1 -> n.m2", what, &r, &err), 0);
+		r.is_allow = true;
+		assert_int_equal(policy_add_rule(p, p->nrules, &r, &err), 0);
+	}
+	struct lab_fixture l;
+	lab_set_up_with(&l, p);
+	const unsigned arps = FABRIC_FLOOD_WORK_PER_S / (MACHINES * FABRIC_COPY_WORK),
+		       others = FABRIC_FLOOD_WORK_PER_S / (MACHINES * (FABRIC_COPY_WORK + RULES));
+	assert_true(others < arps && arps < FABRIC_FLOOD_PER_S);
+	assert_int_equal(flood_for_all(&l, 0, 900, true), arps);
+	assert_int_equal(flood_for_all(&l, 1, 900, false), others);
+	/* Each has its own share, and a second later again. */
+	assert_int_equal(flood_for_all(&l, 2, 1, false), 1);
+	l.now_ms += 1000;
+	assert_int_equal(flood_for_all(&l, 1, 900, false), others);
+	lab_tear_down(&l);
+}
+
 static void test_expiry(void **state)
 {
 	assert_int_equal(send_echo(DB, OPS, false, false, 7), FABRIC_PASSED);
@@ -788,6 +846,7 @@ int main(void)
 		T(test_related_errors),
 		T(test_internet),
 		T(test_flood),
+		T(test_flood_in_a_large_network),
 		T(test_expiry),
 		T(test_hints),
 		T(test_policy_changes),

@@ -141,6 +141,11 @@ static int64_t now_ms(void *ctx)
 
 void lab_set_up(struct lab_fixture *l)
 {
+	lab_set_up_with(l, lab_policy());
+}
+
+void lab_set_up_with(struct lab_fixture *l, struct policy *p)
+{
 	struct fabric_ops ops = { .send = on_send,
 				  .uplink = on_uplink,
 				  .dns = on_dns,
@@ -151,7 +156,7 @@ void lab_set_up(struct lab_fixture *l)
 
 	memset(l, 0, sizeof(*l));
 	l->now_ms = 1000000;
-	l->f = fabric_create(lab_policy(), &ops);
+	l->f = fabric_create(p, &ops);
 	if (!l->f)
 		abort();
 	l->policy = fabric_policy(l->f);

@@ -47,6 +47,8 @@ extern const int lab_tags[LAB_PORTS]; /* of frames at their cards; -1: none */
 
 struct policy *lab_policy(void);
 void lab_set_up(struct lab_fixture *l);
+/** lab_set_up_with() - another lab.  Takes @p. */
+void lab_set_up_with(struct lab_fixture *l, struct policy *p);
 void lab_tear_down(struct lab_fixture *l);
 /** lab_send() - from the machine at @port, by its card, with the tag that the frame has; the outputs before are forgotten.  Returns why it passed or did not. */
 enum fabric_reason lab_send(struct lab_fixture *l, unsigned port, const struct frame *f);

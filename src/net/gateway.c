@@ -252,8 +252,9 @@ void gateway_error(struct input *in, uint8_t type4, uint8_t code4, uint8_t type6
 	bool is_v4 = p->kind == PACKET_IPV4;
 	struct made m;
 
-	if (!may_cause_error(in) || !bucket_take(&in->f->ports[in->port].errors,
-						 in->f->ops.now_ms(in->f->ops.ctx), FABRIC_ERRORS_PER_S))
+	if (!may_cause_error(in) ||
+	    !bucket_take(&in->f->ports[in->port].errors, in->f->ops.now_ms(in->f->ops.ctx),
+			 FABRIC_ERRORS_PER_S, 1))
 		return;
 	const struct net_addr *src = is_v4			       ? &n->gateway_v4
 				     : net_addr_is_link_local(&p->src) ? &n->gateway_ll
