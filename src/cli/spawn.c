@@ -18,8 +18,9 @@ struct pass {
 	const char *option;
 	int fd; /* -1: not passed */
 };
-#define MAX_PASS 4
-#define MAX_ARGS 24
+#define MAX_PASS  4
+#define MAX_ARGS  24
+#define MAX_LINKS 16
 
 struct child {
 	const char *args[MAX_ARGS];
@@ -27,6 +28,9 @@ struct child {
 	char numbers[MAX_PASS][16];
 	struct pass pass[MAX_PASS];
 	unsigned npass;
+	const int *links;
+	unsigned nlinks;
+	char link_list[MAX_LINKS * 8];
 };
 
 static void add_arg(struct child *c, const char *arg)
@@ -45,6 +49,19 @@ static void add_fd(struct child *c, const char *option, int fd)
 	c->pass[c->npass++] = (struct pass){ option, fd };
 }
 
+static void add_links(struct child *c, const struct spawn_from *from)
+{
+	size_t n = 0;
+
+	for (unsigned i = 0; i < from->nlinks && i < MAX_LINKS; i++)
+		n += (size_t)snprintf(c->link_list + n, sizeof(c->link_list) - n, "%s%d",
+				      i ? "," : "", from->links[i]);
+	c->links = from->links;
+	c->nlinks = MIN(from->nlinks, (unsigned)MAX_LINKS);
+	add_arg(c, "--incoming");
+	add_arg(c, c->link_list);
+}
+
 /* In the child: a session of its own, no terminal, output to @log_fd, and the passed descriptors. */
 static void child_exec(const struct child *c, int log_fd)
 {
@@ -60,6 +77,8 @@ static void child_exec(const struct child *c, int log_fd)
 	dup2(log_fd >= 0 ? log_fd : null_fd, STDERR_FILENO);
 	for (unsigned i = 0; i < c->npass; i++)
 		fcntl(c->pass[i].fd, F_SETFD, 0);
+	for (unsigned i = 0; i < c->nlinks; i++)
+		fcntl(c->links[i], F_SETFD, 0);
 	/* All others were opened with O_CLOEXEC, or are our caller's own to pass on. */
 	execv("/proc/self/exe", (char **)(uintptr_t)c->args);
 	dprintf(STDERR_FILENO, "viv: cannot start itself: %s\n", strerror(errno));
@@ -132,6 +151,8 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 		if (from && from->is_prefault)
 			add_arg(&child, "--prefault");
 		add_fd(&child, "--lock-fd", lock_fd);
+		if (from && from->nlinks)
+			add_links(&child, from);
 		add_fd(&child, "--status-fd", status[1]);
 		add_fd(&child, "--console-fd", console[1]);
 		add_fd(&child, "--lifeline-fd", lifeline[0]);

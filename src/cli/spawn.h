@@ -26,10 +26,12 @@ struct spawned {
 	char end_text[512];
 };
 
-/* Not switched on: it goes on from a snapshot of its own. */
+/* Not switched on: it goes on from a snapshot of its own, or comes over the links of a migration. */
 struct spawn_from {
 	const char *snapshot;
 	bool is_prefault; /* memory is read ahead */
+	const int *links; /* borrowed */
+	unsigned nlinks;
 };
 
 /** spawn_machine() - start vms/@c->name; @lock_fd: of vmlock_take(), borrowed, to be closed once it is ready or has failed; @from: NULL: by

@@ -23,6 +23,8 @@ const struct verb cli_verbs[] = {
 	{ "exec",       "run a command inside a machine",                          cli_exec,      &cli_exec_cmd },
 	{ "snapshot",   "take, list and go back to snapshots of a machine",        cli_snapshot,  &cli_snapshot_cmd },
 	{ "fork",       "make running copies of a running machine",                cli_fork,      &cli_fork_cmd },
+	{ "migrate",    "move a running machine to another host",                  cli_migrate,   &cli_migrate_cmd },
+	{ "receive",    "wait for machines that are moved to this host",           cli_receive,   &cli_receive_cmd },
 	{ "bench",      "show what the engine does while a command runs",          cli_bench,     &cli_bench_cmd },
 	{ "events",     "show what happens to a machine, as it happens",           cli_events,    &cli_events_cmd },
 	{ "api",        "describe the control protocol",                           cli_api,       &cli_api_cmd },

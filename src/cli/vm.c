@@ -16,6 +16,8 @@
 #include "cli/cli.h"
 #include "ctl/ctl.h"
 #include "ctl/events.h"
+#include "ctl/migrate.h"
+#include "ctl/migrate_target.h"
 #include "ctl/paths.h"
 #include "ctl/snaptake.h"
 #include "ctl/socket.h"
@@ -32,7 +34,7 @@
 #define MMAP_FROM (128 * KIB)
 
 struct args {
-	const char *name, *from;
+	const char *name, *from, *incoming;
 	uint64_t status_fd, console_fd, lifeline_fd, lock_fd; /* 0: none */
 	bool is_prefault;
 };
@@ -40,6 +42,7 @@ struct args {
 static const struct opt vm_opts[] = {
 	OPT_STRING(struct args, name, "name", "NAME", "which machine"),
 	OPT_STRING(struct args, from, "from", "SNAP", "go on from this snapshot of it"),
+	OPT_STRING(struct args, incoming, "incoming", "FD,FD...", "links of a migration that it comes over"),
 	OPT_FLAG(struct args, is_prefault, "prefault", "read its memory ahead"),
 	OPT_UINT(struct args, lock_fd, "lock-fd", "FD", "the machine's lock", 3, 65535),
 	OPT_UINT(struct args, status_fd, "status-fd", "FD", "pipe for news", 3, 65535),
@@ -64,6 +67,8 @@ struct process {
 	struct agent *agent;
 	struct ctl *ctl;
 	struct snapper *snapper;
+	struct migrator *migrator;
+	struct migrate_target *target; /* not NULL: it comes from another host */
 	struct vmdisks disks;
 	struct block_backing_rule backing; /* of layers of disks: this machine's folder, and what --disk allows */
 	const char *backing_paths[2 + MACHINE_MAX_DISKS * VMCONFIG_MAX_BACKING];
@@ -76,6 +81,8 @@ struct process {
 	const struct machine_restore *restore; /* NULL: it is none */
 	const struct snapper_moment *moment;   /* of it */
 	const struct engine_ops *ops;
+	bool has_moved;	  /* it runs on another host */
+	bool has_arrived; /* it came from another host, and is ours */
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 };
 
@@ -127,6 +134,14 @@ static int make_socket(struct process *p, struct error *err)
 	return p->listen_fd < 0 ? p->listen_fd : 0;
 }
 
+/* These stay when the machine leaves. */
+static bool has_snapshots(const struct process *p)
+{
+	_cleanup_free_ char *folder = paths_vm(p->args.name, "snapshots", NULL);
+
+	return !folder || (rmdir(folder) < 0 && errno != ENOENT);
+}
+
 static void remove_files(struct process *p)
 {
 	struct error err;
@@ -135,7 +150,10 @@ static void remove_files(struct process *p)
 		return;
 	if (p->run_dir && paths_remove_tree(p->run_dir, &err) < 0)
 		log_warn("vm", "%s", err.text);
-	if (p->config.is_throwaway && p->vm_dir && paths_remove_tree(p->vm_dir, &err) < 0)
+	bool has_gone = p->has_moved && !has_snapshots(p);
+
+	if ((p->config.is_throwaway || has_gone || (p->args.incoming && !p->has_arrived)) &&
+	    p->vm_dir && paths_remove_tree(p->vm_dir, &err) < 0)
 		log_warn("vm", "%s", err.text);
 }
 
@@ -310,7 +328,7 @@ static int open_disks(struct process *p, struct error *err)
 			p->backing_paths[n++] = *b;
 	p->backing = (struct block_backing_rule){ .paths = p->backing_paths };
 	/* Switched on, throw-away disks begin anew. */
-	int r = p->args.from || p->restore ? 0 : vmdisks_throw_away(&p->config, err);
+	int r = p->args.from || p->restore || p->target ? 0 : vmdisks_throw_away(&p->config, err);
 
 	if (r == 0)
 		r = vmdisks_open(&p->disks, &p->config, err);
@@ -332,6 +350,47 @@ static int start_any_net(struct process *p, struct machine_config *cfg, struct e
 							: start_tap(p, cfg, err);
 }
 
+/* "5,6": the links, and what comes first over them. */
+static int open_target(struct process *p, struct error *err)
+{
+	int fds[MIGRATE_STREAMS_MAX];
+	const char *at = p->args.incoming;
+	unsigned n = 0;
+	char *end;
+
+	for (; n < MIGRATE_STREAMS_MAX; at = end + 1) {
+		fds[n++] = (int)strtol(at, &end, 10);
+		if (*end != ',')
+			break;
+	}
+	return migrate_target_open(&p->target, p->args.name, fds, n, err);
+}
+
+/* Its disks are the source's until the last moment. */
+static int create_incoming(struct process *p, struct machine_config *cfg, struct error *err)
+{
+	char *stand_ins[MACHINE_MAX_DISKS] = { NULL };
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < cfg->ndisks; i++) {
+		r = migrate_target_stand_in(p->target, i, &stand_ins[i], err);
+		if (r == 0 && stand_ins[i]) {
+			cfg->disks[i].path = stand_ins[i];
+			cfg->disks[i].format = "raw";
+			cfg->disks[i].use_direct = false;
+		}
+	}
+	cfg->restore = migrate_target_restore(p->target);
+	if (r == 0)
+		r = machine_create(&p->m, cfg, p->engine_reason, err);
+	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
+		if (stand_ins[i])
+			unlink(stand_ins[i]);
+		free(stand_ins[i]);
+	}
+	return r;
+}
+
 /* Disks are files that a merge of snapshots exchanges: none does while they are opened, one after the other. */
 static int open_machine(struct process *p, struct machine_config *cfg, struct error *err)
 {
@@ -351,6 +410,8 @@ static int open_machine(struct process *p, struct machine_config *cfg, struct er
 	for (unsigned i = 0; i < cfg->ndisks; i++)
 		cfg->disks[i].backing = &p->backing;
 	r = start_any_net(p, cfg, err);
+	if (r == 0 && p->target)
+		return create_incoming(p, cfg, err);
 	return r < 0 ? r : machine_create(&p->m, cfg, p->engine_reason, err);
 }
 
@@ -387,7 +448,12 @@ static int create_snapper(struct process *p, struct error *err)
 					   .child = copy_main,
 					   .child_arg = p };
 	int r = snapper_create(&p->snapper, &sc, err);
+	const struct migrator_config mc = {
+		.machine = p->m, .config = &p->config, .snapper = p->snapper, .backing = &p->backing
+	};
 
+	if (r == 0)
+		r = migrator_create(&p->migrator, &mc, err);
 	return r == 0 && p->args.from ? snapper_restored(p->snapper, p->args.from, err) : r;
 }
 
@@ -450,6 +516,36 @@ static void block_signals(void)
 
 /* ---- life ---- */
 
+static void tell_ready(struct process *p)
+{
+	log_info("vm", "started on engine %s: %s", machine_engine(p->m)->name, p->engine_reason);
+	tell(p, json_pack("{s:s, s:s, s:s}", "event", "ready", "engine", machine_engine(p->m)->name,
+			  "reason", p->engine_reason));
+}
+
+static void on_arrived(void *ctx, const struct error *err)
+{
+	struct process *p = ctx;
+
+	if (!err) {
+		tell_ready(p);
+		return;
+	}
+	log_info("vm", "it did not come here: %s", err->text);
+	tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err->text));
+	machine_end(p->m, END_FAILED, 1, err->text);
+}
+
+static int await_incoming(struct process *p, struct error *err)
+{
+	const struct migrate_target_config tc = {
+		.machine = p->m, .config = &p->config, .backing = &p->backing, .done = on_arrived, .ctx = p
+	};
+	int r = machine_start(p->m, true, err);
+
+	return r == 0 ? migrate_target_begin(p->target, &tc, err) : r;
+}
+
 static int start(struct process *p, struct error *err)
 {
 	const struct snapper_moment *from = p->restore ? p->moment : snapper_base(p->snapper);
@@ -471,6 +567,29 @@ static int start(struct process *p, struct error *err)
 	return machine_start(p->m, false, err);
 }
 
+/* May it run here at all? */
+static int check_fate(struct process *p, struct error *err)
+{
+	struct migrate_mark mark;
+	int r = mark_get(p->args.name, &mark, err);
+
+	if (r == -ENOENT)
+		r = 0;
+	else if (r == 0 && mark.has_moved)
+		r = error_set(err, -EPERM,
+			      "machine \"%s\" moved to %s; viv rm removes what is left of it here",
+			      p->args.name, mark.to);
+	else if (r == 0)
+		r = error_set(err, -EPERM, "machine \"%s\" may be running at %s; viv migrate %s --recover asks there",
+			      p->args.name, mark.to, p->args.name);
+	if (r < 0 || p->args.incoming)
+		return r;
+	r = migrate_settle(p->args.name, err);
+	return r == 0 ? error_set(err, -ENOENT,
+				  "machine \"%s\" never came here completely, and is gone", p->args.name)
+		      : MIN(r, 0);
+}
+
 static int build(struct process *p, struct error *err)
 {
 	struct ctl_config cc = { .config = &p->config };
@@ -482,6 +601,10 @@ static int build(struct process *p, struct error *err)
 		r = open_log(p, err);
 	if (r == 0)
 		r = make_socket(p, err);
+	if (r == 0)
+		r = check_fate(p, err);
+	if (r == 0 && p->args.incoming)
+		r = open_target(p, err);
 	if (r == 0)
 		r = create_machine(p, err);
 	if (r < 0)
@@ -499,14 +622,15 @@ static int build(struct process *p, struct error *err)
 		return r;
 	}
 	cc.snapper = p->snapper;
+	cc.migrator = p->migrator;
 	r = ctl_create(&p->ctl, p->listen_fd, &cc, err);
 	p->listen_fd = -1;
 	if (r == 0)
 		r = watch_events(p, err);
-	if (r == 0) {
-		log_info("vm", "started on engine %s: %s", machine_engine(p->m)->name, p->engine_reason);
-		tell(p, json_pack("{s:s, s:s, s:s}", "event", "ready", "engine",
-				  machine_engine(p->m)->name, "reason", p->engine_reason));
+	if (r == 0 && p->target) {
+		r = await_incoming(p, err);
+	} else if (r == 0) {
+		tell_ready(p);
 		r = start(p, err);
 	}
 	pthread_mutex_unlock(machine_lock(p->m));
@@ -524,9 +648,12 @@ static void drain_console(struct process *p)
 
 static void destroy(struct process *p)
 {
+	p->has_moved = migrator_has_moved(p->migrator);
+	p->has_arrived = migrate_target_destroy(p->target);
 	if (p->m) {
 		pthread_mutex_lock(machine_lock(p->m));
 		ctl_destroy(p->ctl);
+		migrator_destroy(p->migrator);
 		snapper_destroy(p->snapper);
 		loop_fd_remove(p->signal_watch);
 		loop_fd_remove(p->lifeline_watch);
@@ -565,6 +692,8 @@ static int run(struct process *p)
 	struct error err;
 
 	if (build(p, &err) < 0) {
+		if (p->target)
+			migrate_target_refuse(p->target, &err);
 		tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
 		log_error("vm", "it could not be built: %s", err.text);
 		return EXIT_FAILED;

@@ -140,7 +140,36 @@ static void trace(int fd, char direction, const char *text, size_t len)
 	(void)r; /* the command goes on without */
 }
 
+/* The first byte of @p with the descriptors. */
+static int send_first(int fd, const char *p, const int *fds, unsigned nfds)
+{
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(CLIENT_MAX_FDS * sizeof(int))];
+	} control = { 0 };
+	struct iovec iov = { (void *)(uintptr_t)p, 1 };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = CMSG_SPACE(nfds * sizeof(int)) };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+	if (nfds > CLIENT_MAX_FDS)
+		return -E2BIG;
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(nfds * sizeof(int));
+	memcpy(CMSG_DATA(c), fds, nfds * sizeof(int));
+	return sendmsg(fd, &msg, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+}
+
 int client_send(int fd, json_t *request, int timeout_ms, struct error *err)
+{
+	return client_send_fds(fd, request, NULL, 0, timeout_ms, err);
+}
+
+int client_send_fds(int fd, json_t *request, const int *fds, unsigned nfds, int timeout_ms,
+		    struct error *err)
 {
 	int64_t deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
 	_cleanup_free_ char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
@@ -149,8 +178,10 @@ int client_send(int fd, json_t *request, int timeout_ms, struct error *err)
 	if (!text)
 		return error_set(err, -EINVAL, "an argument is not valid UTF-8, or there is no memory");
 	trace(fd, '>', text, strlen(text));
-	int r = send_all(fd, text, strlen(text), deadline_ms);
+	int r = nfds ? send_first(fd, text, fds, nfds) : 0;
 
+	if (r == 0)
+		r = send_all(fd, text + !!nfds, strlen(text) - !!nfds, deadline_ms);
 	if (r == 0)
 		r = send_all(fd, "\n", 1, deadline_ms);
 	return r < 0 ? explain(r, err) : 0;

@@ -13,6 +13,7 @@
 
 #define CLIENT_REPLY_MAX  (64 * MIB)
 #define CLIENT_TIMEOUT_MS 10000
+#define CLIENT_MAX_FDS	  16
 
 /**
  * client_connect() - to the machine @name.
@@ -30,6 +31,9 @@ int client_call(int fd, json_t *request, int timeout_ms, json_t **reply, struct 
 
 /** client_send() - the first half of client_call(); client_receive() - the second. */
 int client_send(int fd, json_t *request, int timeout_ms, struct error *err);
+/** client_send_fds() - client_send() with descriptors that come along; they stay the caller's. */
+int client_send_fds(int fd, json_t *request, const int *fds, unsigned nfds, int timeout_ms,
+		    struct error *err);
 int client_receive(int fd, int timeout_ms, json_t **reply, struct error *err);
 
 /** client_receive_any() - the next line, whatever object it is: an event, for instance. */

@@ -12,6 +12,22 @@
 #include "base/log.h"
 #include "char/chardev.h"
 #include "ctl/conn.h"
+#include "ctl/migrate.h"
+
+static void drop_fds(struct ctl_conn *conn)
+{
+	while (conn->nfds)
+		close(conn->fds[--conn->nfds]);
+}
+
+unsigned conn_take_fds(struct ctl_conn *conn, int fds[CTL_FDS_MAX])
+{
+	unsigned n = conn->nfds;
+
+	memcpy(fds, conn->fds, n * sizeof(*fds));
+	conn->nfds = 0;
+	return n;
+}
 
 void conn_close(struct ctl_conn *conn)
 {
@@ -25,6 +41,9 @@ void conn_close(struct ctl_conn *conn)
 	agent_cancel(conn->job);
 	if (conn->awaits_snapper)
 		snapper_forget(conn->ctl->cfg.snapper, conn);
+	if (conn->awaits_migrator)
+		migrator_forget(conn->ctl->cfg.migrator, conn);
+	drop_fds(conn);
 	loop_fd_remove(conn->watch);
 	vtimer_destroy(conn->timer);
 	if (conn->fd >= 0)
@@ -38,7 +57,7 @@ void conn_close(struct ctl_conn *conn)
 /* Its answer comes later. */
 static bool is_pending(const struct ctl_conn *conn)
 {
-	return conn->job || conn->awaits_snapper;
+	return conn->job || conn->awaits_snapper || conn->awaits_migrator;
 }
 
 static bool has_output(const struct ctl_conn *conn)
@@ -151,6 +170,7 @@ static bool conn_serve(struct ctl_conn *conn)
 		size_t len = (size_t)(nl - conn->in.data);
 		bool is_ours = serve_line(conn, (char *)conn->in.data, len);
 
+		drop_fds(conn); /* that it has not taken */
 		conn->in.len -= len + 1;
 		memmove(conn->in.data, nl + 1, conn->in.len);
 		if (conn->out.is_failed || conn_flush(conn) < 0 || (!is_ours && has_output(conn))) {
@@ -180,13 +200,58 @@ void conn_reply(struct ctl_conn *conn, json_t *result, const struct error *err)
 		conn_serve(conn);
 }
 
+/* What came along; more than there is room for is refused. */
+static int keep_fds(struct ctl_conn *conn, struct msghdr *msg)
+{
+	int r = msg->msg_flags & MSG_CTRUNC ? -EMSGSIZE : 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		for (size_t i = 0; i < n; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+			if (conn->nfds < CTL_FDS_MAX)
+				conn->fds[conn->nfds++] = fd;
+			else {
+				close(fd);
+				r = -EMSGSIZE;
+			}
+		}
+	}
+	return r;
+}
+
+static ssize_t receive_some(struct ctl_conn *conn, uint8_t *buf, size_t cap)
+{
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(CTL_FDS_MAX * sizeof(int))];
+	} control;
+	struct iovec iov = { buf, cap };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	ssize_t n = recvmsg(conn->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (n >= 0 && keep_fds(conn, &msg) < 0) {
+		errno = EMSGSIZE;
+		return -1;
+	}
+	return n;
+}
+
 /* 0; -errno: gone, or sends what nobody should. */
 static int conn_receive(struct ctl_conn *conn)
 {
 	uint8_t buf[16384];
 
 	for (unsigned i = 0; i < 16; i++) { /* then the others' turn */
-		ssize_t n = recv(conn->fd, buf, sizeof(buf), MSG_DONTWAIT);
+		ssize_t n = receive_some(conn, buf, sizeof(buf));
 
 		if (n == 0) {
 			conn->is_eof = true;

@@ -23,6 +23,9 @@ struct ctl_conn {
 	json_t *does_what;   /* the members of the event */
 	bool is_subscribed;  /* gets events */
 	uint64_t nlost;	     /* events that there was no room for, not told yet */
+	bool awaits_migrator;
+	int fds[CTL_FDS_MAX]; /* that came along, for the next command */
+	unsigned nfds;
 };
 
 struct ctl {
@@ -38,6 +41,9 @@ struct ctl {
 	uint64_t nlost; /* that there was no room for in @events */
 	bool is_event_posted;
 };
+
+/** conn_take_fds() - those that came along are the caller's now; how many. */
+unsigned conn_take_fds(struct ctl_conn *conn, int fds[CTL_FDS_MAX]);
 
 /** conn_reply() - answer a pending command: @result's members and "ok", or @err. */
 void conn_reply(struct ctl_conn *conn, json_t *result, const struct error *err);

@@ -9,6 +9,7 @@
 #include "block/block.h"
 #include "ctl/conn.h"
 #include "ctl/events.h"
+#include "ctl/migrate.h"
 #include "ctl/paths.h"
 
 #define STOP_TIMEOUT_MAX_MS 3600000
@@ -239,6 +240,12 @@ static int cmd_agent(struct ctl_conn *conn, json_t *request, json_t *reply, stru
 
 static int need_snapper(struct ctl_conn *conn, struct error *err)
 {
+	const char *away = machine_why_no_resume(conn->ctl->cfg.machine);
+
+	if (away)
+		return error_set(err, -EBUSY, "%s", away);
+	if (migrator_is_active(conn->ctl->cfg.migrator))
+		return error_set(err, -EBUSY, "the machine is being moved to another host");
 	return conn->ctl->cfg.snapper ? 0 : error_set(err, -ENODEV, "this machine takes no snapshots");
 }
 
@@ -372,6 +379,90 @@ static int cmd_subscribe(struct ctl_conn *conn, json_t *request, json_t *reply, 
 	return 0;
 }
 
+/* ---- migration ---- */
+
+static int need_migrator(struct ctl_conn *conn, struct error *err)
+{
+	const struct ctl_config *cfg = &conn->ctl->cfg;
+
+	if (cfg->migrator && migrator_is_active(cfg->migrator))
+		return 0;
+	if (machine_why_no_resume(cfg->machine))
+		return error_set(err, -EBUSY, "%s", machine_why_no_resume(cfg->machine));
+	return cfg->migrator ? 0 : error_set(err, -ENODEV, "this machine cannot be moved");
+}
+
+static void migrate_done(void *ctx, json_t *result, const struct error *err)
+{
+	struct ctl_conn *conn = ctx;
+
+	conn->awaits_migrator = false;
+	conn_reply(conn, result, err);
+}
+
+static int cmd_migrate(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	int fds[CTL_FDS_MAX];
+	const struct migrate_request rq = {
+		.fds = fds,
+		.nfds = conn_take_fds(conn, fds),
+		.to = json_string_value(json_object_get(request, "to")),
+		.name = json_string_value(json_object_get(request, "name")),
+		.engine = json_string_value(json_object_get(request, "engine")),
+		.max_downtime_ns = arg_uint(request, "max_downtime_us", 0) * 1000,
+		.deadline_ns = arg_uint(request, "deadline_ms", 0) * 1000000,
+		.bytes_per_s = arg_uint(request, "bytes_per_s", 0),
+		.priority = json_is_true(json_object_get(request, "keep_running")) ? MIGRATE_KEEP_RUNNING
+										   : MIGRATE_FINISH,
+		.verifies = json_is_true(json_object_get(request, "verify")),
+	};
+	int r = need_migrator(conn, err);
+
+	if (r < 0) {
+		for (unsigned i = 0; i < rq.nfds; i++)
+			close(fds[i]);
+		return r;
+	}
+	r = migrator_begin(conn->ctl->cfg.migrator, &rq, migrate_done, conn, err);
+	conn->awaits_migrator = r == 0;
+	return r < 0 ? r : CTL_PENDING;
+}
+
+static int cmd_migrate_status(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	int r = need_migrator(conn, err);
+
+	if (r < 0)
+		return r;
+	put(reply, "active", json_boolean(migrator_is_active(conn->ctl->cfg.migrator)));
+	migrator_status(conn->ctl->cfg.migrator, reply);
+	return 0;
+}
+
+static int cmd_migrate_cancel(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	int r = need_migrator(conn, err);
+
+	return r < 0 ? r : migrator_cancel(conn->ctl->cfg.migrator, err);
+}
+
+static int cmd_migrate_recover(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	int fds[CTL_FDS_MAX];
+	unsigned n = conn_take_fds(conn, fds);
+	int r = n == 1 ? need_migrator(conn, err)
+		       : error_set(err, -EINVAL, "recovering takes one link, not %u", n);
+
+	if (r < 0) {
+		while (n)
+			close(fds[--n]);
+		return r;
+	}
+	r = migrator_recover(conn->ctl->cfg.migrator, fds[0], migrate_done, conn, err);
+	conn->awaits_migrator = r == 0;
+	return r < 0 ? r : CTL_PENDING;
+}
+
 static int cmd_help(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err);
 
 // clang-format off
@@ -421,6 +512,17 @@ static const struct ctl_arg fork_args[] = {
 };
 static const struct ctl_arg set_args[] = {
 	{ "log_level", CTL_STRING, false, 1, 16, "error, warning, info, debug or trace" },
+	ARG_END,
+};
+static const struct ctl_arg migrate_args[] = {
+	{ "to",              CTL_STRING, true,  1, 255, "where to, for people; descriptors that come along are the links" },
+	{ "name",            CTL_STRING, false, 1, PATHS_NAME_MAX, "of the machine there" },
+	{ "engine",          CTL_STRING, false, 1, 16, "that it runs on there" },
+	{ "max_downtime_us", CTL_UINT,   false, 1, 3600000000ULL, "that it may stand still" },
+	{ "deadline_ms",     CTL_UINT,   false, 1, EXEC_TIMEOUT_MAX_MS, "until it has to be there" },
+	{ "bytes_per_s",     CTL_UINT,   false, 1, UINT32_MAX * 1024ULL, "that the links may carry" },
+	{ "keep_running",    CTL_BOOL,   false, 0, 0, "rather give up than slow it down" },
+	{ "verify",          CTL_BOOL,   false, 0, 0, "compare all pages by checksum before it runs there" },
 	ARG_END,
 };
 static const struct ctl_arg agent_args[] = {
@@ -490,6 +592,31 @@ static const struct ctl_field fork_answer[] = {
 	{ "copies",   CTL_UINT, false, "made" },
 	END,
 };
+#define MIGRATE_FIELDS \
+	{ "state",                CTL_STRING, false, "offered, precopy, switching, releasing, committed, doubt, moved, kept" }, \
+	{ "text",                 CTL_STRING, false, "the same for people" }, \
+	{ "to",                   CTL_STRING, false, "where to" }, \
+	{ "elapsed_us",           CTL_UINT,   false, "since it began" }, \
+	{ "sent_bytes",           CTL_UINT,   false, "over all links" }, \
+	{ "pages_sent",           CTL_UINT,   false, "with contents" }, \
+	{ "pages_zero",           CTL_UINT,   false, "that were zero" }, \
+	{ "pages_packed",         CTL_UINT,   false, "of those with contents" }, \
+	{ "pages_left",           CTL_UINT,   false, "of this round" }, \
+	{ "dirty_bytes_per_s",    CTL_UINT,   false, "that the guest changes" }, \
+	{ "rounds",               CTL_UINT,   false, "of memory" }, \
+	{ "throttle_percent",     CTL_UINT,   false, "that the guest's CPUs are held" }, \
+	{ "expected_downtime_us", CTL_UINT,   false, "if it paused now" }
+static const struct ctl_field migrate_answer[] = {
+	MIGRATE_FIELDS,
+	{ "downtime_us",    CTL_UINT, false, "that the machine stood still" },
+	{ "first_pause_us", CTL_UINT, false, "that it stood still at the beginning" },
+	END,
+};
+static const struct ctl_field migrate_status_answer[] = {
+	{ "active", CTL_BOOL, false, "is one under way, or in doubt?" },
+	MIGRATE_FIELDS,
+	END,
+};
 static const struct ctl_field set_answer[] = {
 	{ "log_level", CTL_STRING, false, "in force now" },
 	END,
@@ -536,6 +663,10 @@ const struct ctl_command ctl_commands[] = {
 	{ "merged",            "files of snapshots were merged: do without what is gone", merged_args,   NULL,             cmd_merged },
 	{ "set",               "change what can be changed while it runs",                set_args,      set_answer,       cmd_set },
 	{ "subscribe",         "get events from here on, besides answers",                NULL,          subscribe_answer, cmd_subscribe },
+	{ "migrate",           "move the machine to another process",                     migrate_args,  migrate_answer,   cmd_migrate },
+	{ "migrate-status",    "how far that is",                                         NULL,          migrate_status_answer, cmd_migrate_status },
+	{ "migrate-cancel",    "it stays here",                                           NULL,          NULL,             cmd_migrate_cancel },
+	{ "migrate-recover",   "ask over the link that comes along whether it moved",     NULL,          migrate_answer,   cmd_migrate_recover },
 	{ "help",              "these commands",                                          NULL,          help_answer,      cmd_help },
 	{ .name = NULL },
 };

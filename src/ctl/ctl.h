@@ -5,7 +5,8 @@
  *   -> {"cmd": "pause"}                     <- {"ok": true, ...}   or   {"ok": false, "error": "..."}
  *
  * Commands are rows of one table (ctl.c), arguments are checked by their rows before a command sees
- * them.  After {"cmd": "console"} is answered, the connection is the console: raw bytes.  After {"cmd": "subscribe"} events come besides
+ * them.  Descriptors (SCM_RIGHTS) that come with a line are for the command on it; one that takes none closes them.
+ * After {"cmd": "console"} is answered, the connection is the console: raw bytes.  After {"cmd": "subscribe"} events come besides
  * answers (events.h).  schema.h describes all messages.
  *
  * Clients are not trusted to be well-behaved: lines are bounded, at most CTL_MAX_CLIENTS are connected,
@@ -29,6 +30,7 @@
 #define CTL_IDLE_TIMEOUT_NS  60000000000LL
 #define CTL_EXEC_MAX_ARGS    4096
 #define CTL_FORK_MAX	     1000
+#define CTL_FDS_MAX	     16 /* descriptors that come along with a request */
 
 struct ctl;
 
@@ -40,6 +42,7 @@ struct ctl_config {
 	struct agent *agent;		 /* NULL: the guest has none */
 	struct snapper *snapper;	 /* NULL: no snapshots */
 	struct vmconfig *config;	 /* what "set" changes and saves; NULL: nothing is saved */
+	struct migrator *migrator;	 /* NULL: it is not moved */
 	const char *engine_reason;
 };
 

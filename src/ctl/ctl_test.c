@@ -61,6 +61,10 @@ WRAP(void, machine_watch, struct machine *m, void (*fn)(void *arg, enum machine_
 	m->on_event = fn;
 	m->event_arg = arg;
 }
+WRAP(const char *, machine_why_no_resume, const struct machine *m)
+{
+	return NULL;
+}
 WRAP(int, machine_inject_nmi, struct machine *m, unsigned index, struct error *err)
 {
 	return index ? error_set(err, -EINVAL, "no such CPU") : 0;

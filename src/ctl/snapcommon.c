@@ -33,6 +33,11 @@ void snap_forget_base(struct snapper *s)
 
 int snap_log_collect(struct snapper *s, struct error *err)
 {
+	return snapper_collect_log(s, NULL, err);
+}
+
+int snapper_collect_log(struct snapper *s, uint64_t *bitmap, struct error *err)
+{
 	size_t n = snap_bitmap_words(s);
 	_cleanup_free_ uint64_t *now = malloc(n * sizeof(*now));
 
@@ -40,9 +45,30 @@ int snap_log_collect(struct snapper *s, struct error *err)
 		return error_set(err, -ENOMEM, "no memory for the log of changed pages");
 	int r = machine_engine(s->m)->dirty_collect(machine_vm(s->m), now, err);
 
-	for (size_t i = 0; r == 0 && i < n; i++)
+	for (size_t i = 0; r == 0 && i < n; i++) {
 		s->dirty[i] |= now[i];
+		if (bitmap)
+			bitmap[i] |= now[i];
+	}
 	return r;
+}
+
+int snapper_share_log(struct snapper *s, struct error *err)
+{
+	return s->is_logging ? snap_log_collect(s, err) : snap_log_start(s, err);
+}
+
+void snapper_unshare_log(struct snapper *s)
+{
+	if (s->base_name || !s->is_logging)
+		return; /* the next snapshot wants to know */
+	machine_engine(s->m)->dirty_stop(machine_vm(s->m));
+	s->is_logging = false;
+}
+
+bool snapper_is_busy(const struct snapper *s)
+{
+	return s->take || s->forking || s->pending || s->below;
 }
 
 int snap_log_start(struct snapper *s, struct error *err)

@@ -99,6 +99,17 @@ void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool t
 int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_t *result,
 		    snapper_done_fn done, void *ctx, struct error *err);
 
+/*
+ * The log of changed pages for somebody else as well, who collects it too (migration); snapshots miss nothing by it.
+ * snapper_share_log(): from now on; snapper_unshare_log(): no more.  The machine is paused for both.
+ * snapper_collect_log(): set the bits of the pages that changed since (a bit a page by host offset).  0 or -errno.
+ */
+int snapper_share_log(struct snapper *s, struct error *err);
+int snapper_collect_log(struct snapper *s, uint64_t *bitmap, struct error *err);
+void snapper_unshare_log(struct snapper *s);
+/** snapper_is_busy() - a snapshot or copies are being made. */
+bool snapper_is_busy(const struct snapper *s);
+
 /**
  * snapper_fork() - begin making living copies of the machine, each a process and a machine of its own, that share its memory until they
  * write.

@@ -427,6 +427,30 @@ int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 	return r;
 }
 
+int vmdisks_link_chain(const char *path, const char *format, const char *from, const char *to,
+		       char **top, struct error *err)
+{
+	struct vmdisk_chain ch;
+	int r = chain_read(&ch, path, format, from, err);
+
+	for (unsigned k = 0; r == 0 && k < ch.n; k++) {
+		_cleanup_free_ char *a = paths_format(err, "%s/%s", from, ch.files[k]);
+		_cleanup_free_ char *b = paths_format(err, "%s/%s", to, ch.files[k]);
+
+		if (strchr(ch.files[k], '/'))
+			r = error_set(err, -EINVAL,
+				      "%s has a backing file outside of its machine's folder", path);
+		else
+			r = a && b ? link_file(a, b, false, err) : -ENOMEM;
+	}
+	char *own = r == 0 ? paths_format(err, "%s/%s", to, ch.files[0]) : NULL;
+
+	chain_free(&ch);
+	if (r == 0 && own)
+		*top = own;
+	return r == 0 && !own ? -ENOMEM : r;
+}
+
 /* ---- going back ---- */
 
 static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk *from,

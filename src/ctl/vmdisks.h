@@ -80,6 +80,13 @@ int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 		 const uint64_t sizes[MACHINE_MAX_DISKS], struct error *err);
 
 /**
+ * vmdisks_link_chain() - the chain of the disk @path, of @format, a file in the folder @from, also in the folder @to.
+ * Nothing of it may lie outside.  0 with the top's path in *@top, allocated; -EXDEV (another file system), -EINVAL, -errno.
+ */
+int vmdisks_link_chain(const char *path, const char *format, const char *from, const char *to,
+		       char **top, struct error *err);
+
+/**
  * vmdisks_go_back() - the chains of snapshot @from in the machine's folder, with an empty layer on top of each.
  * @tops: paths of the new layers by disk (NULL where there is none), to be freed by the caller; when the machine writes
  * to them, vmdisks_went_back()

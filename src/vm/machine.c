@@ -56,6 +56,43 @@ static void release(struct machine *m)
 		vcpu_wake(&m->cpus[i]);
 }
 
+/* ---- slowing down ---- */
+
+#define THROTTLE_SLICE_NS 5000000LL /* that the CPUs run, or stand, at least */
+
+static void on_throttle(void *arg)
+{
+	struct machine *m = arg;
+	int64_t run = THROTTLE_SLICE_NS, stand = THROTTLE_SLICE_NS;
+
+	if (m->is_throttled) {
+		m->is_throttled = false;
+		/* Others hold it for longer: a pause, a reset, the end. */
+		if (m->state == MACHINE_RUNNING && !m->is_reset_queued && !m->is_end_set)
+			release(m);
+	} else if (m->throttle_percent && m->state == MACHINE_RUNNING && !m->is_held) {
+		m->is_throttled = true;
+		start_hold(m);
+	}
+	if (!m->throttle_percent && !m->is_throttled)
+		return;
+	if (m->throttle_percent > 50)
+		stand = run * m->throttle_percent / (100 - m->throttle_percent);
+	else if (m->throttle_percent)
+		run = stand * (100 - m->throttle_percent) / m->throttle_percent;
+	vtimer_arm(m->throttle_timer, vclock_now_ns(&m->host_clock) + (m->is_throttled ? stand : run));
+}
+
+void machine_throttle(struct machine *m, unsigned percent)
+{
+	m->throttle_percent = MIN(percent, (unsigned)MACHINE_THROTTLE_MAX);
+	if (!m->throttle_timer && percent)
+		m->throttle_timer = vtimer_create(m->loop, &m->host_clock, on_throttle, m);
+	/* Without memory for a timer it runs as it did. */
+	if (m->throttle_timer && (percent ? !vtimer_is_armed(m->throttle_timer) : m->is_throttled))
+		vtimer_arm(m->throttle_timer, vclock_now_ns(&m->host_clock));
+}
+
 /* ---- time ---- */
 
 /* Guest TSC stands still while the machine is paused: all offsets move by the same amount. */
@@ -142,8 +179,8 @@ static void reset_now(void *arg)
 	struct machine *m = arg;
 	struct error err;
 
-	if (!m->is_reset_queued)
-		return; /* a state was loaded meanwhile */
+	if (!m->is_reset_queued || m->no_resume)
+		return; /* a state was loaded meanwhile; or the reset goes with the machine, machine_forbid_resume() */
 	m->is_reset_queued = false;
 	if (m->state == MACHINE_ENDED || m->is_end_set)
 		return;
@@ -356,6 +393,8 @@ static int build(struct machine *m, const struct machine_config *cfg, char engin
 	if (!cfg->restore)
 		return power_on_state(m, err);
 	pc_reset(m);
+	if (cfg->restore->is_shape)
+		return machine_check_state(m, cfg->restore->state, err);
 	r = machine_load_state(m, cfg->restore->state, err);
 	m->is_loaded = r == 0;
 	return r;
@@ -396,6 +435,14 @@ int machine_create(struct machine **out, const struct machine_config *cfg, char 
 	return 0;
 }
 
+static void pause_devices(struct machine *m)
+{
+	for (struct device *d = m->devices; d; d = d->next) {
+		if (d->cls->pause)
+			d->cls->pause(d);
+	}
+}
+
 int machine_start(struct machine *m, bool is_paused, struct error *err)
 {
 	int r = 0;
@@ -410,6 +457,7 @@ int machine_start(struct machine *m, bool is_paused, struct error *err)
 		if (!m->is_loaded)
 			tsc_pause(m);
 		m->is_loaded = false;
+		pause_devices(m);
 		return 0;
 	}
 	if (m->is_loaded)
@@ -460,6 +508,7 @@ void machine_destroy(struct machine *m)
 			close(m->cfg.nics[i].fd);
 	}
 	vtimer_destroy(m->stop_timer);
+	vtimer_destroy(m->throttle_timer);
 	pthread_mutex_unlock(&m->lock);
 	for (unsigned i = 0; i < m->ncpus; i++)
 		vcpu_destroy(&m->cpus[i]);
@@ -509,10 +558,7 @@ int machine_pause(struct machine *m, struct error *err)
 	tsc_pause(m);
 	vclock_stop(&m->clock);
 	loop_clock_changed(m->loop);
-	for (struct device *d = m->devices; d; d = d->next) {
-		if (d->cls->pause)
-			d->cls->pause(d);
-	}
+	pause_devices(m);
 	machine_tell(m, MACHINE_STATE_CHANGED);
 	return check_alive(m, err);
 }
@@ -525,6 +571,8 @@ int machine_resume(struct machine *m, struct error *err)
 		return r;
 	if (m->state != MACHINE_PAUSED)
 		return error_set(err, -EALREADY, "the machine is not paused");
+	if (m->no_resume)
+		return error_set(err, -EPERM, "%s", m->no_resume);
 	tsc_resume(m);
 	r = clock_start(m, err);
 	if (r < 0)
@@ -540,10 +588,24 @@ int machine_resume(struct machine *m, struct error *err)
 	return 0;
 }
 
+void machine_forbid_resume(struct machine *m, const char *why)
+{
+	m->no_resume = why;
+	if (!why && m->is_reset_queued && loop_post(m->loop, reset_now, m) < 0)
+		machine_fail(m, &(struct error){ "no memory to reset the machine" });
+}
+
+const char *machine_why_no_resume(const struct machine *m)
+{
+	return m->no_resume;
+}
+
 int machine_reset(struct machine *m, struct error *err)
 {
 	int r = check_alive(m, err);
 
+	if (r == 0 && m->no_resume)
+		r = error_set(err, -EPERM, "%s", m->no_resume);
 	if (r < 0)
 		return r;
 	r = machine_queue_reset(m);

@@ -62,6 +62,9 @@ struct machine_restore {
 	int (*map_ram)(void *arg, struct guest_ram *ram, struct error *err);
 	void *arg;
 	struct guest_ram *ram; /* taken instead of new RAM, if machine_create succeeds (fork); or NULL */
+	/* Only what machine @state describes is built: it is tried (machine_check_state()), but not loaded.  The real one comes later, in a
+	 * machine that was started paused. */
+	bool is_shape;
 };
 
 /* All strings and arrays are borrowed for the call of machine_create only. */
@@ -110,6 +113,7 @@ enum machine_end_reason {
 	END_RESET,	/* reset with no_reboot: status 0 */
 	END_SHUTDOWN,	/* triple fault with no_reboot: status 1 */
 	END_DEBUG_EXIT, /* debug exit port: status (code << 1) | 1, as a process can pass it */
+	END_MOVED,	/* it goes on somewhere else: status 0 */
 	END_FAILED,	/* the host or the engine could not go on: status 1, text says why */
 };
 
@@ -149,6 +153,18 @@ void machine_run(struct machine *m, struct machine_end *end);
  * Returns 0, -EALREADY when paused, -ESHUTDOWN when ended. */
 int machine_pause(struct machine *m, struct error *err);
 int machine_resume(struct machine *m, struct error *err);
+
+/** machine_forbid_resume() - while @why (a static sentence, NULL: no more) is set, nothing makes the paused machine run: machine_resume() and a
+ * machine_stop() that the guest would have to hear fail with it.  For a machine that may be running somewhere else. */
+void machine_forbid_resume(struct machine *m, const char *why);
+const char *machine_why_no_resume(const struct machine *m);
+
+/**
+ * machine_throttle() - let the CPUs of the running machine execute for only 100 - @percent of the time (0: always, at most
+ * MACHINE_THROTTLE_MAX), in slices of a few milliseconds; clocks and devices go on.
+ */
+#define MACHINE_THROTTLE_MAX 98
+void machine_throttle(struct machine *m, unsigned percent);
 
 /** machine_reset() - like the reset button; asynchronous. */
 int machine_reset(struct machine *m, struct error *err);

@@ -124,7 +124,11 @@ struct machine {
 	bool is_reset_queued;
 	bool is_loaded; /* not started yet, and its state is another machine's */
 	bool is_quitting;
-	pthread_cond_t idle; /* a vCPU came out of vcpu_run, or finished a call */
+	const char *no_resume; /* why not; NULL: it may */
+	unsigned throttle_percent;
+	bool is_throttled;	       /* held by it at this moment */
+	struct vtimer *throttle_timer; /* on host_clock; NULL: never needed */
+	pthread_cond_t idle;	       /* a vCPU came out of vcpu_run, or finished a call */
 	uint64_t host_tsc_at_pause;
 	struct vtimer *stop_timer; /* on host_clock */
 	uint64_t resets;

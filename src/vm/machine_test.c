@@ -330,6 +330,90 @@ static void test_ends(void **state)
 	expect_end(&w, END_STOPPED, 0);
 }
 
+/* ---- a machine that may be somewhere else ---- */
+
+static void test_forbidden_resume(void **state)
+{
+	struct machine_info info;
+	struct world w;
+
+	(void)state;
+	power_on(&w, spin, false);
+	pthread_mutex_lock(machine_lock(w.m));
+	assert_int_equal(machine_pause(w.m, &w.err), 0);
+	machine_forbid_resume(w.m, "it is away");
+	assert_int_equal(machine_resume(w.m, &w.err), -EPERM);
+	assert_string_equal(w.err.text, "it is away");
+	assert_int_equal(machine_stop(w.m, 1000000000, &w.err), -EPERM); /* the guest would have to hear it */
+	assert_int_equal(machine_reset(w.m, &w.err), -EPERM);
+	assert_int_equal(machine_state(w.m), MACHINE_PAUSED);
+	machine_forbid_resume(w.m, NULL);
+	/* A reset that was on its way waits, and comes then. */
+	assert_int_equal(machine_reset(w.m, &w.err), 0);
+	machine_forbid_resume(w.m, "it is away");
+	pthread_mutex_unlock(machine_lock(w.m));
+	for (unsigned i = 0; i < 20; i++)
+		nap();
+	pthread_mutex_lock(machine_lock(w.m));
+	machine_info(w.m, &info);
+	assert_int_equal(info.resets, 0);
+	machine_forbid_resume(w.m, NULL);
+	assert_int_equal(machine_resume(w.m, &w.err), 0);
+	while (info.resets != 1) {
+		pthread_mutex_unlock(machine_lock(w.m));
+		nap();
+		pthread_mutex_lock(machine_lock(w.m));
+		machine_info(w.m, &info);
+	}
+	pthread_mutex_unlock(machine_lock(w.m));
+	locked(&w, do_quit);
+	expect_end(&w, END_STOPPED, 0);
+}
+
+/* ---- slowing down ---- */
+
+static unsigned count_inside(struct world *w)
+{
+	unsigned n = 0;
+
+	pthread_mutex_lock(machine_lock(w->m));
+	for (unsigned i = 0; i < CPUS; i++)
+		n += cpus[i]->is_inside;
+	pthread_mutex_unlock(machine_lock(w->m));
+	return n;
+}
+
+/* It stands now and then, runs again each time, and for good when it is over; a pause in between holds. */
+static void test_throttle(void **state)
+{
+	struct world w;
+
+	(void)state;
+	power_on(&w, spin, false);
+	pthread_mutex_lock(machine_lock(w.m));
+	machine_throttle(w.m, 50);
+	pthread_mutex_unlock(machine_lock(w.m));
+	for (unsigned i = 0; i < 5; i++) {
+		while (count_inside(&w))
+			nap();
+		while (!count_inside(&w)) /* the others wait to be started */
+			nap();
+	}
+	pthread_mutex_lock(machine_lock(w.m));
+	assert_int_equal(machine_pause(w.m, &w.err), 0);
+	pthread_mutex_unlock(machine_lock(w.m));
+	for (unsigned i = 0; i < 30; i++, nap())
+		assert_int_equal(count_inside(&w), 0);
+	pthread_mutex_lock(machine_lock(w.m));
+	assert_int_equal(machine_resume(w.m, &w.err), 0);
+	machine_throttle(w.m, 0);
+	pthread_mutex_unlock(machine_lock(w.m));
+	while (!count_inside(&w)) /* the others wait to be started */
+		nap();
+	locked(&w, do_quit);
+	expect_end(&w, END_STOPPED, 0);
+}
+
 /* ---- pause ---- */
 
 static void test_pause(void **state)
@@ -767,6 +851,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_ends),
+		cmocka_unit_test(test_forbidden_resume),
+		cmocka_unit_test(test_throttle),
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_reset),
 		cmocka_unit_test(test_failed_reset),

@@ -43,7 +43,7 @@
 	X(REST,       12, true,  false) /* that was all: struct migrate_rest */                              \
 	X(LOADED,     13, false, true)  /* the machine is complete */                                        \
 	X(COMMIT,     14, true,  false) /* it is yours */                                                    \
-	X(RUNNING,    15, false, true)  /* it runs */                                                        \
+	X(RUNNING,    15, false, true)  /* it runs; u64 ns that it stood still */                              \
 	X(PING,       16, true,  true)  /* I am there */
 // clang-format on
 

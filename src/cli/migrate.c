@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `viv migrate`: move a running machine to another host. */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+
+#include "cli/cli.h"
+#include "cli/transport.h"
+#include "ctl/client.h"
+#include "ctl/migrate_claim.h"
+#include "ctl/migrate_link.h"
+#include "ctl/paths.h"
+
+#define TICK_MS 250
+
+enum { KEEP_RUNNING, FINISH };
+static const char *const priorities[] = { "keep-running", "finish", NULL };
+
+struct args {
+	const char *name, *engine;
+	int64_t max_downtime, deadline;
+	uint64_t bandwidth, links;
+	int priority;
+	bool json, verify, recover, cancel, status;
+};
+
+static const struct opt migrate_opts[] = {
+	OPT_STRING(struct args, name, "name", "NAME", "of the machine there (default: as here)"),
+	OPT_DURATION(struct args, max_downtime, "max-downtime", "TIME",
+		     "that it may stand still (default 100ms)", 1000000, 3600LL * 1000000000),
+	OPT_DURATION(struct args, deadline, "deadline", "TIME", "by when it has to be there",
+		     1000000, 7LL * 24 * 3600 * 1000000000),
+	OPT_CHOICE(struct args, priority, "priority",
+		   "keep-running|finish", "what counts more: that the guest is not slowed down, or that it gets there (default finish)",
+		   priorities),
+	OPT_SIZE(struct args, bandwidth, "bandwidth", "SIZE", "a second at most while it runs",
+		 1024, 1ULL << 40),
+	OPT_UINT(struct args, links, "links", "N", "connections at a time (default 1)", 1,
+		 TRANSPORT_MAX_LINKS),
+	OPT_STRING(struct args, engine, "engine", "auto|kvm|dbt",
+		   "what executes it there (default: as here)"),
+	OPT_FLAG(struct args, verify,
+		 "verify", "compare all of memory by checksums before it runs there; it stands still for that"),
+	OPT_FLAG(struct args, recover, "recover",
+		 "the link was lost at the last moment: ask whether it runs there"),
+	OPT_FLAG(struct args, cancel, "cancel", "a migration that is under way: the machine stays here"),
+	OPT_FLAG(struct args, status, "status", "show one that is under way"),
+	OPT_FLAG(struct args, json, "json", "print JSON"),
+	OPT_END,
+};
+const struct opts_cmd cli_migrate_cmd = {
+	.name = "viv migrate",
+	.usage = "NAME [TARGET]",
+	.summary = "move a running machine to another host",
+	.details = "TARGET is unix:PATH, where viv receive --listen unix:PATH waits, or fd:N, a "
+		   "connected stream "
+		   "socket.\n\n"
+		   "The machine runs on while its memory is copied, and stands still for the last "
+		   "of it.  Until the "
+		   "target has\n"
+		   "everything, the machine stays here whatever happens; Ctrl-C cancels.",
+	.opts = migrate_opts,
+	.min_args = 1,
+	.max_args = 2,
+};
+
+/* ---- progress ---- */
+
+static double of(json_t *j, const char *key)
+{
+	return (double)json_integer_value(json_object_get(j, key));
+}
+
+static void show_line(json_t *j)
+{
+	fprintf(stderr, "\r\033[K%s: %.1f MiB sent, %.1f MiB left, %.1f MiB/s changed, downtime %.1f ms",
+		json_string_value(json_object_get(j, "text")), of(j, "sent_bytes") / MIB,
+		of(j, "pages_left") * 4096 / MIB, of(j, "dirty_bytes_per_s") / MIB,
+		of(j, "expected_downtime_us") / 1e3);
+	if (of(j, "throttle_percent") > 0)
+		fprintf(stderr, ", slowed down by %.0f %%", of(j, "throttle_percent"));
+	fprintf(stderr, ", %.0f s", of(j, "elapsed_us") / 1e6);
+	fflush(stderr);
+}
+
+/* A look at how far it is; a machine that has just moved does not answer any more. */
+static void tick(int fd, bool *is_shown)
+{
+	json_t *reply;
+
+	if (!isatty(STDERR_FILENO) || fd < 0 ||
+	    client_call(fd, json_pack("{s:s}", "cmd", "migrate-status"), 1000, &reply, NULL) < 0)
+		return;
+	show_line(reply);
+	*is_shown = true;
+	json_decref(reply);
+}
+
+static int watch_interrupt(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	return signalfd(-1, &set, SFD_CLOEXEC);
+}
+
+/* Until the answer is there; Ctrl-C asks to cancel, which the answer then says. */
+static void wait_for_answer(const char *name, int fd)
+{
+	_cleanup_close_ int signals = watch_interrupt();
+	_cleanup_close_ int look = client_connect(name, NULL);
+	bool is_shown = false;
+
+	for (;;) {
+		struct pollfd p[2] = { { .fd = fd, .events = POLLIN },
+				       { .fd = signals, .events = POLLIN } };
+		int n = poll(p, 2, TICK_MS);
+
+		if (p[0].revents || (n < 0 && errno != EINTR))
+			break;
+		if (p[1].revents) {
+			struct signalfd_siginfo si;
+			struct error err;
+			json_t *reply;
+
+			if (read(signals, &si, sizeof(si)) != sizeof(si) ||
+			    client_request(name, json_pack("{s:s}", "cmd", "migrate-cancel"),
+					   CLIENT_TIMEOUT_MS, &reply, &err) < 0)
+				cli_note("%s", err.text);
+			else
+				json_decref(reply);
+		}
+		tick(look, &is_shown);
+	}
+	if (is_shown)
+		fprintf(stderr, "\r\033[K");
+}
+
+static void print_report(const char *name, json_t *j, const struct args *a)
+{
+	if (a->json) {
+		json_object_del(j, "ok");
+		cli_print_json(json_incref(j));
+		return;
+	}
+	if (!strcmp(json_string_value(json_object_get(j, "state")) ?: "", "kept")) {
+		printf("%s did not move: it runs here again\n", name);
+		return;
+	}
+	printf("%s moved to %s in %.2f s: %.1f MiB sent in %.0f rounds; it stood still for %.1f "
+	       "ms\n",
+	       name, json_string_value(json_object_get(j, "to")), of(j, "elapsed_us") / 1e6,
+	       of(j, "sent_bytes") / MIB, of(j, "rounds"), of(j, "downtime_us") / 1e3);
+}
+
+/* ---- requests ---- */
+
+/* @request (stolen) with the links; then the report. */
+static int request_over(const char *name, json_t *request, struct transport *t,
+			const struct args *a, struct error *err)
+{
+	_cleanup_close_ int fd = client_connect(name, err);
+	json_t *reply;
+
+	if (fd < 0) {
+		json_decref(request);
+		return fd;
+	}
+	int r = client_send_fds(fd, request, t->fds, t->n, CLIENT_TIMEOUT_MS, err);
+
+	transport_close(t); /* the machine's only: who else held them would keep the peer from noticing its end */
+	if (r < 0)
+		return r;
+	wait_for_answer(name, fd);
+	r = client_receive(fd, -1, &reply, err);
+	if (r < 0)
+		return r;
+	print_report(name, reply, a);
+	json_decref(reply);
+	return 0;
+}
+
+static int migrate(const char *name, const char *to, const struct args *a, struct error *err)
+{
+	struct transport t;
+	int r = transport_connect(&t, to, a->links ? (unsigned)a->links : 1, err);
+
+	if (r < 0)
+		return r;
+	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:b, s:b}", "cmd", "migrate", "to", to,
+			       "name", a->name, "engine", a->engine, "verify", a->verify,
+			       "keep_running", a->priority == KEEP_RUNNING);
+	int e = rq ? 0 : -1;
+
+	if (e == 0 && a->max_downtime)
+		e = json_object_set_new(rq, "max_downtime_us", json_integer(a->max_downtime / 1000));
+	if (e == 0 && a->deadline)
+		e = json_object_set_new(rq, "deadline_ms", json_integer(a->deadline / 1000000));
+	if (e == 0 && a->bandwidth)
+		e = json_object_set_new(rq, "bytes_per_s", json_integer((json_int_t)a->bandwidth));
+	if (e < 0) {
+		json_decref(rq);
+		rq = NULL; /* client_send_fds() says so */
+	}
+	r = request_over(name, rq, &t, a, err);
+	transport_close(&t);
+	return r;
+}
+
+/* A machine whose process ended while its fate was unknown: the answer decides about its folder. */
+static int recover_folder(const char *name, struct transport *t, struct migrate_mark *mark,
+			  struct error *err)
+{
+	uint8_t id[MIGRATE_ID_BYTES];
+	struct migrate_link l;
+	struct migrate_header h;
+	int r = migrate_id_parse(id, mark->id, err);
+
+	if (r < 0)
+		return r;
+	r = migrate_link_init(&l, t->fds[--t->n], -1, true, err);
+	if (r == 0)
+		r = migrate_link_tell(&l, MIGRATE_R_ASK, id, sizeof(id), err);
+	if (r == 0)
+		r = migrate_link_receive(&l, &h, MIGRATE_SILENCE_MS, err);
+	if (r == 0 && (h.type != MIGRATE_R_ANSWER || h.len != 1))
+		r = error_set(err, -EPROTO, "the target answers out of turn");
+	int answer = r == 0 ? l.payload[0] : 0;
+
+	migrate_link_close(&l);
+	if (r < 0)
+		return r;
+	if (answer == MIGRATE_ANSWER_UNKNOWN)
+		return error_set(err, -ENOENT, "the host that answers knows nothing of this migration");
+	if (answer == MIGRATE_ANSWER_ABORTED) {
+		r = mark_remove(name, err);
+		if (r == 0)
+			cli_note("%s did not move; viv start %s starts it", name, name);
+		return r;
+	}
+	mark->has_moved = true;
+	r = mark_put(name, mark, err);
+	if (r == 0)
+		cli_note("%s moved to %s; viv rm %s removes what is left of it here", name,
+			 mark->to, name);
+	return r;
+}
+
+static int recover(const char *name, const char *to, const struct args *a, struct error *err)
+{
+	struct migrate_mark mark;
+	struct transport t;
+	int r = paths_check_name("a machine", name, err);
+
+	if (r == 0)
+		r = mark_get(name, &mark, err);
+	if (r == -ENOENT)
+		return error_set(err, r, "it is not in doubt where machine \"%s\" is", name);
+	if (r == 0 && mark.has_moved)
+		return error_set(
+			err, -EALREADY,
+			"machine \"%s\" moved to %s; viv rm %s removes what is left of it here",
+			name, mark.to, name);
+	if (r == 0)
+		r = transport_connect(&t, to ? to : mark.to, 1, err);
+	if (r < 0)
+		return r;
+	r = cli_is_running(name)
+		    ? request_over(name, json_pack("{s:s}", "cmd", "migrate-recover"), &t, a, err)
+		    : recover_folder(name, &t, &mark, err);
+	transport_close(&t);
+	return r;
+}
+
+static int simple(const char *name, const char *command, bool prints, struct error *err)
+{
+	json_t *reply;
+	int r = client_request(name, json_pack("{s:s}", "cmd", command), CLIENT_TIMEOUT_MS, &reply, err);
+
+	if (r < 0)
+		return r;
+	json_object_del(reply, "ok");
+	if (prints)
+		cli_print_json(json_incref(reply));
+	json_decref(reply);
+	return 0;
+}
+
+int cli_migrate(int argc, char **argv)
+{
+	struct args a = { .priority = FINISH };
+	struct opts_rest rest;
+	struct error err;
+	int status, r;
+
+	if (!cli_parse(&cli_migrate_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	const char *to = rest.nargs > 1 ? rest.args[1] : NULL;
+
+	if (a.recover + a.cancel + a.status > 1 || (!to && !a.recover && !a.cancel && !a.status)) {
+		error_set(&err, -EINVAL,
+			  to ? "only one of --recover, --cancel and --status"
+			     : "where to? TARGET is missing");
+		status = cli_usage(&cli_migrate_cmd, &err);
+	} else {
+		r = a.cancel	? simple(rest.args[0], "migrate-cancel", false, &err)
+		    : a.status	? simple(rest.args[0], "migrate-status", true, &err)
+		    : a.recover ? recover(rest.args[0], to, &a, &err)
+				: migrate(rest.args[0], to, &a, &err);
+		status = r < 0 ? cli_fail(&err) : EXIT_FINE;
+	}
+	opts_free(&cli_migrate_cmd, &a, &rest);
+	return status;
+}

@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * `viv receive`: wait for machines that others move here.
+ *
+ * This process reads the first record of each link, no more: which machine it is, or which links belong together.  It makes the machine's folder
+ * and starts the machine's process with the links, which goes on with the next record.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "cli/cli.h"
+#include "cli/spawn.h"
+#include "ctl/migrate_link.h"
+#include "ctl/migrate_offer.h"
+#include "ctl/socket.h"
+#include "ctl/vmlock.h"
+
+#define FIRST_RECORD_MS 10000
+
+struct args {
+	const char *listen;
+	bool once;
+};
+
+static const struct opt receive_opts[] = {
+	OPT_STRING(struct args, listen, "listen", "unix:PATH", "where to wait for them"),
+	OPT_FLAG(struct args, once, "once",
+		 "end after the first one, with status 1 if it did not come through"),
+	OPT_END,
+};
+const struct opts_cmd cli_receive_cmd = {
+	.name = "viv receive",
+	.usage = "",
+	.summary = "wait for machines that viv migrate moves to this host",
+	.details = "Machines run on when this command ends.",
+	.opts = receive_opts,
+};
+
+/* One machine on its way here. */
+struct arrival {
+	struct migrate_offer offer;
+	struct migrate_link links[MIGRATE_STREAMS_MAX];
+	unsigned nlinks;
+	struct spawned process;
+	pthread_t thread;
+	bool is_alone; /* nobody joins the thread */
+	int status;
+};
+
+static void arrival_free(struct arrival *a)
+{
+	for (unsigned i = 0; i < a->nlinks; i++)
+		migrate_link_close(&a->links[i]);
+	migrate_offer_free(&a->offer);
+	free(a);
+}
+
+static void refuse(struct migrate_link *l, const struct error *why)
+{
+	struct error err;
+
+	cli_note("%s", why->text);
+	if (migrate_link_tell(l, MIGRATE_R_REFUSE, why->text, strlen(why->text), &err) < 0)
+		cli_note("%s", err.text);
+}
+
+static int answer(struct migrate_link *l, const struct migrate_header *h, struct error *err)
+{
+	uint8_t what;
+
+	if (h->len != MIGRATE_ID_BYTES)
+		return error_set(err, -EPROTO, "a question about no migration");
+	int r = claim_ask(l->payload, err);
+
+	if (r < 0)
+		return r;
+	what = (uint8_t)r;
+	return migrate_link_tell(l, MIGRATE_R_ANSWER, &what, 1, err);
+}
+
+/* ---- a machine ---- */
+
+/* Of a process that was killed. */
+static void settle(const char *name)
+{
+	_cleanup_close_ int lock = migrate_is_incoming(name) ? vmlock_try(name, NULL) : -1;
+	struct error err;
+
+	if (lock >= 0 && migrate_settle(name, &err) < 0)
+		cli_note("%s", err.text);
+}
+
+static void *await_machine(void *arg)
+{
+	struct arrival *a = arg;
+	const char *name = a->offer.config.name;
+	char engine[256], reason[256];
+	pid_t pid = a->process.pid;
+	struct error err;
+
+	a->status = spawned_wait_ready(&a->process, engine, reason, &err) < 0 ? EXIT_FAILED : EXIT_FINE;
+	spawned_free(&a->process);
+	if (a->status == EXIT_FINE)
+		cli_note("%s is here, on engine %s", name, engine);
+	else
+		cli_note("%s did not come here: %s", name, err.text);
+	if (a->status != EXIT_FINE)
+		settle(name);
+	if (a->is_alone) {
+		/* Its process is ours to wait for, however long it runs. */
+		while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+			continue;
+		arrival_free(a);
+	}
+	return NULL;
+}
+
+static int start_machine(struct arrival *a, struct error *err)
+{
+	int fds[MIGRATE_STREAMS_MAX];
+	const struct spawn_from from = { .links = fds, .nlinks = a->nlinks };
+	struct error why;
+
+	for (unsigned i = 0; i < a->nlinks; i++)
+		fds[i] = a->links[i].fd;
+	_cleanup_close_ int lock = migrate_make_folder(&a->offer, err);
+
+	if (lock < 0)
+		return lock;
+	int r = spawn_machine(&a->process, &a->offer.config, lock, &from, false, err);
+
+	if (r < 0 && migrate_settle(a->offer.config.name, &why) < 0)
+		cli_note("%s", why.text);
+	return r;
+}
+
+/* ---- links ---- */
+
+static int first_record(struct migrate_link *l, int fd, struct migrate_header *h, struct error *err)
+{
+	int r = migrate_link_init(l, fd, -1, false, err);
+
+	return r < 0 ? r : migrate_link_receive(l, h, FIRST_RECORD_MS, err);
+}
+
+/* The other links of @a: nobody else is listened to until they are there. */
+static int await_links(struct arrival *a, int listen_fd, struct error *err)
+{
+	while (a->nlinks < a->offer.nlinks) {
+		int fd = listen_fd < 0 ? -1 : accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+		struct migrate_link *l = &a->links[a->nlinks];
+		struct migrate_header h;
+		uint16_t index;
+
+		if (fd < 0 && errno == EINTR)
+			continue;
+		if (fd < 0)
+			return error_set(err, -EINVAL, "only one link can be had this way");
+		int r = first_record(l, fd, &h, err);
+
+		if (r == 0 && h.type == MIGRATE_R_ASK) {
+			r = answer(l, &h, err);
+			migrate_link_close(l);
+			if (r < 0)
+				cli_note("%s", err->text);
+			continue;
+		}
+		if (r == 0 && (h.type != MIGRATE_R_JOIN || h.len != MIGRATE_ID_BYTES + 2))
+			r = error_set(err, -EBUSY, "another machine is just being received; try again");
+		if (r == 0)
+			memcpy(&index, l->payload + MIGRATE_ID_BYTES, 2);
+		if (r == 0 &&
+		    (memcmp(l->payload, a->offer.id, MIGRATE_ID_BYTES) != 0 || index != a->nlinks))
+			r = error_set(err, -EPROTO, "a link of another migration");
+		if (r < 0) {
+			refuse(l, err);
+			migrate_link_close(l);
+			return r;
+		}
+		a->nlinks++;
+	}
+	return 0;
+}
+
+/* With @is_once: the machine, which came through or did not; NULL: none came.  Else NULL. */
+static struct arrival *take_link(int fd, int listen_fd, bool is_once)
+{
+	struct arrival *a = calloc(1, sizeof(*a));
+	struct migrate_header h;
+	struct error err;
+
+	if (!a) {
+		close(fd);
+		return NULL;
+	}
+	int r = migrate_offer_init(&a->offer, &err);
+
+	if (r < 0) {
+		close(fd);
+		arrival_free(a);
+		return NULL;
+	}
+	a->nlinks = 1;
+	r = first_record(&a->links[0], fd, &h, &err);
+	if (r < 0) {
+		cli_note("%s", err.text);
+		arrival_free(a);
+		return NULL;
+	}
+	if (h.type == MIGRATE_R_ASK) {
+		if (answer(&a->links[0], &h, &err) < 0)
+			cli_note("%s", err.text);
+		arrival_free(a);
+		return NULL;
+	}
+	r = h.type == MIGRATE_R_HELLO
+		    ? migrate_offer_parse(&a->offer, a->links[0].payload, h.len, &err)
+		    : error_set(&err, -EPROTO, "a link that begins with no offer");
+	if (r == 0)
+		r = await_links(a, listen_fd, &err);
+	if (r == 0)
+		r = start_machine(a, &err);
+	if (r < 0) {
+		refuse(&a->links[0], &err);
+		arrival_free(a);
+		return NULL;
+	}
+	/* The machine's only now: who else held them would keep the source from noticing its end. */
+	for (unsigned i = 0; i < a->nlinks; i++)
+		migrate_link_close(&a->links[i]);
+	a->nlinks = 0;
+	cli_note("receiving %s", a->offer.config.name);
+	a->is_alone = !is_once;
+	if (is_once) {
+		await_machine(a);
+		return a;
+	}
+	if (pthread_create(&a->thread, NULL, await_machine, a) == 0)
+		pthread_detach(a->thread);
+	else /* the machine does without us */
+		cli_note("cannot start a thread: it is not told whether %s comes through",
+			 a->offer.config.name);
+	return NULL;
+}
+
+static int listen_on(const char *where, struct error *err)
+{
+	char path[4096];
+
+	if (strncmp(where, "unix:", 5) != 0)
+		return error_set(err, -EINVAL, "\"%s\" is nothing to listen on; there is unix:PATH",
+				 where);
+	if (where[5] == '/')
+		snprintf(path, sizeof(path), "%s", where + 5);
+	else if (!getcwd(path, sizeof(path)) || strlen(path) + strlen(where) >= sizeof(path))
+		return error_set(err, -ENAMETOOLONG, "the path of the socket is too long");
+	else
+		strcat(strcat(path, "/"), where + 5);
+	int fd = socket_listen(path, err);
+
+	if (fd >= 0 && fcntl(fd, F_SETFL, 0) < 0) { /* waiting is all there is to do */
+		close(fd);
+		return error_set(err, -errno, "cannot listen: %s", strerror(errno));
+	}
+	return fd;
+}
+
+static int serve(const struct args *a, struct error *err)
+{
+	_cleanup_close_ int fd = listen_on(a->listen, err);
+
+	if (fd < 0)
+		return cli_fail(err);
+	cli_note("waiting for machines on %s", a->listen);
+	for (;;) {
+		int link = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+
+		if (link < 0 && (errno == EINTR || errno == ECONNABORTED))
+			continue;
+		if (link < 0) {
+			error_set(err, -errno, "cannot accept a connection: %s", strerror(errno));
+			return cli_fail(err);
+		}
+		struct arrival *arrival = take_link(link, fd, a->once);
+
+		if (arrival) {
+			int status = arrival->status;
+
+			arrival_free(arrival);
+			return status;
+		}
+	}
+}
+
+int cli_receive(int argc, char **argv)
+{
+	struct args a = { NULL };
+	struct opts_rest rest;
+	struct error err;
+	int status;
+
+	if (!cli_parse(&cli_receive_cmd, argc, argv, &a, &rest, &status))
+		return status;
+	if (!a.listen) {
+		error_set(&err, -EINVAL, "where? --listen is missing");
+		status = cli_usage(&cli_receive_cmd, &err);
+	} else {
+		status = serve(&a, &err);
+	}
+	opts_free(&cli_receive_cmd, &a, &rest);
+	return status;
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside of the source: migrate_source.c (states and what they ask for), migrate_send.c (rounds of memory).
+ *
+ * Fields of struct migrator are the migration's thread's while it lives, but for those marked.
+ */
+#ifndef VIV_CTL_MIGRATE_INT_H
+#define VIV_CTL_MIGRATE_INT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "ctl/migrate.h"
+#include "ctl/migrate_link.h"
+
+/* What one link's sender has learned about how to send pages. */
+struct migrate_sender {
+	struct migrator *g;
+	unsigned index;
+	pthread_t thread; /* of this round; of link 0 the migration's own */
+	struct migrate_packer packer;
+	uint8_t *pages;		    /* MIGRATE_PAGES_MAX copies */
+	double pack_ns, pack_ratio; /* of a page by zstd: time, and what is left of it; 0: unknown */
+	double byte_ns;		    /* of the link */
+	unsigned since_trial;	    /* records since the other codec was tried */
+	uint64_t zero_first;	    /* zero pages not told yet */
+	uint32_t nzero;
+	struct error err;
+	int result;
+};
+
+/* Figures, written by the migration's threads, read by any. */
+struct migrate_figures {
+	_Atomic uint64_t pages_sent, pages_zero, pages_zstd, bytes_sent;
+	_Atomic uint64_t pages_left; /* of this round, or dirty since */
+	_Atomic uint64_t dirty_pages_per_s;
+	_Atomic uint32_t rounds, throttle_percent;
+	_Atomic uint64_t expected_downtime_ns;
+	_Atomic int64_t begin_ns, end_ns; /* CLOCK_MONOTONIC */
+	_Atomic uint64_t first_pause_ns, downtime_ns;
+};
+
+struct migrator {
+	struct migrator_config cfg;
+	/* Under the machine's lock. */
+	enum migrate_source_state state;
+	bool is_active; /* there is a thread, or doubt */
+	bool has_thread, is_recovering;
+	pthread_t thread;
+	migrator_done_fn done;
+	void *ctx;
+	struct error failure; /* why it is KEPT, or in DOUBT */
+	char *to;
+
+	_Atomic bool is_stopping; /* somebody wants it to end; stop_fd is readable then */
+	int stop_fd;
+	struct migrate_figures f;
+
+	/* Of this migration. */
+	uint64_t max_downtime_ns, deadline_ns, bytes_per_s;
+	enum migrate_priority priority;
+	struct migrate_offer offer;
+	struct migrate_link links[MIGRATE_STREAMS_MAX];
+	struct migrate_sender senders[MIGRATE_STREAMS_MAX];
+	unsigned nlinks;
+	struct bytes first_state;
+	uint64_t *todo; /* a bit a page: to be sent in this round */
+	uint32_t round;
+	bool has_mark, is_sharing_log, was_paused, are_disks_away, is_paused;
+	int64_t paused_at_ns;
+	double page_ns, trip_ns;  /* measured: of a page with everything; of a round without any */
+	uint64_t throttled_bytes; /* sent since limit_from_ns */
+	int64_t limit_from_ns;
+};
+
+/**
+ * migrate_send_round() - the pages of g->todo over all links, with a ROUND record after them; clears todo.
+ * @waits: until the target has them (ROUND_DONE), and learn from it
+ */
+int migrate_send_round(struct migrator *g, bool waits, struct error *err);
+int migrate_senders_init(struct migrator *g, struct error *err);
+void migrate_senders_free(struct migrator *g);
+uint64_t migrate_count_pages(const struct migrator *g);
+
+#endif

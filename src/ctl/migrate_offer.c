@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/migrate_offer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/log.h"
+#include "block/image.h"
+#include "ctl/paths.h"
+#include "ctl/vmdisks.h"
+#include "ctl/vmlock.h"
+#include "vm/snapshot_state.h"
+
+#define INCOMING "incoming.json"
+
+int migrate_offer_init(struct migrate_offer *o, struct error *err)
+{
+	*o = (struct migrate_offer){ .nlinks = 1 };
+	return vmconfig_init(&o->config, err);
+}
+
+void migrate_offer_free(struct migrate_offer *o)
+{
+	free(o->folder);
+	o->folder = NULL;
+	vmconfig_free(&o->config);
+}
+
+/* ---- JSON ---- */
+
+static json_t *file_json(const struct migrate_file *f)
+{
+	return json_pack("{s:I, s:I, s:I}", "dev", (json_int_t)f->dev, "ino", (json_int_t)f->ino,
+			 "size", (json_int_t)f->size_bytes);
+}
+
+json_t *migrate_offer_json(const struct migrate_offer *o)
+{
+	char id[MIGRATE_ID_TEXT];
+	json_t *disks = json_array(), *config = vmconfig_to_json(&o->config);
+
+	migrate_id_text(id, o->id);
+	for (unsigned i = 0; disks && i < o->config.ndisks; i++)
+		if (json_array_append_new(disks, file_json(&o->disks[i])) < 0) {
+			json_decref(disks);
+			disks = NULL;
+		}
+	return json_pack("{s:i, s:s, s:s, s:i, s:b, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}",
+			 "format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links", (int)o->nlinks,
+			 "verify", o->verifies, "host", o->host_boot, "folder", o->folder,
+			 "mapping", (json_int_t)o->mapping_bytes, "config", config, "disks", disks,
+			 "kernel", file_json(&o->kernel), "initrd", file_json(&o->initrd),
+			 "firmware", file_json(&o->firmware));
+}
+
+static int bad(struct error *err, const char *what)
+{
+	return error_set(err, -EINVAL, "the offer has no valid \"%s\"", what);
+}
+
+static int get_file(struct migrate_file *f, json_t *json, const char *what, struct error *err)
+{
+	json_int_t dev, ino, size;
+
+	if (json_unpack(json, "{s:I, s:I, s:I !}", "dev", &dev, "ino", &ino, "size", &size) < 0 ||
+	    size < 0)
+		return bad(err, what);
+	*f = (struct migrate_file){ (uint64_t)dev, (uint64_t)ino, (uint64_t)size };
+	return 0;
+}
+
+static int get_text(char *out, size_t cap, json_t *json, const char *what, struct error *err)
+{
+	const char *s = json_string_value(json);
+
+	if (!s || strlen(s) >= cap || strlen(s) != json_string_length(json))
+		return bad(err, what);
+	snprintf(out, cap, "%s", s);
+	return 0;
+}
+
+static int get_disks(struct migrate_offer *o, json_t *list, struct error *err)
+{
+	int r = json_array_size(list) == o->config.ndisks && json_is_array(list) ? 0 : bad(err, "disks");
+
+	for (unsigned i = 0; r == 0 && i < o->config.ndisks; i++)
+		r = get_file(&o->disks[i], json_array_get(list, i), "disks", err);
+	return r;
+}
+
+static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
+{
+	char id[MIGRATE_ID_TEXT];
+	json_t *links = json_object_get(j, "links"), *mapping = json_object_get(j, "mapping");
+	json_t *verify = json_object_get(j, "verify");
+	const char *folder = json_string_value(json_object_get(j, "folder"));
+	int r = get_text(id, sizeof(id), json_object_get(j, "id"), "id", err);
+
+	if (r == 0)
+		r = migrate_id_parse(o->id, id, err);
+	if (r == 0)
+		r = get_text(o->viv, sizeof(o->viv), json_object_get(j, "viv"), "viv", err);
+	if (r == 0)
+		r = get_text(o->host_boot, sizeof(o->host_boot), json_object_get(j, "host"), "host", err);
+	if (r == 0 && (!folder || folder[0] != '/' || strlen(folder) >= 4096))
+		r = bad(err, "folder");
+	if (r == 0)
+		r = vmconfig_set(&o->folder, folder, err);
+	if (r == 0 && (!json_is_integer(links) || json_integer_value(links) < 1 ||
+		       json_integer_value(links) > MIGRATE_STREAMS_MAX))
+		r = bad(err, "links");
+	if (r == 0 && (!json_is_integer(mapping) || json_integer_value(mapping) < (json_int_t)MACHINE_MIN_MEM ||
+		       json_integer_value(mapping) % (json_int_t)GUEST_PAGE_SIZE))
+		r = bad(err, "mapping");
+	if (r == 0 && !json_is_boolean(verify))
+		r = bad(err, "verify");
+	if (r == 0)
+		r = vmconfig_from_json(&o->config, json_object_get(j, "config"), err);
+	if (r < 0)
+		return r;
+	o->nlinks = (unsigned)json_integer_value(links);
+	o->mapping_bytes = (uint64_t)json_integer_value(mapping);
+	o->verifies = json_is_true(verify);
+	r = get_disks(o, json_object_get(j, "disks"), err);
+	if (r == 0)
+		r = get_file(&o->kernel, json_object_get(j, "kernel"), "kernel", err);
+	if (r == 0)
+		r = get_file(&o->initrd, json_object_get(j, "initrd"), "initrd", err);
+	if (r == 0)
+		r = get_file(&o->firmware, json_object_get(j, "firmware"), "firmware", err);
+	if (r == 0 && o->mapping_bytes < o->config.mem_bytes)
+		r = bad(err, "mapping");
+	return r;
+}
+
+int migrate_offer_parse(struct migrate_offer *o, const void *data, size_t len, struct error *err)
+{
+	json_error_t je;
+	json_t *j = json_loadb(data, len, JSON_REJECT_DUPLICATES, &je);
+	json_t *format = json_object_get(j, "format");
+
+	if (!j)
+		return error_set(err, -EINVAL, "the offer is no JSON object: %s", je.text);
+	int r = json_is_integer(format) ? 0 : bad(err, "format");
+
+	if (r == 0 && json_integer_value(format) != MIGRATE_FORMAT)
+		r = error_set(err, -ENOTSUP,
+			      "the source speaks version %lld of this stream, this host version %d",
+			      json_integer_value(format), MIGRATE_FORMAT);
+	if (r == 0)
+		r = get_members(o, j, err);
+	json_decref(j);
+	return r;
+}
+
+/* ---- the folder ---- */
+
+static const char *name_in(const char *path, const char *folder)
+{
+	size_t len = strlen(folder);
+
+	return !strncmp(path, folder, len) && path[len] == '/' && !strchr(path + len + 1, '/')
+		       ? path + len + 1
+		       : NULL;
+}
+
+/* Is @path here the file that the source has under this name? */
+static int check_same(const struct migrate_offer *o, const char *path, const struct migrate_file *f,
+		      struct error *err)
+{
+	char boot[40];
+	struct stat st;
+
+	snapshot_host_boot(boot);
+	if (!boot[0] || strcmp(boot, o->host_boot) != 0)
+		return error_set(err, -ENODEV,
+				 "%s is on another host, and files are not copied yet", path);
+	if (stat(path, &st) < 0)
+		return error_set(err, -errno, "cannot open %s here: %s", path, strerror(errno));
+	if (!S_ISREG(st.st_mode) || st.st_dev != f->dev || st.st_ino != f->ino)
+		return error_set(err, -ENODEV, "%s is here another file than at the source", path);
+	return 0;
+}
+
+/* Kernel, initrd, firmware: where they are, or linked from the source's folder. */
+static int bring_file(struct migrate_offer *o, char **path, const struct migrate_file *f,
+		      const char *folder, struct error *err)
+{
+	const char *name = *path ? name_in(*path, o->folder) : NULL;
+	int r = *path ? check_same(o, *path, f, err) : 0;
+
+	if (r < 0 || !name)
+		return r;
+	char *own = paths_format(err, "%s/%s", folder, name);
+
+	if (!own)
+		return -ENOMEM;
+	if (link(*path, own) < 0 && errno != EEXIST) {
+		r = error_set(err, -errno, "cannot link %s to %s: %s", *path, own, strerror(errno));
+		free(own);
+		return r;
+	}
+	free(*path);
+	*path = own;
+	return 0;
+}
+
+static int bring_disk(struct migrate_offer *o, unsigned i, const char *folder, struct error *err)
+{
+	struct vmconfig_disk *d = &o->config.disks[i];
+	struct image_info info;
+	int r = check_same(o, d->path, &o->disks[i], err);
+
+	if (r == 0 && access(d->path, d->is_readonly ? R_OK : R_OK | W_OK) < 0)
+		r = error_set(err, -errno, "cannot use disk %s here: %s", d->path, strerror(errno));
+	if (r == 0)
+		r = image_info(d->path, d->format, &info, err);
+	if (r < 0)
+		return r;
+	if (info.size_bytes != o->disks[i].size_bytes)
+		r = error_set(err, -EINVAL, "disk %s has another size than the source says", d->path);
+	image_info_free(&info);
+	if (r < 0 || !name_in(d->path, o->folder))
+		return r;
+	char *top = NULL;
+
+	r = vmdisks_link_chain(d->path, d->format, o->folder, folder, &top, err);
+	if (r < 0)
+		return r;
+	free(d->path);
+	d->path = top;
+	return 0;
+}
+
+static int save_incoming(const struct migrate_offer *o, struct error *err)
+{
+	_cleanup_free_ char *path = paths_vm(o->config.name, INCOMING, err);
+	json_t *json = migrate_offer_json(o);
+	_cleanup_free_ char *text = json ? json_dumps(json, JSON_INDENT(1)) : NULL;
+
+	json_decref(json);
+	if (!path || !text)
+		return error_set(err, -ENOMEM, "no memory for an offer");
+	return paths_write_file(path, text, strlen(text), err);
+}
+
+static int fill_folder(struct migrate_offer *o, const char *folder, struct error *err)
+{
+	int r = save_incoming(o, err); /* first: from here on it is known what the folder is */
+
+	if (r == 0)
+		r = bring_file(o, &o->config.kernel, &o->kernel, folder, err);
+	if (r == 0)
+		r = bring_file(o, &o->config.initrd, &o->initrd, folder, err);
+	if (r == 0)
+		r = bring_file(o, &o->config.firmware, &o->firmware, folder, err);
+	for (unsigned i = 0; r == 0 && i < o->config.ndisks; i++)
+		r = bring_disk(o, i, folder, err);
+	return r == 0 ? vmconfig_save(&o->config, err) : r;
+}
+
+static int make_locked(const char *name, const char *folder, struct error *err)
+{
+	if (mkdir(folder, 0700) < 0)
+		return errno == EEXIST
+			       ? error_set(err, -EEXIST, "there is a machine \"%s\" already; --name gives this one another name",
+					   name)
+			       : error_set(err, -errno, "cannot make %s: %s", folder, strerror(errno));
+	return vmlock_take(name, err);
+}
+
+/* What a target that was killed has left is nobody's, unless it had come so far that it is a machine. */
+static void settle_left_over(const char *name)
+{
+	_cleanup_close_ int lock = migrate_is_incoming(name) ? vmlock_try(name, NULL) : -1;
+	struct error err;
+
+	if (lock >= 0 && migrate_settle(name, &err) < 0)
+		log_warn("migrate", "%s", err.text);
+}
+
+int migrate_make_folder(struct migrate_offer *o, struct error *err)
+{
+	const char *name = o->config.name;
+	_cleanup_free_ char *vms = paths_data("vms", err), *folder = paths_vm(name, NULL, err);
+	struct error why;
+	int r = vms && folder ? paths_make(vms, err) : -ENOMEM;
+
+	if (r < 0)
+		return r;
+	settle_left_over(name);
+	int lock = make_locked(name, folder, err);
+
+	if (lock < 0)
+		return lock;
+	r = fill_folder(o, folder, err);
+	if (r == 0)
+		return lock;
+	if (paths_remove_tree(folder, &why) < 0)
+		log_warn("migrate", "%s", why.text);
+	close(lock);
+	return r;
+}
+
+bool migrate_is_incoming(const char *name)
+{
+	_cleanup_free_ char *path = paths_vm(name, INCOMING, NULL);
+
+	return path && access(path, F_OK) == 0;
+}
+
+int migrate_settle(const char *name, struct error *err)
+{
+	_cleanup_free_ char *folder = paths_vm(name, NULL, err);
+	struct migrate_offer o;
+
+	if (!folder)
+		return -ENOMEM;
+	if (!migrate_is_incoming(name))
+		return access(folder, F_OK) == 0;
+	int r = migrate_offer_init(&o, err);
+
+	if (r == 0)
+		r = migrate_load_incoming(&o, name, err);
+	if (r == 0)
+		r = claim_ask(o.id, err);
+	migrate_offer_free(&o);
+	if (r == MIGRATE_ANSWER_RAN) {
+		r = migrate_arrived(name, err);
+		return r < 0 ? r : 1;
+	}
+	r = paths_remove_tree(folder, err);
+	return r < 0 ? r : 0;
+}
+
+int migrate_stand_in(const char *path, uint64_t size_bytes, struct error *err)
+{
+	_cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (fd < 0 || ftruncate(fd, (off_t)size_bytes) < 0)
+		return error_set(err, -errno, "cannot make %s: %s", path, strerror(errno));
+	return 0;
+}
+
+int migrate_load_incoming(struct migrate_offer *o, const char *name, struct error *err)
+{
+	_cleanup_free_ char *path = paths_vm(name, INCOMING, err);
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	int r = path ? paths_read_file(path, MIGRATE_PAYLOAD_MAX * 2, &text, &len, err) : -ENOMEM;
+
+	return r == 0 ? migrate_offer_parse(o, text, len, err) : r;
+}
+
+int migrate_arrived(const char *name, struct error *err)
+{
+	_cleanup_free_ char *path = paths_vm(name, INCOMING, err);
+
+	if (!path)
+		return -ENOMEM;
+	if (unlink(path) < 0 && errno != ENOENT)
+		return error_set(err, -errno, "cannot remove %s: %s", path, strerror(errno));
+	return 0;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The offer: what a HELLO record says, and what the target keeps in incoming.json until the machine is its own.
+ *
+ * The target makes the machine's folder from it (migrate_make_folder()): its own machine.json, and links to the files of the source's folder that are
+ * reachable here.  Nothing there names a file of the source's folder afterwards.
+ */
+#ifndef VIV_CTL_MIGRATE_OFFER_H
+#define VIV_CTL_MIGRATE_OFFER_H
+
+#include "ctl/migrate_claim.h"
+#include "ctl/vmconfig.h"
+
+/* Which file on which host, if it is reachable at all. */
+struct migrate_file {
+	uint64_t dev, ino;
+	uint64_t size_bytes; /* disks: of the disk, others: of the file */
+};
+
+struct migrate_offer {
+	uint8_t id[MIGRATE_ID_BYTES];
+	unsigned nlinks;
+	bool verifies;		/* checksums of all pages come */
+	char viv[32];		/* version of the source */
+	char host_boot[40];	/* of the source, snapshot_host_boot() */
+	char *folder;		/* the source's, of the machine */
+	uint64_t mapping_bytes; /* RAM and ROM */
+	struct vmconfig config; /* with the name that it shall have at the target */
+	struct migrate_file kernel, initrd, firmware, disks[MACHINE_MAX_DISKS];
+};
+
+int migrate_offer_init(struct migrate_offer *o, struct error *err);
+void migrate_offer_free(struct migrate_offer *o);
+
+/** migrate_offer_json() - NULL: no memory, or a path that is not UTF-8. */
+json_t *migrate_offer_json(const struct migrate_offer *o);
+/** migrate_offer_parse() - hostile bytes; after migrate_offer_init().  0, -EINVAL, -ENOTSUP (another version), -ENOMEM with @err set. */
+int migrate_offer_parse(struct migrate_offer *o, const void *data, size_t len, struct error *err);
+
+/**
+ * migrate_make_folder() - vms/NAME for what @o offers: machine.json, incoming.json, links.  Changes paths in o->config.
+ * Returns a descriptor that holds the machine's lock (vmlock.h); -EEXIST (there is such a machine), -ENODEV (a file of it is not reachable here), -errno, nothing left behind.
+ */
+int migrate_make_folder(struct migrate_offer *o, struct error *err);
+/**
+ * migrate_settle() - with the machine's lock, decide about a folder in which incoming.json still lies, though nobody receives any more: if the claim is "ran", it is a machine; else
+ * the folder goes.  Returns 1: it is a machine (also: it never was incoming); 0: there is nothing; -errno.
+ */
+int migrate_settle(const char *name, struct error *err);
+/** migrate_stand_in() - an empty raw file of @size_bytes for a disk that is elsewhere; not stable, as nobody will read it. */
+int migrate_stand_in(const char *path, uint64_t size_bytes, struct error *err);
+/** migrate_is_incoming() - does it? */
+bool migrate_is_incoming(const char *name);
+/** migrate_load_incoming() - the offer of machine @name.  0 or -errno. */
+int migrate_load_incoming(struct migrate_offer *o, const char *name, struct error *err);
+/** migrate_arrived() - it is a machine like any other. */
+int migrate_arrived(const char *name, struct error *err);
+
+#endif

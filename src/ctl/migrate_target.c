@@ -1,0 +1,555 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The target.  Link 0 has a thread that goes through the states of vm/migrate.h; each other link has one that puts pages into memory.
+ *
+ * Invariants
+ *  1. Memory is written by the links' threads, each its own pages, and read by nobody until all links are at the end of the last round.
+ *  2. Nothing runs before the claim is "ran" (machine_forbid_resume()).
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "base/log.h"
+#include "ctl/migrate_link.h"
+#include "ctl/migrate_target.h"
+#include "ctl/paths.h"
+#include "vm/migrate.h"
+
+#define COMMIT_MS    120000 /* that a source may take for giving away disks */
+#define LAST_WORD_MS 10000
+
+static const char not_here_yet[] = "the machine is still on its way here";
+
+struct link_thread {
+	struct migrate_target *t;
+	unsigned index;
+	pthread_t thread;
+	bool has_thread;
+	struct migrate_unpacker unpacker;
+	uint64_t rounds; /* under t->lock: ended on this link */
+};
+
+struct migrate_target {
+	char *name;
+	struct migrate_offer offer;
+	struct migrate_link links[MIGRATE_STREAMS_MAX];
+	unsigned nlinks;
+	struct snapshot_state first;
+	struct machine_restore restore;
+	struct migrate_target_config cfg;
+	bool has_claim;
+
+	struct link_thread threads[MIGRATE_STREAMS_MAX];
+	_Atomic uint64_t *touched;
+	int stop_fd;
+	_Atomic bool has_arrived, is_ended;
+
+	pthread_mutex_t lock;
+	pthread_cond_t cond; /* a round ended on a link, or a link failed */
+	bool has_failed;     /* a link other than 0 */
+	struct error failure;
+
+	/* Of link 0's thread. */
+	enum migrate_target_state state;
+	struct migrate_state_in last;
+	struct migrate_rest rest;
+	int64_t rest_at_ns;
+	uint64_t downtime_ns;
+	struct error why; /* it is GONE */
+};
+
+/* ---- before there is a machine ---- */
+
+static int receive_first(struct migrate_target *t, struct error *err)
+{
+	struct migrate_state_in in = { 0 };
+	struct migrate_header h;
+	int r = 0;
+
+	while (r == 0) {
+		r = migrate_link_receive(&t->links[0], &h, MIGRATE_SILENCE_MS, err);
+		if (r == 0 && h.type != MIGRATE_R_STATE)
+			r = error_set(err, -EPROTO, "the source does not say what the machine is");
+		if (r == 0)
+			r = migrate_state_add(&in, t->links[0].payload, h.len, err);
+	}
+	if (r > 0)
+		r = snapshot_state_parse(&t->first, in.data.data, in.data.len, err);
+	bytes_free(&in.data);
+	return r;
+}
+
+static int open_all(struct migrate_target *t, const char *name, const int *fds, unsigned nfds,
+		    struct error *err)
+{
+	int r = 0;
+
+	for (t->nlinks = 0; t->nlinks < nfds; t->nlinks++) {
+		int e = migrate_link_init(&t->links[t->nlinks], fds[t->nlinks], t->stop_fd, false,
+					  r < 0 ? NULL : err);
+
+		r = r < 0 ? r : e;
+		t->links[t->nlinks].seq_in = 1; /* HELLO or JOIN was read elsewhere */
+	}
+	if (r == 0)
+		r = migrate_load_incoming(&t->offer, name, err);
+	if (r == 0 && t->offer.nlinks != nfds)
+		r = error_set(err, -EINVAL, "%u links were announced, and %u are there",
+			      t->offer.nlinks, nfds);
+	if (r == 0)
+		r = claim_open(t->offer.id, err);
+	t->has_claim = r == 0;
+	if (r == 0)
+		r = receive_first(t, err);
+	uint64_t size = t->first.machine.mem_bytes + t->first.machine.rom_bytes;
+
+	if (r == 0 && (size != t->offer.mapping_bytes ||
+		       t->first.machine.mem_bytes != t->offer.config.mem_bytes))
+		r = error_set(err, -EINVAL,
+			      "the offer and the state are of machines with different memory");
+	if (r < 0)
+		return r;
+	t->touched = calloc((size >> GUEST_PAGE_SHIFT) / 64 + 1, 8);
+	return t->touched ? 0 : error_set(err, -ENOMEM, "no memory to receive a machine");
+}
+
+int migrate_target_open(struct migrate_target **out, const char *name, const int *fds,
+			unsigned nfds, struct error *err)
+{
+	struct migrate_target *t = nfds && nfds <= MIGRATE_STREAMS_MAX ? calloc(1, sizeof(*t)) : NULL;
+
+	if (!t) {
+		for (unsigned i = 0; i < nfds; i++)
+			close(fds[i]);
+		return error_set(err, -ENOMEM, "no memory to receive a machine");
+	}
+	pthread_mutex_init(&t->lock, NULL);
+	pthread_cond_init(&t->cond, NULL);
+	t->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	t->name = strdup(name);
+	int r = migrate_offer_init(&t->offer, err);
+
+	if (r == 0 && (t->stop_fd < 0 || !t->name))
+		r = error_set(err, -ENOMEM, "no memory to receive a machine");
+	if (r == 0)
+		r = open_all(t, name, fds, nfds, err);
+	t->state = TARGET_BUILDING;
+	t->restore = (struct machine_restore){ .state = &t->first, .is_shape = true };
+	if (r < 0) {
+		migrate_target_refuse(t, err);
+		migrate_target_destroy(t);
+		return r;
+	}
+	*out = t;
+	return 0;
+}
+
+const struct machine_restore *migrate_target_restore(const struct migrate_target *t)
+{
+	return &t->restore;
+}
+
+int migrate_target_stand_in(const struct migrate_target *t, unsigned i, char **path, struct error *err)
+{
+	if (t->offer.config.disks[i].is_readonly) {
+		*path = NULL;
+		return 0;
+	}
+	_cleanup_free_ char *file = paths_format(err, ".stand-in-%u", i);
+	char *full = file ? paths_vm(t->name, file, err) : NULL;
+	int r = full ? migrate_stand_in(full, t->offer.disks[i].size_bytes, err) : -ENOMEM;
+
+	if (r < 0)
+		free(full);
+	else
+		*path = full;
+	return r;
+}
+
+/* ---- actions ---- */
+
+static void tell_refused(struct migrate_target *t, const struct error *why)
+{
+	struct error err;
+
+	if (t->nlinks && t->links[0].payload &&
+	    migrate_link_tell(&t->links[0], MIGRATE_R_REFUSE, why->text, strlen(why->text), &err) < 0)
+		log_debug("migrate", "%s", err.text);
+}
+
+static void abort_claim(struct migrate_target *t)
+{
+	struct error err;
+
+	if (t->has_claim && claim_ask(t->offer.id, &err) < 0)
+		log_error("migrate", "%s", err.text);
+}
+
+void migrate_target_refuse(struct migrate_target *t, const struct error *why)
+{
+	abort_claim(t);
+	tell_refused(t, why);
+	t->state = TARGET_GONE;
+}
+
+/* With the machine's lock. */
+static int take_disks(struct migrate_target *t, struct error *err)
+{
+	const struct vmconfig *c = t->cfg.config;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
+		const struct vmconfig_disk *d = &c->disks[i];
+		const struct block_open o = { .path = d->path,
+					      .format = d->format,
+					      .use_direct = d->use_direct,
+					      .backing = t->cfg.backing,
+					      .max_bytes_per_s = d->max_bytes_per_s,
+					      .max_ops_per_s = d->max_ops_per_s };
+
+		if (!d->is_readonly)
+			r = block_reopen(machine_block(t->cfg.machine, i), &o, err);
+	}
+	return r;
+}
+
+/* With the machine's lock. */
+static int resume(struct migrate_target *t, struct error *err)
+{
+	struct machine *m = t->cfg.machine;
+
+	machine_forbid_resume(m, NULL);
+	machine_reappear(m);
+	if (t->rest.is_paused)
+		return 0;
+	/* As in a process that was not scheduled for a moment. */
+	t->downtime_ns = t->rest.paused_ns + (uint64_t)(migrate_now_ns() - t->rest_at_ns);
+	machine_skip(m, (int64_t)t->downtime_ns);
+	return machine_resume(m, err);
+}
+
+static int act(struct migrate_target *t, uint32_t action, struct error *err)
+{
+	pthread_mutex_t *lock = machine_lock(t->cfg.machine);
+	int r = 0;
+
+	switch (action) {
+	case MIGRATE_ACCEPT:
+		return migrate_link_tell(&t->links[0], MIGRATE_R_ACCEPT, "{}", 2, err);
+	case MIGRATE_TELL_LOADED:
+		return migrate_link_tell(&t->links[0], MIGRATE_R_LOADED, NULL, 0, err);
+	case MIGRATE_TAKE:
+		pthread_mutex_lock(lock);
+		r = take_disks(t, err);
+		pthread_mutex_unlock(lock);
+		return r;
+	case MIGRATE_CLAIM:
+		return claim_take(t->offer.id, err);
+	case MIGRATE_RESUME:
+		pthread_mutex_lock(lock);
+		t->has_arrived = true;
+		r = resume(t, err);
+		pthread_mutex_unlock(lock);
+		return r;
+	case MIGRATE_TELL_RUNNING:
+		/* Not before it is stable: with the word the source forgets the machine. */
+		r = claim_sync(err);
+		if (r == 0)
+			r = migrate_arrived(t->name, err);
+		return r < 0 ? r
+			     : migrate_link_tell(&t->links[0], MIGRATE_R_RUNNING, &t->downtime_ns,
+						 sizeof(t->downtime_ns), err);
+	case MIGRATE_ABORT_CLAIM:
+		abort_claim(t);
+		return 0;
+	case MIGRATE_TELL_REFUSED:
+		tell_refused(t, &t->why);
+		return 0;
+	default: /* BUILD is done, CLEAN is the process's end */
+		return 0;
+	}
+}
+
+/* ---- records ---- */
+
+static int put_pages(struct link_thread *l, const struct migrate_header *h, struct error *err)
+{
+	struct migrate_target *t = l->t;
+	uint64_t n;
+
+	return migrate_unpack(&l->unpacker, machine_ram(t->cfg.machine), l->index, t->nlinks,
+			      t->links[l->index].payload, h->len, &n, err);
+}
+
+static int end_round(struct link_thread *l, const struct migrate_header *h, uint32_t *round,
+		     struct error *err)
+{
+	struct migrate_target *t = l->t;
+
+	if (h->len != sizeof(*round))
+		return error_set(err, -EPROTO, "a round without a number");
+	memcpy(round, t->links[l->index].payload, sizeof(*round));
+	pthread_mutex_lock(&t->lock);
+	bool is_next = *round == l->rounds++;
+
+	pthread_cond_broadcast(&t->cond);
+	pthread_mutex_unlock(&t->lock);
+	return is_next ? 0 : error_set(err, -EPROTO, "a round is missing");
+}
+
+static void *link_main(void *arg)
+{
+	struct link_thread *l = arg;
+	struct migrate_target *t = l->t;
+	struct migrate_header h;
+	struct error err;
+	uint32_t round;
+	int r = 0;
+
+	while (r == 0) {
+		r = migrate_link_receive(&t->links[l->index], &h, -1, &err);
+		if (r == 0)
+			r = h.type == MIGRATE_R_RAM ? put_pages(l, &h, &err)
+			    : h.type == MIGRATE_R_ROUND
+				    ? end_round(l, &h, &round, &err)
+				    : error_set(&err, -EPROTO, "a record that belongs to link 0");
+	}
+	pthread_mutex_lock(&t->lock);
+	if (!t->has_failed)
+		t->failure = err;
+	t->has_failed = true;
+	pthread_cond_broadcast(&t->cond);
+	pthread_mutex_unlock(&t->lock);
+	return NULL;
+}
+
+/* Until all links have ended @round. */
+static int await_links(struct migrate_target *t, uint32_t round, struct error *err)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&t->lock);
+	for (unsigned i = 1; i < t->nlinks; i++)
+		while (t->threads[i].rounds <= round && !t->has_failed && !t->is_ended)
+			pthread_cond_wait(&t->cond, &t->lock);
+	for (unsigned i = 1; i < t->nlinks; i++) {
+		if (t->threads[i].rounds > round)
+			continue;
+		*err = t->failure;
+		r = t->is_ended ? error_set(err, -ECANCELED, "canceled") : -EPIPE;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+static int check_sums(struct migrate_target *t, const struct migrate_header *h, struct error *err)
+{
+	uint64_t bad, nbad;
+	int64_t n = migrate_check_sums(machine_ram(t->cfg.machine), t->links[0].payload, h->len,
+				       &bad, &nbad, err);
+
+	if (n < 0 || !nbad)
+		return n < 0 ? (int)n : 0;
+	return error_set(
+		err, -EBADMSG,
+		"memory is not the source's: %llu pages of %lld differ, the first is page %llu",
+		(unsigned long long)nbad, (long long)n, (unsigned long long)bad);
+}
+
+static int load(struct migrate_target *t, const struct migrate_header *h, struct error *err)
+{
+	struct machine *m = t->cfg.machine;
+	struct snapshot_state s;
+	int r = migrate_get_rest(&t->rest, t->links[0].payload, h->len, err);
+
+	t->rest_at_ns = migrate_now_ns();
+	if (r == 0 && (!t->last.total || t->last.data.len != t->last.total))
+		r = error_set(err, -EPROTO, "the machine's state is not complete");
+	if (r == 0)
+		r = snapshot_state_parse(&s, t->last.data.data, t->last.data.len, err);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(machine_lock(m));
+	r = machine_load_state(m, &s, err);
+	pthread_mutex_unlock(machine_lock(m));
+	snapshot_state_free(&s);
+	return r;
+}
+
+/* One record of link 0 while memory and state come: 0, 1: that was all; -errno. */
+static int take_record(struct migrate_target *t, const struct migrate_header *h, struct error *err)
+{
+	struct migrate_link *l = &t->links[0];
+	uint32_t round;
+	int r;
+
+	switch (h->type) {
+	case MIGRATE_R_RAM:
+		return put_pages(&t->threads[0], h, err);
+	case MIGRATE_R_ROUND:
+		r = end_round(&t->threads[0], h, &round, err);
+		if (r == 0)
+			r = await_links(t, round, err);
+		return r < 0 ? r : migrate_link_tell(l, MIGRATE_R_ROUND_DONE, &round, sizeof(round), err);
+	case MIGRATE_R_SUMS:
+		return check_sums(t, h, err);
+	case MIGRATE_R_STATE:
+		r = migrate_state_add(&t->last, l->payload, h->len, err);
+		return r < 0 ? r : 0;
+	case MIGRATE_R_REST:
+		r = load(t, h, err);
+		return r < 0 ? r : 1;
+	default:
+		return error_set(err, -EPROTO, "the source says something out of turn");
+	}
+}
+
+static enum migrate_event event_of(int r)
+{
+	return r == -ECANCELED					    ? MIGRATE_EV_CANCEL
+	       : r == -EPIPE || r == -ETIMEDOUT || r == -ECONNRESET ? MIGRATE_EV_LOST
+								    : MIGRATE_EV_TROUBLE;
+}
+
+/* What comes next, as an event. */
+static enum migrate_event await_event(struct migrate_target *t, struct error *err)
+{
+	struct migrate_header h;
+	int r = 0;
+
+	while (t->state == TARGET_RECEIVING && r == 0) {
+		r = migrate_link_receive(&t->links[0], &h, COMMIT_MS, err);
+		if (r == 0)
+			r = take_record(t, &h, err);
+	}
+	if (r != 0)
+		return r > 0 ? MIGRATE_EV_LOADED : event_of(r);
+	r = migrate_link_receive(&t->links[0], &h, COMMIT_MS, err);
+	if (r == 0 && h.type != MIGRATE_R_COMMIT)
+		r = error_set(err, -EPIPE, "the source says something out of turn");
+	return r == 0 ? MIGRATE_EV_COMMIT : event_of(r);
+}
+
+/* ---- the thread of link 0 ---- */
+
+static void go(struct migrate_target *t)
+{
+	enum migrate_event event = MIGRATE_EV_BUILT;
+	struct error err = { "" };
+
+	while (!migrate_target_is_end(t->state)) {
+		uint32_t actions = 0;
+
+		t->why = err;
+		/* What a state does not know ends it as a lost link does; after the claim nothing does. */
+		if (!migrate_target_next(&t->state, event, &actions) &&
+		    !migrate_target_next(&t->state, MIGRATE_EV_LOST, &actions))
+			return;
+		event = MIGRATE_NEVENTS;
+		for (; actions; actions &= actions - 1) {
+			uint32_t action = actions & -actions;
+			int r = act(t, action, &err);
+
+			if (action == MIGRATE_CLAIM)
+				event = r == 0		  ? MIGRATE_EV_CLAIMED
+					: r == -ECANCELED ? MIGRATE_EV_DENIED
+							  : MIGRATE_EV_TROUBLE;
+			else if (r < 0)
+				event = event_of(r);
+			if (r < 0)
+				break;
+		}
+		if (t->state == TARGET_RUNS && event != MIGRATE_NEVENTS)
+			t->why = err; /* the word did not get out, or it cannot run */
+		if (event == MIGRATE_NEVENTS && !migrate_target_is_end(t->state))
+			event = await_event(t, &err);
+	}
+}
+
+/* On the loop. */
+static void on_done(void *arg)
+{
+	struct migrate_target *t = arg;
+
+	t->cfg.done(t->cfg.ctx, t->has_arrived ? NULL : &t->why);
+}
+
+static void *target_main(void *arg)
+{
+	struct migrate_target *t = arg;
+	struct migrate_header h;
+	struct error err;
+
+	go(t);
+	if (t->has_arrived && t->why.text[0])
+		log_warn("migrate", "%s", t->why.text);
+	if (loop_post(machine_loop(t->cfg.machine), on_done, t) < 0)
+		log_error("migrate", "no memory to say that the machine is here");
+	if (!t->has_arrived)
+		return NULL;
+	/* The source's last word is a PING: it knows, so nobody will ask. */
+	uint32_t before = t->links[0].seq_in;
+
+	if (migrate_link_receive(&t->links[0], &h, LAST_WORD_MS, &err) < 0 && t->links[0].seq_in != before)
+		claim_forget(t->offer.id);
+	return NULL;
+}
+
+int migrate_target_begin(struct migrate_target *t, const struct migrate_target_config *cfg,
+			 struct error *err)
+{
+	t->cfg = *cfg;
+	machine_forbid_resume(cfg->machine, not_here_yet);
+	for (unsigned i = 0; i < t->nlinks; i++)
+		t->threads[i] =
+			(struct link_thread){ .t = t, .index = i, .unpacker.touched = t->touched };
+	for (unsigned i = t->nlinks; i-- > 0;) { /* link 0 last: it goes on with what the others do */
+		struct link_thread *l = &t->threads[i];
+		int e = pthread_create(&l->thread, NULL, i ? link_main : target_main, i ? (void *)l : t);
+
+		if (e)
+			return error_set(err, -e, "cannot start a thread: %s", strerror(e));
+		l->has_thread = true;
+	}
+	return 0;
+}
+
+bool migrate_target_has_arrived(const struct migrate_target *t)
+{
+	return t && t->has_arrived;
+}
+
+bool migrate_target_destroy(struct migrate_target *t)
+{
+	if (!t)
+		return false;
+	pthread_mutex_lock(&t->lock);
+	t->is_ended = true;
+	pthread_cond_broadcast(&t->cond);
+	pthread_mutex_unlock(&t->lock);
+	if (t->stop_fd >= 0 && eventfd_write(t->stop_fd, 1) < 0)
+		log_debug("migrate", "cannot stop: %s", strerror(errno));
+	for (unsigned i = 0; i < MIGRATE_STREAMS_MAX; i++) {
+		if (t->threads[i].has_thread)
+			pthread_join(t->threads[i].thread, NULL);
+		migrate_unpacker_free(&t->threads[i].unpacker);
+	}
+	bool has_arrived = t->has_arrived;
+
+	for (unsigned i = 0; i < t->nlinks; i++)
+		migrate_link_close(&t->links[i]);
+	bytes_free(&t->last.data);
+	snapshot_state_free(&t->first);
+	migrate_offer_free(&t->offer);
+	if (t->stop_fd >= 0)
+		close(t->stop_fd);
+	pthread_cond_destroy(&t->cond);
+	pthread_mutex_destroy(&t->lock);
+	free((void *)(uintptr_t)t->touched);
+	free(t->name);
+	free(t);
+	return has_arrived;
+}

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Receiving a machine: the target's side, in the process of the machine to be.
+ *
+ *   open:   links and offer, the first state          (no machine yet)
+ *   begin:  the machine is built after the first state and stands still; threads receive memory into it
+ *   arrived or failed: told once, on the loop
+ *
+ * What goes wrong before begin is told by migrate_target_refuse().
+ */
+#ifndef VIV_CTL_MIGRATE_TARGET_H
+#define VIV_CTL_MIGRATE_TARGET_H
+
+#include "block/block.h"
+#include "ctl/migrate_offer.h"
+#include "vm/machine.h"
+#include "vm/snapshot_state.h"
+
+struct migrate_target;
+
+/**
+ * migrate_target_open() - for machine @name, whose folder migrate_make_folder() made.
+ * @fds: the links in their order, each behind its first record; taken, also on failure
+ * Waits for the first state.  0 or -errno; migrate_target_destroy() after success.
+ */
+int migrate_target_open(struct migrate_target **out, const char *name, const int *fds,
+			unsigned nfds, struct error *err);
+/** migrate_target_destroy() - without the lock; threads end first.  NULL is fine.  Returns migrate_target_has_arrived() of then. */
+bool migrate_target_destroy(struct migrate_target *t);
+
+/** migrate_target_restore() - what to give machine_create(). */
+const struct machine_restore *migrate_target_restore(const struct migrate_target *t);
+/** migrate_target_stand_in() - an empty file for disk @i in place of its own until then, in *@path (allocated); NULL: the disk is read-only,
+ * its own file will do.  To be unlinked once it is open. */
+int migrate_target_stand_in(const struct migrate_target *t, unsigned i, char **path, struct error *err);
+
+/** migrate_target_refuse() - tell the source that it will not be. */
+void migrate_target_refuse(struct migrate_target *t, const struct error *why);
+
+struct migrate_target_config {
+	struct machine *machine; /* started, paused */
+	const struct vmconfig *config;
+	const struct block_backing_rule *backing;
+	/* On the loop, with the lock: the machine runs (or is paused, as it was); or NULL and why it does not: it is to end. */
+	void (*done)(void *ctx, const struct error *err);
+	void *ctx;
+};
+/** migrate_target_begin() - with the lock.  0 or -errno. */
+int migrate_target_begin(struct migrate_target *t, const struct migrate_target_config *cfg,
+			 struct error *err);
+
+/** migrate_target_has_arrived() - the machine is this host's; any thread. */
+bool migrate_target_has_arrived(const struct migrate_target *t);
+
+#endif

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving a running machine.  All of memory is compared by checksums before the machine runs at the target (--verify)."""
+import os
+import random
+import signal
+
+import pytest
+import tiny
+from conftest import processes_in
+from migration import COMMIT, RUNNING, Host, Link
+from test_snapshot import COUNT_ON_DISK, Counter
+
+# Counts, and rewrites memory in bursts: a lost page shows as a wrong checksum of what was written.
+COUNT = """
+$b mount -t tmpfs none /tmp
+n=0
+while :; do
+	n=$((n + 1))
+	$b yes "$n" | $b head -c 3000000 >/tmp/a; $b md5sum </tmp/a >/tmp/sum; $b cp /tmp/a /tmp/b
+	[ "$($b md5sum </tmp/b)" = "$($b cat /tmp/sum)" ] || echo "LOST"
+	echo "n=$n."; $b sleep 0.02
+done
+"""
+
+
+@pytest.fixture
+def hosts(empty_viv, debian, tmp_path):
+    """The hosts "a" and "b"."""
+    a, b = Host(tmp_path / "a", debian.parent), Host(tmp_path / "b", debian.parent)
+    yield a, b
+    for host in (a, b):
+        for child in host.terminals:
+            child.close(force=True)
+            child.log.close()
+        for pid in processes_in(host.home):
+            os.kill(pid, signal.SIGKILL)
+
+
+class Counting(Counter):
+    def next(self):
+        n = self.child.expect([r"n=(\d+)\.", "STALE", "LOST", "panic", "BUG"])
+        assert n == 0, f"the guest lost something: {self.child.after}"
+        return int(self.child.match.group(1))
+
+
+def start(host, debian, tmp_path, script=COUNT, *args):
+    initrd = tiny.make(debian, tmp_path, script)
+    host.ok("run", "--name", "m", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd,
+            "--append", "console=ttyS0 quiet", "--mem", "128M", *args)
+    counter = Counting(host, "m")
+    counter.reaches(5)
+    return counter
+
+
+def ended(listener):
+    out, err = listener.communicate(timeout=60)
+    return listener.returncode, out + err
+
+
+def test_back_and_forth(hosts, debian, tmp_path):
+    a, b = hosts
+    n = start(a, debian, tmp_path, COUNT, "--cpus", 2).next()
+    for i in range(6):
+        listener = b.receive("--once")
+        report = a.migrate("m", b.socket, "--verify", *(["--links", 3] if i % 2 else []))
+        assert report["state"] == "moved" and report["downtime_us"] > 0
+        assert ended(listener)[0] == 0
+        a.wait_until(lambda: a.is_clean("m"), "the source is clean")
+        assert b.state("m") == "running"
+        counter = Counting(b, "m")
+        assert counter.next() >= n, "the guest went back"
+        n = counter.next()
+        counter.child.close(force=True)
+        a, b = b, a
+    a.ok("rm", "-f", "m")
+
+
+def test_disk_goes_along(hosts, debian, tmp_path):
+    a, b = hosts
+    disk = tmp_path / "disk.raw"
+    with open(disk, "wb") as f:
+        f.truncate(64 << 20)
+    counter = start(a, debian, tmp_path, COUNT_ON_DISK, "--disk", disk)
+    a.ok("snapshot", "create", "m", "one")  # from here on the disk has layers, in the machine's folder
+    counter.reaches(counter.next() + 3)
+    a.ok("snapshot", "delete", "m", "one")
+    for _ in range(2):
+        listener = b.receive("--once")
+        a.migrate("m", b.socket, "--verify")
+        assert ended(listener)[0] == 0
+        counter = Counting(b, "m")
+        counter.reaches(counter.next() + 5)
+        a.wait_until(lambda: a.is_clean("m"), "the source is clean")
+        a, b = b, a
+    a.ok("stop", "-f", "m")
+    a.ok("start", "m")
+    a.ok("rm", "-f", "m")
+
+
+def test_paused_machine_stays_paused(hosts, debian, tmp_path):
+    a, b = hosts
+    counter = start(a, debian, tmp_path)
+    n = counter.next()
+    a.ok("pause", "m")
+    listener = b.receive("--once")
+    a.migrate("m", b.socket, "--verify", "--name", "other")
+    assert ended(listener)[0] == 0
+    assert b.state("other") == "paused"
+    b.ok("resume", "other")
+    assert Counting(b, "other").next() >= n
+    b.ok("rm", "-f", "other")
+
+
+def test_cancel(hosts, debian, tmp_path):
+    a, b = hosts
+    counter = start(a, debian, tmp_path)
+    listener = b.receive("--once")
+    moving = a.spawn("migrate", "m", f"unix:{b.socket}", "--bandwidth", "1M")
+    moving.expect("copying memory: .* sent")
+    assert '"precopy"' in a.ok("migrate", "m", "--status").stdout
+    a.fails("snapshot", "create", "m", "one", says=["moved"])
+    b.fails("resume", "m", says=["on its way"])
+    b.fails("snapshot", "create", "m", "one", says=["on its way"])
+    a.fails("migrate", "m", f"unix:{b.socket}", says=["already"])
+    moving.sendintr()
+    moving.expect("canceled")
+    moving.wait()
+    assert moving.exitstatus == 1
+    assert ended(listener)[0] == 1
+    counter.reaches(counter.next() + 3)
+    b.wait_until(lambda: b.is_clean("m"), "the target is clean")
+    a.fails("migrate", "m", "--cancel", says=["no migration"])
+    a.ok("snapshot", "create", "m", "one")
+    a.ok("rm", "-f", "m")
+
+
+def test_refused(hosts, debian, tmp_path):
+    a, b = hosts
+    counter = start(a, debian, tmp_path)
+    a.fails("migrate", "m", f"unix:{tmp_path}/nobody", says=["nobody listens"])
+    a.fails("migrate", "m", "carrier-pigeon:there", says=["no way"])
+    a.fails("migrate", "m", status=2, says=["TARGET"])
+    a.fails("migrate", "m", "--recover", says=["not in doubt"])
+    listener = b.receive()
+    b.ok("run", "--name", "m", "--detach", "--kernel", debian / "vmlinuz", "--append", "console=ttyS0", "--mem", "64M")
+    a.fails("migrate", "m", f"unix:{b.socket}", says=["already"])
+    b.ok("rm", "-f", "m")
+    a.fails("migrate", "m", f"unix:{b.socket}", "--engine", "abacus", says=["abacus"])
+    b.wait_until(lambda: not (b.home / "vms" / "m").exists(), "the target is clean")
+    a.migrate("m", b.socket)  # the same viv receive takes it
+    listener.terminate()
+    assert Counting(b, "m").next() >= counter.next()
+    b.ok("rm", "-f", "m")
+
+
+@pytest.mark.parametrize("where", ["early", "memory", "late"])
+def test_damaged_stream(hosts, debian, tmp_path, where):
+    a, b = hosts
+    counter = start(a, debian, tmp_path)
+    at = {"early": 30, "memory": 3 << 20, "late": 20 << 20}[where]
+    link = Link(tmp_path / "link.sock", b.socket, flip_at=at)
+    listener = b.receive("--once")
+    a.fails("migrate", "m", f"unix:{link.path}")
+    link.close()
+    counter.reaches(counter.next() + 3)
+    b.wait_until(lambda: not (b.home / "vms" / "m").exists(), "the target is clean")
+    if where == "early":  # nothing came that --once could count
+        listener.terminate()
+    ended(listener)
+    a.ok("rm", "-f", "m")
+
+
+def test_lost_in_the_middle_of_the_hand_over(hosts, debian, tmp_path):
+    """Only the target knows whether the commit came; it is asked, and its answer is final."""
+    a, b = hosts
+    n = start(a, debian, tmp_path).next()
+    listener = b.receive()
+    link = Link(tmp_path / "link.sock", b.socket, cut_before=COMMIT)
+    a.fails("migrate", "m", f"unix:{link.path}", says=["only the target knows"])
+    assert a.state("m") == "paused"
+    a.fails("resume", "m", says=["not known"])
+    a.fails("snapshot", "create", "m", "one", says=["not known"])
+    a.fails("migrate", "m", "--recover", "unix:/nobody/there")
+    assert "runs here again" in a.ok("migrate", "m", "--recover", f"unix:{b.socket}").stdout
+    counter = Counting(a, "m")
+    counter.reaches(n + 2)
+    n = counter.next()
+    assert not (b.home / "vms" / "m").exists()
+    a.fails("migrate", "m", "--recover", f"unix:{b.socket}", says=["not in doubt"])
+
+    link.close()
+    link = Link(tmp_path / "link.sock", b.socket, cut_before=RUNNING)
+    a.fails("migrate", "m", f"unix:{link.path}", says=["only the target knows"])
+    link.close()
+    assert a.state("m") == "paused" and b.state("m") == "running"
+    a.ok("migrate", "m", "--recover", f"unix:{b.socket}")
+    a.wait_until(lambda: a.is_clean("m"), "the source is clean")
+    counter = Counting(b, "m")
+    counter.reaches(n + 2)
+    listener.terminate()
+    listener.wait()
+    b.ok("rm", "-f", "m")
+
+
+@pytest.mark.parametrize("word", [COMMIT, RUNNING])
+def test_source_killed_in_the_middle_of_the_hand_over(hosts, debian, tmp_path, word):
+    """Nobody starts the machine there before the target was asked."""
+    a, b = hosts
+    start(a, debian, tmp_path)
+    listener = b.receive()
+    link = Link(tmp_path / "link.sock", b.socket, cut_before=word)
+    a.fails("migrate", "m", f"unix:{link.path}", says=["only the target knows"])
+    pid = next(vm["pid"] for vm in a.list() if vm["name"] == "m")
+    os.kill(pid, signal.SIGKILL)
+    a.wait_until(lambda: a.state("m") == "stopped", "the source is dead")
+    a.fails("start", "m", says=["may be running at", "--recover"])
+    a.ok("migrate", "m", "--recover", f"unix:{b.socket}")
+    if word == COMMIT:
+        a.ok("start", "m")
+        a.ok("rm", "-f", "m")
+    else:
+        a.fails("start", "m", says=["moved"])
+        a.ok("rm", "m")
+        assert b.state("m") == "running"
+        b.ok("rm", "-f", "m")
+    listener.terminate()
+    listener.wait()
+
+
+def where_it_runs(a, b):
+    return [host for host in (a, b) if host.state("m") == "running"]
+
+
+def test_lost_links_and_killed_sides(hosts, debian, tmp_path):
+    """At random moments the link is cut, or a side killed: afterwards exactly one runs, or could be started."""
+    a, b = hosts
+    start(a, debian, tmp_path).child.close(force=True)
+    seed = int(os.environ.get("MIGRATE_SEED", random.randrange(1 << 30)))
+    rng = random.Random(seed)
+    listener = b.receive()
+    total = 20 << 20
+    for i in range(int(os.environ.get("MIGRATE_ROUNDS", 5))):
+        told = f"seed {seed}, round {i}"
+        link = Link(tmp_path / "link.sock", b.socket, cut_after=rng.randrange(total))
+        done = a.run("migrate", "m", f"unix:{link.path}", "--verify")
+        link.close()
+        total = max(total, link.passed)
+        if done.returncode == 0:  # it got through before
+            a, b = b, a
+            listener.terminate()
+            listener.wait()
+            listener = b.receive()
+        elif "only the target knows" in done.stderr:
+            assert a.run("migrate", "m", "--recover", f"unix:{b.socket}").returncode in (0, 1)
+        a.wait_until(lambda: len(where_it_runs(a, b)) == 1, told)
+        if where_it_runs(a, b)[0] is b:
+            a, b = b, a
+            listener.terminate()
+            listener.wait()
+            listener = b.receive()
+        counter = Counting(a, "m")
+        counter.reaches(counter.next() + 1)
+        counter.child.close(force=True)
+        b.wait_until(lambda: not (b.home / "vms" / "m").exists(), f"the other side is clean: {told}")
+    listener.terminate()
+    listener.wait()
+    a.ok("rm", "-f", "m")
