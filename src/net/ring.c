@@ -35,6 +35,7 @@ _Static_assert(sizeof(struct header) == 16, "frames are aligned by it");
 
 struct net_ring {
 	uint8_t *map;
+	pid_t owner; /* the process that mapped it: a copy has something else there, or nothing */
 	struct {
 		struct control *c;
 		uint8_t *bytes;
@@ -61,7 +62,7 @@ static int map_all(struct net_ring **out, int fd, bool is_maker)
 
 	if (!r)
 		return -ENOMEM;
-	*r = (struct net_ring){ 0 };
+	*r = (struct net_ring){ .owner = getpid() };
 	r->map = host.mmap(NULL, MAP_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 			   -1, 0);
 	if (r->map == MAP_FAILED) {
@@ -72,7 +73,7 @@ static int map_all(struct net_ring **out, int fd, bool is_maker)
 	bool is_mapped = map_part(r->map, PAGE, fd, 0);
 	for (unsigned i = 0; is_mapped && i < 4; i++)
 		is_mapped = map_part(bytes[i / 2] + i % 2 * RING, RING, fd, PAGE + i / 2 * (size_t)RING);
-	/* A copy of this process (fork(2)) is not a second producer. */
+	/* A copy of this process (fork(2)), which may be another machine, has no part in it. */
 	if (!is_mapped || madvise(r->map, MAP_BYTES, MADV_DONTFORK) < 0) {
 		int e = -errno;
 		net_ring_destroy(r);
@@ -118,7 +119,8 @@ void net_ring_destroy(struct net_ring *r)
 {
 	if (!r)
 		return;
-	munmap(r->map, MAP_BYTES);
+	if (r->owner == getpid())
+		munmap(r->map, MAP_BYTES);
 	free(r);
 }
 

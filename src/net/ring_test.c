@@ -9,8 +9,10 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -292,6 +294,49 @@ static void test_host_failures(void **state)
 	net_ring_destroy(NULL);
 }
 
+/* Where the page of controls of a ring is mapped, as the process's list of mappings has it. */
+static void *find_mapping(void)
+{
+	char line[512];
+	unsigned long from = 0;
+	FILE *maps = fopen("/proc/self/maps", "r");
+
+	while (maps && !from && fgets(line, sizeof(line), maps))
+		if (strstr(line, "viv-frames"))
+			sscanf(line, "%lx-", &from);
+	if (maps)
+		fclose(maps);
+	return (void *)from;
+}
+
+/* A copy of the process does not have the memory, and leaves alone what it has in that place. */
+static void test_fork(void **state)
+{
+	struct net_ring *rings[2] = { t.maker, t.joiner };
+	int status;
+
+	munmap(t.raw, BYTES + 2 * NET_RING_BYTES);
+	uint8_t *at = find_mapping();
+	assert_non_null(at);
+	pid_t pid = fork();
+	if (!pid) {
+		if (find_mapping())
+			_exit(1);
+		uint8_t *own = mmap(at, BYTES, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		if (own != at)
+			_exit(2);
+		own[0] = 7;
+		for (unsigned i = 0; i < 2; i++)
+			net_ring_destroy(rings[i]);
+		_exit(own[0] == 7 ? 0 : 3);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+	assert_ptr_equal(find_mapping(), at);
+}
+
 /* Two threads; who may sleep does, until the other's bell. */
 enum { FRAMES = 20000 };
 
@@ -371,6 +416,7 @@ int main(void)
 		T(test_hostile_consumer),
 		T(test_no_such_memory),
 		T(test_host_failures),
+		T(test_fork),
 		T(test_two_threads),
 	};
 
