@@ -13,7 +13,10 @@
 #include "ctl/events.h"
 
 static const char *const end_reasons[] = {
-	[END_POWEROFF] = "poweroff", [END_STOPPED] = "stopped", [END_RESET] = "reset", [END_SHUTDOWN] = "triple-fault", [END_DEBUG_EXIT] = "debug-exit", [END_FAILED] = "failed", NULL
+	[END_POWEROFF] = "poweroff",	 [END_STOPPED] = "stopped",
+	[END_RESET] = "reset",		 [END_SHUTDOWN] = "triple-fault",
+	[END_DEBUG_EXIT] = "debug-exit", [END_MOVED] = "moved",
+	[END_FAILED] = "failed",	 NULL
 };
 
 // clang-format off

@@ -56,6 +56,8 @@ def test_every_command(empty_viv, make):
         "nmi": {"cpu": 1}, "resize": {"cols": 80, "rows": 25}, "exec": {"argv": ["true"], "input": "", "timeout_ms": 5},
         "agent": {"timeout_ms": 5}, "snapshot": {"name": "s", "freeze": False}, "restore": {"name": "s", "set_clock": False},
         "merged": {"disk": 0, "layer": "layer-x.qcow2"}, "fork": {"names": ["b"]}, "set": {"log_level": "debug"},
+        "migrate": {"to": "nowhere", "name": "c", "engine": "dbt", "max_downtime_us": 1, "deadline_ms": 1, "bytes_per_s": 1,
+                    "keep_running": True, "verify": False},
     }
     names = [command["name"] for command in Client(viv, "a").ask("help")["commands"]]
     assert set(requests) <= set(names)
