@@ -55,13 +55,13 @@ const struct opts_cmd cli_migrate_cmd = {
 	.name = "viv migrate",
 	.usage = "NAME [TARGET]",
 	.summary = "move a running machine to another host",
-	.details = "TARGET is unix:PATH, where viv receive --listen unix:PATH waits, or fd:N, a "
-		   "connected stream "
-		   "socket.\n\n"
-		   "The machine runs on while its memory is copied, and stands still for the last "
-		   "of it.  Until the "
-		   "target has\n"
-		   "everything, the machine stays here whatever happens; Ctrl-C cancels.",
+	.details =
+		"TARGET is ssh://[USER@]HOST[:PORT], where viv receive is then run, unix:PATH, "
+		"where viv receive\n"
+		"--listen unix:PATH waits, or fd:N, a connected stream socket.\n\n"
+		"The machine runs on while its memory is copied, and stands still for the last of "
+		"it.  Until the\n"
+		"target has everything, the machine stays here whatever happens; Ctrl-C cancels.",
 	.opts = migrate_opts,
 	.min_args = 1,
 	.max_args = 2,

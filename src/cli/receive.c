@@ -24,11 +24,12 @@
 
 struct args {
 	const char *listen;
-	bool once;
+	bool once, stdio;
 };
 
 static const struct opt receive_opts[] = {
 	OPT_STRING(struct args, listen, "listen", "unix:PATH", "where to wait for them"),
+	OPT_FLAG(struct args, stdio, "stdio", "take one over standard input and output, as ssh runs it"),
 	OPT_FLAG(struct args, once, "once",
 		 "end after the first one, with status 1 if it did not come through"),
 	OPT_END,
@@ -297,6 +298,64 @@ static int serve(const struct args *a, struct error *err)
 	}
 }
 
+/* ---- over standard input and output ---- */
+
+struct pipe_end {
+	int from, to;
+};
+
+static void *carry(void *arg)
+{
+	const struct pipe_end *p = arg;
+	uint8_t buf[65536];
+	ssize_t n;
+
+	while ((n = read(p->from, buf, sizeof(buf))) != 0) {
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			break;
+		for (ssize_t done = 0, w; done < n; done += w) {
+			w = write(p->to, buf + done, (size_t)(n - done));
+			if (w < 0 && errno == EINTR)
+				w = 0;
+			if (w < 0)
+				goto end;
+		}
+	}
+end:
+	/* The other side learns that no more comes. */
+	if (shutdown(p->to, SHUT_WR) < 0)
+		close(p->to);
+	return NULL;
+}
+
+static int serve_stdio(struct error *err)
+{
+	int fds[2];
+	pthread_t in, out;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0) {
+		error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
+		return cli_fail(err);
+	}
+	struct pipe_end to_machine = { STDIN_FILENO, fds[0] }, from_machine = { fds[0], STDOUT_FILENO };
+
+	if (pthread_create(&in, NULL, carry, &to_machine) != 0 ||
+	    pthread_create(&out, NULL, carry, &from_machine) != 0) {
+		error_set(err, -EAGAIN, "cannot start a thread");
+		return cli_fail(err);
+	}
+	struct arrival *a = take_link(fds[1], -1, true);
+	int status = a ? a->status : EXIT_FINE;
+
+	if (a)
+		arrival_free(a);
+	/* What it says last goes out still; what the source says then is nothing that anybody waits for. */
+	pthread_join(out, NULL);
+	return status;
+}
+
 int cli_receive(int argc, char **argv)
 {
 	struct args a = { NULL };
@@ -306,11 +365,11 @@ int cli_receive(int argc, char **argv)
 
 	if (!cli_parse(&cli_receive_cmd, argc, argv, &a, &rest, &status))
 		return status;
-	if (!a.listen) {
-		error_set(&err, -EINVAL, "where? --listen is missing");
+	if (!a.listen == !a.stdio) {
+		error_set(&err, -EINVAL, "where? One of --listen and --stdio");
 		status = cli_usage(&cli_receive_cmd, &err);
 	} else {
-		status = serve(&a, &err);
+		status = a.stdio ? serve_stdio(&err) : serve(&a, &err);
 	}
 	opts_free(&cli_receive_cmd, &a, &rest);
 	return status;

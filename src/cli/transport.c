@@ -3,8 +3,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
+#include "base/opts.h"
 #include "ctl/paths.h"
 #include "ctl/socket.h"
 
@@ -59,6 +63,83 @@ static int take_fds(struct transport *t, const char *list, struct error *err)
 	}
 }
 
+/* "[USER@]HOST[:PORT]"; an address of IPv6 stands in brackets. */
+struct ssh_target {
+	char host[256], port[8];
+};
+
+static int parse_ssh(struct ssh_target *out, const char *text, struct error *err)
+{
+	const char *at = strrchr(text, '@'), *host = at ? at + 1 : text;
+	const char *end = host[0] == '[' ? strchr(host, ']') : NULL;
+	const char *colon = strchr(end ? end : host, ':');
+	size_t len = colon ? (size_t)(colon - text) : strlen(text);
+	uint64_t port = 0;
+
+	/* One that begins with a dash would be an option of ssh's. */
+	if (!len || !host[0] || host == colon || text[0] == '-' || host[0] == '-' ||
+	    len >= sizeof(out->host) || strpbrk(text, " \t\n/") ||
+	    (colon && (opts_parse_uint(colon + 1, &port) < 0 || !port || port > 65535)))
+		return error_set(err, -EINVAL,
+				 "\"ssh://%s\" names no host; it is ssh://[USER@]HOST[:PORT]", text);
+	if (end) /* ssh takes it without */
+		snprintf(out->host, sizeof(out->host), "%.*s%.*s", (int)(host - text), text,
+			 (int)(end - host - 1), host + 1);
+	else
+		snprintf(out->host, sizeof(out->host), "%.*s", (int)len, text);
+	snprintf(out->port, sizeof(out->port), "%llu", (unsigned long long)(colon ? port : 22));
+	return 0;
+}
+
+static void run_ssh(const struct ssh_target *to, bool has_port, int fd)
+{
+	const char *args[10] = { "ssh", "-T" };
+	unsigned n = 2;
+	sigset_t none;
+
+	if (has_port) {
+		args[n++] = "-p";
+		args[n++] = to->port;
+	}
+	args[n++] = to->host;
+	args[n++] = "--";
+	args[n++] = "viv receive --stdio";
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	/* Ctrl-C is for viv, which cancels in order. */
+	signal(SIGINT, SIG_IGN);
+	signal(SIGPIPE, SIG_DFL);
+	dup2(fd, STDIN_FILENO);
+	dup2(fd, STDOUT_FILENO);
+	execvp("ssh", (char **)(uintptr_t)args);
+	fprintf(stderr, "viv: cannot run ssh: %s\n", strerror(errno));
+	_exit(127);
+}
+
+/* ssh is the other end itself. */
+static int connect_ssh(struct transport *t, const char *text, struct error *err)
+{
+	struct ssh_target to;
+	int fds[2], r = parse_ssh(&to, text, err);
+
+	if (r < 0)
+		return r;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
+		return error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
+	fflush(NULL);
+	pid_t pid = fork();
+
+	if (pid == 0)
+		run_ssh(&to, strcmp(to.port, "22") != 0, fds[1]);
+	close(fds[1]);
+	if (pid < 0) {
+		close(fds[0]);
+		return error_set(err, -errno, "cannot start a process: %s", strerror(errno));
+	}
+	t->fds[t->n++] = fds[0];
+	return 0;
+}
+
 int transport_connect(struct transport *t, const char *where, unsigned n, struct error *err)
 {
 	int r;
@@ -66,11 +147,13 @@ int transport_connect(struct transport *t, const char *where, unsigned n, struct
 	*t = (struct transport){ .n = 0 };
 	if (!strncmp(where, "unix:", 5))
 		r = connect_unix(t, where + 5, n, err);
+	else if (!strncmp(where, "ssh://", 6))
+		r = connect_ssh(t, where + 6, err);
 	else if (!strncmp(where, "fd:", 3))
 		r = take_fds(t, where + 3, err);
 	else
-		r = error_set(err, -EINVAL,
-			      "\"%s\" is no way to another host; there are unix:PATH and fd:N", where);
+		r = error_set(err, -EINVAL, "\"%s\" is no way to another host; there are ssh://HOST, unix:PATH and fd:N",
+			      where);
 	if (r < 0)
 		transport_close(t);
 	return r;

@@ -3,6 +3,7 @@
  * Ways to another host.  A link is a stream socket that is handed to the process of a machine; parsers of other protocols stay in other
  * processes.
  *
+ *   ssh://[USER@]HOST[:PORT]   runs "viv receive --stdio" there, by the ssh of PATH, which is a process of its own; one link
  *   unix:PATH            a socket on which viv receive listens
  *   fd:N[,N...]          descriptors that whoever started viv has connected
  */

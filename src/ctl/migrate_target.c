@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #include "base/log.h"
 #include "ctl/migrate_link.h"
@@ -495,6 +496,9 @@ static void *target_main(void *arg)
 
 	if (migrate_link_receive(&t->links[0], &h, LAST_WORD_MS, &err) < 0 && t->links[0].seq_in != before)
 		claim_forget(t->offer.id);
+	/* Whoever carries the links has nothing more to do. */
+	for (unsigned i = 0; i < t->nlinks; i++)
+		shutdown(t->links[i].fd, SHUT_RDWR);
 	return NULL;
 }
 

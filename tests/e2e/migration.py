@@ -63,6 +63,20 @@ class Records:
         return None
 
 
+def fake_ssh(folder, host):
+    """An ssh in @folder that runs the command here, with @host's home; it notes down what it was asked for.  Returns the PATH."""
+    folder.mkdir()
+    script = folder / "ssh"
+    script.write_text(f"""#!/bin/sh
+echo "$*" >>{folder}/asked
+while [ "$1" != -- ]; do shift; done
+shift
+VIVARIUM_HOME={host.home} PATH={pathlib.Path(VIV).parent}:$PATH exec sh -c "$*"
+""")
+    script.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
 class Link:
     """A socket that passes bytes on to another, each way, until told otherwise."""
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moving a running machine.  All of memory is compared by checksums before the machine runs at the target (--verify)."""
+import json
 import os
 import random
 import signal
@@ -7,7 +8,7 @@ import signal
 import pytest
 import tiny
 from conftest import processes_in
-from migration import COMMIT, RUNNING, Host, Link
+from migration import COMMIT, RUNNING, Host, Link, fake_ssh
 from test_snapshot import COUNT_ON_DISK, Counter
 
 # Counts, and rewrites memory in bursts: a lost page shows as a wrong checksum of what was written.
@@ -109,6 +110,26 @@ def test_paused_machine_stays_paused(hosts, debian, tmp_path):
     b.ok("resume", "other")
     assert Counting(b, "other").next() >= n
     b.ok("rm", "-f", "other")
+
+
+def test_over_ssh(hosts, debian, tmp_path):
+    a, b = hosts
+    n = start(a, debian, tmp_path).next()
+    a.env["PATH"] = fake_ssh(tmp_path / "bin", b)
+    report = json.loads(a.ok("migrate", "m", "ssh://someone@far.example:2022", "--verify", "--json").stdout)
+    assert report["state"] == "moved"
+    assert (tmp_path / "bin" / "asked").read_text() == "-T -p 2022 someone@far.example -- viv receive --stdio\n"
+    a.wait_until(lambda: a.is_clean("m"), "the source is clean")
+    counter = Counting(b, "m")
+    assert counter.next() >= n
+    for bad in ("ssh://", "ssh://-oProxyCommand=x", "ssh://host:0", "ssh://host:x", "ssh://a b"):
+        b.fails("migrate", "m", bad, says=["ssh://[USER@]HOST"])
+    # The way breaks down: it stays.
+    b.env["PATH"] = fake_ssh(tmp_path / "bin2", a)
+    (tmp_path / "bin2" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    b.fails("migrate", "m", "ssh://near.example", says=["lost"])
+    counter.reaches(counter.next() + 2)
+    b.ok("rm", "-f", "m")
 
 
 def test_cancel(hosts, debian, tmp_path):
