@@ -7,7 +7,7 @@ set -eu
 # Every build directory has the unit tests in it, hence cmocka and Zydis.
 # (libslirp's pkg-config file asks for GLib's, its package does not.)
 build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev libglib2.0-dev libcmocka-dev libzydis-dev libxxhash-dev"
-build="$build zlib1g-dev libzstd-dev" # compressed clusters
+build="$build zlib1g-dev libzstd-dev nettle-dev" # compressed clusters; files of translated code
 build="$build liburing-dev"	       # disks; not required
 build="$build libyaml-dev libpcap-dev libseccomp-dev" # lab files, filters of captures, confinement
 # The image is put together by mmdebstrap in a user namespace (uidmap, fakeroot), or directly by root.  SeaBIOS

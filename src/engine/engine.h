@@ -17,6 +17,7 @@
 #ifndef VIV_ENGINE_ENGINE_H
 #define VIV_ENGINE_ENGINE_H
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "engine/cpuid.h"
 #include "engine/x86_state.h"
@@ -186,6 +187,21 @@ struct engine_ops {
 	int (*dirty_start)(struct engine_vm *vm, struct error *err);
 	int (*dirty_collect)(struct engine_vm *vm, uint64_t *bitmap, struct error *err);
 	void (*dirty_stop)(struct engine_vm *vm);
+
+	/*
+	 * What the engine has made of the guest's code, for a later start from the same memory; NULL: it makes nothing of it.
+	 *
+	 * code_save: what was made of pages that have not changed since dirty_start, or the last dirty_collect, nor are in @dirty (a bit per
+	 * page; NULL: none); the dirty log runs.  The vCPUs may run, and stand still while it is copied.  *@out is replaced.
+	 * Returns 0; -EALREADY: too little that code_load did not give; -errno.
+	 *
+	 * code_load: once, before any vCPU has run, with all RAM as it was when the pages had not changed; writes from then on are
+	 * told as always.  @data, 8-byte aligned, was written by code_save and by nobody else: it is code of the host.  Returns 0; -ESTALE: of
+	 * another build, CPU model or configuration; -EINVAL: damaged; in all these cases nothing has changed.
+	 */
+	int (*code_save)(struct engine_vm *vm, const uint64_t *dirty, struct bytes *out,
+			 struct error *err);
+	int (*code_load)(struct engine_vm *vm, const uint8_t *data, size_t len, struct error *err);
 
 	int (*set_debug)(struct engine_vcpu *v, const struct engine_debug *dbg);
 

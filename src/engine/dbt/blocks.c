@@ -47,7 +47,7 @@ static uint32_t slot_value(uint32_t ref, uint64_t hash)
 	return ref / 8 << XLATE_SLOT_BITS | slot_bits(hash);
 }
 
-static uint64_t phys2_of(struct xlate_block *b)
+uint64_t xlate_phys2(struct xlate_block *b)
 {
 	const struct xlate_crossing *c = xlate_block_crossing(b);
 
@@ -72,7 +72,7 @@ struct xlate_block *xlate_lookup(struct xlate_vm *x, uint64_t phys, uint64_t phy
 			continue;
 		struct xlate_block *b = xlate_block_at(x, found >> XLATE_SLOT_BITS << 3);
 
-		if (b->tag == tag && phys2_of(b) == phys2)
+		if (b->tag == tag && xlate_phys2(b) == phys2)
 			return b;
 	}
 }
@@ -119,6 +119,14 @@ static void table_clear(struct xlate_table *t)
 	memset((void *)t->slot, 0, sizeof(*t->slot) << t->bits);
 	memset((void *)t->seen, 0, (1u << XLATE_SEEN_BITS) / 8);
 	t->nused = t->nblocks = 0;
+}
+
+void xlate_table_prepare(struct xlate_vm *x, unsigned n)
+{
+	struct xlate_table *t = &x->table;
+
+	while (n > (1u << t->bits) / 2 && t->bits < XLATE_HASH_BITS_MAX)
+		t->bits++;
 }
 
 void xlate_table_rebuild(struct xlate_vm *x)
@@ -198,7 +206,7 @@ void xlate_link_to(struct xlate_vm *x, struct xlate_link *l, struct xlate_block 
 		far_write(x, l, xlate_block_phys(b) >> GUEST_PAGE_SHIFT);
 }
 
-static uint32_t link_key(struct xlate_link *l)
+uint32_t xlate_link_key(struct xlate_link *l)
 {
 	return (xlate_block_key(xlate_link_from(l)) & ~(uint32_t)DBT_MODE_EACH) | xlate_link_extra(l);
 }
@@ -213,7 +221,7 @@ void xlate_link_patch(struct dbt_cpu *cpu, struct xlate_link *l, struct xlate_bl
 		return;
 	pthread_mutex_lock(&vm->lock);
 	if (!l->to && !from->is_dead && !b->is_dead && !b->is_crossing &&
-	    link_key(l) == xlate_block_key(b) && xlate_block_phys(from) >> 12 == phys >> 12 &&
+	    xlate_link_key(l) == xlate_block_key(b) && xlate_block_phys(from) >> 12 == phys >> 12 &&
 	    xlate_link_off(l) == (phys & 0xfff))
 		xlate_link_to(vm->xlate, l, b);
 	pthread_mutex_unlock(&vm->lock);
@@ -232,7 +240,8 @@ static void link_new(struct dbt_cpu *cpu, struct xlate_block *b)
 
 		if (l->far || !l->site)
 			continue;
-		struct xlate_block *to = xlate_lookup(x, page | xlate_link_off(l), 0, link_key(l));
+		struct xlate_block *to =
+			xlate_lookup(x, page | xlate_link_off(l), 0, xlate_link_key(l));
 
 		if (to)
 			xlate_link_to(x, l, to);
@@ -307,9 +316,8 @@ static void leave_pages(struct dbt_vm *vm, struct xlate_block *b)
 	release_page(vm, page_of(b));
 }
 
-void xlate_block_insert(struct dbt_cpu *cpu, struct xlate_block *b)
+void xlate_block_enter(struct xlate_vm *x, struct xlate_block *b)
 {
-	struct xlate_vm *x = cpu->vm->xlate;
 	struct xlate_crossing *c = second_of(b);
 	uint32_t ref = xlate_ref(x, b);
 
@@ -320,6 +328,11 @@ void xlate_block_insert(struct dbt_cpu *cpu, struct xlate_block *b)
 		x->by_page2[c->page2] = ref;
 	}
 	insert(x, b);
+}
+
+void xlate_block_insert(struct dbt_cpu *cpu, struct xlate_block *b)
+{
+	xlate_block_enter(cpu->vm->xlate, b);
 	link_new(cpu, b);
 }
 

@@ -31,30 +31,19 @@
 
 /* ---- where things are --------------------------------------------------------------------- */
 
-static size_t hot_at(unsigned s)
-{
-	return XLATE_STUB_BYTES + s * XLATE_HOT_BYTES;
-}
-
-static size_t cold_at(unsigned s)
-{
-	return hot_at(XLATE_SEGMENTS) + s * XLATE_COLD_BYTES;
-}
-
 static struct xlate_segment *now(struct xlate_vm *x)
 {
 	return &x->cc.seg[x->cc.now];
 }
 
-/* The name of block @i of segment @s. */
-static uint32_t *ordered(const struct xlate_vm *x, unsigned s, unsigned i)
+uint32_t *xlate_cache_name(const struct xlate_vm *x, unsigned s, unsigned i)
 {
 	return (uint32_t *)(void *)(x->cc.meta + (s + 1) * XLATE_META_BYTES) - 1 - i;
 }
 
 struct xlate_block *xlate_cache_block(const struct xlate_vm *x, unsigned s, unsigned i)
 {
-	return xlate_block_at(x, *ordered(x, s, i));
+	return xlate_block_at(x, *xlate_cache_name(x, s, i));
 }
 
 struct xlate_block *xlate_cache_find(struct xlate_vm *x, const uint8_t *pc)
@@ -113,13 +102,34 @@ static void begin(struct xlate_vm *x, unsigned s)
 	cc->fresh = cc->again = 0;
 }
 
+bool xlate_cache_is_new(const struct xlate_vm *x)
+{
+	const struct xlate_segment *g = &x->cc.seg[x->cc.now];
+
+	return x->cc.nsegs == 1 && x->cc.now == 0 && !g->n && !g->hot && !g->cold && g->meta == 8;
+}
+
+void xlate_cache_adopt(struct xlate_vm *x, unsigned s, const struct xlate_segment *contents)
+{
+	struct code_cache *cc = &x->cc;
+
+	if (!cc->seg[s].born)
+		begin(x, s);
+	cc->seg[s] = (struct xlate_segment){ .hot = contents->hot,
+					     .cold = contents->cold,
+					     .meta = contents->meta,
+					     .born = cc->seg[s].born,
+					     .n = contents->n };
+	cc->limit = MAX(cc->limit, cc->nsegs);
+}
+
 static int map(struct code_cache *cc, struct error *err)
 {
 	int fd = memfd_create("viv-code", MFD_CLOEXEC);
 
 	if (fd < 0)
 		return error_set(err, -errno, "cannot create the code cache (memfd_create: %m)");
-	cc->size = cold_at(XLATE_SEGMENTS);
+	cc->size = xlate_cold_at(XLATE_SEGMENTS);
 	if (ftruncate(fd, (off_t)cc->size) < 0) {
 		int rc = error_set(err, -errno, "cannot size the code cache: %m");
 
@@ -197,14 +207,14 @@ uint8_t *xlate_hot(struct xlate_vm *x, uint8_t **end)
 	struct xlate_segment *g = now(x);
 
 	g->hot = ALIGN_UP(g->hot, 8u);
-	*end = x->cc.rw + hot_at(x->cc.now + 1);
-	return x->cc.rw + hot_at(x->cc.now) + g->hot;
+	*end = x->cc.rw + xlate_hot_at(x->cc.now + 1);
+	return x->cc.rw + xlate_hot_at(x->cc.now) + g->hot;
 }
 
 uint8_t *xlate_cold(struct xlate_vm *x, uint8_t **end)
 {
-	*end = x->cc.rw + cold_at(x->cc.now + 1);
-	return x->cc.rw + cold_at(x->cc.now) + now(x)->cold;
+	*end = x->cc.rw + xlate_cold_at(x->cc.now + 1);
+	return x->cc.rw + xlate_cold_at(x->cc.now) + now(x)->cold;
 }
 
 /* Where a dropped block is remembered, and by what. */
@@ -223,7 +233,7 @@ void xlate_cache_take(struct xlate_vm *x, struct xlate_block *b, size_t hot, siz
 
 	g->hot += (uint32_t)hot;
 	g->cold += (uint32_t)cold;
-	*ordered(x, x->cc.now, g->n) = xlate_ref(x, b);
+	*xlate_cache_name(x, x->cc.now, g->n) = xlate_ref(x, b);
 	atomic_store_explicit(&g->n, g->n + 1, memory_order_release);
 	x->cc.fresh++;
 	if (*memory == sign) {
@@ -279,11 +289,10 @@ static void forget_use(struct code_cache *cc)
 				      memory_order_relaxed);
 }
 
-/* Pages of a segment that is not to be filled at once go back to the host. */
-static void give_back(struct xlate_vm *x, unsigned s)
+void xlate_cache_give_back(struct xlate_vm *x, unsigned s)
 {
-	(void)madvise(x->cc.rw + hot_at(s), XLATE_HOT_BYTES, MADV_REMOVE);
-	(void)madvise(x->cc.rw + cold_at(s), XLATE_COLD_BYTES, MADV_REMOVE);
+	(void)madvise(x->cc.rw + xlate_hot_at(s), XLATE_HOT_BYTES, MADV_REMOVE);
+	(void)madvise(x->cc.rw + xlate_cold_at(s), XLATE_COLD_BYTES, MADV_REMOVE);
 	(void)madvise(x->cc.meta + s * XLATE_META_BYTES, XLATE_META_BYTES, MADV_DONTNEED);
 }
 
@@ -304,8 +313,10 @@ static void empty(struct dbt_vm *vm, unsigned s)
 	xlate_blocks_drop(vm, s);
 	for (unsigned i = 0; i < vm->ncpus; i++)
 		if (vm->cpus[i]) {
-			xlate_jc_forget(vm->cpus[i], x->cc.rx + hot_at(s), x->cc.rx + hot_at(s + 1));
-			xlate_jc_forget(vm->cpus[i], x->cc.rx + cold_at(s), x->cc.rx + cold_at(s + 1));
+			xlate_jc_forget(vm->cpus[i], x->cc.rx + xlate_hot_at(s),
+					x->cc.rx + xlate_hot_at(s + 1));
+			xlate_jc_forget(vm->cpus[i], x->cc.rx + xlate_cold_at(s),
+					x->cc.rx + xlate_cold_at(s + 1));
 		}
 	*g = (struct xlate_segment){ 0 };
 	x->cc.nsegs--;
@@ -331,7 +342,7 @@ static void next_segment(struct dbt_vm *vm)
 	forget_use(cc);
 	while (cc->nsegs >= cc->limit) {
 		if (s < XLATE_SEGMENTS)
-			give_back(x, s);
+			xlate_cache_give_back(x, s);
 		s = least_used(cc);
 		empty(vm, s);
 	}
@@ -364,7 +375,7 @@ void xlate_flush(struct dbt_vm *vm)
 	for (unsigned s = 0; s < XLATE_SEGMENTS; s++)
 		if (x->cc.seg[s].born) {
 			x->cc.seg[s] = (struct xlate_segment){ 0 };
-			give_back(x, s);
+			xlate_cache_give_back(x, s);
 		}
 	x->cc.nsegs = 0;
 	begin(x, 0);

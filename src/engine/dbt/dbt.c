@@ -380,6 +380,19 @@ static void dbt_dirty_stop(struct engine_vm *evm)
 	ram_log_stop(vm->ram);
 }
 
+/* ---- kept code ---------------------------------------------------------------------------- */
+
+static int dbt_code_save(struct engine_vm *evm, const uint64_t *dirty, struct bytes *out,
+			 struct error *err)
+{
+	return xlate_code_save(vm_of(evm), dirty, out, err);
+}
+
+static int dbt_code_load(struct engine_vm *evm, const uint8_t *data, size_t len, struct error *err)
+{
+	return xlate_code_load(vm_of(evm), data, len, err);
+}
+
 /* ---- debug, counters, probe --------------------------------------------------------------- */
 
 static int dbt_set_debug(struct engine_vcpu *v, const struct engine_debug *dbg)
@@ -445,6 +458,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 		{ "code_limit_bytes", (uint64_t)shared->cc.limit * shared->cc.segment_bytes, true },
 		{ "code_flushes", shared->flushes, true },
 		{ "blocks_size", shared->table.nblocks, true },
+		{ "blocks_loaded", shared->loaded, true },
 		{ "code_segments_dropped", shared->evictions, true },
 		{ "blocks_dropped", shared->evicted, true },
 		{ "blocks_translated_again", shared->translated_again, true },
@@ -495,6 +509,8 @@ const struct engine_ops engine_dbt = {
 	.dirty_start = dbt_dirty_start,
 	.dirty_collect = dbt_dirty_collect,
 	.dirty_stop = dbt_dirty_stop,
+	.code_save = dbt_code_save,
+	.code_load = dbt_code_load,
 	.set_debug = dbt_set_debug,
 	.count = dbt_ops_count,
 	.stop_at = dbt_ops_stop_at,

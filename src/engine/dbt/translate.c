@@ -1446,6 +1446,7 @@ static void emit_decoded(struct ctx *c, const struct cold *k)
 		return;
 	}
 	*in = *k->in;
+	c->ndecoded++;
 	tr_count_back(c, k);
 	emit_mov_ri(e, H_RCX, k->page_off);
 	emit_mov_ri(e, H_R15, xlate_ref(c->x, in));
@@ -1559,8 +1560,7 @@ static uint8_t *emit_cold_entry(struct ctx *c, const uint8_t *near_entry)
 	return start;
 }
 
-/* The independent reading of the block (code_verify.h).  A block that fails it is never run. */
-static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struct emit *cold)
+bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t cold)
 {
 	struct xlate_vm *x = cpu->vm->xlate;
 	uint8_t *exec = xlate_code(x, b);
@@ -1572,9 +1572,9 @@ static bool verify(struct dbt_cpu *cpu, const struct xlate_block *b, const struc
 		.miss = { x->miss, x->miss_group },
 		.code = x->cc.rw + b->code,
 		.exec = exec,
-		.cold_code = cold->start,
-		.cold_exec = cold->start + cold->exec_delta,
-		.cold_len = (size_t)(cold->p - cold->start),
+		.cold_code = x->cc.rw + cold,
+		.cold_exec = x->cc.rx + cold,
+		.cold_len = b->cold_len,
 		.near_entry = b->near,
 		.off_ptr = (uint32_t)CPU_OFF(ptr),
 		.off_rounds = (uint32_t)CPU_OFF(rounds),
@@ -1673,7 +1673,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 	c->sp_size = c->bits == 64 ? 8 : key & DBT_MODE_SS32 ? 4 : 2;
 	c->is_flat = key & DBT_MODE_FLAT && c->bits != 16 && c->sp_size != 2;
 	c->phys = phys;
-	c->ncold = c->nlinks = 0;
+	c->ncold = c->nlinks = c->ndecoded = 0;
 	c->landing = 0;
 	c->polled = UINT_MAX;
 	bool is_stuck = decode_run(c, phys2);
@@ -1757,7 +1757,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		emit_cold(c, &c->cold[i]);
 	uint8_t *far_entry = is_jump ? emit_cold_entry(c, near_entry) : hot.start;
 
-	if (e->is_full)
+	if (e->is_full || e->p - e->start > UINT16_MAX)
 		return NULL;
 	struct emit cold = *e;
 
@@ -1774,6 +1774,8 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		.nlinks = (uint8_t)c->nlinks,
 		.nfars = (uint8_t)nfars,
 		.nmap = (uint8_t)nmap,
+		.ndecoded = (uint8_t)c->ndecoded,
+		.cold_len = (uint16_t)(cold.p - cold.start),
 		.is_interp = nmapped == 0,
 		.is_crossing = phys2 != 0,
 		.has_loop = c->loop.top,
@@ -1795,7 +1797,7 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
 		memcpy(loop->host, c->loop.host, sizeof(loop->host));
 	}
 	memcpy(xlate_block_map(b), packed, npacked);
-	if (cpu->vm->cfg.is_strict && !verify(cpu, b, &cold))
+	if (cpu->vm->cfg.is_strict && !xlate_verify(cpu, b, (uint32_t)(cold.start - x->cc.rw)))
 		return NULL;
 	xlate_cache_take(x, b, b->code_len, (size_t)(cold.p - cold.start));
 	return b;

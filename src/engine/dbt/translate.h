@@ -137,7 +137,8 @@ struct ctx {
 	struct new_link links[XLATE_MAX_LINKS];
 	uint32_t links_ref; /* of the first, once the record has a place */
 	unsigned nlinks;
-	uint32_t landing; /* as in struct xlate_block */
+	unsigned ndecoded; /* struct insn behind the record */
+	uint32_t landing;  /* as in struct xlate_block */
 	unsigned cur;
 	uint8_t *count_at[2]; /* counting.c: numbers to be filled in */
 	unsigned counted;     /* instructions that the block counts as it is entered */

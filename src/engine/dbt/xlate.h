@@ -112,7 +112,9 @@ struct xlate_insn_map {
 /*
  * The record of a block, in its segment.  Behind it come its links, the far ones' rest, struct xlate_crossing and
  * struct xlate_loop if it has them, and its map: of each instruction what it is further than the one before, in host code and in the guest's
- * page, as two numbers of seven bits a byte, low ones first; the second is signed by its lowest bit (xlate_map_find()).
+ * page, as two numbers of seven bits a byte, low ones first; the second is signed by its lowest bit (xlate_map_find()).  Then, 8-byte aligned,
+ * the decoded forms of instructions that are interpreted.  The order of blocks in a segment is that of their records, their
+ * code and their cold parts alike.
  */
 struct xlate_block {
 	uint64_t tag;	    /* xlate_tag() */
@@ -131,6 +133,8 @@ struct xlate_block {
 	bool is_interp : 1;   /* starts with an instruction that is interpreted */
 	bool is_crossing : 1; /* has a struct xlate_crossing */
 	bool has_loop : 1;    /* has a struct xlate_loop */
+	uint8_t ndecoded;     /* interpreted instructions behind the map */
+	uint16_t cold_len;    /* of its cold part */
 	struct xlate_link links[];
 };
 
@@ -225,6 +229,16 @@ struct xlate_table {
 	unsigned nblocks; /* live ones */
 };
 
+/* Offsets in the code cache of a segment's two parts. */
+static inline uint32_t xlate_hot_at(unsigned s)
+{
+	return (uint32_t)(XLATE_STUB_BYTES + s * XLATE_HOT_BYTES);
+}
+static inline uint32_t xlate_cold_at(unsigned s)
+{
+	return (uint32_t)(xlate_hot_at(XLATE_SEGMENTS) + s * XLATE_COLD_BYTES);
+}
+
 struct xlate_vm {
 	struct code_cache cc;
 	struct xlate_table table;
@@ -245,6 +259,7 @@ struct xlate_vm {
 	bool has_dead_flags; /* flags that the program does not read need not be kept */
 	uint64_t flushes, invalidations, smc_hits;
 	uint64_t evictions, evicted, translated_again;
+	uint64_t loaded;	  /* blocks that came from elsewhere (keep.c) */
 	uint64_t verify_failures; /* blocks that the verifier refused: then vcpu_run fails ... */
 	char refused[160];	  /* ... and says why the last of them was */
 	uint64_t generation;	  /* of flushes and of segments emptied */
@@ -398,6 +413,11 @@ bool xlate_mode_ok(const struct xlate_vm *x, uint32_t key);
  * @phys2: XLATE_NO_PAGE, or the RAM offset of the page where its only instruction goes on, with bit 0 set; 0: it does not */
 struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t phys2,
 				    uint32_t key, bool is_jump);
+/**
+ * xlate_verify() - the independent reading of block @b, which is not linked (code_verify.h).  A block that fails it is never run.
+ * @cold: offset of its cold part in the code cache, of @b->cold_len bytes
+ */
+bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t cold);
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
 
@@ -420,6 +440,14 @@ uint8_t *xlate_cold(struct xlate_vm *x, uint8_t **end);
 void xlate_cache_take(struct xlate_vm *x, struct xlate_block *b, size_t hot, size_t cold);
 /** xlate_cache_block() - block @i of segment @s. */
 struct xlate_block *xlate_cache_block(const struct xlate_vm *x, unsigned s, unsigned i);
+/** xlate_cache_name() - where the reference of block @i of segment @s stands. */
+uint32_t *xlate_cache_name(const struct xlate_vm *x, unsigned s, unsigned i);
+/** xlate_cache_is_new() - is there nothing in it yet? */
+bool xlate_cache_is_new(const struct xlate_vm *x);
+/** xlate_cache_adopt() - segment @s has these contents from now on; it was empty, or the first one with nothing in it. */
+void xlate_cache_adopt(struct xlate_vm *x, unsigned s, const struct xlate_segment *contents);
+/** xlate_cache_give_back() - the pages of a segment that is not to be filled at once go to the host. */
+void xlate_cache_give_back(struct xlate_vm *x, unsigned s);
 /** xlate_cache_find() - the block whose hot part has @pc; NULL: none.  Any time on a running vCPU's thread. */
 struct xlate_block *xlate_cache_find(struct xlate_vm *x, const uint8_t *pc);
 /** xlate_segment_of() - the segment that a record is in. */
@@ -451,12 +479,20 @@ struct xlate_block *xlate_lookup(struct xlate_vm *x, uint64_t phys, uint64_t phy
 bool xlate_has_block(struct xlate_vm *x, uint64_t phys, uint32_t key);
 /** xlate_block_insert() - a new block: found from now on, linked to the others. */
 void xlate_block_insert(struct dbt_cpu *cpu, struct xlate_block *b);
+/** xlate_block_enter() - the same without links. */
+void xlate_block_enter(struct xlate_vm *x, struct xlate_block *b);
+/** xlate_link_key() - the key of the block that @l may lead to. */
+uint32_t xlate_link_key(struct xlate_link *l);
+/** xlate_phys2() - as in xlate_translate(). */
+uint64_t xlate_phys2(struct xlate_block *b);
 /** xlate_link_to() - patch @l to jump to @b. */
 void xlate_link_to(struct xlate_vm *x, struct xlate_link *l, struct xlate_block *b);
 /** xlate_blocks_drop() - forget the blocks of segment @s; nobody runs. */
 void xlate_blocks_drop(struct dbt_vm *vm, unsigned s);
 /** xlate_blocks_clear() - forget all blocks; nobody runs. */
 void xlate_blocks_clear(struct dbt_vm *vm);
+/** xlate_table_prepare() - the table is empty, and gets @n blocks soon. */
+void xlate_table_prepare(struct xlate_vm *x, unsigned n);
 /** xlate_table_is_full(), xlate_table_rebuild() - the latter with the world stopped. */
 bool xlate_table_is_full(const struct xlate_vm *x);
 void xlate_table_rebuild(struct xlate_vm *x);
@@ -468,6 +504,14 @@ void xlate_jc_forget(struct dbt_cpu *cpu, const uint8_t *from, const uint8_t *to
 int xlate_map_find(struct xlate_block *b, uint32_t off, unsigned *index);
 /* translate_sys.c: the stubs of string instructions. */
 void xlate_emit_strings(struct xlate_vm *x, struct emit *e);
+
+/*
+ * keep.c: translated code kept for another process (engine.h, code_save and code_load).
+ */
+int xlate_code_save(struct dbt_vm *vm, const uint64_t *dirty, struct bytes *out, struct error *err);
+int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, struct error *err);
+/** xlate_code_ident() - how many of the bytes say what they are of (tests). */
+size_t xlate_code_ident(void);
 
 /* dispatch.c: a vCPU is "running" between these two; enter waits for an exclusive section to end. */
 void dbt_run_enter(struct dbt_cpu *cpu);

@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Translated code that another VM takes over: nothing is translated again, the guest does the same, what has changed is left out, and
+ * bytes that are damaged or of something else change nothing.
+ *
+ * The guest is a page of 64-bit code after the other, in long mode on one 1 GiB identity page.
+ */
+#include "base/unit.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "engine/dbt/thunk.h"
+#include "engine/dbt/xlate.h"
+
+enum {
+	PML4 = 0x2000,
+	PDPT = 0x3000,
+	CODE = 0x10000,
+	NPAGES = 32,
+	STEP = 64, /* a block begins every so many bytes */
+	NBLOCKS = NPAGES * 4096 / STEP,
+	OUT = CODE + NPAGES * 4096, /* hlt */
+	SUB = OUT + 0x1000 - 2, /* a function whose second instruction goes on in the next page */
+	LOOP = OUT + 0x2000,
+};
+
+struct world {
+	struct guest_ram ram;
+	struct cpu_model model;
+	struct engine_vm *vm;
+	struct engine_vcpu *vcpu;
+	struct dbt_cpu *cpu;
+	struct xlate_vm *x;
+};
+
+static struct error err;
+
+static int on_exit_(void *ctx, struct vcpu_exit *exit)
+{
+	return 0;
+}
+
+static int intr_ack(void *ctx)
+{
+	return -1;
+}
+
+static uint64_t place(unsigned block)
+{
+	return CODE + (uint64_t)block * STEP;
+}
+
+/* Block @i: dec ecx; jz OUT; cpuid (interpreted); call SUB; rdi[rcx & 7]; jmp to block @to. */
+static void write_block(struct world *w, unsigned i, unsigned to)
+{
+	uint64_t at = place(i);
+	uint8_t code[] = { 0xff, 0xc9, 0x0f, 0x84, 0,	 0, 0, 0, 0x51, 0x53, 0x0f,
+			   0xa2, 0x5b, 0x59, 0xe8, 0,	 0, 0, 0, 0x48, 0x03, 0x17,
+			   0x48, 0x01, 0x57, 0x08, 0xe9, 0, 0, 0, 0 };
+	uint32_t out = (uint32_t)(OUT - (at + 8)), sub = (uint32_t)(SUB - (at + 19)),
+		 rel = (uint32_t)(place(to) - (at + sizeof(code)));
+
+	memcpy(code + 4, &out, 4);
+	memcpy(code + 15, &sub, 4);
+	memcpy(code + sizeof(code) - 4, &rel, 4);
+	memcpy(w->ram.base + at, code, sizeof(code));
+}
+
+static void write_guest(struct world *w)
+{
+	/* inc rax; add rbx, 12345678H (over the page's end); ret */
+	static const uint8_t sub[] = { 0x90, 0x48, 0x81, 0xc3, 0x78, 0x56, 0x34, 0x12, 0xc3 };
+	/* again: add rbx, [rsi]; add rsi, 8; dec rdx; jnz again; hlt */
+	static const uint8_t loop[] = { 0x48, 0x03, 0x1e, 0x48, 0x83, 0xc6, 0x08,
+					0x48, 0xff, 0xca, 0x75, 0xf4, 0xf4 };
+
+	for (unsigned i = 0; i < NBLOCKS; i++)
+		write_block(w, i, (i * 5 + 1) % NBLOCKS); /* goes by all of them */
+	w->ram.base[OUT] = 0xf4;
+	memcpy(w->ram.base + SUB, sub, sizeof(sub));
+	memcpy(w->ram.base + LOOP, loop, sizeof(loop));
+	memcpy(w->ram.base + PML4, &(uint64_t){ PDPT | 7 }, 8);
+	memcpy(w->ram.base + PDPT, &(uint64_t){ 0x87 }, 8);
+}
+
+static void open_world(struct world *w, const struct engine_config *like)
+{
+	struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = intr_ack };
+	struct engine_config cfg = *like;
+	struct x86_state s;
+
+	*w = (struct world){ 0 };
+	cfg.ram = &w->ram;
+	cfg.model = &w->model;
+	cfg.vcpus = 1;
+	assert_int_equal(ram_create(&w->ram, 2 * MIB, 0, &err), 0);
+	assert_int_equal(cpu_model_init(&w->model, "host", 1, &err), 0);
+	write_guest(w);
+	assert_int_equal(engine_dbt.vm_create(&w->vm, &cfg, &err), 0);
+	assert_int_equal(engine_dbt.vcpu_create(&w->vcpu, w->vm, 0, &up, &err), 0);
+	w->cpu = (struct dbt_cpu *)(void *)w->vcpu;
+	w->x = w->cpu->vm->xlate;
+	engine_dbt.get_state(w->vcpu, &s);
+	s.cr3 = PML4;
+	s.cr4 = X86_CR4_PAE;
+	s.cr0 |= X86_CR0_PE | X86_CR0_PG | X86_CR0_WP;
+	s.efer = X86_EFER_LME | X86_EFER_LMA;
+	s.seg[SEG_CS] = (struct x86_seg){ .selector = 8, .limit = 0xffffffff, .attr = 0xa09b };
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		if (i != SEG_CS)
+			s.seg[i] = (struct x86_seg){ .selector = 16, .limit = 0xffffffff, .attr = 0xc093 };
+	assert_int_equal(engine_dbt.set_state(w->vcpu, &s, &err), 0);
+	assert_int_equal(engine_dbt.dirty_start(w->vm, &err), 0);
+}
+
+static void close_world(struct world *w)
+{
+	thunk_thread_finish();
+	engine_dbt.vcpu_destroy(w->vcpu);
+	engine_dbt.vm_destroy(w->vm);
+	ram_destroy(&w->ram);
+}
+
+/* @n blocks from block @first on, then the loop; the sum of what was computed. */
+static uint64_t run(struct world *w, unsigned first, unsigned n)
+{
+	uint64_t *gpr = w->cpu->s.gpr;
+
+	assert_int_equal(thunk_thread_init(w->cpu, &err), 0);
+	for (unsigned i = 0; i < 16; i++)
+		gpr[i] = 0x1111111111111111ULL * i;
+	gpr[R_RCX] = n;
+	gpr[R_RDI] = 0x8000;
+	gpr[R_RSP] = 0x7000;
+	w->cpu->s.rip = place(first);
+	w->cpu->s.mp_state = MP_RUNNABLE;
+	assert_int_equal(engine_dbt.vcpu_run(w->vcpu, &err), RUN_HALTED);
+	assert_int_equal(w->cpu->s.rip, OUT + 1);
+	gpr[R_RSI] = CODE;
+	gpr[R_RDX] = 3000;
+	w->cpu->s.rip = LOOP;
+	w->cpu->s.mp_state = MP_RUNNABLE;
+	assert_int_equal(engine_dbt.vcpu_run(w->vcpu, &err), RUN_HALTED);
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < 16; i++)
+		sum = sum * 31 + gpr[i];
+	return sum;
+}
+
+static uint64_t translations(const struct world *w)
+{
+	return w->cpu->xlate->translations;
+}
+
+static unsigned links(const struct world *w)
+{
+	unsigned n = 0;
+
+	for (unsigned s = 0; s < XLATE_SEGMENTS; s++)
+		for (unsigned i = 0; i < w->x->cc.seg[s].n; i++) {
+			struct xlate_block *b = xlate_cache_block(w->x, s, i);
+
+			for (unsigned k = 0; !b->is_dead && k < b->nlinks; k++)
+				n += b->links[k].to != 0;
+		}
+	return n;
+}
+
+static void save(struct world *w, struct bytes *out)
+{
+	assert_int_equal(engine_dbt.code_save(w->vm, NULL, out, &err), 0);
+}
+
+static int load(struct world *w, const struct bytes *b)
+{
+	return engine_dbt.code_load(w->vm, b->data, b->len, &err);
+}
+
+static void check_same(const struct engine_config *cfg)
+{
+	struct world a, b;
+	struct bytes kept = { 0 };
+
+	open_world(&a, cfg);
+	uint64_t sum = run(&a, 3, NBLOCKS);
+
+	assert_int_equal(run(&a, 3, 40), run(&a, 3, 40));
+	save(&a, &kept);
+	unsigned linked = links(&a);
+	uint64_t nblocks = a.x->table.nblocks;
+
+	close_world(&a);
+	open_world(&b, cfg);
+	assert_int_equal(load(&b, &kept), 0);
+	assert_int_equal(b.x->table.nblocks, nblocks);
+	assert_int_equal(links(&b), linked);
+	assert_int_equal(run(&b, 3, NBLOCKS), sum);
+	/* The place of two of them is chosen by where the first one began. */
+	assert_in_range(translations(&b), 0, 2);
+	/* The page of a block is written: it is made anew, of the new bytes. */
+	assert_true(b.ram.page_flags[place(7) >> 12] & RAM_PAGE_CODE);
+	b.ram.base[place(3)] = 0x90;
+	b.ram.base[place(3) + 1] = 0x90;
+	ram_note_write(&b.ram, place(3), 2);
+	assert_true(run(&b, 3, 5) != 0);
+	assert_true(translations(&b) > 0);
+	close_world(&b);
+	bytes_free(&kept);
+}
+
+static void test_same(void **state)
+{
+	check_same(&(struct engine_config){ 0 });
+	check_same(&(struct engine_config){ .is_strict = true });
+	check_same(&(struct engine_config){ .without = ENGINE_RETURNS | ENGINE_LOOPS });
+	check_same(&(struct engine_config){ .without = ENGINE_CHAINING });
+}
+
+/* Every block that was taken over is executed both ways. */
+static void test_lockstep(void **state)
+{
+	const struct engine_config cfg = { .check_every = 1 };
+	struct bytes kept = { 0 };
+	struct world a, b;
+
+	open_world(&a, &cfg);
+	uint64_t sum = run(&a, 0, 600);
+
+	save(&a, &kept);
+	close_world(&a);
+	open_world(&b, &cfg);
+	assert_int_equal(load(&b, &kept), 0);
+	assert_int_equal(run(&b, 0, 600), sum);
+	assert_in_range(translations(&b), 0, 2);
+	assert_true(b.cpu->xlate->compared > 1000);
+	close_world(&b);
+	bytes_free(&kept);
+}
+
+/* A page that has changed since, and one that the caller knows of, are left out; links to their blocks, too. */
+static void test_changed_pages(void **state)
+{
+	const struct engine_config cfg = { .is_strict = true };
+	uint64_t dirty[2 * MIB / 4096 / 64] = { 0 };
+	struct bytes kept = { 0 };
+	struct world a, b;
+
+	open_world(&a, &cfg);
+	run(&a, 0, NBLOCKS);
+	ram_note_write(&a.ram, CODE + 0x1000 + STEP - 2, 1); /* no block is there */
+	dirty[(CODE + 0x2000) >> 18] |= 1ULL << ((CODE + 0x2000) >> 12) % 64;
+	assert_int_equal(engine_dbt.code_save(a.vm, dirty, &kept, &err), 0);
+	close_world(&a);
+	open_world(&b, &cfg);
+	assert_int_equal(load(&b, &kept), 0);
+	assert_int_equal(b.x->by_page[(CODE + 0x1000) >> 12], 0);
+	assert_int_equal(b.x->by_page[(CODE + 0x2000) >> 12], 0);
+	assert_int_not_equal(b.x->by_page[CODE >> 12], 0);
+	run(&b, 0, NBLOCKS);
+	assert_in_range(translations(&b), 4096 / STEP, 8 * 4096 / STEP);
+	close_world(&b);
+	bytes_free(&kept);
+}
+
+/* It is worth to be kept again if something came to it, and only before anything has run. */
+static void test_again(void **state)
+{
+	const struct engine_config cfg = { 0 };
+	struct bytes kept = { 0 }, more = { 0 };
+	struct world a, b;
+
+	open_world(&a, &cfg);
+	run(&a, 0, 50);
+	save(&a, &kept);
+	assert_int_equal(load(&a, &kept), -EBUSY);
+	close_world(&a);
+	open_world(&b, &cfg);
+	assert_int_equal(load(&b, &kept), 0);
+	assert_int_equal(load(&b, &kept), -EBUSY);
+	run(&b, 0, 50);
+	assert_int_equal(engine_dbt.code_save(b.vm, NULL, &more, &err), -EALREADY);
+	run(&b, 0, NBLOCKS);
+	save(&b, &more);
+	assert_true(more.len > kept.len);
+	engine_dbt.dirty_stop(b.vm);
+	assert_int_equal(engine_dbt.code_save(b.vm, NULL, &more, &err), -EINVAL);
+	close_world(&b);
+	bytes_free(&kept);
+	bytes_free(&more);
+}
+
+static void test_of_something_else(void **state)
+{
+	static const struct engine_config others[] = { { .is_strict = true },
+						       { .is_counting = true },
+						       { .without = ENGINE_RETURNS },
+						       { .without = ENGINE_CODE_ROOM } };
+	struct bytes kept = { 0 };
+	struct world a, b;
+
+	open_world(&a, &(struct engine_config){ 0 });
+	run(&a, 0, 50);
+	save(&a, &kept);
+	close_world(&a);
+	for (unsigned i = 0; i < ARRAY_SIZE(others); i++) {
+		open_world(&b, &others[i]);
+		assert_int_equal(load(&b, &kept), -ESTALE);
+		assert_int_equal(b.x->table.nblocks, 0);
+		close_world(&b);
+	}
+	open_world(&b, &(struct engine_config){ 0 });
+	b.cpu->vm->model.has[CPUF_COUNT - 1] ^= true;
+	assert_int_equal(load(&b, &kept), -ESTALE);
+	b.cpu->vm->model.has[CPUF_COUNT - 1] ^= true;
+	for (unsigned i = 0; i < 20; i++) { /* of another build */
+		kept.data[i] ^= 1;
+		assert_int_equal(load(&b, &kept), -ESTALE);
+		kept.data[i] ^= 1;
+	}
+	assert_int_equal(load(&b, &kept), 0);
+	close_world(&b);
+	bytes_free(&kept);
+}
+
+static uint64_t next_random(uint64_t *s)
+{
+	*s ^= *s << 13;
+	*s ^= *s >> 7;
+	return *s ^= *s << 17;
+}
+
+/* Whatever the bytes are, nothing is there afterwards, or all of it, and what is there can be dropped again. */
+static void test_damaged(void **state)
+{
+	struct bytes kept = { 0 };
+	struct world a, b;
+	uint64_t seed = 88172645463325252ULL;
+	unsigned refused = 0;
+
+	open_world(&a, &(struct engine_config){ .is_strict = true });
+	run(&a, 0, 60);
+	save(&a, &kept);
+	close_world(&a);
+	open_world(&b, &(struct engine_config){ .is_strict = true });
+	for (size_t len = 0; len < kept.len; len += 1 + len / 64) {
+		uint8_t *cut = malloc(len ? len : 1); /* what is read behind it is noticed */
+
+		memcpy(cut, kept.data, len);
+		assert_true(engine_dbt.code_load(b.vm, cut, len, &err) < 0);
+		free(cut);
+	}
+	for (unsigned i = 0; i < 3000; i++) {
+		size_t at = next_random(&seed) % kept.len;
+		uint8_t old = kept.data[at];
+
+		kept.data[at] ^= 1u << (i % 8);
+		int r = load(&b, &kept);
+
+		kept.data[at] = old;
+		refused += r < 0;
+		if (r < 0) {
+			assert_int_equal(b.x->table.nblocks, 0);
+			assert_int_equal(b.x->verify_failures, 0);
+		}
+		xlate_flush(b.cpu->vm);
+	}
+	assert_true(refused > 300);
+	assert_int_equal(load(&b, &kept), 0);
+	close_world(&b);
+	bytes_free(&kept);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_same),
+		cmocka_unit_test(test_lockstep),
+		cmocka_unit_test(test_changed_pages),
+		cmocka_unit_test(test_again),
+		cmocka_unit_test(test_of_something_else),
+		cmocka_unit_test(test_damaged),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
