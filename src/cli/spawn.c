@@ -10,6 +10,7 @@
 #include "cli/cli.h"
 #include "cli/spawn.h"
 #include "ctl/paths.h"
+#include "ctl/snapcode.h"
 
 #define LINE_MAX_BYTES 65536
 
@@ -18,7 +19,7 @@ struct pass {
 	const char *option;
 	int fd; /* -1: not passed */
 };
-#define MAX_PASS  4
+#define MAX_PASS  5
 #define MAX_ARGS  24
 #define MAX_LINKS 16
 
@@ -124,12 +125,34 @@ static int open_log(const struct vmconfig *c, struct error *err)
 	return fd >= 0 ? fd : error_set(err, -errno, "cannot write %s: %s", path, strerror(errno));
 }
 
+/* A pipe with the key of the snapshot's code in it; -1: none, and why was said. */
+static int make_key_pipe(const char *vm, const char *snapshot)
+{
+	uint8_t key[CODE_SET_KEY_BYTES];
+	struct error err;
+	int fds[2];
+
+	if (snapcode_key(vm, snapshot, key, &err) < 0) {
+		cli_note("translated code is neither loaded nor kept: %s", err.text);
+		return -1;
+	}
+	if (pipe2(fds, O_CLOEXEC) < 0)
+		return -1;
+	bool is_written = write(fds[1], key, sizeof(key)) == sizeof(key);
+
+	explicit_bzero(key, sizeof(key));
+	close(fds[1]);
+	if (!is_written)
+		close_fd(&fds[0]);
+	return fds[0];
+}
+
 int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 		  const struct spawn_from *from, bool is_attached, struct error *err)
 {
 	struct child child = { 0 };
 	int status[2] = { -1, -1 }, console[2] = { -1, -1 }, lifeline[2] = { -1, -1 };
-	int log_fd = -1, r = 0;
+	int log_fd = -1, key_fd = -1, r = 0;
 
 	*s = (struct spawned){ .pid = -1, .status_fd = -1, .console_fd = -1, .lifeline_fd = -1 };
 	log_fd = open_log(c, err);
@@ -139,6 +162,8 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 		r = error_set(err, -errno, "cannot make a pipe: %s", strerror(errno));
 	if (r == 0 && is_attached)
 		r = make_pair(SOCK_STREAM, console, err);
+	if (r == 0 && from && from->snapshot)
+		key_fd = make_key_pipe(c->name, from->snapshot);
 	if (r == 0) {
 		add_arg(&child, "viv");
 		add_arg(&child, "vm");
@@ -156,9 +181,11 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 		add_fd(&child, "--status-fd", status[1]);
 		add_fd(&child, "--console-fd", console[1]);
 		add_fd(&child, "--lifeline-fd", lifeline[0]);
+		add_fd(&child, "--code-key-fd", key_fd);
 		r = child_start(&child, log_fd, &s->pid, err);
 	}
 	close_fd(&log_fd);
+	close_fd(&key_fd);
 	close_fd(&status[1]);
 	close_fd(&console[1]);
 	close_fd(&lifeline[0]);

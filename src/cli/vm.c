@@ -19,6 +19,7 @@
 #include "ctl/migrate.h"
 #include "ctl/migrate_target.h"
 #include "ctl/paths.h"
+#include "ctl/snapcode.h"
 #include "ctl/snaptake.h"
 #include "ctl/socket.h"
 #include "ctl/vmconfig.h"
@@ -35,7 +36,7 @@
 
 struct args {
 	const char *name, *from, *incoming;
-	uint64_t status_fd, console_fd, lifeline_fd, lock_fd; /* 0: none */
+	uint64_t status_fd, console_fd, lifeline_fd, lock_fd, code_key_fd; /* 0: none */
 	bool is_prefault;
 };
 
@@ -47,6 +48,8 @@ static const struct opt vm_opts[] = {
 	OPT_UINT(struct args, lock_fd, "lock-fd", "FD", "the machine's lock", 3, 65535),
 	OPT_UINT(struct args, status_fd, "status-fd", "FD", "pipe for news", 3, 65535),
 	OPT_UINT(struct args, console_fd, "console-fd", "FD", "first client of the console", 3, 65535),
+	OPT_UINT(struct args, code_key_fd, "code-key-fd", "FD",
+		 "pipe with the key of the snapshot's code", 3, 65535),
 	OPT_UINT(struct args, lifeline_fd, "lifeline-fd", "FD", "pipe whose end ends the machine", 3, 65535),
 	OPT_END,
 };
@@ -83,6 +86,9 @@ struct process {
 	const struct engine_ops *ops;
 	bool has_moved;	  /* it runs on another host */
 	bool has_arrived; /* it came from another host, and is ours */
+	uint8_t code_key[CODE_SET_KEY_BYTES]; /* of the snapshot's translated code */
+	bool has_code_key;
+	struct snapcode_reader *code; /* that is being read; or NULL */
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 };
 
@@ -272,7 +278,8 @@ static int join_lab(struct process *p, struct machine_config *cfg, struct error 
 struct origin {
 	struct snapshot_state state;
 	struct ram_files files;
-	struct working_set set; /* empty: none is known */
+	struct working_set set;	      /* empty: none is known */
+	struct snapcode_reader *code; /* the process's; NULL: none */
 	struct machine_restore restore;
 	bool is_prefault;
 };
@@ -287,6 +294,17 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 	return r;
 }
 
+static const uint8_t *get_code(void *arg, size_t *len)
+{
+	struct origin *o = arg;
+	struct error err;
+	const uint8_t *code = o->code ? snapcode_read_wait(o->code, len, &err) : NULL;
+
+	if (o->code && !code)
+		log_info("vm", "translated code is not used: %s", err.text);
+	return code;
+}
+
 static void origin_close(struct origin *o)
 {
 	snapshot_state_free(&o->state);
@@ -296,7 +314,7 @@ static void origin_close(struct origin *o)
 
 static int origin_open(struct origin *o, const struct process *p, struct error *err)
 {
-	*o = (struct origin){ .is_prefault = p->args.is_prefault };
+	*o = (struct origin){ .is_prefault = p->args.is_prefault, .code = p->code };
 	int r = snapstore_open_state(p->args.name, p->args.from, &o->state, err);
 
 	if (r == 0)
@@ -311,7 +329,9 @@ static int origin_open(struct origin *o, const struct process *p, struct error *
 
 	if (found < 0 && found != -ENOENT)
 		log_warn("vm", "memory is not read ahead: %s", why.text);
-	o->restore = (struct machine_restore){ .state = &o->state, .map_ram = map_ram, .arg = o };
+	o->restore = (struct machine_restore){
+		.state = &o->state, .map_ram = map_ram, .code = get_code, .arg = o
+	};
 	return 0;
 }
 
@@ -421,6 +441,10 @@ static int create_machine(struct process *p, struct error *err)
 	struct origin origin;
 	int r;
 
+	/* Read while all else is made ready. */
+	if (p->args.from && p->has_code_key)
+		p->code = snapcode_read(p->args.name, p->args.from, p->code_key);
+
 	if (!p->args.from)
 		return open_machine(p, &cfg, err);
 	r = origin_open(&origin, p, err);
@@ -431,6 +455,8 @@ static int create_machine(struct process *p, struct error *err)
 	if (r == 0 && origin.is_prefault)
 		r = ram_files_prefault(&origin.files, machine_ram(p->m), err);
 	origin_close(&origin);
+	snapcode_read_end(p->code);
+	p->code = NULL;
 	return r;
 }
 
@@ -445,6 +471,7 @@ static int create_snapper(struct process *p, struct error *err)
 					   .backing = &p->backing,
 					   .clock = &p->clock,
 					   .agent = p->agent,
+					   .code_key = p->has_code_key ? p->code_key : NULL,
 					   .child = copy_main,
 					   .child_arg = p };
 	int r = snapper_create(&p->snapper, &sc, err);
@@ -650,6 +677,7 @@ static void destroy(struct process *p)
 {
 	p->has_moved = migrator_has_moved(p->migrator);
 	p->has_arrived = migrate_target_destroy(p->target);
+	snapcode_read_end(p->code);
 	if (p->m) {
 		pthread_mutex_lock(machine_lock(p->m));
 		ctl_destroy(p->ctl);
@@ -738,6 +766,17 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 	_exit(status);
 }
 
+static void take_code_key(struct process *p)
+{
+	int fd = (int)p->args.code_key_fd;
+
+	if (!fd)
+		return;
+	p->has_code_key = read(fd, p->code_key, sizeof(p->code_key)) == sizeof(p->code_key);
+	close(fd);
+	p->args.code_key_fd = 0;
+}
+
 int cli_vm(int argc, char **argv)
 {
 	struct process p = { .lock_fd = -1, .listen_fd = -1, .signal_fd = -1 };
@@ -750,6 +789,7 @@ int cli_vm(int argc, char **argv)
 	opts_free(&vm_cmd, &p.args, &rest);
 	if (!p.args.name || paths_check_name("a machine", p.args.name, &err) < 0)
 		return EXIT_USAGE;
+	take_code_key(&p);
 	block_signals();
 	/* Set, it stays: by itself glibc raises it to the largest block that was freed, and keeps such blocks. */
 	(void)mallopt(M_MMAP_THRESHOLD, MMAP_FROM);

@@ -5,6 +5,7 @@
  *   data root   $VIVARIUM_HOME, else $XDG_DATA_HOME/vivarium, else ~/.local/share/vivarium
  *     vms/NAME/machine.json        its configuration; disk.raw, vm.log: its own files
  *     vms/NAME/lock                held (flock) by the running machine's process
+ *     code-secret                  what files of translated code are believed by (snapcode.h)
  *     images/NAME/image.json       an image: kernel, initrd, disk, command line
  *   run root    $VIVARIUM_HOME/run, else $XDG_RUNTIME_DIR/vivarium, else /tmp/vivarium-UID
  *     NAME/control.sock            while it runs

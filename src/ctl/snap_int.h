@@ -40,7 +40,9 @@ struct snapper {
 	unsigned nthaws;
 	struct agent_job *time_job;  /* or NULL */
 	struct agent_job *mac_job;   /* or NULL */
-	struct recording *recording; /* of the working set; or NULL */
+	const uint8_t *code_key;     /* as in struct snapper_config */
+	struct recording *recording; /* of the working set and the code; or NULL */
+	unsigned log_starts;	     /* how often snap_log_start() */
 	struct take *take;	     /* a snapshot under way; or NULL */
 	struct forking *forking;     /* copies being made; or NULL */
 };

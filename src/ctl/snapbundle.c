@@ -11,6 +11,7 @@
 #include <zstd.h>
 
 #include "ctl/paths.h"
+#include "vm/code_set.h"
 
 static const char magic[8] = "VIVSNAP1";
 #define EXTENT_MAX (1 * MIB)
@@ -167,6 +168,12 @@ static int put_file(struct stream *s, int dir_fd, const char *name, uint8_t *buf
 	return r < 0 ? r : put_extents(s, fd, (uint64_t)st.st_size, buf, err);
 }
 
+/* Code of the host goes nowhere (vm/code_set.h). */
+static bool is_to_go(const char *name)
+{
+	return name[0] != '.' && strcmp(name, CODE_SET_FILE) != 0;
+}
+
 static int put_all(struct stream *s, const char *dir, struct error *err)
 {
 	_cleanup_free_ uint8_t *buf = malloc(EXTENT_MAX);
@@ -180,14 +187,14 @@ static int put_all(struct stream *s, const char *dir, struct error *err)
 		r = error_set(err, d ? -ENOMEM : -errno, "cannot read %s: %s", dir,
 			      d ? "no memory" : strerror(errno));
 	while (r == 0 && (e = readdir(d)))
-		if (e->d_name[0] != '.' && fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		if (is_to_go(e->d_name) && fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0)
 			s->total_bytes += (uint64_t)st.st_blocks * 512;
 	if (r == 0) {
 		rewinddir(d);
 		r = put(s, magic, sizeof(magic), err);
 	}
 	while (r == 0 && (e = readdir(d)))
-		if (e->d_name[0] != '.')
+		if (is_to_go(e->d_name))
 			r = put_file(s, dirfd(d), e->d_name, buf, err);
 	if (r == 0)
 		r = put(s, &end, 1, err);
@@ -358,6 +365,10 @@ static int get_file(struct stream *s, int dir_fd, uint8_t name_len, uint8_t *buf
 	if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
 		return error_set(err, -errno, "cannot write %s: %s", name, strerror(errno));
 	r = get_extents(s, fd, size, buf, err);
+	if (!is_to_go(name)) /* nor does it come from anywhere */
+		return unlinkat(dir_fd, name, 0) == 0 || r < 0
+			       ? r
+			       : error_set(err, -errno, "cannot remove %s: %s", name, strerror(errno));
 	if (r == 0 && fsync(fd) < 0)
 		r = error_set(err, -errno, "cannot write %s: %s", name, strerror(errno));
 	return r;

@@ -82,6 +82,7 @@ int snap_log_start(struct snapper *s, struct error *err)
 	int r = s->is_logging ? machine_engine(s->m)->dirty_collect(machine_vm(s->m), s->dirty, err)
 			      : machine_engine(s->m)->dirty_start(machine_vm(s->m), err);
 
+	s->log_starts++;
 	s->is_logging |= r == 0;
 	memset(s->dirty, 0, snap_bitmap_words(s) * sizeof(*s->dirty));
 	return r;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recording the working set of the snapshot that this machine was started from (vm/working_set.h), some seconds after that. */
+/* Recording the working set of the snapshot that this machine was started from (vm/working_set.h) and its code (vm/code_set.h), some seconds after that. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -9,9 +9,11 @@
 #include "base/log.h"
 #include "ctl/paths.h"
 #include "ctl/snap_int.h"
+#include "ctl/snapcode.h"
 #include "vm/working_set.h"
 
 #define AFTER_NS 3000000000LL
+#define PIECE_NS 1000000LL /* between one of them and the next */
 #define PIECE_PAGES                                                                                \
 	(256 * MIB / GUEST_PAGE_SIZE) /* looked at in one go, which takes a few milliseconds */
 
@@ -19,9 +21,12 @@ struct recording {
 	struct snapper *s;
 	struct vclock *clock;
 	struct vtimer *timer;
-	char *path;
+	char *path, *code_path;
+	bool has_set; /* the working set was there before */
 	struct working_set set;
 	uint64_t next_page;
+	unsigned log_starts; /* struct snapper, when the machine was started */
+	struct snapcode_writer *writer;
 };
 
 void snap_recording_end(struct snapper *s)
@@ -33,7 +38,9 @@ void snap_recording_end(struct snapper *s)
 		return;
 	vtimer_destroy(r->timer);
 	working_set_free(&r->set);
+	snapcode_write_end(r->writer);
 	free(r->path);
+	free(r->code_path);
 	free(r);
 }
 
@@ -71,9 +78,8 @@ static void finish(struct recording *r)
 	bytes_free(&out);
 }
 
-static void on_timer(void *arg)
+static void record_pages(struct recording *r)
 {
-	struct recording *r = arg;
 	struct guest_ram *ram = machine_ram(r->s->m);
 	uint64_t npages = ram->size_bytes >> GUEST_PAGE_SHIFT;
 	uint64_t n = MIN(npages - r->next_page, (uint64_t)PIECE_PAGES);
@@ -83,13 +89,44 @@ static void on_timer(void *arg)
 	if (result < 0)
 		log_info("snapshot", "the working set is not recorded: %s", err.text);
 	r->next_page += n;
-	if (result == 0 && r->next_page < npages) {
-		vtimer_arm(r->timer, vclock_now_ns(r->clock) + 1000000);
-		return;
-	}
-	if (result == 0)
+	if (result == 0 && r->next_page == npages)
 		finish(r);
-	snap_recording_end(r->s);
+	r->has_set = result < 0 || r->next_page == npages;
+}
+
+/* What the engine has made of pages that are still those of the snapshot; false: nothing of it is to be written. */
+static bool keeps_code(struct recording *r)
+{
+	struct snapper *s = r->s;
+	const struct engine_ops *ops = machine_engine(s->m);
+	struct bytes code = { 0 };
+	struct error err;
+
+	/* The log is compared with another moment since another snapshot was made. */
+	if (r->writer || !ops->code_save || !s->code_key || !s->is_logging || r->log_starts != s->log_starts)
+		return r->writer;
+	int result = ops->code_save(machine_vm(s->m), s->dirty, &code, &err);
+
+	if (result == 0) {
+		r->writer = snapcode_write(r->code_path, s->code_key, &code, &err);
+		result = r->writer ? 0 : -EIO;
+	}
+	if (result < 0 && result != -EALREADY)
+		log_info("snapshot", "the translated code is not kept: %s", err.text);
+	return r->writer;
+}
+
+static void on_timer(void *arg)
+{
+	struct recording *r = arg;
+	bool is_done = r->has_set && (!keeps_code(r) || snapcode_write_is_done(r->writer));
+
+	if (!r->has_set)
+		record_pages(r);
+	if (is_done)
+		snap_recording_end(r->s);
+	else
+		vtimer_arm(r->timer, vclock_now_ns(r->clock) + PIECE_NS);
 }
 
 void snapper_record(struct snapper *s)
@@ -99,13 +136,20 @@ void snapper_record(struct snapper *s)
 	if (!s->base_name || s->recording)
 		return;
 	char *path = snapstore_path(s->config->name, s->base_name, WORKING_SET_FILE, &err);
-	struct recording *r = path && host.access(path, F_OK) < 0 ? calloc(1, sizeof(*r)) : NULL;
+	char *code_path = snapstore_path(s->config->name, s->base_name, CODE_SET_FILE, &err);
+	struct recording *r = path && code_path ? calloc(1, sizeof(*r)) : NULL;
 
 	if (!r) {
 		free(path);
+		free(code_path);
 		return;
 	}
-	*r = (struct recording){ .s = s, .clock = s->clock, .path = path };
+	*r = (struct recording){ .s = s,
+				 .clock = s->clock,
+				 .path = path,
+				 .code_path = code_path,
+				 .has_set = host.access(path, F_OK) == 0,
+				 .log_starts = s->log_starts };
 	s->recording = r;
 	r->timer = vtimer_create(machine_loop(s->m), s->clock, on_timer, r);
 	if (r->timer)

@@ -6,6 +6,7 @@
  *   state           CPUs, devices, clocks (vm/snapshot_state.h)
  *   ram.index, ram-...   memory (vm/snapshot_ram.h)
  *   working-set     of memory, once a machine was started from it (vm/working_set.h)
+ *   code-set        what the engine made of its code, likewise (vm/code_set.h)
  *   kernel, initrd, firmware, disk files
  *
  * Files that several snapshots, or a snapshot and a machine, have in common are hard links to one file, which nobody

@@ -61,6 +61,7 @@ int snapper_create(struct snapper **out, const struct snapper_config *cfg, struc
 	s->backing = cfg->backing;
 	s->clock = cfg->clock;
 	s->agent = cfg->agent;
+	s->code_key = cfg->code_key;
 	s->child = cfg->child;
 	s->child_arg = cfg->child_arg;
 	*out = s;

@@ -38,6 +38,7 @@ struct snapper_config {
 	struct vmconfig *config; /* borrowed; of this machine */
 	struct vmdisks *disks;	 /* borrowed; of this machine */
 	struct agent *agent;	 /* borrowed; NULL: the guest has none */
+	const uint8_t *code_key; /* borrowed; of the snapshot that it goes on from (snapcode.h); NULL: its code is not kept */
 	/* What its layers may name; borrowed. */
 	const struct block_backing_rule *backing;
 	struct vclock *clock; /* borrowed; never stops */
@@ -79,7 +80,7 @@ bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *t
 int snapper_restored(struct snapper *s, const char *name, struct error *err);
 
 /** snapper_record() - some seconds from now: the working set of the snapshot that snapper_restored() was told,
- * unless it has one (vm/working_set.h). */
+ * unless it has one (vm/working_set.h), and the code that was translated, unless most of it was loaded (vm/code_set.h). */
 void snapper_record(struct snapper *s);
 /** snapper_base() - the moment of the snapshot that snapper_restored() was told. */
 const struct snapper_moment *snapper_base(const struct snapper *s);

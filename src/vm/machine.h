@@ -60,6 +60,11 @@ struct machine_restore {
 	 * engine exists.  NULL: @ram is the machine's and complete already.
 	 */
 	int (*map_ram)(void *arg, struct guest_ram *ram, struct error *err);
+	/*
+	 * What an engine has kept with this memory (engine_ops.code_save), once it is needed; NULL: nothing, as is the function.
+	 * What comes of it is told in the log.
+	 */
+	const uint8_t *(*code)(void *arg, size_t *len);
 	void *arg;
 	struct guest_ram *ram; /* taken instead of new RAM, if machine_create succeeds (fork); or NULL */
 	/* Only what machine @state describes is built: it is tried (machine_check_state()), but not loaded.  The real one comes later, in a
