@@ -76,7 +76,8 @@ struct process {
 	struct block_backing_rule backing; /* of layers of disks: this machine's folder, and what --disk allows */
 	const char *backing_paths[2 + MACHINE_MAX_DISKS * VMCONFIG_MAX_BACKING];
 	int lock_fd, listen_fd, signal_fd;
-	pid_t net_pid; /* 0: none */
+	pid_t net_pid;	  /* 0: none */
+	int net_ready_fd; /* 0: nothing is to be waited for */
 	struct loop_fd *signal_watch, *lifeline_watch;
 	char *run_dir, *socket_path, *vm_dir;
 	char engine_reason[256];
@@ -204,6 +205,19 @@ static void free_backends(void *arg)
 	close_chardev(&p->serial);
 }
 
+/* The network's process has come up meanwhile, or ends the machine. */
+static int await_net(struct process *p, struct error *err)
+{
+	int fd = p->net_ready_fd;
+
+	p->net_ready_fd = 0;
+	int r = fd ? netd_await(fd, p->net_pid, err) : 0;
+
+	if (r < 0)
+		p->net_pid = 0;
+	return r;
+}
+
 /* It ends when its socket closes, at the latest with this process. */
 static int start_net(struct process *p, struct machine_config *cfg, struct error *err)
 {
@@ -216,7 +230,7 @@ static int start_net(struct process *p, struct machine_config *cfg, struct error
 	int r = p->config.mac ? vmconfig_parse_mac(p->config.mac, nic->mac, err) : 0;
 
 	if (r == 0)
-		r = netd_spawn(&o, &nic->fd, &p->net_pid, err);
+		r = netd_begin(&o, &nic->fd, &p->net_pid, &p->net_ready_fd, err);
 	if (r == 0)
 		cfg->nnics = 1;
 	return r;
@@ -431,8 +445,10 @@ static int open_machine(struct process *p, struct machine_config *cfg, struct er
 		cfg->disks[i].backing = &p->backing;
 	r = start_any_net(p, cfg, err);
 	if (r == 0 && p->target)
-		return create_incoming(p, cfg, err);
-	return r < 0 ? r : machine_create(&p->m, cfg, p->engine_reason, err);
+		r = create_incoming(p, cfg, err);
+	else if (r == 0)
+		r = machine_create(&p->m, cfg, p->engine_reason, err);
+	return r < 0 ? r : await_net(p, err);
 }
 
 static int create_machine(struct process *p, struct error *err)

@@ -271,7 +271,7 @@ static void close_pair(int fds[2])
 			close(fds[i]);
 }
 
-int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *err)
+int netd_begin(const struct netd_options *o, int *fd, pid_t *pid, int *ready_fd, struct error *err)
 {
 	int sock[2] = { -1, -1 }, ready[2] = { -1, -1 }, r;
 	char fd_text[16], ready_text[16], log_text[2][16], level_text[16];
@@ -324,20 +324,43 @@ int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *
 			  (const int[4]){ sock[1], ready[1], logs[0], logs[1] }, parent);
 	close(sock[1]);
 	close(ready[1]);
-	sock[1] = ready[1] = -1;
-	r = await_ready(ready[0], err);
-	if (r < 0) {
-		kill(child, SIGKILL);
-		while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
-			;
-		goto fail;
-	}
-	close(ready[0]);
 	*fd = sock[0];
 	*pid = child;
+	*ready_fd = ready[0];
 	return 0;
 fail:
 	close_pair(sock);
 	close_pair(ready);
 	return r;
+}
+
+int netd_await(int ready_fd, pid_t pid, struct error *err)
+{
+	int r = await_ready(ready_fd, err);
+
+	close(ready_fd);
+	if (r == 0)
+		return 0;
+	kill(pid, SIGKILL);
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	return r;
+}
+
+int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *err)
+{
+	int sock, ready_fd;
+	pid_t child;
+	int r = netd_begin(o, &sock, &child, &ready_fd, err);
+
+	if (r < 0)
+		return r;
+	r = netd_await(ready_fd, child, err);
+	if (r < 0) {
+		close(sock);
+		return r;
+	}
+	*fd = sock;
+	*pid = child;
+	return 0;
 }
