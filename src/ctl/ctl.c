@@ -110,6 +110,8 @@ static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	put(reply, "cpu", json_string(info.cpu));
 	put(reply, "clock_ns", json_integer(info.clock_ns));
 	put(reply, "resets", json_integer((json_int_t)info.resets));
+	put(reply, "created_ns", json_integer(info.created_ns));
+	put(reply, "first_instruction_ns", json_integer(info.first_run_ns));
 	put(reply, "disk_io", disk_io(c->cfg.machine, info.disks));
 	machine_counters(c->cfg.machine, &sink);
 	put(reply, "counters", counters);
@@ -553,6 +555,8 @@ static const struct ctl_field info_answer[] = {
 	{ "cpu",           CTL_STRING,       false, "the model that the guest sees" },
 	{ "clock_ns",      CTL_INT,          false, "machine time since it was switched on" },
 	{ "resets",        CTL_UINT,         false, "how often it was reset" },
+	{ "created_ns",    CTL_UINT,         false, "when it began to be built, by the host's CLOCK_MONOTONIC" },
+	{ "first_instruction_ns", CTL_UINT,  false, "when a CPU began to execute, likewise; 0: none did" },
 	{ "disk_io",       CTL_STRINGS,      false, "how each disk's transfers are done" },
 	{ "counters",      CTL_COUNTER_LIST, false, "of each CPU" },
 	{ "devices",       CTL_COUNTERS,     false, "accesses to each device over the bus" },

@@ -103,8 +103,9 @@ struct engine_config {
 	bool is_strict;	      /* dbt: exact dead flags, verifier on every block (tests) */
 	unsigned check_every; /* dbt: lockstep check of every n-th block; 0: off */
 	bool use_interp_only; /* dbt: no translation (tests) */
-	bool is_counting;     /* dbt: counts instructions exactly (count, stop_at) */
-	uint32_t without;     /* dbt: ENGINE_* techniques that are off (tests) */
+	uint32_t tsc_khz; /* dbt: of the host's TSC, where it is known; 0: measured, which takes 10 ms */
+	bool is_counting; /* dbt: counts instructions exactly (count, stop_at) */
+	uint32_t without; /* dbt: ENGINE_* techniques that are off (tests) */
 };
 
 /* Figures of a probe; strings are static or inside the struct. */

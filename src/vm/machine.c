@@ -323,6 +323,10 @@ static int create_engine(struct machine *m, const struct machine_config *cfg, st
 		.is_counting = cfg->is_counting,
 		.without = cfg->without,
 	};
+
+	if (cfg->restore && snapshot_is_of_this_boot(cfg->restore->state))
+		ec.tsc_khz = cfg->restore->state->machine.tsc_khz;
+
 	int r = cpu_model_init(&m->model, m->cpu_name, m->ncpus, err);
 
 	if (r == 0 && cfg->restore)
@@ -362,6 +366,22 @@ static int detect_format(struct machine *m, struct error *err)
 	return r;
 }
 
+/*
+ * A machine that goes on from where it was, on a host that has not been started anew since then, keeps the engine that needs nothing of
+ * the host: to measure again what there is takes longer than all else.  NULL: it is to be chosen.
+ */
+static const struct engine_ops *engine_as_before(const struct machine_config *cfg, char reason[256])
+{
+	const char *want = cfg->engine ? cfg->engine : "auto";
+	const struct snapshot_state *s = cfg->restore ? cfg->restore->state : NULL;
+
+	if (!s || (strcmp(want, "auto") != 0 && strcmp(want, engine_dbt.name) != 0) ||
+	    strcmp(s->machine.engine, engine_dbt.name) != 0 || !snapshot_is_of_this_boot(s))
+		return NULL;
+	snprintf(reason, 256, "as when the snapshot was taken");
+	return &engine_dbt;
+}
+
 static int build(struct machine *m, const struct machine_config *cfg, char engine_reason[256],
 		 struct error *err)
 {
@@ -383,6 +403,8 @@ static int build(struct machine *m, const struct machine_config *cfg, char engin
 		return r;
 
 	m->ops = cfg->engine_ops;
+	if (!m->ops)
+		m->ops = engine_as_before(cfg, reason);
 	if (!m->ops)
 		m->ops = engine_pick(cfg->engine ? cfg->engine : "auto", reason, err);
 	if (!m->ops)
@@ -424,6 +446,7 @@ int machine_create(struct machine **out, const struct machine_config *cfg, char 
 
 	if (!m)
 		return error_set(err, -ENOMEM, "no memory for a machine");
+	m->created_ns = machine_monotonic_ns();
 	m->cfg = *cfg;
 	m->ncpus = MIN(cfg->cpus, (unsigned)MACHINE_MAX_CPUS);
 	m->kernel.fd = m->initrd.fd = m->firmware.fd = -1;
@@ -722,6 +745,14 @@ void machine_ram_replaced(struct machine *m)
 	ram_note_write_ptr(&m->ram, m->ram.base, m->ram.size_bytes);
 }
 
+int64_t machine_monotonic_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
+}
+
 void machine_info(struct machine *m, struct machine_info *out)
 {
 	*out = (struct machine_info){
@@ -733,6 +764,8 @@ void machine_info(struct machine *m, struct machine_info *out)
 		.disks = m->cfg.ndisks,
 		.clock_ns = vclock_now_ns(&m->clock),
 		.resets = m->resets,
+		.created_ns = m->created_ns,
+		.first_run_ns = m->first_run_ns,
 	};
 }
 

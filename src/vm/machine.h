@@ -225,6 +225,8 @@ struct machine_info {
 	unsigned disks;
 	int64_t clock_ns; /* machine time since power-on */
 	uint64_t resets;
+	/* The host's CLOCK_MONOTONIC when it began to be built, and when a CPU began to execute; 0: none did. */
+	int64_t created_ns, first_run_ns;
 };
 void machine_info(struct machine *m, struct machine_info *out);
 

@@ -132,6 +132,7 @@ struct machine {
 	uint64_t host_tsc_at_pause;
 	struct vtimer *stop_timer; /* on host_clock */
 	uint64_t resets;
+	int64_t created_ns, first_run_ns; /* struct machine_info */
 	bool is_end_set;
 	struct machine_end end;
 	void (*on_event)(void *arg, enum machine_event event); /* machine_watch() */
@@ -154,6 +155,7 @@ void vcpu_call(struct vcpu *v, void (*fn)(struct vcpu *v, void *arg), void *arg)
 int vcpu_load(struct vcpu *v, const struct x86_state *s, int64_t tsc_offset, struct error *err);
 
 /* machine.c */
+int64_t machine_monotonic_ns(void);   /* the host's CLOCK_MONOTONIC */
 void machine_hold(struct machine *m); /* (releases the lock) no vCPU executes afterwards */
 void machine_request_reset(struct machine *m);
 void machine_fail(struct machine *m, const struct error *err);

@@ -386,14 +386,20 @@ void snapshot_host_boot(char out[40])
 		close(fd);
 }
 
+bool snapshot_is_of_this_boot(const struct snapshot_state *s)
+{
+	char here[40];
+
+	snapshot_host_boot(here);
+	return here[0] && !strcmp(here, s->machine.host_boot);
+}
+
 uint32_t snapshot_tsc_khz(const struct snapshot_state *s, uint32_t host_khz)
 {
 	uint32_t saved = s ? s->machine.tsc_khz : host_khz;
 	uint32_t apart = host_khz > saved ? host_khz - saved : saved - host_khz;
-	char here[40];
 
-	snapshot_host_boot(here);
-	if (s && here[0] && !strcmp(here, s->machine.host_boot))
+	if (s && snapshot_is_of_this_boot(s))
 		return saved;
 	return apart > saved / SAME_CLOCK_PER ? host_khz : saved;
 }

@@ -84,6 +84,9 @@ void snapshot_host_boot(char out[40]);
  * Returns 0, or -ENOTSUP naming what this host lacks; @model is then untouched. */
 int snapshot_cpu_model(const struct snapshot_state *s, struct cpu_model *model, struct error *err);
 
+/** snapshot_is_of_this_boot() - was it taken on this host, since it was started? */
+bool snapshot_is_of_this_boot(const struct snapshot_state *s);
+
 /**
  * snapshot_tsc_khz() - the frequency to tell the guest of its TSC.
  * @s: what the machine goes on from, or NULL

@@ -336,6 +336,8 @@ static bool step(struct vcpu *v)
 	v->wake_ns = 0;
 	v->is_halted = false;
 	v->is_inside = true;
+	if (!m->first_run_ns)
+		m->first_run_ns = machine_monotonic_ns();
 	pthread_mutex_unlock(&m->lock);
 	steal_start(&v->steal, &m->ram, late_ns);
 	come_back(v);

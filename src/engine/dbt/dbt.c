@@ -94,7 +94,7 @@ static int dbt_vm_create(struct engine_vm **out, const struct engine_config *cfg
 	vm->ram = cfg->ram;
 	vm->model = *cfg->model;
 	vm->ncpus = cfg->vcpus;
-	vm->tsc_khz = host_tsc_khz();
+	vm->tsc_khz = cfg->tsc_khz ? cfg->tsc_khz : host_tsc_khz();
 	if (!vm->model.tsc_khz)
 		vm->model.tsc_khz = vm->tsc_khz;
 	vm->phys_mask = (1ULL << vm->model.phys_bits) - 1;
