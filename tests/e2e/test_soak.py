@@ -72,7 +72,7 @@ def test_what_a_kernel_says(line, is_bad, is_stall):
 class FakeGuest:
     """Its parts are cut off after one result; time stands still."""
     ends = []
-    logs = {"openssl": "30-test_evp.t .... ok\n", "python": "0:00:05 load avg: 4.86 [ 52/431] test_cmath passed\n", "stress": ""}
+    logs = {"compile": f"@file {HASH}  ./x.o\n", "openssl": "30-test_evp.t .... ok\n", "python": "0:00:05 load avg: 4.86 [ 52/431] test_cmath passed\n", "stress": ""}
 
     def __init__(self, args, cpus):
         self.args = args
@@ -96,11 +96,13 @@ def test_a_part_that_is_cut_off_is_told_and_the_next_one_runs(monkeypatch):
     monkeypatch.setattr(soak.time, "monotonic", lambda: 1000.0)
     args = soak.parse(["--minutes", "100"])
     native = soak.Native(None, None)
-    monkeypatch.setattr(native, "results", lambda part, names: {})
-    record = soak.soak(args, 1, ["openssl", "python", "stress"], {"openssl": "", "python": "", "stress": "cpu"}, native)
-    assert [p for p, _ in FakeGuest.ends] == ["openssl", "python", "stress"]
-    assert FakeGuest.ends[0][1] == 1000 + 0.4 * 6000 and FakeGuest.ends[2][1] == 1000 + 6000
-    assert not record["ran"] and [w.split()[0] for w in record["cut off"]] == ["openssl", "python", "stress"]
+    native.files = {"./x.o": HASH, "./late.o": HASH}
+    monkeypatch.setattr(native, "results", lambda part, names: native.files if part == "compile" else {})
+    parts = ["compile", "openssl", "python", "stress"]
+    record = soak.soak(args, 1, parts, {"compile": "", "openssl": "", "python": "", "stress": "cpu"}, native)
+    assert [p for p, _ in FakeGuest.ends] == parts
+    assert FakeGuest.ends[0][1] == 1000 + 0.2 * 6000 and FakeGuest.ends[3][1] == 1000 + 6000
+    assert not record["ran"] and [w.split()[0] for w in record["cut off"]] == parts
     assert not record["differences"]
     assert record["crashes"] == ["stress has no results"]  # a part that tells nothing is no success
 
