@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -520,6 +521,7 @@ def run(args, work):
 
 def main(argv=None):
     args = parse(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # no machine is left behind
     args.loaded = bench.load_image(args.image)
     args.out.mkdir(parents=True, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix="lab-", dir=args.out))
