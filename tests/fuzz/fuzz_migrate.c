@@ -7,8 +7,9 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "ctl/migrate_offer.h"
+#include "ctl/paths.h"
 #include "fuzz.h"
-#include "vm/migrate_stream.h"
 
 #define PAGES 512
 #define LINKS 2
@@ -20,6 +21,47 @@ static void setup(void)
 {
 	if (!ram.base && ram_create(&ram, PAGES * GUEST_PAGE_SIZE, 0, NULL) < 0)
 		abort();
+}
+
+static void put_hello(struct bytes *b, uint32_t *seq)
+{
+	struct migrate_offer o;
+
+	if (migrate_offer_init(&o, NULL) < 0 || vmconfig_set(&o.config.name, "m", NULL) < 0 ||
+	    vmconfig_set(&o.folder, "/m", NULL) < 0 ||
+	    vmconfig_add_disk(&o.config, "/m/d", "raw", false, false, NULL) < 0)
+		abort();
+	o.mapping_bytes = o.config.mem_bytes;
+	json_t *j = migrate_offer_json(&o);
+	char *text = json_dumps(j, JSON_COMPACT);
+
+	migrate_record_put(b, MIGRATE_R_HELLO, seq, text, strlen(text));
+	free(text);
+	json_decref(j);
+	migrate_offer_free(&o);
+}
+
+/* What is accepted makes sense, and says the same again. */
+static void take_hello(const uint8_t *payload, size_t len)
+{
+	struct migrate_offer o, again;
+	struct error err;
+
+	if (migrate_offer_init(&o, &err) < 0 || migrate_offer_init(&again, &err) < 0)
+		abort();
+	if (migrate_offer_parse(&o, payload, len, &err) == 0) {
+		json_t *j = migrate_offer_json(&o);
+		char *text = j ? json_dumps(j, JSON_COMPACT) : NULL;
+
+		if (!o.nlinks || o.nlinks > MIGRATE_STREAMS_MAX || o.folder[0] != '/' ||
+		    paths_check_name("m", o.config.name, NULL) < 0 || !text ||
+		    migrate_offer_parse(&again, text, strlen(text), &err) < 0)
+			abort();
+		free(text);
+		json_decref(j);
+	}
+	migrate_offer_free(&o);
+	migrate_offer_free(&again);
 }
 
 size_t fuzz_seed(uint8_t *data, size_t cap)
@@ -39,6 +81,7 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 	migrate_put_sums(&b, &seq, &ram, 4, 3);
 	migrate_put_state(&b, &seq, (const uint8_t *)"a state", 7);
 	migrate_put_rest(&b, &seq, &(struct migrate_rest){ .paused_ns = 1000 });
+	put_hello(&b, &seq);
 	migrate_packer_free(&p);
 	if (b.is_failed || b.len > cap)
 		abort();
@@ -57,6 +100,9 @@ static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
 	struct error err;
 
 	switch (h->type) {
+	case MIGRATE_R_HELLO:
+		take_hello(payload, h->len);
+		break;
 	case MIGRATE_R_RAM:
 		if (migrate_unpack(u, &ram, h->seq % LINKS, LINKS, payload, h->len, &n, &err) == 0 &&
 		    (!n || n > PAGES))
