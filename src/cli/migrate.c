@@ -8,6 +8,7 @@
 #include <sys/signalfd.h>
 
 #include "cli/cli.h"
+#include "cli/migrate.h"
 #include "cli/transport.h"
 #include "ctl/client.h"
 #include "ctl/migrate_claim.h"
@@ -16,33 +17,29 @@
 
 #define TICK_MS 250
 
-enum { KEEP_RUNNING, FINISH };
-static const char *const priorities[] = { "keep-running", "finish", NULL };
+const char *const migrate_priorities[] = { "keep-running", "finish", NULL };
 
 struct args {
-	const char *name, *engine;
-	int64_t max_downtime, deadline;
-	uint64_t bandwidth, links;
-	int priority;
-	bool json, verify, recover, cancel, status;
+	struct migrate_options o;
+	bool json, recover, cancel, status;
 };
 
 static const struct opt migrate_opts[] = {
-	OPT_STRING(struct args, name, "name", "NAME", "of the machine there (default: as here)"),
-	OPT_DURATION(struct args, max_downtime, "max-downtime", "TIME",
+	OPT_STRING(struct args, o.name, "name", "NAME", "of the machine there (default: as here)"),
+	OPT_DURATION(struct args, o.max_downtime, "max-downtime", "TIME",
 		     "that it may stand still (default 100ms)", 1000000, 3600LL * 1000000000),
-	OPT_DURATION(struct args, deadline, "deadline", "TIME", "by when it has to be there",
+	OPT_DURATION(struct args, o.deadline, "deadline", "TIME", "by when it has to be there",
 		     1000000, 7LL * 24 * 3600 * 1000000000),
-	OPT_CHOICE(struct args, priority, "priority",
+	OPT_CHOICE(struct args, o.priority, "priority",
 		   "keep-running|finish", "what counts more: that the guest is not slowed down, or that it gets there (default finish)",
-		   priorities),
-	OPT_SIZE(struct args, bandwidth, "bandwidth", "SIZE", "a second at most while it runs",
+		   migrate_priorities),
+	OPT_SIZE(struct args, o.bandwidth, "bandwidth", "SIZE", "a second at most while it runs",
 		 1024, 1ULL << 40),
-	OPT_UINT(struct args, links, "links", "N", "connections at a time (default 1)", 1,
+	OPT_UINT(struct args, o.links, "links", "N", "connections at a time (default 1)", 1,
 		 TRANSPORT_MAX_LINKS),
-	OPT_STRING(struct args, engine, "engine", "auto|kvm|dbt",
+	OPT_STRING(struct args, o.engine, "engine", "auto|kvm|dbt",
 		   "what executes it there (default: as here)"),
-	OPT_FLAG(struct args, verify,
+	OPT_FLAG(struct args, o.verify,
 		 "verify", "compare all of memory by checksums before it runs there; it stands still for that"),
 	OPT_FLAG(struct args, recover, "recover",
 		 "the link was lost at the last moment: ask whether it runs there"),
@@ -110,9 +107,10 @@ static int watch_interrupt(void)
 	return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
-/* Until the answer is there; Ctrl-C asks to cancel, which the answer then says. */
-static void wait_for_answer(const char *name, int fd)
+/* Until the answer is there; Ctrl-C asks to cancel, which the answer then says.  Returns whether it was asked. */
+static bool wait_for_answer(const char *name, int fd)
 {
+	bool is_asked = false;
 	_cleanup_close_ int signals = watch_interrupt();
 	_cleanup_close_ int look = client_connect(name, NULL);
 	bool is_shown = false;
@@ -129,6 +127,7 @@ static void wait_for_answer(const char *name, int fd)
 			struct error err;
 			json_t *reply;
 
+			is_asked = true;
 			if (read(signals, &si, sizeof(si)) != sizeof(si) ||
 			    client_request(name, json_pack("{s:s}", "cmd", "migrate-cancel"),
 					   CLIENT_TIMEOUT_MS, &reply, &err) < 0)
@@ -140,15 +139,11 @@ static void wait_for_answer(const char *name, int fd)
 	}
 	if (is_shown)
 		fprintf(stderr, "\r\033[K");
+	return is_asked;
 }
 
-static void print_report(const char *name, json_t *j, const struct args *a)
+void migrate_print(const char *name, json_t *j)
 {
-	if (a->json) {
-		json_object_del(j, "ok");
-		cli_print_json(json_incref(j));
-		return;
-	}
 	if (!strcmp(json_string_value(json_object_get(j, "state")) ?: "", "kept")) {
 		printf("%s did not move: it runs here again\n", name);
 		return;
@@ -162,11 +157,10 @@ static void print_report(const char *name, json_t *j, const struct args *a)
 /* ---- requests ---- */
 
 /* @request (stolen) with the links; then the report. */
-static int request_over(const char *name, json_t *request, struct transport *t,
-			const struct args *a, struct error *err)
+static int request_over(const char *name, json_t *request, struct transport *t, json_t **report,
+			struct error *err)
 {
 	_cleanup_close_ int fd = client_connect(name, err);
-	json_t *reply;
 
 	if (fd < 0) {
 		json_decref(request);
@@ -177,16 +171,16 @@ static int request_over(const char *name, json_t *request, struct transport *t,
 	transport_close(t); /* the machine's only: who else held them would keep the peer from noticing its end */
 	if (r < 0)
 		return r;
-	wait_for_answer(name, fd);
-	r = client_receive(fd, -1, &reply, err);
-	if (r < 0)
-		return r;
-	print_report(name, reply, a);
-	json_decref(reply);
-	return 0;
+	bool is_asked = wait_for_answer(name, fd);
+
+	r = client_receive(fd, -1, report, err);
+	if (r == 0)
+		json_object_del(*report, "ok");
+	return r < 0 && is_asked ? -EINTR : r;
 }
 
-static int migrate(const char *name, const char *to, const struct args *a, struct error *err)
+int migrate_machine(const char *name, const char *to, const struct migrate_options *a,
+		    json_t **report, struct error *err)
 {
 	struct transport t;
 	int r = transport_connect(&t, to, a->links ? (unsigned)a->links : 1, err);
@@ -195,7 +189,7 @@ static int migrate(const char *name, const char *to, const struct args *a, struc
 		return r;
 	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:b, s:b}", "cmd", "migrate", "to", to,
 			       "name", a->name, "engine", a->engine, "verify", a->verify,
-			       "keep_running", a->priority == KEEP_RUNNING);
+			       "keep_running", a->priority == MIGRATE_KEEP_RUNNING_FIRST);
 	int e = rq ? 0 : -1;
 
 	if (e == 0 && a->max_downtime)
@@ -208,7 +202,7 @@ static int migrate(const char *name, const char *to, const struct args *a, struc
 		json_decref(rq);
 		rq = NULL; /* client_send_fds() says so */
 	}
-	r = request_over(name, rq, &t, a, err);
+	r = request_over(name, rq, &t, report, err);
 	transport_close(&t);
 	return r;
 }
@@ -252,7 +246,7 @@ static int recover_folder(const char *name, struct transport *t, struct migrate_
 	return r;
 }
 
-static int recover(const char *name, const char *to, const struct args *a, struct error *err)
+static int recover(const char *name, const char *to, json_t **report, struct error *err)
 {
 	struct migrate_mark mark;
 	struct transport t;
@@ -272,7 +266,7 @@ static int recover(const char *name, const char *to, const struct args *a, struc
 	if (r < 0)
 		return r;
 	r = cli_is_running(name)
-		    ? request_over(name, json_pack("{s:s}", "cmd", "migrate-recover"), &t, a, err)
+		    ? request_over(name, json_pack("{s:s}", "cmd", "migrate-recover"), &t, report, err)
 		    : recover_folder(name, &t, &mark, err);
 	transport_close(&t);
 	return r;
@@ -294,7 +288,8 @@ static int simple(const char *name, const char *command, bool prints, struct err
 
 int cli_migrate(int argc, char **argv)
 {
-	struct args a = { .priority = FINISH };
+	struct args a = { .o.priority = MIGRATE_FINISH_FIRST };
+	json_t *report = NULL;
 	struct opts_rest rest;
 	struct error err;
 	int status, r;
@@ -311,9 +306,14 @@ int cli_migrate(int argc, char **argv)
 	} else {
 		r = a.cancel	? simple(rest.args[0], "migrate-cancel", false, &err)
 		    : a.status	? simple(rest.args[0], "migrate-status", true, &err)
-		    : a.recover ? recover(rest.args[0], to, &a, &err)
-				: migrate(rest.args[0], to, &a, &err);
+		    : a.recover ? recover(rest.args[0], to, &report, &err)
+				: migrate_machine(rest.args[0], to, &a.o, &report, &err);
 		status = r < 0 ? cli_fail(&err) : EXIT_FINE;
+		if (report && a.json)
+			cli_print_json(json_incref(report));
+		else if (report)
+			migrate_print(rest.args[0], report);
+		json_decref(report);
 	}
 	opts_free(&cli_migrate_cmd, &a, &rest);
 	return status;

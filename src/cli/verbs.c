@@ -25,6 +25,7 @@ const struct verb cli_verbs[] = {
 	{ "fork",       "make running copies of a running machine",                cli_fork,      &cli_fork_cmd },
 	{ "migrate",    "move a running machine to another host",                  cli_migrate,   &cli_migrate_cmd },
 	{ "receive",    "wait for machines that are moved to this host",           cli_receive,   &cli_receive_cmd },
+	{ "evacuate",   "move all running machines to another host",               cli_evacuate,  &cli_evacuate_cmd },
 	{ "bench",      "show what the engine does while a command runs",          cli_bench,     &cli_bench_cmd },
 	{ "events",     "show what happens to a machine, as it happens",           cli_events,    &cli_events_cmd },
 	{ "api",        "describe the control protocol",                           cli_api,       &cli_api_cmd },

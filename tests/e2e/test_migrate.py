@@ -5,6 +5,7 @@ import os
 import random
 import signal
 
+import guests
 import pytest
 import tiny
 from conftest import processes_in
@@ -35,6 +36,16 @@ def hosts(empty_viv, debian, tmp_path):
             child.log.close()
         for pid in processes_in(host.home):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A kernel that runs @code."""
+    def write(code):
+        path = tmp_path / "kernel"
+        path.write_bytes(guests.multiboot(code))
+        return path
+    return write
 
 
 class Counting(Counter):
@@ -130,6 +141,27 @@ def test_over_ssh(hosts, debian, tmp_path):
     b.fails("migrate", "m", "ssh://near.example", says=["lost"])
     counter.reaches(counter.next() + 2)
     b.ok("rm", "-f", "m")
+
+
+def test_evacuate(hosts, make, tmp_path):
+    a, b = hosts
+    a.ok("evacuate", "unix:/nobody")  # and nothing to do
+    for name in ("one", "two", "three"):
+        a.ok("run", "--detach", "--name", name, "--kernel", make(guests.SLEEP), "--mem", "16M")
+    a.ok("run", "--detach", "--name", "two-b", "--kernel", make(guests.SLEEP), "--mem", "16M")
+    a.ok("stop", "-f", "two-b")
+    b.ok("run", "--detach", "--name", "two", "--kernel", make(guests.SLEEP), "--mem", "16M")
+    listener = b.receive()
+    done = a.run("evacuate", f"unix:{b.socket}", "--json", "--verify")
+    assert done.returncode == 1 and "two stays here" in done.stderr and "already" in done.stderr
+    assert {r["name"]: r["state"] for r in json.loads(done.stdout)} == {"one": "moved", "two": "kept", "three": "moved"}
+    assert a.state("two") == "running" and a.state("two-b") == "stopped"
+    a.wait_until(lambda: a.names() == ["two", "two-b"], "the others are gone")
+    assert sorted(b.names()) == ["one", "three", "two"]
+    listener.terminate()
+    listener.wait()
+    a.ok("rm", "-f", "two", "two-b")
+    b.ok("rm", "-f", "one", "two", "three")
 
 
 def test_cancel(hosts, debian, tmp_path):

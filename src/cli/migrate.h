@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Moving one machine, for viv migrate and viv evacuate. */
+#ifndef VIV_CLI_MIGRATE_H
+#define VIV_CLI_MIGRATE_H
+
+#include <jansson.h>
+
+#include "base/error.h"
+
+enum { MIGRATE_KEEP_RUNNING_FIRST, MIGRATE_FINISH_FIRST };
+extern const char *const migrate_priorities[]; /* in this order, ends with NULL */
+
+struct migrate_options {
+	const char *name, *engine;	/* at the target; NULL: as here */
+	int64_t max_downtime, deadline; /* ns; 0: the machine's own idea, none */
+	uint64_t bandwidth, links;	/* 0: no limit, one */
+	int priority;
+	bool verify;
+};
+
+/**
+ * migrate_machine() - move @name to @to, with progress on a terminal; Ctrl-C cancels.
+ * Returns 0 with *@report, to be json_decref'ed; -EINTR: canceled from here; -errno.
+ */
+int migrate_machine(const char *name, const char *to, const struct migrate_options *o,
+		    json_t **report, struct error *err);
+/** migrate_print() - a line about a report. */
+void migrate_print(const char *name, json_t *report);
+
+#endif
