@@ -509,6 +509,8 @@ static void put_segment(struct xlate_vm *x, const struct parts *p)
 /* The decoded instructions behind the record once more from their bytes; false: they are none. */
 static bool decode_again(struct xlate_vm *x, struct xlate_block *b)
 {
+	if (!b->ndecoded)
+		return true;
 	struct insn *in = decoded_of(b, map_end(b, x->cc.meta + XLATE_SEGMENTS * XLATE_META_BYTES));
 
 	for (unsigned i = 0; i < b->ndecoded; i++, in++) {
@@ -573,22 +575,40 @@ static void enter_segment(struct dbt_vm *vm, const struct parts *p)
 	}
 }
 
-/* The block that a reference in the bytes means, if it is one of a loaded segment. */
-static struct xlate_block *named(const struct xlate_vm *x, uint32_t ref)
+/* Where records begin: a bit for each 8 bytes of records, of the loaded segments in their order. */
+struct starts {
+	uint64_t *bits;
+	uint8_t at[XLATE_SEGMENTS]; /* which of them it is, plus 1; 0: it is not loaded */
+};
+#define STARTS_WORDS (XLATE_META_BYTES / 8 / 64)
+
+static bool find_starts(struct starts *t, const struct parts *all, unsigned n)
 {
-	unsigned s = xlate_segment_of(ref), lo = 0;
+	memset(t, 0, sizeof(*t));
+	t->bits = calloc(MAX(n, 1u), STARTS_WORDS * sizeof(*t->bits));
+	if (!t->bits)
+		return false;
+	for (unsigned i = 0; i < n; i++) {
+		t->at[all[i].s.index] = (uint8_t)(i + 1);
+		for (unsigned k = 0; k < all[i].s.n; k++) {
+			uint32_t slot = all[i].names[k] % (uint32_t)XLATE_META_BYTES / 8;
 
-	if (s >= XLATE_SEGMENTS)
-		return NULL;
-	for (unsigned hi = x->cc.seg[s].n; lo < hi;) {
-		unsigned mid = (lo + hi) / 2;
-
-		if (*xlate_cache_name(x, s, mid) < ref)
-			lo = mid + 1;
-		else
-			hi = mid;
+			t->bits[i * STARTS_WORDS + slot / 64] |= 1ULL << slot % 64;
+		}
 	}
-	return lo < x->cc.seg[s].n && *xlate_cache_name(x, s, lo) == ref ? xlate_block_at(x, ref) : NULL;
+	return true;
+}
+
+/* The block that a reference in the bytes means, if it is one of a loaded segment. */
+static struct xlate_block *named(const struct xlate_vm *x, const struct starts *t, uint32_t ref)
+{
+	unsigned s = xlate_segment_of(ref);
+	uint32_t slot = ref % (uint32_t)XLATE_META_BYTES / 8;
+
+	if (ref % 8 || s >= XLATE_SEGMENTS || !t->at[s] ||
+	    !(t->bits[(t->at[s] - 1u) * STARTS_WORDS + slot / 64] >> slot % 64 & 1))
+		return NULL;
+	return xlate_block_at(x, ref);
 }
 
 /* As xlate_link_patch() and xlate_far() would. */
@@ -601,7 +621,7 @@ static bool may_lead(struct xlate_link *l, const struct xlate_block *from, struc
 	       (l->far || phys >> GUEST_PAGE_SHIFT == xlate_block_phys(from) >> GUEST_PAGE_SHIFT);
 }
 
-static void link_segment(struct dbt_vm *vm, const struct parts *p)
+static void link_segment(struct dbt_vm *vm, const struct starts *t, const struct parts *p)
 {
 	struct xlate_vm *x = vm->xlate;
 	bool is_linking = !(vm->cfg.without & ENGINE_CHAINING) && !vm->cfg.check_every;
@@ -611,7 +631,7 @@ static void link_segment(struct dbt_vm *vm, const struct parts *p)
 
 		for (unsigned k = 0; k < b->nlinks; k++) {
 			struct xlate_link *l = &b->links[k];
-			struct xlate_block *to = l->to && is_linking ? named(x, l->to) : NULL;
+			struct xlate_block *to = l->to && is_linking ? named(x, t, l->to) : NULL;
 
 			l->to = 0;
 			if (to && may_lead(l, b, to))
@@ -620,13 +640,14 @@ static void link_segment(struct dbt_vm *vm, const struct parts *p)
 	}
 }
 
-static void enter_all(struct dbt_vm *vm, const struct parts *all, const struct keep_head *head)
+static void enter_all(struct dbt_vm *vm, const struct starts *t, const struct parts *all,
+		      const struct keep_head *head)
 {
 	xlate_table_prepare(vm->xlate, head->nblocks);
 	for (unsigned i = 0; i < head->nsegments; i++)
 		enter_segment(vm, &all[i]);
 	for (unsigned i = 0; i < head->nsegments; i++)
-		link_segment(vm, &all[i]);
+		link_segment(vm, t, &all[i]);
 	vm->xlate->loaded = head->nblocks;
 }
 
@@ -648,6 +669,10 @@ int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, struct e
 	/* Only read: the parts are const in all but their type. */
 	if (!is_good(vm, &head, (uint8_t *)(uintptr_t)data, len, all))
 		return error_set(err, -EINVAL, "the kept code is damaged");
+	struct starts starts;
+
+	if (!find_starts(&starts, all, head.nsegments))
+		return error_set(err, -ENOMEM, "no memory to load kept code");
 	int r = 0;
 	uint64_t failures = x->verify_failures;
 
@@ -665,9 +690,10 @@ int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, struct e
 		for (unsigned i = 0; r < 0 && i < head.nsegments; i++)
 			xlate_cache_give_back(x, all[i].s.index);
 		if (r == 0)
-			enter_all(vm, all, &head);
+			enter_all(vm, &starts, all, &head);
 	}
 	x->verify_failures = failures; /* it is not what this process has translated */
 	pthread_mutex_unlock(&vm->lock);
+	free(starts.bits);
 	return r;
 }
