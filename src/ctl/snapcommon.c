@@ -16,6 +16,12 @@ uint64_t snap_now_us(void)
 	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
+void snap_stop_mending(struct snapper *s)
+{
+	ram_mend_stop(s->mend);
+	s->mend = NULL;
+}
+
 /* ---- the log of changed pages ---- */
 
 size_t snap_bitmap_words(const struct snapper *s)

@@ -3,13 +3,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <xxhash.h>
 
 #include "base/host.h"
+#include "vm/snapshot_mend.h"
 #include "vm/snapshot_ram.h"
 
 #define RAM_BYTES (2 * MIB)
@@ -330,6 +333,62 @@ static void more_than_the_limit(void **state)
 	}
 }
 
+/* kB of @what of the mapping at @at; -1: not known. */
+static long smaps_kib(const void *at, const char *what)
+{
+	FILE *f = fopen("/proc/self/smaps", "r");
+	char line[256], key[32];
+	bool is_it = false;
+	long kib = -1, n;
+
+	while (f && fgets(line, sizeof(line), f)) {
+		unsigned long from, to;
+
+		if (sscanf(line, "%lx-%lx", &from, &to) == 2)
+			is_it = (uintptr_t)at >= from && (uintptr_t)at < to;
+		else if (is_it && sscanf(line, "%31[^:]: %ld kB", key, &n) == 2 && !strcmp(key, what))
+			kib = n;
+	}
+	if (f)
+		fclose(f);
+	return kib;
+}
+
+/* Written to while a child of fork() lives, then put together: the content stays, no memory comes on top, what is shared stays shared. */
+static void mend(void **state)
+{
+	struct guest_ram big;
+	const uint64_t size = 16 * MIB, used = 11 * MIB;
+
+	must(ram_create(&big, size, 0, &err));
+	for (uint64_t at = 0; at < used; at += GUEST_PAGE_SIZE)
+		big.base[at] = (uint8_t)(at >> 12);
+	for (unsigned round = 0; round < 2; round++) {
+		pid_t pid = fork();
+
+		if (pid == 0)
+			for (;;)
+				pause();
+		assert_true(pid > 0);
+		for (uint64_t at = 0; at < used; at += 256 * KIB)
+			big.base[at] = (uint8_t)(at >> 12);
+		long rss = smaps_kib(big.base, "Rss"), shared = smaps_kib(big.base, "Shared_Dirty");
+
+		ram_mend_wait(ram_mend_start(&big));
+		assert_int_equal(smaps_kib(big.base, "Shared_Dirty"), shared);
+		kill(pid, SIGKILL);
+		assert_int_equal(waitpid(pid, NULL, 0), pid);
+		ram_mend_wait(ram_mend_start(&big));
+		assert_int_equal(smaps_kib(big.base, "Rss"), rss);
+		print_message("%ld KiB in huge pages\n", smaps_kib(big.base, "AnonHugePages"));
+	}
+	ram_mend_stop(ram_mend_start(&big));
+	ram_mend_stop(NULL);
+	for (uint64_t at = 0; at < size; at += GUEST_PAGE_SIZE)
+		assert_int_equal(big.base[at], at < used ? (uint8_t)(at >> 12) : 0);
+	ram_destroy(&big);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -338,6 +397,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(failures, setup, teardown),
 		cmocka_unit_test_setup_teardown(many_layers, setup, teardown),
+		cmocka_unit_test_setup_teardown(mend, setup, teardown),
 		cmocka_unit_test_setup_teardown(more_than_the_limit, setup, teardown),
 	};
 
