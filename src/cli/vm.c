@@ -85,8 +85,8 @@ struct process {
 	const struct machine_restore *restore; /* NULL: it is none */
 	const struct snapper_moment *moment;   /* of it */
 	const struct engine_ops *ops;
-	bool has_moved;	  /* it runs on another host */
-	bool has_arrived; /* it came from another host, and is ours */
+	bool has_moved;			      /* it runs on another host */
+	bool has_arrived;		      /* it came from another host, and is ours */
 	uint8_t code_key[CODE_SET_KEY_BYTES]; /* of the snapshot's translated code */
 	bool has_code_key;
 	struct snapcode_reader *code; /* that is being read; or NULL */
