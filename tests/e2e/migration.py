@@ -80,10 +80,11 @@ VIVARIUM_HOME={host.home} PATH={pathlib.Path(VIV).parent}:$PATH exec sh -c "$*"
 class Link:
     """A socket that passes bytes on to another, each way, until told otherwise."""
 
-    def __init__(self, path, target, cut_after=None, flip_at=None, cut_before=None):
+    def __init__(self, path, target, cut_after=None, flip_at=None, cut_before=None, at_cut=None):
         self.path, self.target = pathlib.Path(path), target
         self.cut_after, self.flip_at = cut_after, flip_at  # bytes from the source
         self.cut_before = cut_before  # a type of record, from either side
+        self.at_cut = at_cut  # called in place of cutting after so many bytes
         self.passed = 0
         self.sockets = []
         with contextlib.suppress(FileNotFoundError):
@@ -119,6 +120,8 @@ class Link:
         except OSError:  # one end is gone
             self.cut()
         if is_from_source and self.cut_after is not None and self.passed >= self.cut_after:
+            if self.at_cut:
+                self.at_cut()
             self.cut()
         with contextlib.suppress(OSError):
             b.shutdown(socket.SHUT_WR)
