@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "ctl/base64.h"
+#include "ctl/client.h"
 #include "ctl/ctl.h"
 
 int cli_fail(const struct error *err)
@@ -156,6 +157,32 @@ json_t *cli_exec_request(char **argv, bool with_input, struct error *err)
 	if (!request)
 		error_set(err, -ENOMEM, "no memory for the command");
 	return request;
+}
+
+int cli_guest_run(int fd, char **argv, int *status, char **out, struct error *err)
+{
+	_cleanup_bytes_ struct bytes text = { 0 };
+	json_t *reply = NULL, *request = cli_exec_request(argv, false, err);
+	int r = request ? client_call(fd, request, -1, &reply, err) : -EINVAL;
+	json_t *data = json_object_get(reply, "out-data");
+
+	if (r == 0 && json_is_string(data) &&
+	    base64_decode(&text, json_string_value(data), json_string_length(data)) < 0)
+		r = error_set(err, -EPROTO, "the guest agent's answer makes no sense");
+	if (r == 0) {
+		bytes_put_u8(&text, 0);
+		if (text.is_failed)
+			r = error_set(err, -ENOMEM, "no memory for what the guest says");
+	}
+	if (r == 0) {
+		*status = cli_command_status(reply);
+		if (out) {
+			*out = (char *)text.data;
+			text = (struct bytes){ 0 };
+		}
+	}
+	json_decref(reply);
+	return r;
 }
 
 /* ---- progress ---- */

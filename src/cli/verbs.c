@@ -21,6 +21,8 @@ const struct verb cli_verbs[] = {
 	{ "rename",     "give a machine another name",                             cli_rename,    &cli_rename_cmd },
 	{ "console",    "connect this terminal to a machine's console",            cli_console,   &cli_console_cmd },
 	{ "exec",       "run a command inside a machine",                          cli_exec,      &cli_exec_cmd },
+	{ "cp",         "copy files to and from machines",                         cli_cp,        &cli_cp_cmd },
+	{ "ssh",        "log in to a machine by SSH",                              cli_ssh,       &cli_ssh_cmd },
 	{ "snapshot",   "take, list and go back to snapshots of a machine",        cli_snapshot,  &cli_snapshot_cmd },
 	{ "fork",       "make running copies of a running machine",                cli_fork,      &cli_fork_cmd },
 	{ "migrate",    "move a running machine to another host",                  cli_migrate,   &cli_migrate_cmd },

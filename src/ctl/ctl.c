@@ -238,6 +238,132 @@ static int cmd_agent(struct ctl_conn *conn, json_t *request, json_t *reply, stru
 	return r < 0 ? r : CTL_PENDING;
 }
 
+/* ---- files of the guest ---- */
+
+/* The longest time that one request to the agent may take. */
+#define FILE_TIMEOUT_NS 60000000000LL
+
+static void file_fail(struct ctl_conn *conn, const char *what)
+{
+	struct error err;
+
+	error_set(&err, -EPROTO, "the guest agent's answer to %s makes no sense", what);
+	conn_reply(conn, NULL, &err);
+}
+
+static void file_opened(void *ctx, json_t *result, const struct error *err)
+{
+	struct ctl_conn *conn = ctx;
+	json_t *handle = json_object_get(result, "return");
+
+	conn->job = NULL;
+	if (!err && (!json_is_integer(handle) || json_integer_value(handle) < 0)) {
+		file_fail(conn, "guest-file-open");
+		return;
+	}
+	json_t *answer = err ? NULL : json_pack("{s:O}", "handle", handle);
+
+	conn_reply(conn, answer, err);
+	json_decref(answer);
+}
+
+static void file_was_read(void *ctx, json_t *result, const struct error *err)
+{
+	struct ctl_conn *conn = ctx;
+	json_t *ret = json_object_get(result, "return"), *data = json_object_get(ret, "buf-b64");
+	json_t *eof = json_object_get(ret, "eof");
+
+	conn->job = NULL;
+	if (!err && (!json_is_string(data) || !json_is_boolean(eof))) {
+		file_fail(conn, "guest-file-read");
+		return;
+	}
+	json_t *answer = err ? NULL : json_pack("{s:O, s:O}", "data", data, "eof", eof);
+
+	conn_reply(conn, answer, err);
+	json_decref(answer);
+}
+
+static void file_was_written(void *ctx, json_t *result, const struct error *err)
+{
+	struct ctl_conn *conn = ctx;
+	json_t *count = json_object_get(json_object_get(result, "return"), "count");
+
+	conn->job = NULL;
+	if (!err && (!json_is_integer(count) || json_integer_value(count) < 0)) {
+		file_fail(conn, "guest-file-write");
+		return;
+	}
+	json_t *answer = err ? NULL : json_pack("{s:O}", "count", count);
+
+	conn_reply(conn, answer, err);
+	json_decref(answer);
+}
+
+static void file_closed(void *ctx, json_t *result, const struct error *err)
+{
+	struct ctl_conn *conn = ctx;
+
+	conn->job = NULL;
+	conn_reply(conn, NULL, err);
+}
+
+/* @arguments is taken. */
+static int file_call(struct ctl_conn *conn, const char *command, json_t *arguments,
+		     agent_done_fn done, struct error *err)
+{
+	int r = need_agent(conn, err);
+
+	if (r == 0 && !arguments)
+		r = error_set(err, -ENOMEM, "no memory for a request to the guest");
+	if (r == 0)
+		r = agent_call(conn->ctl->cfg.agent, command, arguments, FILE_TIMEOUT_NS, done,
+			       conn, &conn->job, err);
+	json_decref(arguments);
+	return r < 0 ? r : CTL_PENDING;
+}
+
+static int cmd_file_open(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	bool is_write = json_is_true(json_object_get(request, "write"));
+
+	return file_call(conn, "guest-file-open",
+			 json_pack("{s:O, s:s}", "path", json_object_get(request, "path"), "mode",
+				   is_write ? "wb" : "rb"),
+			 file_opened, err);
+}
+
+static int cmd_file_read(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	return file_call(conn, "guest-file-read",
+			 json_pack("{s:O, s:I}", "handle", json_object_get(request, "handle"),
+				   "count", (json_int_t)arg_uint(request, "count", CTL_FILE_CHUNK)),
+			 file_was_read, err);
+}
+
+static int cmd_file_write(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	return file_call(conn, "guest-file-write",
+			 json_pack("{s:O, s:O}", "handle", json_object_get(request, "handle"),
+				   "buf-b64", json_object_get(request, "data")),
+			 file_was_written, err);
+}
+
+static int cmd_ssh_key(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	return file_call(conn, "guest-ssh-add-authorized-keys",
+			 json_pack("{s:O, s:[O]}", "username", json_object_get(request, "user"),
+				   "keys", json_object_get(request, "key")),
+			 file_closed, err);
+}
+
+static int cmd_file_close(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	return file_call(conn, "guest-file-close",
+			 json_pack("{s:O}", "handle", json_object_get(request, "handle")),
+			 file_closed, err);
+}
+
 /* ---- snapshots ---- */
 
 static int need_snapper(struct ctl_conn *conn, struct error *err)
@@ -527,6 +653,30 @@ static const struct ctl_arg migrate_args[] = {
 	{ "verify",          CTL_BOOL,   false, 0, 0, "compare all pages by checksum before it runs there" },
 	ARG_END,
 };
+static const struct ctl_arg file_open_args[] = {
+	{ "path",  CTL_STRING, true,  1, 4096, "in the guest" },
+	{ "write", CTL_BOOL,   false, 0, 0, "made anew to be written, not read" },
+	ARG_END,
+};
+static const struct ctl_arg file_read_args[] = {
+	{ "handle", CTL_UINT, true,  0, INT64_MAX, "of file-open" },
+	{ "count",  CTL_UINT, false, 1, CTL_FILE_CHUNK, "bytes, at most" },
+	ARG_END,
+};
+static const struct ctl_arg file_write_args[] = {
+	{ "handle", CTL_UINT,   true, 0, INT64_MAX, "of file-open" },
+	{ "data",   CTL_STRING, true, 0, CTL_FILE_CHUNK / 3 * 4 + 4, "base64" },
+	ARG_END,
+};
+static const struct ctl_arg file_close_args[] = {
+	{ "handle", CTL_UINT, true, 0, INT64_MAX, "of file-open" },
+	ARG_END,
+};
+static const struct ctl_arg ssh_key_args[] = {
+	{ "user", CTL_STRING, true, 1, 64, "of the guest" },
+	{ "key",  CTL_STRING, true, 1, 8192, "public key, a line of authorized_keys" },
+	ARG_END,
+};
 static const struct ctl_arg agent_args[] = {
 	{ "timeout_ms", CTL_UINT, false, 1, EXEC_TIMEOUT_MAX_MS, "how long to wait" },
 	ARG_END,
@@ -572,6 +722,19 @@ static const struct ctl_field exec_fields[] = {
 	{ "err-data",      CTL_STRING, true, "standard error, base64" },
 	{ "out-truncated", CTL_BOOL,   true, "there was more than the agent keeps" },
 	{ "err-truncated", CTL_BOOL,   true, "there was more than the agent keeps" },
+	END,
+};
+static const struct ctl_field file_open_answer[] = {
+	{ "handle", CTL_UINT, false, "for the other commands; the guest's agent keeps the file open until file-close" },
+	END,
+};
+static const struct ctl_field file_read_answer[] = {
+	{ "data", CTL_STRING, false, "base64" },
+	{ "eof",  CTL_BOOL,   false, "the file ends here" },
+	END,
+};
+static const struct ctl_field file_write_answer[] = {
+	{ "count", CTL_UINT, false, "bytes written: perhaps not all" },
 	END,
 };
 static const struct ctl_field snapshot_answer[] = {
@@ -648,30 +811,35 @@ static const struct ctl_field help_answer[] = {
 };
 
 const struct ctl_command ctl_commands[] = {
-	{ "status",            "state, process and engine",                               NULL,          status_answer,    cmd_status },
-	{ "info",              "everything known, with counters",                         NULL,          info_answer,      cmd_info },
-	{ "pause",             "stop the CPUs and the clock",                             NULL,          NULL,             cmd_pause },
-	{ "resume",            "go on after a pause",                                     NULL,          NULL,             cmd_resume },
-	{ "reset",             "press the reset button",                                  NULL,          NULL,             cmd_reset },
-	{ "stop",              "press the power button, end it after a time-out",         stop_args,     NULL,             cmd_stop },
-	{ "quit",              "end it at once",                                          NULL,          NULL,             cmd_quit },
-	{ "nmi",               "press the NMI button",                                    nmi_args,      NULL,             cmd_nmi },
-	{ "console",           "make this connection the console",                        console_args,  NULL,             cmd_console },
-	{ "resize",            "tell the console's window size",                          resize_args,   NULL,             cmd_resize },
-	{ "exec",              "run a command in the guest",                              exec_args,     exec_fields,      cmd_exec },
-	{ "agent",             "wait until the guest's agent answers",                    agent_args,    NULL,             cmd_agent },
-	{ "snapshot",          "take a snapshot; going away cancels it",                  snapshot_args, snapshot_answer,  cmd_snapshot },
-	{ "snapshot-progress", "of the snapshot being taken",                             NULL,          progress_answer,  cmd_snapshot_progress },
-	{ "restore",           "go back to a snapshot in place, and on from there",       restore_args,  restore_answer,   cmd_restore },
-	{ "fork",              "make living copies of the machine",                       fork_args,     fork_answer,      cmd_fork },
-	{ "merged",            "files of snapshots were merged: do without what is gone", merged_args,   NULL,             cmd_merged },
-	{ "set",               "change what can be changed while it runs",                set_args,      set_answer,       cmd_set },
-	{ "subscribe",         "get events from here on, besides answers",                NULL,          subscribe_answer, cmd_subscribe },
-	{ "migrate",           "move the machine to another process",                     migrate_args,  migrate_answer,   cmd_migrate },
-	{ "migrate-status",    "how far that is",                                         NULL,          migrate_status_answer, cmd_migrate_status },
-	{ "migrate-cancel",    "it stays here",                                           NULL,          NULL,             cmd_migrate_cancel },
-	{ "migrate-recover",   "ask over the link that comes along whether it moved",     NULL,          migrate_answer,   cmd_migrate_recover },
-	{ "help",              "these commands",                                          NULL,          help_answer,      cmd_help },
+	{ "status",            "state, process and engine",                               NULL,            status_answer,         cmd_status },
+	{ "info",              "everything known, with counters",                         NULL,            info_answer,           cmd_info },
+	{ "pause",             "stop the CPUs and the clock",                             NULL,            NULL,                  cmd_pause },
+	{ "resume",            "go on after a pause",                                     NULL,            NULL,                  cmd_resume },
+	{ "reset",             "press the reset button",                                  NULL,            NULL,                  cmd_reset },
+	{ "stop",              "press the power button, end it after a time-out",         stop_args,       NULL,                  cmd_stop },
+	{ "quit",              "end it at once",                                          NULL,            NULL,                  cmd_quit },
+	{ "nmi",               "press the NMI button",                                    nmi_args,        NULL,                  cmd_nmi },
+	{ "console",           "make this connection the console",                        console_args,    NULL,                  cmd_console },
+	{ "resize",            "tell the console's window size",                          resize_args,     NULL,                  cmd_resize },
+	{ "exec",              "run a command in the guest",                              exec_args,       exec_fields,           cmd_exec },
+	{ "agent",             "wait until the guest's agent answers",                    agent_args,      NULL,                  cmd_agent },
+	{ "file-open",         "open a file of the guest",                                file_open_args,  file_open_answer,      cmd_file_open },
+	{ "file-read",         "read on in it",                                           file_read_args,  file_read_answer,      cmd_file_read },
+	{ "file-write",        "write on in it",                                          file_write_args, file_write_answer,     cmd_file_write },
+	{ "file-close",        "have the agent close it",                                 file_close_args, NULL,                  cmd_file_close },
+	{ "ssh-key",           "have it let a key log in",                                ssh_key_args,    NULL,                  cmd_ssh_key },
+	{ "snapshot",          "take a snapshot; going away cancels it",                  snapshot_args,   snapshot_answer,       cmd_snapshot },
+	{ "snapshot-progress", "of the snapshot being taken",                             NULL,            progress_answer,       cmd_snapshot_progress },
+	{ "restore",           "go back to a snapshot in place, and on from there",       restore_args,    restore_answer,        cmd_restore },
+	{ "fork",              "make living copies of the machine",                       fork_args,       fork_answer,           cmd_fork },
+	{ "merged",            "files of snapshots were merged: do without what is gone", merged_args,     NULL,                  cmd_merged },
+	{ "set",               "change what can be changed while it runs",                set_args,        set_answer,            cmd_set },
+	{ "subscribe",         "get events from here on, besides answers",                NULL,            subscribe_answer,      cmd_subscribe },
+	{ "migrate",           "move the machine to another process",                     migrate_args,    migrate_answer,        cmd_migrate },
+	{ "migrate-status",    "how far that is",                                         NULL,            migrate_status_answer, cmd_migrate_status },
+	{ "migrate-cancel",    "it stays here",                                           NULL,            NULL,                  cmd_migrate_cancel },
+	{ "migrate-recover",   "ask over the link that comes along whether it moved",     NULL,            migrate_answer,        cmd_migrate_recover },
+	{ "help",              "these commands",                                          NULL,            help_answer,           cmd_help },
 	{ .name = NULL },
 };
 // clang-format on

@@ -31,6 +31,8 @@
 #define CTL_EXEC_MAX_ARGS    4096
 #define CTL_FORK_MAX	     1000
 #define CTL_FDS_MAX	     16 /* descriptors that come along with a request */
+#define CTL_FILE_CHUNK                                                                             \
+	(1536 * KIB) /* of a file of the guest, in one answer or request; a multiple of 3 */
 
 struct ctl;
 
