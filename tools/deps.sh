@@ -19,6 +19,7 @@ boot="ovmf grub-common grub-pc-bin grub-efi-amd64-bin mtools memtest86+ u-boot-q
 test="$build $image $boot clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
 test="$test qemu-utils" # the other opinion on qcow2
 test="$test bash zsh fish man-db groff mandoc" # completion in real shells; readers of the manual pages
+test="$test systemd" # reads the units of viv service
 test="$test python3-jsonschema" # checks every message of the control protocol
 test="$test python3-prometheus-client" # another reader of viv metrics
 format="clang-format"

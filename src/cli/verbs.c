@@ -29,6 +29,7 @@ const struct verb cli_verbs[] = {
 	{ "receive",    "wait for machines that are moved to this host",           cli_receive,   &cli_receive_cmd },
 	{ "evacuate",   "move all running machines to another host",               cli_evacuate,  &cli_evacuate_cmd },
 	{ "bench",      "show what the engine does while a command runs",          cli_bench,     &cli_bench_cmd },
+	{ "service",    "print a systemd unit that keeps a machine running",       cli_service,   &cli_service_cmd },
 	{ "events",     "show what happens to a machine, as it happens",           cli_events,    &cli_events_cmd },
 	{ "api",        "describe the control protocol",                           cli_api,       &cli_api_cmd },
 	{ "metrics",    "print the counters of running machines for Prometheus",   cli_metrics,   &cli_metrics_cmd },
