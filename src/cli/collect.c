@@ -35,7 +35,8 @@ int cli_remove_machine(const char *name, struct error *err)
 		return -ENOMEM;
 	int r = paths_remove_tree(run, err);
 
-	if (r == 0 && rename(dir, gone) < 0)
+	/* A machine that is thrown away at its end may just have removed itself. */
+	if (r == 0 && rename(dir, gone) < 0 && errno != ENOENT)
 		r = error_set(err, -errno, "cannot remove %s: %s", dir, strerror(errno));
 	return r < 0 ? r : paths_remove_tree(gone, err);
 }

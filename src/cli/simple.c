@@ -253,11 +253,13 @@ const struct opts_cmd cli_rm_cmd = {
 
 static int rm_one(const char *name, bool force, struct error *err)
 {
-	for (;;) {
+	for (bool was_stopped = false;; was_stopped = true) {
 		_cleanup_close_ int lock = vmlock_take(name, err);
 
 		if (lock >= 0)
 			return cli_remove_machine(name, err);
+		if (lock == -ENOENT && was_stopped)
+			return 0; /* one that is thrown away at its end */
 		if (lock != -EBUSY)
 			return lock;
 		if (!force)

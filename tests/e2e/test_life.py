@@ -210,6 +210,14 @@ def test_throw_away_machine_killed(empty_viv, make):
     nothing_left(viv)
 
 
+def test_throw_away_machine_is_removed(empty_viv, make):
+    """It goes by itself when it is stopped for that."""
+    viv = empty_viv
+    viv.ok("run", "--detach", "--rm", "--name", "a", "--kernel", make(guests.SLEEP))
+    viv.ok("rm", "--force", "a")
+    nothing_left(viv)
+
+
 def test_command_killed_while_it_makes_a_machine(empty_viv, make):
     viv = empty_viv
     folder = viv.home / "vms/half"
