@@ -193,7 +193,7 @@ int temp_layer_keep(struct layer *l, const char *path, struct error *err)
 
 	if (l->ops != &temp_ops)
 		return error_set(err, -EINVAL, "the disk has no throw-away layer on top");
-	if (stat(path, &st) < 0)
+	if (host.fstatat(AT_FDCWD, path, &st, 0) < 0)
 		return error_set(err, -errno, "cannot look at '%s': %s", path, strerror(errno));
 	l->dev = st.st_dev;
 	l->ino = st.st_ino;

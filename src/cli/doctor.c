@@ -19,22 +19,26 @@
 #include <sys/wait.h>
 
 #include "block/uring.h"
+#include "cli/attack.h"
 #include "cli/cli.h"
 #include "ctl/paths.h"
 #include "engine/pick.h"
 
 struct args {
-	bool json;
+	bool json, attack;
 };
 static const struct opt doctor_opts[] = {
 	OPT_FLAG(struct args, json, "json", "print JSON"),
+	OPT_FLAG(struct args, attack,
+		 "attack", "try what a confined machine could do to this host if its guest had taken it over"),
 	OPT_END,
 };
 const struct opts_cmd cli_doctor_cmd = {
 	.name = "viv doctor",
 	.usage = "",
 	.summary = "show what this host offers and what is missing",
-	.details = "The exit status is 0 if machines can run here.",
+	.details = "The exit status is 0 if machines can run here; with --attack, if all that was "
+		   "tried failed.",
 	.opts = doctor_opts,
 };
 
@@ -424,12 +428,12 @@ static int doctor(const struct args *a)
 
 int cli_doctor(int argc, char **argv)
 {
-	struct args a = { false };
+	struct args a = { 0 };
 	struct opts_rest rest;
 	int status;
 
 	if (!cli_parse(&cli_doctor_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	opts_free(&cli_doctor_cmd, &a, &rest);
-	return doctor(&a);
+	return a.attack ? attack_run(a.json) : doctor(&a);
 }

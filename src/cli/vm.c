@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +14,9 @@
 #include "base/log.h"
 #include "block/block.h"
 #include "char/chardev.h"
+#include "base/host.h"
 #include "cli/cli.h"
+#include "cli/vm_host.h"
 #include "ctl/ctl.h"
 #include "ctl/events.h"
 #include "ctl/migrate.h"
@@ -21,13 +24,8 @@
 #include "ctl/paths.h"
 #include "ctl/snapcode.h"
 #include "ctl/snaptake.h"
-#include "ctl/socket.h"
 #include "ctl/vmconfig.h"
-#include "ctl/vmlock.h"
 #include "ctl/vmlog.h"
-#include "net/labd.h"
-#include "net/netd.h"
-#include "net/tap.h"
 
 #define CONSOLE_BACKLOG (64 * KIB)
 #define DRAIN_MAX_NS	10000000000LL
@@ -75,12 +73,12 @@ struct process {
 	struct vmdisks disks;
 	struct block_backing_rule backing; /* of layers of disks: this machine's folder, and what --disk allows */
 	const char *backing_paths[2 + MACHINE_MAX_DISKS * VMCONFIG_MAX_BACKING];
-	int lock_fd, listen_fd, signal_fd;
-	pid_t net_pid;	  /* 0: none */
-	int net_ready_fd; /* 0: nothing is to be waited for */
-	struct loop_fd *signal_watch, *lifeline_watch;
-	char *run_dir, *socket_path, *vm_dir;
+	int signal_fd;
+	struct loop_fd *signal_watch, *lifeline_watch, *door_watch;
+	char *vm_dir;
 	char engine_reason[256];
+	struct broker_start start; /* of it, or of its broker */
+	struct vm_host host;	   /* not confined: its own broker */
 	/* A copy of a machine that runs: forked off its process. */
 	const struct machine_restore *restore; /* NULL: it is none */
 	const struct snapper_moment *moment;   /* of it */
@@ -90,7 +88,6 @@ struct process {
 	uint8_t code_key[CODE_SET_KEY_BYTES]; /* of the snapshot's translated code */
 	bool has_code_key;
 	struct snapcode_reader *code; /* that is being read; or NULL */
-	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 };
 
 static void tell(struct process *p, json_t *msg)
@@ -105,63 +102,12 @@ static void tell(struct process *p, json_t *msg)
 		log_debug("vm", "status pipe: %s", strerror(errno));
 }
 
-/* ---- files ---- */
-
-static int take_lock(struct process *p, struct error *err)
-{
-	/* A copy of a machine takes its own; else who starts us has read the configuration under it. */
-	p->lock_fd = p->args.lock_fd ? (int)p->args.lock_fd : vmlock_take(p->args.name, err);
-	if (p->lock_fd < 0)
-		return p->lock_fd;
-	fcntl(p->lock_fd, F_SETFD, FD_CLOEXEC);
-	int r = vmlock_run(p->lock_fd, p->args.name, err);
-
-	p->is_dir_ours = r == 0;
-	return r;
-}
-
-static int open_log(struct process *p, struct error *err)
-{
-	enum log_level level;
-
-	if (log_level_parse(p->config.log_level ? p->config.log_level : "", &level) < 0)
-		return error_set(err, -EINVAL, "there is no log level \"%.40s\"",
-				 p->config.log_level ? p->config.log_level : "");
-	log_set_level(level);
-	return vmlog_open(p->args.name, err);
-}
-
-static int make_socket(struct process *p, struct error *err)
-{
-	int r = p->run_dir ? paths_make(p->run_dir, err) : -ENOMEM;
-
-	if (r < 0)
-		return r;
-	p->listen_fd = socket_listen(p->socket_path, err);
-	return p->listen_fd < 0 ? p->listen_fd : 0;
-}
-
 /* These stay when the machine leaves. */
 static bool has_snapshots(const struct process *p)
 {
 	_cleanup_free_ char *folder = paths_vm(p->args.name, "snapshots", NULL);
 
-	return !folder || (rmdir(folder) < 0 && errno != ENOENT);
-}
-
-static void remove_files(struct process *p)
-{
-	struct error err;
-
-	if (!p->is_dir_ours)
-		return;
-	if (p->run_dir && paths_remove_tree(p->run_dir, &err) < 0)
-		log_warn("vm", "%s", err.text);
-	bool has_gone = p->has_moved && !has_snapshots(p);
-
-	if ((p->config.is_throwaway || has_gone || (p->args.incoming && !p->has_arrived)) &&
-	    p->vm_dir && paths_remove_tree(p->vm_dir, &err) < 0)
-		log_warn("vm", "%s", err.text);
+	return !folder || (host.unlinkat(AT_FDCWD, folder, AT_REMOVEDIR) < 0 && errno != ENOENT);
 }
 
 /* ---- backends ---- */
@@ -203,89 +149,6 @@ static void free_backends(void *arg)
 	p->agent = NULL;
 	close_chardev(&p->hub);
 	close_chardev(&p->serial);
-}
-
-/* The network's process has come up meanwhile, or ends the machine. */
-static int await_net(struct process *p, struct error *err)
-{
-	int fd = p->net_ready_fd;
-
-	p->net_ready_fd = 0;
-	int r = fd ? netd_await(fd, p->net_pid, err) : 0;
-
-	if (r < 0)
-		p->net_pid = 0;
-	return r;
-}
-
-/* It ends when its socket closes, at the latest with this process. */
-static int start_net(struct process *p, struct machine_config *cfg, struct error *err)
-{
-	struct machine_nic *nic = &cfg->nics[0];
-	const struct netd_options o = { .forwards = (const char *const *)p->config.forwards,
-					.nforwards = p->config.nforwards };
-	static const uint8_t default_mac[6] = { 0x52, 0x54, 0, 0x12, 0x34, 0x56 };
-
-	memcpy(nic->mac, default_mac, sizeof(nic->mac));
-	int r = p->config.mac ? vmconfig_parse_mac(p->config.mac, nic->mac, err) : 0;
-
-	if (r == 0)
-		r = netd_begin(&o, &nic->fd, &p->net_pid, &p->net_ready_fd, err);
-	if (r == 0)
-		cfg->nnics = 1;
-	return r;
-}
-
-/* "tap:NAME", "bridge:NAME" */
-static int start_tap(struct process *p, struct machine_config *cfg, struct error *err)
-{
-	struct machine_nic *nic = &cfg->nics[0];
-	struct tap_name name;
-	int r = tap_parse(p->config.net, &name, err);
-
-	if (r == 0)
-		r = vmconfig_parse_mac(p->config.mac ?: "", nic->mac, err);
-	if (r == 0)
-		r = tap_open(&name, &nic->fd, err);
-	if (r < 0)
-		return r;
-	nic->is_tap = true;
-	cfg->nnics = 1;
-	return 0;
-}
-
-/* One card of a lab's machine: the lab tells its MAC. */
-static int attach_card(struct machine_nic *nic, const char *socket, const char *lab,
-		       const char *machine, const char *network, struct error *err)
-{
-	_cleanup_close_ int fd = socket_connect(socket, err);
-
-	if (fd == -ENOENT || fd == -ECONNREFUSED)
-		return error_set(err, fd, "lab \"%s\" is not up; viv up brings it up", lab);
-	return fd < 0 ? fd : labd_attach(fd, machine, network, nic->mac, &nic->fd, err);
-}
-
-/* "lab:LAB:NETWORK,NETWORK" */
-static int join_lab(struct process *p, struct machine_config *cfg, struct error *err)
-{
-	_cleanup_free_ char *copy = strdup(p->config.net + strlen("lab:"));
-	char *networks = copy ? strchr(copy, ':') : NULL, *save = NULL;
-
-	if (!networks)
-		return error_set(err, -EINVAL, "a network of a lab is written lab:LAB:NETWORK,NETWORK");
-	*networks++ = 0;
-	int r = paths_check_name("a lab", copy, err);
-	_cleanup_free_ char *socket = r == 0 ? paths_lab(copy, "control.sock", err) : NULL;
-	if (!socket)
-		return r < 0 ? r : -ENOMEM;
-	for (char *n = strtok_r(networks, ",", &save); r == 0 && n; n = strtok_r(NULL, ",", &save)) {
-		if (cfg->nnics == MACHINE_MAX_NICS)
-			return error_set(err, -EINVAL, "a machine has at most %d cards", MACHINE_MAX_NICS);
-		r = attach_card(&cfg->nics[cfg->nnics], socket, copy, p->config.name, n, err);
-		if (r == 0)
-			cfg->nnics++;
-	}
-	return r;
 }
 
 /* What it goes on from. */
@@ -376,12 +239,16 @@ static int open_disks(struct process *p, struct error *err)
 	return r == 0 ? vmdisks_went_back(&p->disks, tops, err) : r;
 }
 
-static int start_any_net(struct process *p, struct machine_config *cfg, struct error *err)
+static void take_cards(struct process *p, struct machine_config *cfg)
 {
-	return strcmp(p->config.net, "nat") == 0	? start_net(p, cfg, err)
-	       : strcmp(p->config.net, "none") == 0	? 0
-	       : strncmp(p->config.net, "lab:", 4) == 0 ? join_lab(p, cfg, err)
-							: start_tap(p, cfg, err);
+	struct broker_start *s = &p->start;
+
+	for (cfg->nnics = 0; cfg->nnics < s->ncards; cfg->nnics++) {
+		memcpy(cfg->nics[cfg->nnics].mac, s->macs[cfg->nnics], sizeof(s->macs[0]));
+		cfg->nics[cfg->nnics].fd = s->cards[cfg->nnics];
+		cfg->nics[cfg->nnics].is_tap = s->is_tap;
+	}
+	s->ncards = 0; /* the machine's */
 }
 
 /* "5,6": the links, and what comes first over them. */
@@ -419,7 +286,7 @@ static int create_incoming(struct process *p, struct machine_config *cfg, struct
 		r = machine_create(&p->m, cfg, p->engine_reason, err);
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
 		if (stand_ins[i])
-			unlink(stand_ins[i]);
+			(void)host.unlinkat(AT_FDCWD, stand_ins[i], 0);
 		free(stand_ins[i]);
 	}
 	return r;
@@ -443,12 +310,12 @@ static int open_machine(struct process *p, struct machine_config *cfg, struct er
 		cfg->engine_ops = p->ops;
 	for (unsigned i = 0; i < cfg->ndisks; i++)
 		cfg->disks[i].backing = &p->backing;
-	r = start_any_net(p, cfg, err);
-	if (r == 0 && p->target)
-		r = create_incoming(p, cfg, err);
-	else if (r == 0)
-		r = machine_create(&p->m, cfg, p->engine_reason, err);
-	return r < 0 ? r : await_net(p, err);
+	take_cards(p, cfg);
+	if (broker_door() >= 0)
+		cfg->confine_vcpu = confine_filter_vcpu;
+	r = p->target ? create_incoming(p, cfg, err) : machine_create(&p->m, cfg, p->engine_reason, err);
+	/* It has come up meanwhile, or ends the machine. */
+	return r < 0 ? r : vm_host_await_net(&p->host, broker_door() >= 0, err);
 }
 
 static int create_machine(struct process *p, struct error *err)
@@ -523,6 +390,16 @@ static void on_lifeline(void *arg, int fd, unsigned events)
 	machine_end(p->m, END_STOPPED, 0, "the viv run that it belonged to is gone");
 }
 
+/* Without its broker it has no files. */
+static void on_door(void *arg, int fd, unsigned events)
+{
+	struct process *p = arg;
+
+	loop_fd_remove(p->door_watch);
+	p->door_watch = NULL;
+	machine_end(p->m, END_FAILED, 1, "the machine's broker was killed");
+}
+
 static int watch_events(struct process *p, struct error *err)
 {
 	struct loop *loop = machine_loop(p->m);
@@ -539,7 +416,10 @@ static int watch_events(struct process *p, struct error *err)
 	if (p->args.lifeline_fd)
 		p->lifeline_watch =
 			loop_fd_add(loop, (int)p->args.lifeline_fd, LOOP_IN, on_lifeline, p);
-	if (!p->signal_watch || (p->args.lifeline_fd && !p->lifeline_watch))
+	if (broker_door() >= 0)
+		p->door_watch = loop_fd_add(loop, broker_door(), LOOP_IN, on_door, p);
+	if (!p->signal_watch || (p->args.lifeline_fd && !p->lifeline_watch) ||
+	    (broker_door() >= 0 && !p->door_watch))
 		return error_set(err, -ENOMEM, "cannot watch descriptors: %s", strerror(errno));
 	return 0;
 }
@@ -636,20 +516,11 @@ static int check_fate(struct process *p, struct error *err)
 static int build(struct process *p, struct error *err)
 {
 	struct ctl_config cc = { .config = &p->config };
-	int r = take_lock(p, err);
+	int r = p->args.incoming ? open_target(p, err) : 0;
 
 	if (r == 0)
-		r = vmconfig_load(&p->config, p->args.name, err);
-	if (r == 0)
-		r = open_log(p, err);
-	if (r == 0)
-		r = make_socket(p, err);
-	if (r == 0)
-		r = check_fate(p, err);
-	if (r == 0 && p->args.incoming)
-		r = open_target(p, err);
-	if (r == 0)
 		r = create_machine(p, err);
+
 	if (r < 0)
 		return r;
 	cc.machine = p->m;
@@ -658,6 +529,7 @@ static int build(struct process *p, struct error *err)
 	cc.console_window = p->serial ? p->hub : NULL;
 	cc.agent = p->agent;
 	cc.engine_reason = p->engine_reason;
+	cc.pid = p->start.pid;
 	pthread_mutex_lock(machine_lock(p->m));
 	r = create_snapper(p, err);
 	if (r < 0) {
@@ -666,8 +538,8 @@ static int build(struct process *p, struct error *err)
 	}
 	cc.snapper = p->snapper;
 	cc.migrator = p->migrator;
-	r = ctl_create(&p->ctl, p->listen_fd, &cc, err);
-	p->listen_fd = -1;
+	r = ctl_create(&p->ctl, p->start.listen_fd, &cc, err);
+	p->start.listen_fd = -1;
 	if (r == 0)
 		r = watch_events(p, err);
 	if (r == 0 && p->target) {
@@ -689,6 +561,14 @@ static void drain_console(struct process *p)
 		loop_run_once(machine_loop(p->m), 100);
 }
 
+/* No machine is left in its folder: that goes at the end. */
+static void give_back(struct process *p)
+{
+	if (broker_door() >= 0 && p->vm_dir)
+		(void)host.unlinkat(AT_FDCWD, p->vm_dir, AT_REMOVEDIR);
+	p->host.is_throwaway = true;
+}
+
 static void destroy(struct process *p)
 {
 	p->has_moved = migrator_has_moved(p->migrator);
@@ -701,23 +581,20 @@ static void destroy(struct process *p)
 		snapper_destroy(p->snapper);
 		loop_fd_remove(p->signal_watch);
 		loop_fd_remove(p->lifeline_watch);
+		loop_fd_remove(p->door_watch);
 		pthread_mutex_unlock(machine_lock(p->m));
 		machine_destroy(p->m);
 	}
-	/* The socket is closed by now, so it ends. */
-	while (p->net_pid && waitpid(p->net_pid, NULL, 0) < 0 && errno == EINTR)
-		continue;
-	if (p->listen_fd >= 0)
-		close(p->listen_fd);
+	if (p->start.listen_fd >= 0)
+		close(p->start.listen_fd);
 	if (p->signal_fd >= 0)
 		close(p->signal_fd);
-	remove_files(p);
-	if (p->lock_fd >= 0)
-		close(p->lock_fd);
 	vmdisks_close(&p->disks);
+	if ((p->has_moved && !has_snapshots(p)) || (p->args.incoming && !p->has_arrived))
+		give_back(p);
+	if (broker_door() < 0)
+		vm_host_finish(&p->host);
 	vmconfig_free(&p->config);
-	free(p->run_dir);
-	free(p->socket_path);
 	free(p->vm_dir);
 }
 
@@ -730,18 +607,22 @@ static void close_status(struct process *p)
 		p->args.status_fd = 0;
 }
 
+static int failed(struct process *p, const struct error *err)
+{
+	if (p->target)
+		migrate_target_refuse(p->target, err);
+	tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err->text));
+	log_error("vm", "it could not be built: %s", err->text);
+	return EXIT_FAILED;
+}
+
 static int run(struct process *p)
 {
 	struct machine_end end;
 	struct error err;
 
-	if (build(p, &err) < 0) {
-		if (p->target)
-			migrate_target_refuse(p->target, &err);
-		tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
-		log_error("vm", "it could not be built: %s", err.text);
-		return EXIT_FAILED;
-	}
+	if (build(p, &err) < 0)
+		return failed(p, &err);
 	close_status(p);
 	machine_run(p->m, &end);
 	log_write(end.reason == END_FAILED ? LOG_ERROR : LOG_INFO, "vm", "%s", end.text);
@@ -754,14 +635,118 @@ static int run(struct process *p)
 	return end.status;
 }
 
-/* Descriptors are 0, 1, 2 and @status_fd; of the machine that was forked only memory is of use. */
+/* ---- what it is given, and by whom ---- */
+
+/* By itself, with the user's rights. */
+static int prepare(struct process *p, struct error *err)
+{
+	int r = vm_host_prepare(&p->host, &p->config, p->args.name, (int)p->args.lock_fd, err);
+
+	return r == 0 ? check_fate(p, err) : r;
+}
+
+/* The host's part is the machine's own, or stays with the broker. */
+static void take_start(struct process *p)
+{
+	p->start = p->host.start;
+	broker_start_init(&p->host.start);
+}
+
+/* A name of the user's home is found without asking for files later. */
+static void fix_home(void)
+{
+	struct passwd *pw = getenv("HOME") ? NULL : getpwuid(getuid());
+
+	if (pw)
+		setenv("HOME", pw->pw_dir, 0);
+}
+
+/* The process that was started becomes the broker, and another one the machine. */
+static int split(struct process *p, struct confine *c, struct error *err)
+{
+	const int given[] = { (int)p->args.status_fd, (int)p->args.console_fd, (int)p->args.lifeline_fd };
+	int machines[ARRAY_SIZE(given) + 1];
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(given); i++)
+		if (given[i])
+			machines[n++] = given[i];
+	machines[n] = -1;
+	fix_home();
+	int r = confine_split(c, machines, err);
+
+	if (r != CONFINE_MACHINE) {
+		/* What is to be removed is the broker's to remove. */
+		p->host.is_dir_ours &= !c->is_machine;
+		return r;
+	}
+	broker_use(c->door, c->pagemap_fd);
+	take_start(p);
+	p->start.pid = c->machine_pid;
+	prctl(PR_SET_NAME, "viv");
+	log_write(c->has_namespaces && c->landlock_abi ? LOG_DEBUG : LOG_WARN, "vm", "confined: %s, %s",
+		  c->has_namespaces ? "in namespaces of its own, with an empty root" : c->why_not.text,
+		  c->landlock_abi ? "with Landlock" : "without Landlock");
+	return r;
+}
+
+static int run_machine(struct process *p)
+{
+	struct confine c;
+	struct error err;
+	int r = prepare(p, &err);
+
+	/* One that comes from another host keeps files of the migration beside its own. */
+	if (r == 0 && (!confine_is_wanted() || p->args.incoming)) {
+		if (confine_is_wanted())
+			log_warn("vm", "not confined: it comes from another host");
+		take_start(p);
+		return run(p);
+	}
+	if (r == 0)
+		r = split(p, &c, &err);
+	if (r < 0)
+		return failed(p, &err);
+	return r == CONFINE_BROKER ? vm_host_broker(&p->host, &c, &p->config) : run(p);
+}
+
+static int start_copy(struct process *p, struct error *err)
+{
+	if (broker_door() < 0) {
+		int r = prepare(p, err);
+
+		if (r == 0)
+			take_start(p);
+		return r;
+	}
+	int r = broker_copy(p->args.name, &p->start, err);
+
+	if (r < 0)
+		return r;
+	vmlog_take(p->start.log_fds);
+	broker_use(p->start.door, -1);
+	r = vmconfig_load(&p->config, p->args.name, err);
+	return r == 0 ? vmlog_set_level(p->config.log_level, err) : r;
+}
+
+static void init(struct process *p)
+{
+	struct error err;
+
+	vclock_init(&p->clock);
+	vclock_start(&p->clock);
+	p->host.lock_fd = -1;
+	broker_start_init(&p->start);
+	broker_start_init(&p->host.start);
+	p->vm_dir = paths_vm(p->args.name, NULL, &err);
+}
+
+/* Descriptors are 0, 1, 2, @status_fd and the broker's; of the machine that was forked only memory is of use. */
 static void copy_main(void *arg, const char *name, const struct machine_restore *restore,
 		      const struct snapper_moment *moment, int status_fd)
 {
 	const struct process *from = arg;
 	struct process p = { .args = { .name = name, .status_fd = (uint64_t)status_fd },
-			     .lock_fd = -1,
-			     .listen_fd = -1,
 			     .signal_fd = -1,
 			     .restore = restore,
 			     .moment = moment,
@@ -771,13 +756,15 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 
 	setsid();
 	prctl(PR_SET_NAME, "viv");
-	vclock_init(&p.clock);
-	vclock_start(&p.clock);
-	p.run_dir = paths_run(name, NULL, &err);
-	p.socket_path = paths_run(name, "control.sock", &err);
-	p.vm_dir = paths_vm(name, NULL, &err);
-	int status = vmconfig_init(&p.config, &err) < 0 ? cli_fail(&err) : run(&p);
+	init(&p);
+	int r = vmconfig_init(&p.config, &err);
 
+	if (r == 0)
+		r = start_copy(&p, &err);
+	int status = r < 0 ? failed(&p, &err) : run(&p);
+
+	if (!p.m)
+		give_back(&p);
 	destroy(&p);
 	_exit(status);
 }
@@ -795,7 +782,7 @@ static void take_code_key(struct process *p)
 
 int cli_vm(int argc, char **argv)
 {
-	struct process p = { .lock_fd = -1, .listen_fd = -1, .signal_fd = -1 };
+	struct process p = { .signal_fd = -1 };
 	struct opts_rest rest;
 	struct error err;
 	int status;
@@ -809,12 +796,9 @@ int cli_vm(int argc, char **argv)
 	block_signals();
 	/* Set, it stays: by itself glibc raises it to the largest block that was freed, and keeps such blocks. */
 	(void)mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
-	vclock_init(&p.clock);
-	vclock_start(&p.clock);
-	p.run_dir = paths_run(p.args.name, NULL, &err);
-	p.socket_path = paths_run(p.args.name, "control.sock", &err);
-	p.vm_dir = paths_vm(p.args.name, NULL, &err);
-	status = vmconfig_init(&p.config, &err) < 0 ? cli_fail(&err) : run(&p);
+	log_set_level(LOG_INFO);
+	init(&p);
+	status = vmconfig_init(&p.config, &err) < 0 ? cli_fail(&err) : run_machine(&p);
 	destroy(&p);
 	return status;
 }

@@ -36,7 +36,7 @@ static int cmd_status(struct ctl_conn *conn, json_t *request, json_t *reply, str
 
 	machine_info(conn->ctl->cfg.machine, &info);
 	put(reply, "state", json_string(machine_state_name(info.state)));
-	put(reply, "pid", json_integer(getpid()));
+	put(reply, "pid", json_integer(conn->ctl->cfg.pid));
 	put(reply, "engine", json_string(info.engine));
 	put(reply, "cpus", json_integer(info.cpus));
 	put(reply, "mem", json_integer((json_int_t)info.mem_bytes));

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "ctl/paths.h"
 
@@ -60,7 +61,7 @@ static char *claim_path(const uint8_t id[MIGRATE_ID_BYTES], const char *what, st
 
 static int sync_folder(const char *folder, struct error *err)
 {
-	_cleanup_close_ int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = host.open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
 	if (fd < 0 || fsync(fd) < 0)
 		return error_set(err, -errno, "cannot write %s: %s", folder, strerror(errno));
@@ -76,14 +77,15 @@ int claim_sync(struct error *err)
 
 static void remove_old(const char *folder)
 {
-	DIR *d = opendir(folder);
+	DIR *d = paths_open_dir(folder);
 	time_t now = time(NULL);
 	struct dirent *e;
 	struct stat st;
 
 	while (d && (e = readdir(d)))
-		if (fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) &&
-		    st.st_mtime < now - KEEP_S && unlinkat(dirfd(d), e->d_name, 0) < 0)
+		if (host.fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+		    S_ISREG(st.st_mode) && st.st_mtime < now - KEEP_S &&
+		    host.unlinkat(dirfd(d), e->d_name, 0) < 0)
 			log_debug("migrate", "cannot remove %s: %s", e->d_name, strerror(errno));
 	if (d)
 		closedir(d);
@@ -102,9 +104,9 @@ int claim_open(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 	if (r < 0)
 		return r;
 	remove_old(folder);
-	if (access(ran, F_OK) == 0 || access(aborted, F_OK) == 0)
+	if (host.access(ran, F_OK) == 0 || host.access(aborted, F_OK) == 0)
 		return error_set(err, -EEXIST, "this migration was here before");
-	_cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	_cleanup_close_ int fd = host.open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 
 	if (fd < 0)
 		return error_set(err, -errno, "cannot make %s: %s", path, strerror(errno));
@@ -118,7 +120,7 @@ static int decide(const uint8_t id[MIGRATE_ID_BYTES], const char *what, struct e
 
 	if (!from || !to)
 		return -ENOMEM;
-	if (rename(from, to) == 0)
+	if (host.renameat(AT_FDCWD, from, AT_FDCWD, to) == 0)
 		return 0;
 	return error_set(err, -errno, "cannot rename %s: %s", from, strerror(errno));
 }
@@ -137,9 +139,9 @@ int claim_ask(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 
 	if (r < 0 && r != -ENOENT)
 		return r;
-	int answer = access(ran, F_OK) == 0	  ? MIGRATE_ANSWER_RAN
-		     : access(aborted, F_OK) == 0 ? MIGRATE_ANSWER_ABORTED
-						  : MIGRATE_ANSWER_UNKNOWN;
+	int answer = host.access(ran, F_OK) == 0       ? MIGRATE_ANSWER_RAN
+		     : host.access(aborted, F_OK) == 0 ? MIGRATE_ANSWER_ABORTED
+						       : MIGRATE_ANSWER_UNKNOWN;
 
 	/* Whoever is told acts on it: it must not be forgotten in a power cut. */
 	r = answer == MIGRATE_ANSWER_UNKNOWN ? 0 : claim_sync(err);
@@ -150,7 +152,7 @@ void claim_forget(const uint8_t id[MIGRATE_ID_BYTES])
 {
 	_cleanup_free_ char *path = claim_path(id, "ran", NULL);
 
-	if (path && unlink(path) < 0)
+	if (path && host.unlinkat(AT_FDCWD, path, 0) < 0)
 		log_debug("migrate", "cannot remove %s: %s", path, strerror(errno));
 }
 
@@ -206,7 +208,7 @@ int mark_remove(const char *name, struct error *err)
 
 	if (!path)
 		return -ENOMEM;
-	if (unlink(path) < 0 && errno != ENOENT)
+	if (host.unlinkat(AT_FDCWD, path, 0) < 0 && errno != ENOENT)
 		return error_set(err, -errno, "cannot remove %s: %s", path, strerror(errno));
 	return 0;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "block/image.h"
 #include "ctl/paths.h"
@@ -178,7 +179,7 @@ static int check_same(const struct migrate_offer *o, const char *path, const str
 	if (!boot[0] || strcmp(boot, o->host_boot) != 0)
 		return error_set(err, -ENODEV,
 				 "%s is on another host, and files are not copied yet", path);
-	if (stat(path, &st) < 0)
+	if (host.fstatat(AT_FDCWD, path, &st, 0) < 0)
 		return error_set(err, -errno, "cannot open %s here: %s", path, strerror(errno));
 	if (!S_ISREG(st.st_mode) || st.st_dev != f->dev || st.st_ino != f->ino)
 		return error_set(err, -ENODEV, "%s is here another file than at the source", path);
@@ -198,7 +199,7 @@ static int bring_file(struct migrate_offer *o, char **path, const struct migrate
 
 	if (!own)
 		return -ENOMEM;
-	if (link(*path, own) < 0 && errno != EEXIST) {
+	if (host.linkat(AT_FDCWD, *path, AT_FDCWD, own, 0) < 0 && errno != EEXIST) {
 		r = error_set(err, -errno, "cannot link %s to %s: %s", *path, own, strerror(errno));
 		free(own);
 		return r;
@@ -214,7 +215,7 @@ static int bring_disk(struct migrate_offer *o, unsigned i, const char *folder, s
 	struct image_info info;
 	int r = check_same(o, d->path, &o->disks[i], err);
 
-	if (r == 0 && access(d->path, d->is_readonly ? R_OK : R_OK | W_OK) < 0)
+	if (r == 0 && host.access(d->path, d->is_readonly ? R_OK : R_OK | W_OK) < 0)
 		r = error_set(err, -errno, "cannot use disk %s here: %s", d->path, strerror(errno));
 	if (r == 0)
 		r = image_info(d->path, d->format, &info, err);
@@ -264,7 +265,7 @@ static int fill_folder(struct migrate_offer *o, const char *folder, struct error
 
 static int make_locked(const char *name, const char *folder, struct error *err)
 {
-	if (mkdir(folder, 0700) < 0)
+	if (host.mkdir(folder, 0700) < 0)
 		return errno == EEXIST
 			       ? error_set(err, -EEXIST, "there is a machine \"%s\" already; --name gives this one another name",
 					   name)
@@ -309,7 +310,7 @@ bool migrate_is_incoming(const char *name)
 {
 	_cleanup_free_ char *path = paths_vm(name, INCOMING, NULL);
 
-	return path && access(path, F_OK) == 0;
+	return path && host.access(path, F_OK) == 0;
 }
 
 int migrate_settle(const char *name, struct error *err)
@@ -320,7 +321,7 @@ int migrate_settle(const char *name, struct error *err)
 	if (!folder)
 		return -ENOMEM;
 	if (!migrate_is_incoming(name))
-		return access(folder, F_OK) == 0;
+		return host.access(folder, F_OK) == 0;
 	int r = migrate_offer_init(&o, err);
 
 	if (r == 0)
@@ -338,7 +339,8 @@ int migrate_settle(const char *name, struct error *err)
 
 int migrate_stand_in(const char *path, uint64_t size_bytes, struct error *err)
 {
-	_cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	_cleanup_close_ int fd =
+		host.open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 
 	if (fd < 0 || ftruncate(fd, (off_t)size_bytes) < 0)
 		return error_set(err, -errno, "cannot make %s: %s", path, strerror(errno));
@@ -361,7 +363,7 @@ int migrate_arrived(const char *name, struct error *err)
 
 	if (!path)
 		return -ENOMEM;
-	if (unlink(path) < 0 && errno != ENOENT)
+	if (host.unlinkat(AT_FDCWD, path, 0) < 0 && errno != ENOENT)
 		return error_set(err, -errno, "cannot remove %s: %s", path, strerror(errno));
 	return 0;
 }

@@ -10,6 +10,7 @@
  *  3. A page is sent after its bit of the dirty log was collected.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -17,6 +18,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/host.h"
 #include "base/log.h"
 #include "ctl/migrate_int.h"
 #include "ctl/paths.h"
@@ -53,7 +55,7 @@ static void describe_file(struct migrate_file *f, const char *path)
 {
 	struct stat st;
 
-	if (path && stat(path, &st) == 0)
+	if (path && host.fstatat(AT_FDCWD, path, &st, 0) == 0)
 		*f = (struct migrate_file){ st.st_dev, st.st_ino, (uint64_t)st.st_size };
 }
 
@@ -322,7 +324,7 @@ static int put_stand_in(struct migrator *g, unsigned i, struct error *err)
 
 	if (r == 0)
 		r = block_reopen(b, &o, err);
-	unlink(path);
+	host.unlinkat(AT_FDCWD, path, 0);
 	return r;
 }
 

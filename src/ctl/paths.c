@@ -156,24 +156,19 @@ char *paths_lab(const char *name, const char *file, struct error *err)
 
 int paths_make(const char *path, struct error *err)
 {
-	_cleanup_free_ char *p = strdup(path);
+	/* The last one first: a confined machine may not make those that are there. */
+	if (host.mkdir(path, 0700) == 0 || errno == EEXIST)
+		return 0;
+	const char *slash = strrchr(path, '/');
 
-	if (!p)
-		return error_set(err, -ENOMEM, "no memory for a path");
-	for (char *s = p + 1;; s++) {
-		if (*s != '/' && *s != 0)
-			continue;
-		char was = *s;
+	if (errno != ENOENT || !slash || slash == path)
+		return error_set(err, -errno, "cannot make the directory %s: %s", path, strerror(errno));
+	_cleanup_free_ char *parent = strndup(path, (size_t)(slash - path));
+	int r = parent ? paths_make(parent, err) : error_set(err, -ENOMEM, "no memory for a path");
 
-		*s = 0;
-		if (host.mkdir(p, 0700) < 0 && errno != EEXIST)
-			return error_set(err, -errno, "cannot make the directory %s: %s", p,
-					 strerror(errno));
-		*s = was;
-		if (!was)
-			break;
-	}
-	return 0;
+	if (r == 0 && host.mkdir(path, 0700) < 0 && errno != EEXIST)
+		r = error_set(err, -errno, "cannot make the directory %s: %s", path, strerror(errno));
+	return r;
 }
 
 static int remove_at(int dir, const char *name, unsigned depth)

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "ctl/broker.h"
 #include "ctl/snap_int.h"
 
 uint64_t snap_now_us(void)
@@ -289,14 +290,14 @@ int snap_await_word(int fd, struct error *err)
 
 void snap_close_others(const int *keep, size_t nkeep)
 {
-	int last = 0, logs[2];
+	int door = broker_keep(), last = MAX(door, 0), logs[2];
 
 	log_files(logs); /* stay, too */
 	for (size_t i = 0; i < nkeep; i++)
 		last = MAX(last, keep[i]);
 	last = MAX(last, MAX(logs[0], logs[1]));
 	for (int fd = 0; fd <= last; fd++) {
-		bool is_kept = fd == logs[0] || fd == logs[1];
+		bool is_kept = fd == logs[0] || fd == logs[1] || fd == door;
 
 		for (size_t i = 0; i < nkeep; i++)
 			is_kept |= keep[i] == fd;

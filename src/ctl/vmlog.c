@@ -12,9 +12,31 @@
 
 static const char *const names[2] = { "vm.log", "vm.log.1" };
 
+void vmlog_take(const int fds[2])
+{
+	int before[2];
+	bool had_any = log_files(before);
+
+	dup2(fds[0], STDOUT_FILENO);
+	dup2(fds[0], STDERR_FILENO);
+	log_set_files(fds, LOG_FILE_MAX);
+	for (unsigned i = 0; had_any && i < 2; i++)
+		close(before[i]); /* of the machine that this one is a copy of */
+}
+
+int vmlog_set_level(const char *name, struct error *err)
+{
+	enum log_level level;
+
+	if (log_level_parse(name ? name : "", &level) < 0)
+		return error_set(err, -EINVAL, "there is no log level \"%.40s\"", name ? name : "");
+	log_set_level(level);
+	return 0;
+}
+
 int vmlog_open(const char *machine, struct error *err)
 {
-	int fds[2] = { -1, -1 }, before[2];
+	int fds[2] = { -1, -1 };
 
 	for (unsigned i = 0; i < 2; i++) {
 		_cleanup_free_ char *path = paths_vm(machine, names[i], err);
@@ -30,13 +52,7 @@ int vmlog_open(const char *machine, struct error *err)
 			return r;
 		}
 	}
-	dup2(fds[0], STDOUT_FILENO);
-	dup2(fds[0], STDERR_FILENO);
-	bool had_any = log_files(before);
-
-	log_set_files(fds, LOG_FILE_MAX);
-	for (unsigned i = 0; had_any && i < 2; i++)
-		close(before[i]); /* of the machine that this one is a copy of */
+	vmlog_take(fds);
 	return 0;
 }
 

@@ -17,6 +17,11 @@
  */
 int vmlog_open(const char *machine, struct error *err);
 
+/** vmlog_take() - the same with files that another process has opened: @fds stay open for good. */
+void vmlog_take(const int fds[2]);
+/** vmlog_set_level() - by its name; NULL: there is none.  0 or -EINVAL with @err set. */
+int vmlog_set_level(const char *name, struct error *err);
+
 /* ---- reading ---- */
 
 struct vmlog_line {

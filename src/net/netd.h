@@ -76,6 +76,7 @@ int netd_spawn(const struct netd_options *o, int *fd, pid_t *pid, struct error *
 /**
  * netd_begin(), netd_await() - the two halves of it: the child comes up while its parent does something else.  What is sent to it
  * waits in the socket.
+ * @pid: 0: it is another's child, who sees to its end
  * @ready_fd: received from the one, taken by the other; if netd_await() fails, no child is left, and @fd is still the caller's
  */
 int netd_begin(const struct netd_options *o, int *fd, pid_t *pid, int *ready_fd, struct error *err);

@@ -339,8 +339,8 @@ int netd_await(int ready_fd, pid_t pid, struct error *err)
 	int r = await_ready(ready_fd, err);
 
 	close(ready_fd);
-	if (r == 0)
-		return 0;
+	if (r == 0 || !pid)
+		return r;
 	kill(pid, SIGKILL);
 	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;

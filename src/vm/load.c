@@ -16,7 +16,13 @@ static const char *const default_firmware[] = {
 	"/usr/share/seabios/bios-256k.bin",
 	"/usr/share/qemu/bios-256k.bin",
 	"/usr/share/seabios/bios.bin",
+	NULL,
 };
+
+const char *const *machine_default_firmware(void)
+{
+	return default_firmware;
+}
 
 static int source_open(struct boot_source *s, const char *what, const char *path, struct error *err)
 {
@@ -33,7 +39,7 @@ static int open_firmware(struct machine *m, const struct machine_config *cfg, st
 {
 	if (cfg->firmware)
 		return source_open(&m->firmware, "firmware", cfg->firmware, err);
-	for (size_t i = 0; i < ARRAY_SIZE(default_firmware); i++) {
+	for (size_t i = 0; default_firmware[i]; i++) {
 		if (host.access(default_firmware[i], R_OK) == 0)
 			return source_open(&m->firmware, "firmware", default_firmware[i], err);
 	}

@@ -108,6 +108,8 @@ struct machine_config {
 	unsigned check_every;		       /* engine_config.check_every */
 	bool is_counting;		       /* engine_config.is_counting */
 	uint32_t without;		       /* engine_config.without */
+	/* Called on each thread that executes guest code before it does; not 0: it ends the machine.  May be NULL. */
+	int (*confine_vcpu)(struct error *err);
 };
 
 enum machine_state { MACHINE_CREATED, MACHINE_RUNNING, MACHINE_PAUSED, MACHINE_ENDED };
@@ -138,6 +140,9 @@ struct machine_end {
  */
 int machine_create(struct machine **out, const struct machine_config *cfg, char engine_reason[256],
 		   struct error *err);
+
+/** machine_default_firmware() - files that are tried, in order, where there is neither kernel nor firmware; ends with NULL. */
+const char *const *machine_default_firmware(void);
 
 /** machine_destroy() - NULL is fine.  After machine_run() returned, or never started.  No lock. */
 void machine_destroy(struct machine *m);

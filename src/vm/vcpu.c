@@ -356,8 +356,12 @@ static void *vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
 	struct machine *m = v->m;
+	struct error err;
+	int r = m->cfg.confine_vcpu ? m->cfg.confine_vcpu(&err) : 0;
 
 	pthread_mutex_lock(&m->lock);
+	if (r < 0)
+		machine_end(m, END_FAILED, 1, err.text);
 	while (!m->is_quitting) {
 		if (!step(v))
 			pthread_cond_wait(&v->cond, &m->lock);

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import pathlib
 import socket
 import time
 
@@ -105,17 +106,51 @@ def test_life(empty_viv, make):
     nothing_left(viv)
 
 
-def test_killed(empty_viv, make):
-    """A machine whose process was killed counts as stopped, and starts again."""
+def parent(pid):
+    return int((pathlib.Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("victim, confine", [("machine", False), ("machine", True), ("broker", True)])
+def test_killed(empty_viv, make, victim, confine):
+    """A machine whose process was killed counts as stopped, and starts again; one without its broker ends."""
     viv = empty_viv
+    if confine:
+        viv.env["VIVARIUM_CONFINE"] = "on"
     viv.ok("run", "--detach", "--name", "a", "--kernel", make(guests.SLEEP))
-    os.kill(viv.list()[0]["pid"], 9)
+    pid = viv.list()[0]["pid"]
+    while victim == "broker" and "viv" in (pathlib.Path("/proc") / str(parent(pid)) / "comm").read_text():
+        pid = parent(pid)
+    os.kill(pid, 9)
     viv.wait_until(lambda: viv.list()[0]["state"] == "stopped" and not (viv.home / "run" / "a").exists(),
                    "stopped, and its stale socket is gone")
     viv.ok("start", "a")
     assert viv.list()[0]["state"] == "running"
     viv.ok("rm", "-f", "a")
     nothing_left(viv)
+
+
+def test_confined(empty_viv, make):
+    """With a broker for its files it does what others do: snapshots, copies, going back, starting again."""
+    viv = empty_viv
+    viv.env["VIVARIUM_CONFINE"] = "on"
+    viv.ok("run", "--detach", "--name", "a", "--mem", "16M", "--kernel", make(guests.say("up\n") + guests.ECHO))
+    viv.ok("snapshot", "create", "a", "s")
+    viv.ok("fork", "a", "-n", 2, "--name", "w{}")
+    viv.ok("fork", "w1", "--name", "x")
+    viv.ok("snapshot", "restore", "a", "s")
+    viv.ok("set", "w2", "--log-level", "debug")
+    assert sorted(m["state"] for m in viv.list()) == ["running"] * 4
+    viv.ok("run", "--detach", "--from", "a@s", "--name", "b")
+    viv.ok("stop", "--force", "a")
+    viv.ok("snapshot", "restore", "a", "s")
+    viv.ok("rm", "-f", "a", "b", "w1", "w2", "x")
+    nothing_left(viv)
+
+
+def test_what_a_confined_machine_could_do(empty_viv):
+    tried = json.loads(empty_viv.ok("doctor", "--attack", "--json").stdout)
+    assert tried["ok"] and len(tried["tries"]) > 40 and all(t["ok"] for t in tried["tries"])
+    nothing_left(empty_viv)
 
 
 def test_console(empty_viv, make):

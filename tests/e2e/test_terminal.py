@@ -98,8 +98,8 @@ def test_death_of_the_machine(session, empty_viv):
             words = f.read().split(b"\0")
         if b"vm" in words[:2]:
             victims.append(pid)
-    assert len(victims) == 1, "there is one process of the machine"
-    os.kill(victims[0], signal.SIGKILL)
+    assert 1 <= len(victims) <= 3, "there are a broker, an init, where there are namespaces, and the machine"
+    os.kill(max(victims), signal.SIGKILL)
     session.child.expect(r"viv: (.*)\r\n.*ended: (\d+)")
     assert session.child.match.group(2) == "1"
     assert re.search(r"killed|signal|died|crash", session.child.match.group(1))

@@ -50,9 +50,16 @@ class Shell:
         (pid,) = children(self.shell.pid)
         return pid
 
-    def machine_pid(self):
+    def broker_pid(self):
         (pid,) = [p for p in children(self.viv_pid())
                   if b"viv\0vm\0" in pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
+        return pid
+
+    def machine_pid(self):
+        """The last of broker, init and machine."""
+        pid = self.broker_pid()
+        while below := [p for p in children(pid) if b"viv\0vm\0" in pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]:
+            (pid,) = below
         return pid
 
     def status(self):
@@ -82,10 +89,13 @@ def test_escape(shell, empty_viv):
     assert empty_viv.list() == []
 
 
-def test_machine_is_killed(shell, empty_viv):
+@pytest.mark.parametrize("victim, confine", [("machine", "off"), ("machine", "on"), ("broker", "on")])
+def test_machine_is_killed(shell, empty_viv, victim, confine):
+    shell.shell.sendline(f"export VIVARIUM_CONFINE={confine}")
+    shell.shell.expect("HOST> ")
     shell.run()
-    os.kill(shell.machine_pid(), signal.SIGKILL)
-    shell.shell.expect("killed by signal 9")
+    os.kill(getattr(shell, f"{victim}_pid")(), signal.SIGKILL)
+    shell.shell.expect("killed by signal 9" if victim == "machine" else "broker was killed")
     assert shell.status() == 1
     assert shell.is_restored()
     assert empty_viv.list() == []

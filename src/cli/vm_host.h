@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a machine's process is given by the host: its lock, its control socket, its cards' other ends; and the broker that goes on
+ * looking after them and after its files while it is confined (ctl/broker.h, ctl/confine.h).
+ */
+#ifndef VIV_CLI_VM_HOST_H
+#define VIV_CLI_VM_HOST_H
+
+#include "ctl/broker.h"
+#include "ctl/confine.h"
+
+struct vm_host {
+	char *run_dir, *vm_dir;
+	int lock_fd;
+	pid_t net_pid;	  /* 0: no network process of its own */
+	int net_ready_fd; /* 0: nothing is to be waited for */
+	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
+	bool is_throwaway;
+	struct broker_start start; /* door: -1 */
+};
+
+/**
+ * vm_host_prepare() - lock, configuration, log, control socket and cards of machine @name; in this order.
+ * @c: is filled, vmconfig_init() was called
+ * @lock_fd: of vmlock_take(), taken; 0: it is taken here
+ * 0 or -errno with @err set; vm_host_finish() in any case.
+ */
+int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int lock_fd,
+		    struct error *err);
+/**
+ * vm_host_await_net() - the network's process has come up meanwhile, or there will be no machine.
+ * @is_confined: this is the machine, and the network's process its broker's child
+ */
+int vm_host_await_net(struct vm_host *h, bool is_confined, struct error *err);
+/** vm_host_finish() - the machine has ended: its sockets go, and its folder if it is thrown away. */
+void vm_host_finish(struct vm_host *h);
+
+/**
+ * vm_host_broker() - be the broker of the machine that confine_split() made, to its end.
+ * Returns the status to exit with; a machine that was killed is followed by the same signal.
+ */
+int vm_host_broker(struct vm_host *h, struct confine *confine, const struct vmconfig *c);
+
+#endif

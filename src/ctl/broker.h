@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The broker: what a confined machine may do with files.
+ *
+ * A machine's process has an empty file system and may make no system call that takes a file's name.  What it needs, now and then,
+ * it asks of its broker, a small process with the user's rights that knows what belongs to the machine:
+ *
+ *   machine                                          broker
+ *     host.openat() --- op, names, reply socket -->  is that one of its files?
+ *                  <-- 0 and a descriptor, -EACCES   openat2() beneath the folder's descriptor
+ *
+ * Rules (struct broker_policy)
+ *  1. Below the machine's own folder everything but its configuration may be read, made, renamed, linked, removed.
+ *  2. The files of its configuration (kernel, disks, what they may stand on) may be read; disks that are writable, written.
+ *  3. The configuration itself is replaced only by one that says the same but for the names of its disks' layers in its own folder
+ *     (vmconfig_is_follower()): a machine that was taken over can't have the next start open another file for it.
+ *  4. A new machine's folder may be made: it is the machine's own until the copy that lives there has a broker of its own.
+ *  5. A file there that has other names too is not written: it is a layer that others stand on.
+ * Symbolic links are never followed below the machine's folder.  A descriptor that a request is relative to must be of a folder there.
+ *
+ * Requests are hostile: fixed size, checked, one at a time; a broker never waits for its machine.
+ */
+#ifndef VIV_CTL_BROKER_H
+#define VIV_CTL_BROKER_H
+
+#include <limits.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "ctl/vmconfig.h"
+
+#define BROKER_COPIES_MAX 1000 /* folders of new machines at a time */
+
+#define BROKER_OPS(X)                                                                              \
+	X(OPEN)	    /* flags, mode; gives a descriptor */                                          \
+	X(STAT)	    /* flags: AT_SYMLINK_NOFOLLOW; gives struct stat */                            \
+	X(ACCESS)   /* mode: F_OK, R_OK, W_OK */                                                   \
+	X(REALPATH) /* gives a path */                                                             \
+	X(MKDIR)    /* mode */                                                                     \
+	X(UNLINK)   /* flags: AT_REMOVEDIR */                                                      \
+	X(RENAME)   /* two names */                                                                \
+	X(LINK)	    /* two names */                                                                \
+	X(COPY)	    /* a name: the machine @name[0] gets a broker of its own; gives descriptors */
+#define BROKER_ENUM(name) BROKER_##name,
+enum broker_op { BROKER_OPS(BROKER_ENUM) BROKER_NOPS };
+
+/* On the wire, host byte order: both sides are one program.  Followed by the names, each with its NUL. */
+struct broker_request {
+	uint32_t op;
+	int32_t flags;
+	uint32_t mode;
+	uint16_t len[2]; /* of the names, with NUL; 0: none */
+	uint8_t has_dir[2]; /* the descriptors after the reply socket: folders that the names are relative to */
+	uint8_t zero[6];
+};
+#define BROKER_REQUEST_MAX (sizeof(struct broker_request) + 2 * (size_t)PATH_MAX)
+#define BROKER_FDS_MAX	   (4 + MACHINE_MAX_NICS) /* of one message */
+
+struct broker_reply {
+	int32_t result; /* 0 or -errno; of COPY, then a sentence may follow */
+	uint32_t len;	/* of what is behind it */
+	struct stat st;
+};
+
+/** broker_parse() - a request's bytes.  @names: into @data.  0, or -EINVAL. */
+int broker_parse(const uint8_t *data, size_t len, struct broker_request *rq, const char *names[2]);
+
+/* ---- the broker's side ---- */
+
+struct broker_policy;
+
+/**
+ * broker_policy_create() - for the machine of @c, whose folder exists.  0 or -errno with @err set.
+ * It may ask for its folder to be removed at its end, by removing it: a copy that did not come to live, a machine that moved to another host.
+ */
+int broker_policy_create(struct broker_policy **out, const struct vmconfig *c, struct error *err);
+void broker_policy_destroy(struct broker_policy *p); /* NULL is fine */
+/** broker_policy_hand_over() - the folder of the new machine @name is its own broker's from now on.  0 or -EACCES: there is none. */
+int broker_policy_hand_over(struct broker_policy *p, const char *name);
+/** broker_policy_is_unwanted() - did it ask for that? */
+bool broker_policy_is_unwanted(const struct broker_policy *p);
+
+/**
+ * broker_answer() - do what @rq asks, if the policy allows it.
+ * @dirs: descriptors that came with it, -1: none; borrowed
+ * @fd: receives a descriptor, or -1
+ * @text: receives REALPATH's answer, PATH_MAX bytes
+ * Returns 0 or -errno; -EACCES: not allowed.
+ */
+int broker_answer(struct broker_policy *p, const struct broker_request *rq,
+		  const char *const names[2], const int dirs[2], struct stat *st, int *fd, char *text);
+
+/* What a machine starts with that its broker made. */
+struct broker_start {
+	int door;	/* to its broker */
+	int listen_fd;	/* its control socket */
+	int log_fds[2]; /* its log; -1: it has it already */
+	pid_t pid;	/* its own, as the host counts */
+	unsigned ncards;
+	bool is_tap;		     /* they are devices of the host's, no frame sockets */
+	int cards[MACHINE_MAX_NICS]; /* frame sockets */
+	uint8_t macs[MACHINE_MAX_NICS][6];
+};
+
+/** broker_start_init() - nothing yet. */
+void broker_start_init(struct broker_start *s);
+
+/**
+ * A broker for the copy @name of the machine: another process, which answers on @reply_to by broker_send_start().
+ * @pid: who asks
+ * Returns 0, or -errno: this broker answers.
+ */
+typedef int (*broker_make_fn)(void *arg, const char *name, pid_t pid, int reply_to);
+/** broker_send_failure() - why there is none. */
+void broker_send_failure(int reply_to, int result, const struct error *err);
+/** broker_send_start() - @start's descriptors stay the caller's. */
+void broker_send_start(int reply_to, const struct broker_start *start);
+/** broker_serve() - answer requests on @door until all its other ends are closed. */
+void broker_serve(struct broker_policy *p, int door, broker_make_fn make, void *arg);
+
+/* ---- the machine's side ---- */
+
+/**
+ * broker_use() - from now on file names go to @door: rows of the host's table are replaced.  Before there are threads.
+ * @door: taken; the one before is closed
+ * @pagemap_fd: what /proc/self/pagemap is; taken; -1: nothing
+ */
+void broker_use(int door, int pagemap_fd);
+int broker_door(void); /* -1: there is no broker */
+/** broker_keep() - in a forked child that closes what it doesn't need: the door, which it does; the page map was its parent's and is closed. */
+int broker_keep(void);
+/** broker_copy() - in the process of a copy: the broker of machine @name for this one.  0 or -errno; then broker_use() its door. */
+int broker_copy(const char *name, struct broker_start *start, struct error *err);
+
+#endif

@@ -1,0 +1,607 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a machine may do with which file.
+ *
+ * A name is resolved to a place: an open folder and a plain name in it.  Below a folder of the machine every component is opened without
+ * following links (openat2, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS); a name outside must be one that the configuration names, to the byte.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "base/host.h"
+#include "ctl/broker_int.h"
+#include "ctl/paths.h"
+#include "vm/machine.h"
+
+#define CONFIG "machine.json"
+#define OPEN_FLAGS                                                                                 \
+	(O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_DIRECTORY | O_NOFOLLOW | O_DIRECT | \
+	 O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+#define LISTED_MAX (16 + MACHINE_MAX_DISKS * (4 + 2 * VMCONFIG_MAX_BACKING))
+
+/* A file of the configuration, or a folder whose files disks may stand on. */
+struct listed {
+	char *path;
+	bool is_writable, is_tree;
+};
+
+struct folder {
+	char *path; /* as names of files in it begin */
+	char *real; /* as the kernel names it */
+	int fd;
+};
+
+struct broker_policy {
+	struct folder own, copies[BROKER_COPIES_MAX];
+	unsigned ncopies;
+	char *machines; /* the folder of all machines' */
+	char *temporary;
+	struct listed listed[LISTED_MAX];
+	unsigned nlisted;
+	json_t *config;
+	bool is_unwanted;
+};
+
+/* Where a name leads. */
+struct place {
+	const struct folder *folder; /* NULL: listed */
+	const struct listed *listed;
+	int fd;	     /* of the folder that @name is in; AT_FDCWD where listed */
+	bool is_top; /* directly in the machine's folder */
+	char name[PATH_MAX];
+};
+
+/* ---- making ---- */
+
+static int list(struct broker_policy *p, const char *path, bool is_writable, bool is_tree)
+{
+	if (!path)
+		return 0;
+	for (unsigned i = 0; i < p->nlisted; i++) {
+		if (strcmp(p->listed[i].path, path) == 0) {
+			p->listed[i].is_writable |= is_writable;
+			p->listed[i].is_tree |= is_tree;
+			return 0;
+		}
+	}
+	if (p->nlisted == LISTED_MAX)
+		return -E2BIG;
+	char *copy = strdup(path);
+
+	if (!copy)
+		return -ENOMEM;
+	p->listed[p->nlisted++] = (struct listed){ copy, is_writable, is_tree };
+	return 0;
+}
+
+/* Also under its real name: that is what layers ask for. */
+static int list_both(struct broker_policy *p, const char *path, bool is_writable)
+{
+	_cleanup_free_ char *real = path ? realpath(path, NULL) : NULL;
+	struct stat st;
+	bool is_tree = real && stat(real, &st) == 0 && S_ISDIR(st.st_mode);
+	int r = list(p, path, is_writable, is_tree);
+
+	return r == 0 && real ? list(p, real, is_writable, is_tree) : r;
+}
+
+static int list_config(struct broker_policy *p, const struct vmconfig *c)
+{
+	int r = list_both(p, c->kernel, false);
+
+	if (r == 0)
+		r = list_both(p, c->initrd, false);
+	if (r == 0)
+		r = list_both(p, c->firmware, false);
+	for (const char *const *f = machine_default_firmware(); r == 0 && *f; f++)
+		r = list(p, *f, false, false);
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
+		const struct vmconfig_disk *d = &c->disks[i];
+
+		r = list_both(p, d->path, !d->is_readonly && !d->is_snapshot);
+		if (r == 0)
+			r = list_both(p, d->pristine, false);
+		for (char *const *b = d->backing; r == 0 && *b; b++)
+			r = list_both(p, *b, false);
+	}
+	if (r == 0)
+		r = list(p, "/proc/sys/kernel/random/boot_id", false, false);
+	return r == 0 ? list(p, "/dev/kvm", true, false) : r;
+}
+
+static void folder_close(struct folder *f)
+{
+	free(f->path);
+	free(f->real);
+	if (f->fd >= 0)
+		close(f->fd);
+	*f = (struct folder){ .fd = -1 };
+}
+
+static int folder_open(struct folder *f, const char *path)
+{
+	*f = (struct folder){ .fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC) };
+	if (f->fd < 0)
+		return -errno;
+	f->path = strdup(path);
+	f->real = realpath(path, NULL);
+	if (f->path && f->real)
+		return 0;
+	int r = -errno;
+
+	folder_close(f);
+	return r;
+}
+
+int broker_policy_create(struct broker_policy **out, const struct vmconfig *c, struct error *err)
+{
+	_cleanup_free_ char *own = paths_vm(c->name, NULL, err);
+	struct broker_policy *p = own ? calloc(1, sizeof(*p)) : NULL;
+	const char *temporary = getenv("TMPDIR");
+
+	if (!p)
+		return own ? error_set(err, -ENOMEM, "no memory for a broker") : -ENOMEM;
+	int r = folder_open(&p->own, own);
+
+	if (r < 0) {
+		free(p);
+		return error_set(err, r, "cannot open %s: %s", own, strerror(-r));
+	}
+	p->machines = strndup(own, (size_t)(strrchr(own, '/') - own));
+	p->temporary = strdup(temporary && *temporary ? temporary : "/var/tmp");
+	p->config = vmconfig_to_json(c);
+	r = p->machines && p->temporary && p->config ? list_config(p, c) : -ENOMEM;
+	if (r < 0) {
+		broker_policy_destroy(p);
+		return error_set(err, r, "the files of the machine can't be listed: %s", strerror(-r));
+	}
+	*out = p;
+	return 0;
+}
+
+void broker_policy_destroy(struct broker_policy *p)
+{
+	if (!p)
+		return;
+	folder_close(&p->own);
+	for (unsigned i = 0; i < p->ncopies; i++)
+		folder_close(&p->copies[i]);
+	for (unsigned i = 0; i < p->nlisted; i++)
+		free(p->listed[i].path);
+	free(p->machines);
+	free(p->temporary);
+	json_decref(p->config);
+	free(p);
+}
+
+bool broker_policy_is_unwanted(const struct broker_policy *p)
+{
+	return p->is_unwanted;
+}
+
+int broker_policy_hand_over(struct broker_policy *p, const char *name)
+{
+	for (unsigned i = 0; i < p->ncopies; i++) {
+		if (strcmp(strrchr(p->copies[i].path, '/') + 1, name) != 0)
+			continue;
+		folder_close(&p->copies[i]);
+		p->copies[i] = p->copies[--p->ncopies];
+		return 0;
+	}
+	return -EACCES;
+}
+
+/* ---- where a name leads ---- */
+
+static bool is_plain(const char *name)
+{
+	return *name && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 && !strchr(name, '/') &&
+	       strlen(name) <= NAME_MAX;
+}
+
+static int open_beneath(int dir, const char *path)
+{
+	const struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+				      .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
+						 RESOLVE_NO_MAGICLINKS };
+	int fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof(how));
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* The rest of @path behind @folder, or NULL: it is not below it. */
+static const char *below(const char *path, const char *folder)
+{
+	size_t n = strlen(folder);
+
+	return strncmp(path, folder, n) == 0 && (path[n] == '/' || !path[n]) ? path + n : NULL;
+}
+
+static int in_folder(const struct folder *f, const char *rest, struct place *out)
+{
+	char parent[PATH_MAX];
+
+	while (*rest == '/')
+		rest++;
+	const char *slash = strrchr(rest, '/'), *name = slash ? slash + 1 : rest;
+
+	if (*rest && !is_plain(name))
+		return -EACCES;
+	snprintf(out->name, sizeof(out->name), "%s", *rest ? name : ".");
+	snprintf(parent, sizeof(parent), "%.*s", slash ? (int)(slash - rest) : 1, slash ? rest : ".");
+	out->folder = f;
+	out->is_top = !slash;
+	out->fd = open_beneath(f->fd, parent);
+	return out->fd < 0 ? out->fd : 0;
+}
+
+static int by_path(const struct broker_policy *p, const char *path, struct place *out)
+{
+	const char *rest = below(path, p->own.path);
+
+	if (rest)
+		return in_folder(&p->own, rest, out);
+	for (unsigned i = 0; i < p->ncopies; i++) {
+		rest = below(path, p->copies[i].path);
+		if (rest)
+			return in_folder(&p->copies[i], rest, out);
+	}
+	for (unsigned i = 0; i < p->nlisted; i++) {
+		const struct listed *l = &p->listed[i];
+
+		if (strcmp(path, l->path) != 0 && !(l->is_tree && below(path, l->path)))
+			continue;
+		out->listed = l;
+		out->fd = AT_FDCWD;
+		snprintf(out->name, sizeof(out->name), "%s", path);
+		return 0;
+	}
+	return -EACCES;
+}
+
+/* @dir came from the machine: it must be a folder below one of its own, wherever that is by now. */
+static int by_dir(const struct broker_policy *p, int dir, const char *name, struct place *out)
+{
+	char link[64], real[PATH_MAX];
+	struct stat st;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", dir);
+	ssize_t n = readlink(link, real, sizeof(real) - 1);
+
+	if (n < 0 || fstat(dir, &st) < 0 || !S_ISDIR(st.st_mode) ||
+	    (!is_plain(name) && strcmp(name, ".") != 0))
+		return -EACCES;
+	real[n] = 0;
+	const char *rest = below(real, p->own.real);
+
+	out->folder = &p->own;
+	for (unsigned i = 0; !rest && i < p->ncopies; i++) {
+		rest = below(real, p->copies[i].real);
+		out->folder = &p->copies[i];
+	}
+	if (!rest)
+		return -EACCES;
+	out->is_top = !*rest;
+	snprintf(out->name, sizeof(out->name), "%s", name);
+	out->fd = dup(dir);
+	return out->fd < 0 ? -errno : 0;
+}
+
+static int find_place(const struct broker_policy *p, const char *name, int dir, struct place *out)
+{
+	*out = (struct place){ .fd = -1 };
+	if (!name)
+		return -EINVAL;
+	return dir >= 0 ? by_dir(p, dir, name, out) : by_path(p, name, out);
+}
+
+static void place_close(struct place *at)
+{
+	if (at->fd >= 0)
+		close(at->fd);
+	at->fd = -1;
+}
+
+/* What only its broker writes. */
+static bool is_guarded(const struct place *at)
+{
+	return at->is_top && (strcmp(at->name, CONFIG) == 0 || strcmp(at->name, "lock") == 0 ||
+			      strncmp(at->name, "vm.log", 6) == 0 || strcmp(at->name, ".") == 0);
+}
+
+/* ---- operations ---- */
+
+static bool is_temporary(const struct broker_policy *p, const char *path, int flags)
+{
+	return (flags & O_TMPFILE) == O_TMPFILE && strcmp(path, p->temporary) == 0;
+}
+
+/*
+ * A file with several names is a frozen layer, or one of the user's that was linked: others stand on it.  It is written only where the
+ * configuration had it as a disk when the machine began.
+ */
+static bool is_shared(const struct broker_policy *p, const struct place *at, const char *path)
+{
+	struct stat st;
+
+	if (fstatat(at->fd, at->name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode) ||
+	    st.st_nlink == 1)
+		return false;
+	for (unsigned i = 0; i < p->nlisted; i++)
+		if (p->listed[i].is_writable && strcmp(p->listed[i].path, path) == 0)
+			return false;
+	return true;
+}
+
+static int do_open(const struct broker_policy *p, const struct broker_request *rq, const char *name,
+		   int dir, int *fd)
+{
+	bool is_write = (rq->flags & O_ACCMODE) != O_RDONLY || (rq->flags & (O_CREAT | O_TRUNC));
+	struct place at;
+
+	/* A file without a name: what is thrown away at the end is written to it. */
+	if (dir < 0 && is_temporary(p, name, rq->flags)) {
+		*fd = open(name, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
+		return *fd < 0 ? -errno : 0;
+	}
+	if (rq->flags & ~OPEN_FLAGS)
+		return -EINVAL;
+	int r = find_place(p, name, dir, &at);
+
+	if (r < 0)
+		return r;
+	if (at.listed) {
+		if (is_write && (!at.listed->is_writable || (rq->flags & (O_CREAT | O_TRUNC))))
+			r = -EACCES;
+		if (rq->flags & O_DIRECTORY)
+			r = -EACCES;
+	} else if (is_write && (is_guarded(&at) || is_shared(p, &at, name))) {
+		r = -EACCES;
+	}
+	if (r == 0) {
+		int extra = O_CLOEXEC | O_NOCTTY | (at.folder ? O_NOFOLLOW : 0);
+		mode_t mode = rq->mode & 0700;
+
+		*fd = openat(at.fd, at.name, rq->flags | extra, mode);
+		r = *fd < 0 ? -errno : 0;
+	}
+	place_close(&at);
+	return r;
+}
+
+static int do_stat(const struct broker_policy *p, const struct broker_request *rq, const char *name,
+		   int dir, struct stat *st)
+{
+	struct place at;
+	int r = find_place(p, name, dir, &at);
+
+	if (r < 0)
+		return r;
+	int flags = at.folder ? AT_SYMLINK_NOFOLLOW : rq->flags & AT_SYMLINK_NOFOLLOW;
+
+	r = fstatat(at.fd, at.name, st, flags) < 0 ? -errno : 0;
+	place_close(&at);
+	return r;
+}
+
+static int do_access(const struct broker_policy *p, const struct broker_request *rq,
+		     const char *name, int dir)
+{
+	struct place at;
+	int r = find_place(p, name, dir, &at);
+
+	if (r < 0)
+		return r;
+	r = faccessat(at.fd, at.name, (int)(rq->mode & (R_OK | W_OK)), 0) < 0 ? -errno : 0;
+	place_close(&at);
+	return r;
+}
+
+static int do_realpath(const struct broker_policy *p, const char *name, char *text)
+{
+	struct place at;
+	int r = find_place(p, name, -1, &at);
+
+	if (r < 0)
+		return r;
+	place_close(&at);
+	return realpath(name, text) ? 0 : -errno;
+}
+
+/* A folder below the machine's; or a new machine's. */
+static int do_mkdir(struct broker_policy *p, const struct broker_request *rq, const char *name, int dir)
+{
+	const char *rest = dir < 0 && name ? below(name, p->machines) : NULL;
+	struct error err;
+	struct place at;
+	int r = find_place(p, name, dir, &at);
+
+	if (r == 0) {
+		r = !at.folder ? -EACCES : mkdirat(at.fd, at.name, 0700) < 0 ? -errno : 0;
+		place_close(&at);
+		return r;
+	}
+	if (r != -EACCES || !rest || *rest != '/' || paths_check_name("a machine", rest + 1, &err) < 0)
+		return r;
+	if (p->ncopies == BROKER_COPIES_MAX)
+		return -EDQUOT;
+	if (mkdir(name, 0700) < 0)
+		return -errno;
+	r = folder_open(&p->copies[p->ncopies], name);
+	if (r == 0)
+		p->ncopies++;
+	else
+		(void)rmdir(name);
+	return r;
+}
+
+static int do_unlink(struct broker_policy *p, const struct broker_request *rq, const char *name, int dir)
+{
+	bool is_dir = rq->flags & AT_REMOVEDIR;
+	struct place at;
+
+	/* A copy that did not come to live. */
+	for (unsigned i = 0; is_dir && dir < 0 && name && i < p->ncopies; i++) {
+		if (strcmp(name, p->copies[i].path) != 0)
+			continue;
+		if (rmdir(name) < 0)
+			return -errno;
+		folder_close(&p->copies[i]);
+		p->copies[i] = p->copies[--p->ncopies];
+		return 0;
+	}
+	/* This machine itself: at its end. */
+	if (is_dir && dir < 0 && strcmp(name, p->own.path) == 0) {
+		p->is_unwanted = true;
+		return 0;
+	}
+	int r = find_place(p, name, dir, &at);
+
+	if (r < 0)
+		return r;
+	if (!at.folder || (at.folder == &p->own && is_guarded(&at)))
+		r = -EACCES;
+	else
+		r = unlinkat(at.fd, at.name, is_dir ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
+	place_close(&at);
+	return r;
+}
+
+static int write_config(struct place *to, json_t *json)
+{
+	_cleanup_free_ char *text = json_dumps(json, JSON_INDENT(2));
+	const char tmp[] = CONFIG ".broker";
+	_cleanup_close_ int fd =
+		openat(to->fd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	size_t len = text ? strlen(text) : 0, done = 0;
+
+	if (!text || fd < 0)
+		return text ? -errno : -ENOMEM;
+	while (done < len) {
+		ssize_t n = write(fd, text + done, len - done);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		done += n > 0 ? (size_t)n : 0;
+	}
+	return fsync(fd) < 0 || renameat(to->fd, tmp, to->fd, CONFIG) < 0 ? -errno : 0;
+}
+
+static json_t *read_config(const struct place *from)
+{
+	_cleanup_close_ int fd =
+		openat(from->fd, from->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	_cleanup_free_ char *text = malloc(VMCONFIG_MAX_BYTES + 1);
+	struct stat st;
+	size_t len = 0;
+
+	if (fd < 0 || !text || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+		return NULL;
+	for (;;) {
+		ssize_t n = pread(fd, text + len, VMCONFIG_MAX_BYTES + 1 - len, (off_t)len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		len += (size_t)n;
+	}
+	return len <= VMCONFIG_MAX_BYTES ? json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL) : NULL;
+}
+
+/* What the machine wrote under another name becomes its configuration: checked, and written anew from what was checked. */
+static int replace_config(struct broker_policy *p, const struct place *from, struct place *to)
+{
+	bool is_copy = to->folder != &p->own;
+	json_t *json = read_config(from);
+	int r = json && broker_config_follows(p->config, json, to->folder->path, is_copy) ? 0 : -EACCES;
+
+	if (r == 0)
+		r = write_config(to, json);
+	if (r == 0)
+		(void)unlinkat(from->fd, from->name, 0);
+	if (r == 0 && !is_copy) {
+		json_decref(p->config);
+		p->config = json_incref(json);
+	}
+	json_decref(json);
+	return r;
+}
+
+static int do_rename(struct broker_policy *p, const char *const names[2], const int dirs[2])
+{
+	struct place from, to = { .fd = -1 };
+	int r = find_place(p, names[0], dirs[0], &from);
+
+	if (r == 0)
+		r = find_place(p, names[1], dirs[1], &to);
+	if (r == 0 && (!from.folder || !to.folder || is_guarded(&from)))
+		r = -EACCES;
+	if (r == 0 && to.is_top && strcmp(to.name, CONFIG) == 0)
+		r = replace_config(p, &from, &to);
+	else if (r == 0 && is_guarded(&to))
+		r = -EACCES;
+	else if (r == 0)
+		r = renameat(from.fd, from.name, to.fd, to.name) < 0 ? -errno : 0;
+	place_close(&from);
+	place_close(&to);
+	return r;
+}
+
+static int do_link(struct broker_policy *p, const char *const names[2], const int dirs[2])
+{
+	struct place from, to = { .fd = -1 };
+	struct stat st;
+	int r = find_place(p, names[0], dirs[0], &from);
+
+	if (r == 0)
+		r = find_place(p, names[1], dirs[1], &to);
+	if (r == 0 && (!to.folder || is_guarded(&to) || (from.folder && is_guarded(&from))))
+		r = -EACCES;
+	/* Files only: of the machine, or that it may read anyway. */
+	if (r == 0 && fstatat(from.fd, from.name, &st, from.folder ? AT_SYMLINK_NOFOLLOW : 0) < 0)
+		r = -errno;
+	if (r == 0 && !S_ISREG(st.st_mode))
+		r = -EACCES;
+	if (r == 0)
+		r = linkat(from.fd, from.name, to.fd, to.name, from.folder ? 0 : AT_SYMLINK_FOLLOW) < 0
+			    ? -errno
+			    : 0;
+	place_close(&from);
+	place_close(&to);
+	return r;
+}
+
+int broker_answer(struct broker_policy *p, const struct broker_request *rq,
+		  const char *const names[2], const int dirs[2], struct stat *st, int *fd, char *text)
+{
+	*fd = -1;
+	if (!names[0])
+		return -EINVAL;
+	switch ((enum broker_op)rq->op) {
+	case BROKER_OPEN:
+		return do_open(p, rq, names[0], dirs[0], fd);
+	case BROKER_STAT:
+		return do_stat(p, rq, names[0], dirs[0], st);
+	case BROKER_ACCESS:
+		return do_access(p, rq, names[0], dirs[0]);
+	case BROKER_REALPATH:
+		return do_realpath(p, names[0], text);
+	case BROKER_MKDIR:
+		return do_mkdir(p, rq, names[0], dirs[0]);
+	case BROKER_UNLINK:
+		return do_unlink(p, rq, names[0], dirs[0]);
+	case BROKER_RENAME:
+		return do_rename(p, names, dirs);
+	case BROKER_LINK:
+		return do_link(p, names, dirs);
+	case BROKER_COPY: /* the server's */
+	case BROKER_NOPS:
+		break;
+	}
+	return -EINVAL;
+}

@@ -1,0 +1,533 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the broker does and refuses, asked directly and through its door; and that no try of a process that was taken over succeeds. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "base/host.h"
+#include "base/log.h"
+#include "ctl/attack.h"
+#include "ctl/broker_int.h"
+#include "ctl/confine.h"
+#include "ctl/paths.h"
+
+static char home[64], own[128], other[128], kernel[128], disk[128];
+
+static void write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+	close(fd);
+}
+
+static void read_text(const char *path, char *text, size_t cap)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, cap - 1);
+
+	assert_true(n >= 0);
+	text[n] = 0;
+	close(fd);
+}
+
+/* A name in a folder; good for the next seven. */
+static __attribute__((noipa)) const char *in(const char *folder, const char *name)
+{
+	static char path[8][PATH_MAX];
+	static unsigned next;
+	char *out = path[next++ % 8];
+
+	snprintf(out, PATH_MAX, "%s/%s", folder, name);
+	return out;
+}
+
+struct scene {
+	struct vmconfig c;
+	struct broker_policy *p;
+};
+
+static int set_up(void **state)
+{
+	static struct scene s;
+	struct error err;
+
+	log_set_level(LOG_ERROR);
+	snprintf(home, sizeof(home), "/tmp/viv-broker-XXXXXX");
+	assert_non_null(mkdtemp(home));
+	setenv("VIVARIUM_HOME", home, 1);
+	setenv("TMPDIR", home, 1);
+	snprintf(own, sizeof(own), "%s/vms/m", home);
+	snprintf(other, sizeof(other), "%s/vms/other", home);
+	snprintf(kernel, sizeof(kernel), "%s/kernel", home);
+	snprintf(disk, sizeof(disk), "%s/disk.raw", home);
+	assert_int_equal(paths_make(own, &err), 0);
+	assert_int_equal(paths_make(other, &err), 0);
+	write_text(kernel, "the kernel");
+	write_text(disk, "the disk");
+	write_text(in(other, "secret"), "secret");
+	memset(&s, 0, sizeof(s));
+	assert_int_equal(vmconfig_init(&s.c, &err), 0);
+	assert_int_equal(vmconfig_set(&s.c.name, "m", &err), 0);
+	assert_int_equal(vmconfig_set(&s.c.kernel, kernel, &err), 0);
+	assert_int_equal(vmconfig_add_disk(&s.c, disk, "raw", false, false, &err), 0);
+	assert_int_equal(vmconfig_save(&s.c, &err), 0);
+	assert_int_equal(broker_policy_create(&s.p, &s.c, &err), 0);
+	*state = &s;
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	struct scene *s = *state;
+	struct error err;
+
+	broker_policy_destroy(s->p);
+	vmconfig_free(&s->c);
+	assert_int_equal(paths_remove_tree(home, &err), 0);
+	return 0;
+}
+
+static int ask(struct scene *s, enum broker_op op, int flags, unsigned mode, const char *name,
+	       const char *to, int dir, int *fd)
+{
+	const struct broker_request rq = { .op = op, .flags = flags, .mode = mode };
+	const char *names[2] = { name, to };
+	const int dirs[2] = { dir, -1 };
+	char text[PATH_MAX];
+	struct stat st;
+	int got, r = broker_answer(s->p, &rq, names, dirs, &st, &got, text);
+
+	if (fd)
+		*fd = got;
+	else if (got >= 0)
+		close(got);
+	return r;
+}
+
+#define OPEN(s, flags, name)	 ask(s, BROKER_OPEN, flags, 0600, name, NULL, -1, NULL)
+#define OPEN_AT(s, f, dir, name) ask(s, BROKER_OPEN, f, 0600, name, NULL, dir, NULL)
+#define RENAME(s, from, to)	 ask(s, BROKER_RENAME, 0, 0, from, to, -1, NULL)
+#define LINK(s, from, to)	 ask(s, BROKER_LINK, 0, 0, from, to, -1, NULL)
+#define UNLINK(s, name)		 ask(s, BROKER_UNLINK, 0, 0, name, NULL, -1, NULL)
+#define MKDIR(s, name)		 ask(s, BROKER_MKDIR, 0, 0700, name, NULL, -1, NULL)
+
+static void test_its_own_files(void **state)
+{
+	struct scene *s = *state;
+
+	assert_int_equal(OPEN(s, O_RDWR | O_CREAT | O_EXCL, in(own, "a")), 0);
+	assert_int_equal(OPEN(s, O_RDWR | O_CREAT | O_EXCL, in(own, "a")), -EEXIST);
+	assert_int_equal(OPEN(s, O_RDONLY, in(own, "none")), -ENOENT);
+	assert_int_equal(MKDIR(s, in(own, "sub")), 0);
+	assert_int_equal(MKDIR(s, own), -EEXIST);
+	assert_int_equal(RENAME(s, in(own, "a"), in(own, "sub/b")), 0);
+	assert_int_equal(LINK(s, in(own, "sub/b"), in(own, "c")), 0);
+	assert_int_equal(ask(s, BROKER_ACCESS, 0, F_OK, in(own, "c"), NULL, -1, NULL), 0);
+	assert_int_equal(ask(s, BROKER_STAT, 0, 0, in(own, "c"), NULL, -1, NULL), 0);
+	/* It has two names by now: others may stand on it. */
+	assert_int_equal(OPEN(s, O_RDONLY, in(own, "c")), 0);
+	assert_int_equal(OPEN(s, O_RDWR, in(own, "c")), -EACCES);
+	assert_int_equal(UNLINK(s, in(own, "sub/b")), 0);
+	assert_int_equal(OPEN(s, O_RDWR, in(own, "c")), 0);
+	assert_int_equal(ask(s, BROKER_UNLINK, AT_REMOVEDIR, 0, in(own, "sub"), NULL, -1, NULL), 0);
+	/* a file without a name, in the folder for such */
+	assert_int_equal(OPEN(s, O_TMPFILE | O_RDWR, home), 0);
+	assert_int_equal(OPEN(s, O_RDONLY | O_DIRECTORY, home), -EACCES);
+}
+
+static void test_by_a_folders_descriptor(void **state)
+{
+	struct scene *s = *state;
+	int mine = -1, theirs = open(other, O_RDONLY | O_DIRECTORY);
+
+	assert_int_equal(ask(s, BROKER_OPEN, O_RDONLY | O_DIRECTORY, 0, own, NULL, -1, &mine), 0);
+	assert_int_equal(OPEN_AT(s, O_RDWR | O_CREAT, mine, "x"), 0);
+	assert_int_equal(OPEN_AT(s, O_RDONLY, mine, "../other/secret"), -EACCES);
+	assert_int_equal(OPEN_AT(s, O_RDONLY, mine, ".."), -EACCES);
+	assert_int_equal(OPEN_AT(s, O_RDONLY, theirs, "secret"), -EACCES);
+	assert_int_equal(OPEN_AT(s, O_WRONLY, mine, "machine.json"), -EACCES);
+	close(mine);
+	/* no folder at all */
+	mine = open(in(own, "x"), O_RDONLY);
+	assert_int_equal(OPEN_AT(s, O_RDONLY, mine, "x"), -EACCES);
+	close(mine);
+	close(theirs);
+}
+
+static void test_no_way_out(void **state)
+{
+	struct scene *s = *state;
+
+	assert_int_equal(OPEN(s, O_RDONLY, "/etc/passwd"), -EACCES);
+	assert_int_equal(OPEN(s, O_RDONLY, in(other, "secret")), -EACCES);
+	assert_int_equal(OPEN(s, O_WRONLY | O_CREAT, in(other, "new")), -EACCES);
+	assert_true(OPEN(s, O_RDONLY, in(own, "../other/secret")) < 0);
+	assert_true(OPEN(s, O_RDONLY, in(own, "./../other/secret")) < 0);
+	assert_int_equal(OPEN(s, O_RDONLY, in(home, "vms/m2")), -EACCES);
+	assert_int_equal(OPEN(s, O_RDONLY | O_PATH, in(own, "a")), -EINVAL);
+	assert_true(LINK(s, in(other, "secret"), in(own, "stolen")) < 0);
+	assert_true(RENAME(s, in(other, "secret"), in(own, "stolen")) < 0);
+	assert_true(UNLINK(s, in(other, "secret")) < 0);
+	/* links that somebody else left there are not followed */
+	assert_int_equal(symlink(other, in(own, "dir")), 0);
+	assert_int_equal(symlink(in(other, "secret"), in(own, "file")), 0);
+	assert_true(OPEN(s, O_RDONLY, in(own, "dir/secret")) < 0);
+	assert_true(OPEN(s, O_RDONLY, in(own, "file")) < 0);
+	assert_true(LINK(s, in(own, "file"), in(own, "stolen")) < 0);
+}
+
+static void test_files_of_the_configuration(void **state)
+{
+	struct scene *s = *state;
+	char text[32];
+
+	assert_int_equal(OPEN(s, O_RDONLY, kernel), 0);
+	assert_int_equal(OPEN(s, O_RDWR, kernel), -EACCES);
+	assert_int_equal(OPEN(s, O_RDWR, disk), 0);
+	assert_int_equal(OPEN(s, O_RDWR | O_TRUNC, disk), -EACCES);
+	assert_int_equal(UNLINK(s, disk), -EACCES);
+	assert_int_equal(RENAME(s, disk, in(own, "disk")), -EACCES);
+	/* A link to it is not a way to write to it. */
+	assert_int_equal(LINK(s, kernel, in(own, "kernel")), 0);
+	assert_int_equal(OPEN(s, O_RDONLY, in(own, "kernel")), 0);
+	assert_int_equal(OPEN(s, O_RDWR, in(own, "kernel")), -EACCES);
+	assert_int_equal(OPEN(s, O_WRONLY | O_TRUNC, in(own, "kernel")), -EACCES);
+	read_text(kernel, text, sizeof(text));
+	assert_string_equal(text, "the kernel");
+}
+
+/* @edit: what a machine that was taken over would want its configuration to be. */
+static int save_changed(struct scene *s, void (*edit)(json_t *json))
+{
+	json_t *json = vmconfig_to_json(&s->c);
+
+	edit(json);
+	char *text = json_dumps(json, 0);
+
+	write_text(in(own, "machine.json.new"), text);
+	free(text);
+	json_decref(json);
+	return RENAME(s, in(own, "machine.json.new"), in(own, "machine.json"));
+}
+
+static void same(json_t *json)
+{
+}
+static void layer_on_top(json_t *json)
+{
+	json_t *d = json_array_get(json_object_get(json, "disks"), 0);
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/layer-1.qcow2", own);
+	json_object_set_new(d, "path", json_string(path));
+	json_object_set_new(d, "format", json_string("qcow2"));
+}
+static void other_kernel(json_t *json)
+{
+	json_object_set_new(json, "kernel", json_string("/etc/passwd"));
+}
+static void other_disk(json_t *json)
+{
+	json_object_set_new(json_array_get(json_object_get(json, "disks"), 0), "path",
+			    json_string("/etc/passwd"));
+}
+static void layer_below(json_t *json)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/../other/secret", own);
+	json_object_set_new(json_array_get(json_object_get(json, "disks"), 0), "path", json_string(path));
+}
+static void other_format(json_t *json)
+{
+	json_object_set_new(json_array_get(json_object_get(json, "disks"), 0), "format",
+			    json_string("qcow2"));
+}
+static void more_backing(json_t *json)
+{
+	layer_on_top(json);
+	json_object_set_new(json_array_get(json_object_get(json, "disks"), 0), "backing",
+			    json_pack("[s]", "/"));
+}
+static void more_disks(json_t *json)
+{
+	json_array_append(json_object_get(json, "disks"),
+			  json_array_get(json_object_get(json, "disks"), 0));
+}
+static void fewer_disks(json_t *json)
+{
+	json_array_clear(json_object_get(json, "disks"));
+}
+static void other_net(json_t *json)
+{
+	json_object_set_new(json, "net", json_string("lab:x:y"));
+}
+static void forwards(json_t *json)
+{
+	json_object_set_new(json, "forwards", json_pack("[s]", "0.0.0.0:22:22"));
+}
+static void other_name(json_t *json)
+{
+	json_object_set_new(json, "name", json_string("other"));
+}
+static void no_kernel(json_t *json)
+{
+	json_object_del(json, "kernel");
+}
+static void unknown_member(json_t *json)
+{
+	json_object_set_new(json, "share", json_string("/"));
+}
+
+static void test_the_configuration(void **state)
+{
+	static void (*const bad[])(json_t *) = { other_kernel, other_disk,   layer_below,
+						 other_format, more_backing, more_disks,
+						 fewer_disks,  other_net,    forwards,
+						 other_name,   no_kernel,    unknown_member };
+	struct scene *s = *state;
+	char before[4096], after[4096];
+
+	read_text(in(own, "machine.json"), before, sizeof(before));
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		assert_int_equal(save_changed(s, bad[i]), -EACCES);
+		read_text(in(own, "machine.json"), after, sizeof(after));
+		assert_string_equal(before, after);
+	}
+	write_text(in(own, "machine.json.new"), "{");
+	assert_int_equal(RENAME(s, in(own, "machine.json.new"), in(own, "machine.json")), -EACCES);
+	assert_int_equal(save_changed(s, same), 0);
+	assert_int_equal(save_changed(s, layer_on_top), 0);
+	read_text(in(own, "machine.json"), after, sizeof(after));
+	assert_non_null(strstr(after, "layer-1.qcow2"));
+	/* there it stays */
+	assert_int_equal(OPEN(s, O_WRONLY, in(own, "machine.json")), -EACCES);
+	assert_int_equal(UNLINK(s, in(own, "machine.json")), -EACCES);
+	assert_int_equal(RENAME(s, in(own, "machine.json"), in(own, "x")), -EACCES);
+	assert_int_equal(LINK(s, in(own, "machine.json"), in(own, "x")), -EACCES);
+	assert_int_equal(RENAME(s, in(own, "machine.json.new"), in(own, "lock")), -EACCES);
+	assert_int_equal(OPEN(s, O_RDONLY, in(own, "machine.json")), 0);
+}
+
+static void write_json(const char *path, json_t *json)
+{
+	char *text = json_dumps(json, 0);
+
+	write_text(path, text);
+	free(text);
+}
+
+static void copy_config(json_t *json)
+{
+	json_object_set_new(json, "name", json_string("m-1"));
+	json_object_set_new(json, "mac", json_string("52:54:00:01:02:03"));
+}
+
+static void test_copies(void **state)
+{
+	struct scene *s = *state;
+	char copy[PATH_MAX];
+	json_t *json = vmconfig_to_json(&s->c);
+
+	snprintf(copy, sizeof(copy), "%s/vms/m-1", home);
+	assert_int_equal(MKDIR(s, other), -EEXIST);
+	assert_int_equal(MKDIR(s, in(home, "vms/.hidden")), -EACCES);
+	assert_int_equal(MKDIR(s, in(home, "vms/a/b")), -EACCES);
+	assert_int_equal(MKDIR(s, copy), 0);
+	assert_int_equal(OPEN(s, O_RDWR | O_CREAT, in(copy, "layer-2")), 0);
+	copy_config(json);
+	write_json(in(copy, "new"), json);
+	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), 0);
+	json_object_set_new(json, "kernel", json_string("/etc/passwd"));
+	write_json(in(copy, "new"), json);
+	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), -EACCES);
+	json_decref(json);
+	/* It has a broker of its own from now on. */
+	assert_int_equal(broker_policy_hand_over(s->p, "other"), -EACCES);
+	assert_int_equal(broker_policy_hand_over(s->p, "m-1"), 0);
+	assert_int_equal(OPEN(s, O_RDONLY, in(copy, "layer-2")), -EACCES);
+	assert_int_equal(broker_policy_hand_over(s->p, "m-1"), -EACCES);
+	/* one that comes to nothing */
+	assert_int_equal(MKDIR(s, in(home, "vms/m-2")), 0);
+	assert_int_equal(ask(s, BROKER_UNLINK, AT_REMOVEDIR, 0, in(home, "vms/m-2"), NULL, -1, NULL), 0);
+	assert_true(access(in(home, "vms/m-2"), F_OK) < 0);
+}
+
+static void test_messages(void **state)
+{
+	struct broker_request rq = { .op = BROKER_RENAME, .len = { 2, 3 } }, got;
+	uint8_t data[sizeof(rq) + 5];
+	const char *names[2];
+
+	memcpy(data, &rq, sizeof(rq));
+	memcpy(data + sizeof(rq), "a\0bc", 5);
+	assert_int_equal(broker_parse(data, sizeof(data), &got, names), 0);
+	assert_string_equal(names[0], "a");
+	assert_string_equal(names[1], "bc");
+	for (size_t n = 0; n < sizeof(data); n++)
+		assert_int_equal(broker_parse(data, n, &got, names), -EINVAL);
+	data[sizeof(rq)] = 0; /* a NUL too many */
+	assert_int_equal(broker_parse(data, sizeof(data), &got, names), -EINVAL);
+	data[sizeof(rq)] = 'a';
+	data[sizeof(data) - 1] = 'x'; /* none */
+	assert_int_equal(broker_parse(data, sizeof(data), &got, names), -EINVAL);
+	rq.op = BROKER_NOPS;
+	memcpy(data, &rq, sizeof(rq));
+	assert_int_equal(broker_parse(data, sizeof(data), &got, names), -EINVAL);
+}
+
+/* ---- through the door ---- */
+
+/* In the machine: the host's table leads to the broker. */
+static void use_files(void)
+{
+	char text[32] = "", path[PATH_MAX];
+	struct stat st;
+	int dir = host.open(own, O_RDONLY | O_DIRECTORY, 0),
+	    fd = host.openat(dir, "x", O_RDWR | O_CREAT, 0600);
+
+	if (fd < 0 || write(fd, "hello", 5) != 5)
+		_exit(1);
+	fd = host.open(in(own, "x"), O_RDONLY, 0);
+	if (read(fd, text, sizeof(text)) != 5 || strcmp(text, "hello") != 0)
+		_exit(2);
+	if (host.fstatat(dir, "x", &st, 0) < 0 || st.st_size != 5)
+		_exit(3);
+	if (host.linkat(dir, "x", dir, "y", 0) < 0 ||
+	    host.renameat(dir, "y", AT_FDCWD, in(own, "z")) < 0 ||
+	    host.unlinkat(AT_FDCWD, in(own, "z"), 0) < 0 || host.access(in(own, "z"), F_OK) == 0 ||
+	    errno != ENOENT)
+		_exit(4);
+	if (!host.realpath(kernel, path) || strcmp(path, kernel) != 0)
+		_exit(5);
+	if (host.open("/etc/passwd", O_RDONLY, 0) >= 0 || errno != EACCES)
+		_exit(6);
+	if (host.mkdir(in(own, "sub"), 0700) < 0)
+		_exit(7);
+	/* its own, opened before it had no files */
+	if (host.open("/proc/self/pagemap", O_RDONLY, 0) < 0)
+		_exit(8);
+	_exit(0);
+}
+
+/* Both in children of this process: what they become ends with them. */
+static int run_confined(struct scene *s, void (*machine)(void))
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		const int none[] = { -1 };
+		struct confine c;
+		struct error err;
+		int r = confine_split(&c, none, &err);
+
+		if (r == CONFINE_MACHINE) {
+			broker_use(c.door, c.pagemap_fd);
+			machine();
+		}
+		if (r < 0) {
+			fprintf(stderr, "%s\n", err.text);
+			_exit(100);
+		}
+		broker_serve(s->p, c.door, NULL, NULL);
+		status = confine_wait(&c);
+		_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 101);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 102;
+}
+
+static void test_through_the_door(void **state)
+{
+	assert_int_equal(run_confined(*state, use_files), 0);
+}
+
+static struct attack_target target;
+
+static void attack(void)
+{
+	for (unsigned i = 0; i < attack_count(); i++) {
+		for (int is_vcpu = 0; is_vcpu < 2; is_vcpu++) {
+			struct attack_result r = attack_try(i, &target, is_vcpu);
+
+			if (r.outcome != ATTACK_KILLED && r.outcome != ATTACK_REFUSED) {
+				dprintf(STDERR_FILENO, "%s: %d\n", r.name, r.outcome);
+				_exit(1);
+			}
+		}
+	}
+	_exit(0);
+}
+
+static void test_attacks(void **state)
+{
+	struct scene *s = *state;
+
+	target = (struct attack_target){ .config = &s->c,
+					 .folder = own,
+					 .victim = other,
+					 .socket = "/tmp/none.sock",
+					 .process = getpid(),
+					 .tcp_port = 1 };
+	assert_int_equal(run_confined(s, attack), 0);
+}
+
+/* The tries can succeed: a process that is not confined makes those that do no harm. */
+static void test_attacks_are_real(void **state)
+{
+	static const char *const harmless[] = {
+		"open a file by its name",
+		"ask the broker for the password file",
+		"write the machine's configuration",
+		"the kernel's netlink",
+		"signal a process of the host",
+		"a descriptor of a process of the host",
+		"run a shell",
+		"become dumpable",
+		"map memory to write and execute",
+		"make written memory executable",
+		"map a file to write and execute",
+	};
+	struct scene *s = *state;
+
+	target = (struct attack_target){
+		.config = &s->c, .folder = own, .victim = other, .process = getpid()
+	};
+	for (size_t k = 0; k < ARRAY_SIZE(harmless); k++) {
+		unsigned i = 0;
+
+		while (i < attack_count() && strcmp(attack_name(i), harmless[k]) != 0)
+			i++;
+		assert_true(i < attack_count());
+		assert_int_equal(attack_try(i, &target, false).outcome, ATTACK_SUCCEEDED);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_its_own_files, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_by_a_folders_descriptor, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_no_way_out, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_files_of_the_configuration, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_the_configuration, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_copies, set_up, tear_down),
+		cmocka_unit_test(test_messages),
+		cmocka_unit_test_setup_teardown(test_through_the_door, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_attacks, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_attacks_are_real, set_up, tear_down),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
