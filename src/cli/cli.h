@@ -27,6 +27,8 @@ int cli_main(int argc, char **argv);
 
 // clang-format off
 int cli_run(int argc, char **argv);
+/** cli_run_in_lab() - the same as a part of lab @lab, which ends it (viv down). */
+int cli_run_in_lab(const char *lab, int argc, char **argv);
 int cli_start(int argc, char **argv);
 int cli_stop(int argc, char **argv);
 int cli_pause(int argc, char **argv);

@@ -12,6 +12,8 @@
  * Returns 0 or -errno with @err set; lab_free() after it.
  */
 int lab_load(struct lab **out, const char *path, struct error *err);
+/** lab_load_text() - the same, and the text that was read, malloc'd: what is checked is what is used. */
+int lab_load_text(struct lab **out, const char *path, char **text, size_t *len, struct error *err);
 
 /** lab_name_of() - the lab that @what means: a file, or the name of a lab that is up.  malloc'd; NULL with @err set. */
 char *lab_name_of(const char *what, struct error *err);
@@ -33,6 +35,18 @@ char *lab_find(const char *machine, struct error *err);
  */
 int lab_capture(const char *lab, const char *what, const char *output, json_t *options,
 		int *control_fd, struct error *err);
+
+/* ---- machines (lab_machines.c) ---- */
+/** lab_check_machines() - nothing starts if a machine of one of the names is there and is not the lab's own.  0 or -EEXIST. */
+int lab_check_machines(const struct lab *l, struct error *err);
+/** lab_start_machines() - all, in order; @path: of the lab's file.  Once one failed no more start, and those under way are awaited. */
+int lab_start_machines(const struct lab *l, const char *path, struct error *err);
+/** lab_end_machines() - all that viv up of @lab made, and their copies, as far as it goes; @err: the first trouble. */
+int lab_end_machines(const char *lab, struct error *err);
+/** lab_end_machine() - the same with one; it is no matter if it is none of the lab's. */
+int lab_end_machine(const char *name, const char *lab, struct error *err);
+/** lab_remove_half_made() - folders of the lab's machines without a configuration: of starts that were killed. */
+int lab_remove_half_made(const struct lab *l, struct error *err);
 
 /** cli_capture() - `viv net capture`. */
 int cli_capture(int argc, char **argv);

@@ -29,7 +29,7 @@ const struct opts_cmd cli_plan_cmd = {
 };
 // clang-format on
 
-int lab_load(struct lab **out, const char *path, struct error *err)
+int lab_load_text(struct lab **out, const char *path, char **kept, size_t *kept_len, struct error *err)
 {
 	const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path, *dot = strrchr(base, '.');
 	_cleanup_free_ char *name =
@@ -50,7 +50,17 @@ int lab_load(struct lab **out, const char *path, struct error *err)
 		return r;
 	}
 	*out = l;
+	if (kept) {
+		*kept = text;
+		*kept_len = len;
+		text = NULL;
+	}
 	return 0;
+}
+
+int lab_load(struct lab **out, const char *path, struct error *err)
+{
+	return lab_load_text(out, path, NULL, NULL, err);
 }
 
 int cli_plan(int argc, char **argv)

@@ -26,6 +26,7 @@
 #define CONSOLE_TAIL	2000
 
 struct args {
+	const char *lab; /* viv up of it makes the machine; NULL: a person does */
 	const char *name, *from, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net,
 		*without, *iommu;
 	uint64_t cpus, mem, check;
@@ -330,6 +331,9 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 	r = set_devices(c, a, err);
 	if (r == 0 && a->without)
 		r = engine_parse_techniques(a->without, &c->without, err);
+	if (r < 0)
+		return r;
+	r = vmconfig_set(&c->lab, a->lab, err);
 	if (r < 0)
 		return r;
 	c->is_throwaway = a->rm || !a->name;
@@ -813,7 +817,12 @@ static int run_from(const struct args *a, const char *image, const struct opts_r
 
 int cli_run(int argc, char **argv)
 {
-	struct args a = { .boot_timeout = 300LL * 1000000000 };
+	return cli_run_in_lab(NULL, argc, argv);
+}
+
+int cli_run_in_lab(const char *lab, int argc, char **argv)
+{
+	struct args a = { .lab = lab, .boot_timeout = 300LL * 1000000000 };
 	struct opts_rest rest;
 	struct vmconfig c;
 	struct image im = { 0 };

@@ -8,10 +8,12 @@
 #include <time.h>
 
 #include "cli/cli.h"
+#include "cli/lab.h"
 #include "cli/spawn.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
 #include "ctl/vmlock.h"
+#include "net/identity.h"
 
 static const struct opt no_opts[] = { OPT_END };
 
@@ -251,13 +253,29 @@ const struct opts_cmd cli_rm_cmd = {
 	.max_args = 1024,
 };
 
+/* The place that a copy has in a lab that is up is another's from now on. */
+static void leave_lab(const char *name)
+{
+	json_t *reply = NULL;
+	struct vmconfig c;
+	struct error err;
+
+	if (vmconfig_init(&c, &err) == 0 && vmconfig_load(&c, name, &err) == 0 && c.origin &&
+	    lab_request(identity_lab(c.origin),
+			json_pack("{s:s, s:s}", "cmd", "forget", "machine", name), &reply, &err) == 0)
+		json_decref(reply);
+	vmconfig_free(&c);
+}
+
 static int rm_one(const char *name, bool force, struct error *err)
 {
 	for (bool was_stopped = false;; was_stopped = true) {
 		_cleanup_close_ int lock = vmlock_take(name, err);
 
-		if (lock >= 0)
+		if (lock >= 0) {
+			leave_lab(name);
 			return cli_remove_machine(name, err);
+		}
 		if (lock == -ENOENT && was_stopped)
 			return 0; /* one that is thrown away at its end */
 		if (lock != -EBUSY)

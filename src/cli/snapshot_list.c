@@ -11,11 +11,11 @@
 
 static json_t *to_json(const struct snapshot_info *i)
 {
-	return json_pack("{s:s, s:s?, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "name", i->name,
+	return json_pack("{s:s, s:s?, s:I, s:I, s:I, s:I, s:O*, s:I, s:s, s:s}", "name", i->name,
 			 "parent", i->parent, "created", (json_int_t)i->created_s, "own_bytes",
 			 (json_int_t)i->own_bytes, "shared_bytes", (json_int_t)i->shared_bytes,
-			 "mem_bytes", (json_int_t)i->config.mem_bytes, "pause_us",
-			 (json_int_t)i->pause_us, "engine", i->engine, "viv", i->viv);
+			 "mem_bytes", (json_int_t)i->config.mem_bytes, "network", i->network,
+			 "pause_us", (json_int_t)i->pause_us, "engine", i->engine, "viv", i->viv);
 }
 
 static void age_text(int64_t seconds, char out[24])

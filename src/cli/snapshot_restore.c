@@ -154,6 +154,8 @@ static int take_over(const struct snapshot_info *from, struct vmconfig *c, struc
 	json_decref(json);
 	if (r == 0)
 		r = vmconfig_set(&c->name, name, err);
+	if (r == 0 && from->network)
+		r = vmconfig_set_origin(c, from->network, err);
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++)
 		r = own_disk(&c->disks[i], from, c->name, err);
 	if (r == 0)

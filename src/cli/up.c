@@ -2,8 +2,12 @@
 /*
  * `viv up` and `viv down`: a lab as a whole.
  *
- * Up: the file is checked, then the process of the network starts, then every machine by `viv run --detach`, all at once.  If
+ * Up: the file is read once and checked, then the process of the network starts, then the machines (lab_machines.c).  If
  * one of them fails, what was started is ended again.  Machines are thrown away when they end, unless the file says keep:.
+ *
+ * In the lab's folder: LAB.yaml, the file as it was read.  Who brings the lab up or ends it has its lock (flock); the processes
+ * that start machines inherit it, so that it is free only when nobody works on the lab.  "complete" is there from the moment that all is
+ * up: a copy without it that nobody has locked is of one who was killed, and the next viv up or viv down clears it away.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -24,6 +29,7 @@
 #define BEING_BROUGHT_UP "lab \"%s\" is being brought up already"
 #define READY_TIMEOUT_MS 20000
 #define END_TIMEOUT_MS	 10000
+#define TURN_TIMEOUT_MS	 60000
 
 static const struct opt no_opts[] = { OPT_END };
 
@@ -60,17 +66,54 @@ static int claim(const char *copy, const char *text, size_t len, const char *nam
 	return r < 0 ? r : fd;
 }
 
-static int copy_file(const char *path, const char *name, struct error *err)
+static int keep_copy(const char *text, size_t len, const char *name, struct error *err)
 {
-	_cleanup_free_ char *text = NULL, *copy = lab_file(name, err), *dir = paths_lab(name, NULL, err);
-	size_t len;
+	_cleanup_free_ char *copy = lab_file(name, err), *dir = paths_lab(name, NULL, err);
 
 	if (!copy || !dir)
 		return -ENOMEM;
-	int r = paths_read_file(path, LABFILE_BYTES_MAX, &text, &len, err);
-	if (r == 0)
-		r = paths_make(dir, err);
+	int r = paths_make(dir, err);
 	return r == 0 ? claim(copy, text, len, name, err) : r;
+}
+
+/*
+ * The copy of a lab that is there, locked; @how: LOCK_NB, or 0 to wait.  Returns a descriptor; -ENOENT: there is none (any more);
+ * -EWOULDBLOCK, -errno with @err set.
+ */
+static int lock_copy(const char *copy, int how, struct error *err)
+{
+	struct stat here, there;
+
+	for (;;) {
+		int fd = open(copy, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+		if (fd < 0)
+			return errno == ENOENT ? -ENOENT
+					       : error_set(err, -errno, "cannot open %s: %s", copy,
+							   strerror(errno));
+		if (flock(fd, LOCK_EX | how) < 0) {
+			int r = error_set(err, -errno, "cannot lock %s: %s", copy, strerror(errno));
+			close(fd);
+			return r;
+		}
+		/* It may have been replaced meanwhile. */
+		if (fstat(fd, &here) == 0 && stat(copy, &there) == 0 && here.st_ino == there.st_ino)
+			return fd;
+		close(fd);
+	}
+}
+
+static bool is_complete(const char *name)
+{
+	_cleanup_free_ char *mark = paths_lab(name, "complete", NULL);
+
+	return mark && access(mark, F_OK) == 0;
+}
+
+static int complete(const char *name, struct error *err)
+{
+	_cleanup_free_ char *mark = paths_lab(name, "complete", err);
+
+	return mark ? paths_write_file(mark, "", 0, err) : -ENOMEM;
 }
 
 static bool is_being_brought_up(const char *name)
@@ -220,169 +263,54 @@ static int stop_network(const char *name, struct error *err)
 	return r == 0 ? paths_remove_tree(dir, err) : r;
 }
 
-/* ---- machines ---- */
-
-static bool is_there(const char *name)
-{
-	_cleanup_free_ char *path = paths_vm(name, "machine.json", NULL);
-
-	return path && access(path, F_OK) == 0;
-}
-
-static int network_list(const struct policy *p, unsigned machine, char *buf, size_t cap)
-{
-	size_t len = (size_t)snprintf(buf, cap, "lab:%s:", p->name);
-	bool is_first = true;
-
-	for (unsigned i = 0; i < p->nports && len < cap; i++) {
-		if (p->ports[i].machine != machine || p->ports[i].card != i)
-			continue;
-		len += (size_t)snprintf(buf + len, cap - len, "%s%s", is_first ? "" : ",",
-					p->networks[p->ports[i].network].name);
-		is_first = false;
-	}
-	return len < cap ? 0 : -E2BIG;
-}
-
-/* As `viv run` or `viv start` would; what they print but errors is of no interest here. */
-static int start_machine(const struct lab *l, unsigned i)
-{
-	const struct lab_machine *m = &l->machines[i];
-	const char *name = l->policy->machines[i].name;
-	char net[512];
-	const char *argv[32] = { "run" };
-	unsigned n = 1;
-
-	if (m->keep && is_there(name))
-		return cli_start(2, (char *[]){ "start", (char *)(uintptr_t)name, NULL });
-	if (network_list(l->policy, i, net, sizeof(net)) < 0)
-		return EXIT_FAILED;
-	const char *const options[][2] = { { "--name", name },	      { "--net", net },
-					   { "--kernel", m->kernel }, { "--initrd", m->initrd },
-					   { "--append", m->append }, { "--engine", m->engine },
-					   { "--mem", m->memory },    { "--cpus", m->cpus } };
-	for (unsigned o = 0; o < ARRAY_SIZE(options); o++)
-		if (options[o][1]) {
-			argv[n++] = options[o][0];
-			argv[n++] = options[o][1];
-		}
-	argv[n++] = "--detach";
-	if (!m->keep)
-		argv[n++] = "--rm";
-	if (m->image)
-		argv[n++] = m->image;
-	return cli_run((int)n, (char **)(uintptr_t)argv);
-}
-
-/* In a process of its own; its errors come through @err_fd. */
-static pid_t fork_machine(const struct lab *l, unsigned i, const char *dir, int err_fd)
-{
-	fflush(NULL);
-	pid_t pid = fork();
-
-	if (pid)
-		return pid;
-	int null_fd = open("/dev/null", O_RDWR);
-	signal(SIGINT, SIG_DFL);
-	dup2(null_fd, STDIN_FILENO);
-	dup2(null_fd, STDOUT_FILENO);
-	dup2(err_fd, STDERR_FILENO);
-	/* Files are named as seen from the lab's. */
-	if (chdir(dir) < 0) {
-		cli_note("cannot enter %s: %s", dir, strerror(errno));
-		_exit(EXIT_FAILED);
-	}
-	int status = start_machine(l, i);
-	fflush(NULL);
-	_exit(status);
-}
-
-/* The last line that a machine's start printed: its reason. */
-static void read_reason(int fd, char *buf, size_t cap)
-{
-	ssize_t n = pread(fd, buf, cap - 1, 0);
-
-	buf[MAX(n, (ssize_t)0)] = 0;
-	size_t len = strlen(buf);
-	while (len && buf[len - 1] == '\n')
-		buf[--len] = 0;
-	char *nl = strrchr(buf, '\n');
-	const char *line = nl ? nl + 1 : buf;
-	line += strncmp(line, "viv: ", 5) == 0 ? 5 : 0;
-	memmove(buf, line, strlen(line) + 1);
-}
-
-static int start_machines(const struct lab *l, const char *path, struct error *err)
-{
-	const char *slash = strrchr(path, '/');
-	_cleanup_free_ char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-	const struct policy *p = l->policy;
-	pid_t pids[POLICY_MACHINES_MAX];
-	int fds[POLICY_MACHINES_MAX], r = 0;
-
-	for (unsigned i = 0; i < p->nmachines; i++) {
-		fds[i] = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-		pids[i] = fork_machine(l, i, dir ? dir : ".", fds[i]);
-	}
-	for (unsigned i = 0; i < p->nmachines; i++) {
-		char reason[400];
-		int status = 0;
-		pid_t got = pids[i];
-		while (pids[i] > 0 && (got = waitpid(pids[i], &status, 0)) < 0 && errno == EINTR)
-			continue;
-		bool is_fine = got > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-		read_reason(fds[i], reason, sizeof(reason));
-		if (!is_fine && r == 0)
-			r = error_set(err, -ECANCELED, "machine \"%s\": %s", p->machines[i].name,
-				      *reason ? reason : "it could not be started");
-		if (fds[i] >= 0)
-			close(fds[i]);
-	}
-	return r;
-}
-
-static int stop_machine(const struct lab *l, unsigned i)
-{
-	char *name = (char *)(uintptr_t)l->policy->machines[i].name;
-
-	if (!cli_is_running(name))
-		return 0;
-	if (l->machines[i].keep && cli_stop(2, (char *[]){ "stop", name, NULL }) != EXIT_FINE)
-		return -ETIMEDOUT;
-	/* It may end at this very moment. */
-	json_t *reply = NULL;
-	if (!l->machines[i].keep && client_request(name, json_pack("{s:s}", "cmd", "quit"),
-						   CLIENT_TIMEOUT_MS, &reply, NULL) == 0)
-		json_decref(reply);
-	return wait_while(cli_is_running, name) ? 0 : -ETIMEDOUT;
-}
-
 /* All of it, as far as it goes; the first trouble is told. */
-static int take_down(const struct lab *l, struct error *err)
+static int take_down(const char *name, struct error *err)
 {
-	int r = 0;
-
-	for (unsigned i = 0; i < l->policy->nmachines; i++)
-		if (stop_machine(l, i) < 0 && r == 0)
-			r = error_set(err, -ETIMEDOUT, "machine \"%s\" does not end",
-				      l->policy->machines[i].name);
+	int r = lab_end_machines(name, err);
 	struct error other;
-	int n = stop_network(l->policy->name, &other);
+	int n = stop_network(name, &other);
+
 	return r < 0 ? r : n < 0 ? error_set(err, n, "%s", other.text) : 0;
 }
 
 /* ---- up ---- */
 
-/* Nothing starts if a machine of the name is there and is not the lab's own. */
-static int check_machines(const struct lab *l, struct error *err)
+/* Machines of the lab that its last end did not reach: this host's, say. */
+static int clear_machines(const struct lab *l, struct error *err)
 {
 	for (unsigned i = 0; i < l->policy->nmachines; i++) {
-		const char *name = l->policy->machines[i].name;
-		if (cli_is_running(name) || (is_there(name) && !l->machines[i].keep))
-			return error_set(err, -EEXIST, "there is a machine \"%s\" already; rename it in the lab, or viv rm %s removes it",
-					 name, name);
+		int r = l->machines[i].keep
+				? 0
+				: lab_end_machine(l->policy->machines[i].name, l->policy->name, err);
+		if (r < 0)
+			return r;
 	}
 	return 0;
+}
+
+/* Somebody began to bring it up and was killed.  With the lock of the copy, which nobody has then. */
+static int clear_half_way(const char *name, struct error *err)
+{
+	_cleanup_free_ char *copy = lab_file(name, err);
+	struct lab *l = NULL;
+
+	if (!copy)
+		return -ENOMEM;
+	_cleanup_close_ int fd = lock_copy(copy, LOCK_NB, err);
+	if (fd == -ENOENT)
+		return 0;
+	if (fd < 0)
+		return fd == -EWOULDBLOCK ? error_set(err, -EEXIST, BEING_BROUGHT_UP, name) : fd;
+	cli_note("lab \"%s\" was not brought up to its end; what there is of it goes first", name);
+	int r = lab_load(&l, copy, err);
+	if (r == 0)
+		r = lab_end_machines(name, err);
+	if (r == 0)
+		r = lab_remove_half_made(l, err);
+	if (r == 0)
+		r = take_down(name, err);
+	lab_free(l);
+	return r;
 }
 
 static int check_lab(const struct lab *l, struct error *err)
@@ -391,31 +319,39 @@ static int check_lab(const struct lab *l, struct error *err)
 
 	if (is_being_brought_up(name))
 		return error_set(err, -EEXIST, BEING_BROUGHT_UP, name);
+	if (was_brought_up(name) && !is_complete(name)) {
+		int r = clear_half_way(name, err);
+		if (r < 0)
+			return r;
+	}
 	if (is_up(name))
 		return error_set(err, -EEXIST, "lab \"%s\" is up already; viv down %s ends it",
 				 name, name);
 	if (was_brought_up(name))
 		return error_set(err, -EEXIST, "the network of lab \"%s\" has died; viv down %s ends the rest of it",
 				 name, name);
-	return check_machines(l, err);
+	int r = clear_machines(l, err);
+	return r < 0 ? r : lab_check_machines(l, err);
 }
 
-static int bring_up(const struct lab *l, const char *path, struct error *err)
+static int bring_up(const struct lab *l, const char *text, size_t len, const char *path, struct error *err)
 {
 	const char *name = l->policy->name;
 	int r = check_lab(l, err);
 
-	_cleanup_close_ int lock_fd = r == 0 ? copy_file(path, name, err) : r;
+	_cleanup_close_ int lock_fd = r == 0 ? keep_copy(text, len, name, err) : r;
 	if (lock_fd < 0)
 		return lock_fd;
 	/* An interrupt reaches those who start machines; what they did is undone here. */
 	signal(SIGINT, SIG_IGN);
 	r = start_network(name, err);
 	if (r == 0)
-		r = start_machines(l, path, err);
+		r = lab_start_machines(l, path, err);
+	if (r == 0)
+		r = complete(name, err);
 	if (r < 0) {
 		struct error other;
-		if (take_down(l, &other) < 0)
+		if (take_down(name, &other) < 0)
 			cli_note("%s", other.text);
 	}
 	return r;
@@ -443,9 +379,11 @@ int cli_up(int argc, char **argv)
 
 	if (!cli_parse(&cli_up_cmd, argc, argv, &dummy, &rest, &status))
 		return status;
-	int r = lab_load(&l, rest.args[0], &err);
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	int r = lab_load_text(&l, rest.args[0], &text, &len, &err);
 	if (r == 0) {
-		r = bring_up(l, rest.args[0], &err);
+		r = bring_up(l, text, len, rest.args[0], &err);
 		if (r == 0)
 			printf("%s\n", l->policy->name);
 		lab_free(l);
@@ -457,19 +395,45 @@ int cli_up(int argc, char **argv)
 
 /* ---- down ---- */
 
+/* Who brings it up, or ends it, comes to an end soon. */
+static int await_turn(const char *copy, const char *name, struct error *err)
+{
+	const struct timespec step = { .tv_nsec = 20000000 };
+	bool is_told = false;
+
+	for (int waited = 0;; waited += 20) {
+		int fd = lock_copy(copy, LOCK_NB, err);
+		if (fd != -EWOULDBLOCK)
+			return fd == -ENOENT ? error_set(err, fd, "lab \"%s\" is not up", name) : fd;
+		if (waited >= TURN_TIMEOUT_MS)
+			return error_set(err, -EBUSY,
+					 "lab \"%s\" is still being brought up or ended; try again",
+					 name);
+		if (waited >= 1000 && !is_told)
+			cli_note("waiting for another viv up or viv down of lab \"%s\"", name);
+		is_told |= waited >= 1000;
+		nanosleep(&step, NULL);
+	}
+}
+
 static int bring_down(const char *what, struct error *err)
 {
 	_cleanup_free_ char *name = lab_name_of(what, err), *file = name ? lab_file(name, err) : NULL;
-	struct lab *l;
+	struct lab *l = NULL;
 
 	if (!file)
 		return -ENOENT;
-	if (access(file, F_OK) < 0)
-		return error_set(err, -ENOENT, "lab \"%s\" is not up", name);
-	int r = lab_load(&l, file, err);
-	if (r < 0)
-		return r;
-	r = take_down(l, err);
+	_cleanup_close_ int lock_fd = await_turn(file, name, err);
+	if (lock_fd < 0)
+		return lock_fd;
+	int r = is_complete(name) ? 0 : lab_load(&l, file, err);
+	/* The machines first: what is half made is what none of them is. */
+	if (r == 0 && l)
+		r = lab_end_machines(name, err);
+	if (r == 0 && l)
+		r = lab_remove_half_made(l, err);
+	if (r == 0)
+		r = take_down(name, err);
 	lab_free(l);
 	return r;
 }
@@ -480,7 +444,8 @@ const struct opts_cmd cli_down_cmd = {
 	.summary = "end a lab: its machines, then its network",
 	.details = "Machines are switched off and gone, unless the lab says keep: true; "
 		   "those get a chance to shut down, and "
-		   "the next viv up starts them again.",
+		   "the next viv up starts them again.  Copies of the lab's machines end, too; "
+		   "those with a name of their own are kept.",
 	.opts = no_opts,
 	.min_args = 1,
 	.max_args = 1,

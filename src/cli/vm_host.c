@@ -16,9 +16,12 @@
 #include "ctl/socket.h"
 #include "ctl/vmlock.h"
 #include "ctl/vmlog.h"
+#include "net/identity.h"
 #include "net/labd.h"
 #include "net/netd.h"
 #include "net/tap.h"
+
+#define LAB_LIMIT_MS 500
 
 /* ---- files ---- */
 
@@ -97,15 +100,37 @@ static int start_tap(struct vm_host *h, const struct vmconfig *c, struct error *
 }
 
 /* One card of a lab's machine: the lab tells its MAC. */
-static int attach_card(struct broker_start *s, const char *socket, const char *lab,
-		       const char *machine, const char *network, struct error *err)
+static int attach_card(struct vm_host *h, const struct vmconfig *c, const char *socket,
+		       const char *lab, const char *network, struct error *err)
 {
+	const struct labd_attach a = { c->name, network, c->origin };
+	struct broker_start *s = &h->start;
+	json_t *identity = NULL;
 	_cleanup_close_ int fd = socket_connect(socket, err);
 
 	if (fd == -ENOENT || fd == -ECONNREFUSED)
 		return error_set(err, fd, "lab \"%s\" is not up; viv up brings it up", lab);
-	return fd < 0 ? fd
-		      : labd_attach(fd, machine, network, s->macs[s->ncards], &s->cards[s->ncards], err);
+	int r = fd < 0 ? fd
+		       : labd_attach(fd, &a, s->macs[s->ncards], &s->cards[s->ncards], &identity, err);
+	if (r < 0)
+		return r;
+	json_decref(h->identity);
+	h->identity = identity;
+	h->is_copy_in_lab = c->origin != NULL;
+	return 0;
+}
+
+/* A copy that leaves nothing behind leaves its lab, too. */
+static void leave_lab(struct vm_host *h)
+{
+	struct error err;
+
+	if (!h->identity || !h->is_copy_in_lab || !h->is_throwaway || !h->is_dir_ours)
+		return;
+	_cleanup_free_ char *socket = paths_lab(identity_lab(h->identity), "control.sock", &err);
+	_cleanup_close_ int fd = socket ? socket_connect_within(socket, LAB_LIMIT_MS, &err) : -1;
+	if (fd >= 0 && labd_forget(fd, identity_machine(h->identity), &err) < 0)
+		log_info("vm", "the lab keeps a place for the machine: %s", err.text);
 }
 
 /* "lab:LAB:NETWORK,NETWORK" */
@@ -124,7 +149,7 @@ static int join_lab(struct vm_host *h, const struct vmconfig *c, struct error *e
 	for (char *n = strtok_r(networks, ",", &save); r == 0 && n; n = strtok_r(NULL, ",", &save)) {
 		if (h->start.ncards == MACHINE_MAX_NICS)
 			return error_set(err, -EINVAL, "a machine has at most %d cards", MACHINE_MAX_NICS);
-		r = attach_card(&h->start, socket, copy, c->name, n, err);
+		r = attach_card(h, c, socket, copy, n, err);
 		if (r == 0)
 			h->start.ncards++;
 	}
@@ -201,6 +226,9 @@ void vm_host_finish(struct vm_host *h)
 	while (h->net_pid && waitpid(h->net_pid, NULL, 0) < 0 && errno == EINTR)
 		continue;
 	h->net_pid = 0;
+	leave_lab(h);
+	json_decref(h->identity);
+	h->identity = NULL;
 	remove_files(h);
 	close_fd(&h->lock_fd);
 	free(h->run_dir);

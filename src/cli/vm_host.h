@@ -16,6 +16,8 @@ struct vm_host {
 	int net_ready_fd; /* 0: nothing is to be waited for */
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 	bool is_throwaway;
+	json_t *identity; /* its record in its lab, as told when it joined; NULL: it is in none */
+	bool is_copy_in_lab;	   /* its place there is another's when it is thrown away */
 	struct broker_start start; /* door: -1 */
 };
 

@@ -22,6 +22,8 @@ struct snapper {
 	struct vmconfig *config;
 	struct vmdisks *disks;
 	const struct block_backing_rule *backing;
+	json_t *(*identity)(void *arg);
+	void *identity_arg;
 	snapper_child_fn child;
 	void *child_arg;
 	/* What memory is compared with: the last snapshot taken or restored. */

@@ -28,6 +28,7 @@ struct forking {
 	struct snapper *s;
 	char **names; /* @n; directories of the first @nmade exist */
 	unsigned n, nmade, nready;
+	json_t *network; /* of the parent, in its lab; NULL: it is in none */
 	struct bytes state;
 	struct snap_layers layers;
 	struct snapper_moment moment;
@@ -57,6 +58,8 @@ static void forking_free(struct forking *f)
 	f->names = NULL;
 	f->n = f->nmade = 0;
 	bytes_free(&f->state);
+	json_decref(f->network);
+	f->network = NULL;
 	snap_layers_free(&f->layers);
 	f->is_gone = true;
 	if (!f->layers.nflushing)
@@ -101,9 +104,10 @@ static int own_file(char **path, const char *from, const char *to, struct error 
 	return 0;
 }
 
-static int make_config(struct snapper *s, struct vmconfig *c, const char *name, const char *dir,
+static int make_config(struct forking *f, struct vmconfig *c, const char *name, const char *dir,
 		       struct error *err)
 {
+	struct snapper *s = f->s;
 	json_t *json = vmconfig_to_json(s->config);
 	int r = json ? vmconfig_from_json(c, json, err)
 		     : error_set(err, -ENOMEM, "no memory for a copy");
@@ -113,6 +117,8 @@ static int make_config(struct snapper *s, struct vmconfig *c, const char *name, 
 		r = vmconfig_set(&c->name, name, err);
 	if (r == 0)
 		r = vmconfig_new_mac(c, err);
+	if (r == 0 && f->network)
+		r = vmconfig_set_origin(c, f->network, err);
 	if (r < 0)
 		return r;
 	/* Its disks are its own. */
@@ -154,7 +160,7 @@ static int make_copy(struct forking *f, unsigned i, struct error *err)
 	int r = vmconfig_init(&c, err);
 
 	if (r == 0)
-		r = make_config(s, &c, name, dir, err);
+		r = make_config(f, &c, name, dir, err);
 	if (r == 0)
 		r = vmdisks_copy(s->disks, &c, dir, sizes, err);
 	if (r == 0)
@@ -337,6 +343,7 @@ static int prepare(struct forking *f, const char *const *names, unsigned n, stru
 			return error_set(err, -ENOMEM, "no memory for copies");
 		r = paths_check_name("a machine", names[f->n++], err);
 	}
+	f->network = f->s->identity ? f->s->identity(f->s->identity_arg) : NULL;
 	for (unsigned i = 0; r == 0 && i < n; i++)
 		r = make_copy(f, i, err);
 	return r == 0 ? snap_layers_prepare(f->s, &f->layers, err) : r;

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "ctl/paths.h"
 #include "ctl/snap_int.h"
+#include "net/identity.h"
 
 #define NS_PER_S	  1000000000LL
 #define FREEZE_TIMEOUT_NS (30 * NS_PER_S)
@@ -268,6 +269,11 @@ void snap_pending_cancel(struct snapper *s, const void *ctx)
 
 /* ---- after it woke up ---- */
 
+static void format_mac(const uint8_t m[6], char out[18])
+{
+	snprintf(out, 18, "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
+}
+
 static bool has_succeeded(json_t *result)
 {
 	return json_integer_value(json_object_get(result, "exitcode")) == 0;
@@ -309,27 +315,71 @@ static void on_mac(void *ctx, json_t *result, const struct error *err)
 }
 
 /* Drivers read a card's address once only; this has a Linux guest take the new one without starting anew. */
-static void set_mac(struct snapper *s)
+static const char mac_script[] =
+	"for n in /sys/class/net/*; do [ \"$(cat $n/address)\" != \"$0\" ] || "
+	"exec ip link set dev \"${n##*/}\" address \"$1\"; done; exit 1";
+
+static json_t *mac_command(struct snapper *s)
 {
-	static const char script[] =
-		"for n in /sys/class/net/*; do [ \"$(cat $n/address)\" != \"$0\" ] || "
-		"exec ip link set dev \"${n##*/}\" address \"$1\"; done; exit 1";
 	uint8_t m[6], own[6];
 	struct error err;
 	char old[18];
 
+	if (!s->config->mac || vmconfig_parse_mac(s->config->mac, own, &err) < 0 ||
+	    !machine_card_mac(s->m, 0, m) || !memcmp(m, own, sizeof(m)))
+		return NULL;
+	format_mac(m, old);
+	return json_pack("[s, s, s, s, s]", "/bin/sh", "-c", mac_script, old, s->config->mac);
+}
+
+/*
+ * In a lab the addresses are others, too, and all the cards' (old MAC, new MAC, address or -, gateway or -).  What was learnt with
+ * the old ones goes with the link; a DHCP client is given the same address.
+ */
+static const char card_script[] =
+	"s=0; while [ $# -ge 4 ]; do d=; "
+	"for n in /sys/class/net/*; do [ \"$(cat $n/address)\" != \"$1\" ] || d=${n##*/}; done; "
+	"if [ \"$d\" ]; then "
+	"ip link set dev \"$d\" down; ip link set dev \"$d\" address \"$2\" || s=1; [ \"$3\" = - ] "
+	"|| ip addr flush dev \"$d\"; "
+	"ip link set dev \"$d\" up; [ \"$3\" = - ] || ip addr add \"$3\" brd + dev \"$d\"; "
+	"[ \"$4\" = - ] || ip route replace default via \"$4\" dev \"$d\"; "
+	"else s=1; fi; shift 4; done; exit $s";
+
+static json_t *card_command(struct snapper *s, json_t *record)
+{
+	json_t *argv = json_pack("[s, s, s, s]", "/bin/sh", "-c", card_script, "cards");
+	struct identity_card c;
+	bool is_new = false;
+	uint8_t m[6];
+	char old[18];
+
+	for (unsigned i = 0; identity_card(record, i, &c) && machine_card_mac(s->m, i, m); i++) {
+		format_mac(m, old);
+		if (strcmp(old, c.mac) == 0)
+			continue;
+		is_new = true;
+		json_array_append_new(argv, json_string(old));
+		json_array_append_new(argv, json_string(c.mac));
+		json_array_append_new(argv, json_string(*c.address ? c.address : "-"));
+		json_array_append_new(argv, json_string(*c.gateway ? c.gateway : "-"));
+	}
+	if (is_new)
+		return argv;
+	json_decref(argv);
+	return NULL;
+}
+
+static void set_cards(struct snapper *s, json_t *record)
+{
+	json_t *argv = record ? card_command(s, record) : mac_command(s);
+	struct error err;
+
 	if (s->mac_job)
 		agent_cancel(s->mac_job);
 	s->mac_job = NULL;
-	if (!s->config->mac || vmconfig_parse_mac(s->config->mac, own, &err) < 0 ||
-	    !machine_card_mac(s->m, 0, m) || !memcmp(m, own, sizeof(m)))
-		return;
-	snprintf(old, sizeof(old), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
-	json_t *argv = json_pack("[s, s, s, s, s]", "/bin/sh", "-c", script, old, s->config->mac);
-
-	if (!argv || agent_exec(s->agent, argv, NULL, WAKE_TIMEOUT_NS, on_mac, s, &s->mac_job, &err) < 0)
-		log_info("snapshot", "the guest keeps the MAC address that it had before: %s",
-			 argv ? err.text : "no memory");
+	if (argv && agent_exec(s->agent, argv, NULL, WAKE_TIMEOUT_NS, on_mac, s, &s->mac_job, &err) < 0)
+		log_info("snapshot", "the guest keeps the MAC address that it had before: %s", err.text);
 	json_decref(argv);
 }
 
@@ -346,8 +396,11 @@ void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool t
 	s->time_job = NULL;
 	if (tells_guest && agent_set_time(s->agent, WAKE_TIMEOUT_NS, on_date, s, &s->time_job, &err) < 0)
 		log_info("snapshot", "the guest's clock is not set: %s", err.text);
-	if (tells_guest)
-		set_mac(s);
+	/* A copy's clock is right, and behind NAT it may keep its MAC address; in a lab it is another machine. */
+	json_t *record = s->identity ? s->identity(s->identity_arg) : NULL;
+	if (tells_guest || record)
+		set_cards(s, record);
+	json_decref(record);
 }
 
 void snap_guest_destroy(struct snapper *s)

@@ -12,6 +12,7 @@
 #include "base/host.h"
 #include "base/log.h"
 #include "ctl/paths.h"
+#include "net/identity.h"
 
 #define TMP_PREFIX   ".tmp-"
 #define TRASH_PREFIX ".trash-"
@@ -391,12 +392,12 @@ static int read_info(struct snapshot_info *i, json_t *json, const char *dir, str
 	json_int_t format, created, pause_us, real_ns = 0;
 	int is_frozen = 0;
 	json_error_t je;
-	json_t *config;
+	json_t *config, *network = NULL;
 
-	if (json_unpack_ex(json, &je, 0, "{s:I, s:s, s:s, s?:s, s:I, s:I, s:o, s?:I, s?:b}",
+	if (json_unpack_ex(json, &je, 0, "{s:I, s:s, s:s, s?:s, s:I, s:I, s:o, s?:I, s?:b, s?:o}",
 			   "format", &format, "viv", &viv, "engine", &engine, "parent", &parent,
 			   "created", &created, "pause_us", &pause_us, "config", &config, "real_ns",
-			   &real_ns, "frozen", &is_frozen) < 0)
+			   &real_ns, "frozen", &is_frozen, "network", &network) < 0)
 		return error_set(err, -EINVAL, "it is damaged: %s", je.text);
 	if (format != SNAPSTORE_FORMAT)
 		return error_set(err, -ENOTSUP,
@@ -411,8 +412,11 @@ static int read_info(struct snapshot_info *i, json_t *json, const char *dir, str
 	i->parent = parent ? strdup(parent) : NULL;
 	if (!i->viv || !i->engine || (parent && !i->parent))
 		return error_set(err, -ENOMEM, "no memory for a snapshot");
-	int r = vmconfig_from_json(&i->config, config, err);
+	int r = network ? identity_check(network, err) : 0;
 
+	i->network = r == 0 ? json_incref(network) : NULL;
+	if (r == 0)
+		r = vmconfig_from_json(&i->config, config, err);
 	return r == 0 ? make_paths(&i->config, dir, err) : r;
 }
 
@@ -466,6 +470,7 @@ void snapshot_info_free(struct snapshot_info *i)
 	free(i->viv);
 	free(i->engine);
 	vmconfig_free(&i->config);
+	json_decref(i->network);
 	*i = (struct snapshot_info){ 0 };
 }
 

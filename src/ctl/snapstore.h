@@ -26,7 +26,7 @@
 #include "vm/working_set.h"
 
 #define SNAPSTORE_FORMAT   1
-#define SNAPSTORE_JSON_MAX (2 * MIB)
+#define SNAPSTORE_JSON_MAX (8 * MIB)
 
 /* ---- building ---- */
 
@@ -86,6 +86,7 @@ struct snapshot_info {
 	uint64_t pause_us;		  /* how long the machine stood still for it */
 	uint64_t own_bytes, shared_bytes; /* on the host's disk: of this one alone, and also of others */
 	struct vmconfig config;		  /* paths into the snapshot's folder */
+	json_t *network; /* its record in its lab (net/identity.h); NULL: it was in none */
 };
 
 /** snapstore_load() - -ENOENT: there is none of that name.  snapshot_info_free() after success. */

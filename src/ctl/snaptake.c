@@ -62,6 +62,8 @@ int snapper_create(struct snapper **out, const struct snapper_config *cfg, struc
 	s->clock = cfg->clock;
 	s->agent = cfg->agent;
 	s->code_key = cfg->code_key;
+	s->identity = cfg->identity;
+	s->identity_arg = cfg->identity_arg;
 	s->child = cfg->child;
 	s->child_arg = cfg->child_arg;
 	*out = s;
@@ -434,6 +436,10 @@ static int prepare(struct take *t, const char *name, bool *has_base, struct erro
 			    "name", t->build.name, "viv", VIV_VERSION, "created",
 			    (json_int_t)time(NULL), "engine", machine_engine(s->m)->name,
 			    "pause_us", (json_int_t)0, "config", config);
+	json_t *network = s->identity ? s->identity(s->identity_arg) : NULL;
+	if (t->info && network)
+		(void)json_object_set(t->info, "network", network);
+	json_decref(network);
 	if (!t->info ||
 	    (s->base_name && json_object_set_new(t->info, "parent", json_string(s->base_name)) < 0))
 		return error_set(err, -ENOMEM, "no memory for a snapshot");

@@ -42,6 +42,9 @@ struct snapper_config {
 	/* What its layers may name; borrowed. */
 	const struct block_backing_rule *backing;
 	struct vclock *clock; /* borrowed; never stops */
+	/* Its record in its lab (net/identity.h), to be json_decref'ed; NULL: it is in none.  It may ask the lab, and must not wait long. */
+	json_t *(*identity)(void *arg);
+	void *identity_arg;
 	snapper_child_fn child;
 	void *child_arg;
 };

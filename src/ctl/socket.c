@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 
 #include "base/host.h"
@@ -28,8 +29,9 @@ static int make_address(const char *path, struct sockaddr_un *sa, int *dir, stru
 	return 0;
 }
 
-int socket_connect(const char *path, struct error *err)
+int socket_connect_within(const char *path, unsigned limit_ms, struct error *err)
 {
+	const struct timeval limit = { .tv_sec = limit_ms / 1000, .tv_usec = limit_ms % 1000 * 1000 };
 	struct sockaddr_un sa;
 	_cleanup_close_ int dir = -1;
 	int r = make_address(path, &sa, &dir, err);
@@ -40,6 +42,10 @@ int socket_connect(const char *path, struct error *err)
 
 	if (fd < 0)
 		return error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
+	if (limit_ms) {
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	}
 	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0) {
 		r = -errno;
 		close(fd);
@@ -48,6 +54,11 @@ int socket_connect(const char *path, struct error *err)
 		return r;
 	}
 	return fd;
+}
+
+int socket_connect(const char *path, struct error *err)
+{
+	return socket_connect_within(path, 0, err);
 }
 
 static int bind_and_listen(int fd, const struct sockaddr_un *sa)

@@ -15,5 +15,7 @@
 int socket_listen(const char *path, struct error *err);
 /** socket_connect() - a blocking connection; -ENOENT, -ECONNREFUSED without @err set. */
 int socket_connect(const char *path, struct error *err);
+/** socket_connect_within() - connecting, sending and receiving end with -EAGAIN after @limit_ms; 0: never. */
+int socket_connect_within(const char *path, unsigned limit_ms, struct error *err);
 
 #endif

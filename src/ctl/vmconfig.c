@@ -7,6 +7,7 @@
 #include "base/host.h"
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
+#include "net/identity.h"
 
 enum kind { K_STRING, K_U64, K_BOOL };
 
@@ -35,6 +36,7 @@ static const struct row rows[] = {
 	S("net",             net),
 	S("mac",             mac),
 	S("log_level",       log_level),
+	S("lab",             lab),
 	B("iommu",           has_iommu),
 	B("edu",             has_edu),
 	B("no_reboot",       no_reboot),
@@ -99,6 +101,7 @@ void vmconfig_free(struct vmconfig *c)
 		for (char **b = c->disks[i].backing; *b; b++)
 			free(*b);
 	}
+	json_decref(c->origin);
 	memset(c, 0, sizeof(*c));
 }
 
@@ -138,6 +141,15 @@ void vmconfig_own_disk(struct vmconfig_disk *d)
 	free(d->pristine);
 	free(d->pristine_format);
 	d->pristine = d->pristine_format = NULL;
+}
+
+int vmconfig_set_origin(struct vmconfig *c, json_t *record, struct error *err)
+{
+	int r = vmconfig_set(&c->lab, NULL, err);
+
+	json_decref(c->origin);
+	c->origin = json_incref(record);
+	return r;
 }
 
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err)
@@ -205,6 +217,8 @@ json_t *vmconfig_to_json(const struct vmconfig *c)
 		r = json_array_append_new(forwards, json_string(c->forwards[i]));
 	if (r == 0)
 		r = json_object_set(obj, "disks", disks) || json_object_set(obj, "forwards", forwards);
+	if (r == 0 && c->origin)
+		r = json_object_set(obj, "origin", c->origin);
 	json_decref(disks);
 	json_decref(forwards);
 	if (r == 0)
@@ -318,6 +332,17 @@ static int forwards_from_json(struct vmconfig *c, json_t *list, struct error *er
 	return 0;
 }
 
+static int origin_from_json(struct vmconfig *c, json_t *record, struct error *err)
+{
+	int r = identity_check(record, err);
+
+	if (r < 0)
+		return bad_value("origin", err);
+	json_decref(c->origin);
+	c->origin = json_incref(record);
+	return 0;
+}
+
 static const struct row *find_row(const char *key)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -345,6 +370,8 @@ int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err)
 			r = disks_from_json(c, v, err);
 		else if (strcmp(key, "forwards") == 0)
 			r = forwards_from_json(c, v, err);
+		else if (strcmp(key, "origin") == 0)
+			r = origin_from_json(c, v, err);
 		else
 			r = error_set(err, -EINVAL, "\"%.40s\" is unknown to this version", key);
 		if (r < 0)

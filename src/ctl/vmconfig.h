@@ -13,7 +13,7 @@
 #include "vm/machine.h"
 
 #define VMCONFIG_MAX_FORWARDS 32
-#define VMCONFIG_MAX_BYTES    (1 * MIB)
+#define VMCONFIG_MAX_BYTES    (4 * MIB)
 #define VMCONFIG_MAX_BACKING  8
 
 struct vmconfig_disk {
@@ -30,10 +30,12 @@ struct vmconfig {
 	char *name, *engine, *cpu, *image;
 	char *kernel, *initrd, *append, *firmware; /* absolute paths */
 	uint64_t mem_bytes, cpus, check_every;
-	uint64_t without;		       /* ENGINE_* techniques that are off */
-	char *net;			       /* "nat", "none", "lab:LAB:NETWORK,NETWORK" */
-	char *mac;			       /* "52:54:00:..." */
-	char *log_level;		       /* "info": log_level_parse() */
+	uint64_t without; /* ENGINE_* techniques that are off */
+	char *net;	  /* "nat", "none", "lab:LAB:NETWORK,NETWORK" */
+	char *mac;	  /* "52:54:00:..." */
+	char *log_level;  /* "info": log_level_parse() */
+	char *lab;	  /* viv up of this lab made it, and viv down ends it; NULL: none */
+	json_t *origin; /* the record, in its lab, of the machine that it is a copy of (net/identity.h); NULL: none */
 	char *forwards[VMCONFIG_MAX_FORWARDS]; /* "2222:22" */
 	unsigned nforwards;
 	struct vmconfig_disk disks[MACHINE_MAX_DISKS];
@@ -57,6 +59,8 @@ int vmconfig_add_disk(struct vmconfig *c, const char *path, const char *format, 
 int vmconfig_allow_backing(struct vmconfig *c, const char *path, struct error *err);
 /** vmconfig_own_disk() - what is written to @d stays: it never begins anew. */
 void vmconfig_own_disk(struct vmconfig_disk *d);
+/** vmconfig_set_origin() - @record is checked; NULL: none.  It is in the networks of that record then, and no lab's file made it. */
+int vmconfig_set_origin(struct vmconfig *c, json_t *record, struct error *err);
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err);
 
 json_t *vmconfig_to_json(const struct vmconfig *c); /* NULL: no memory */

@@ -65,9 +65,22 @@ static void end_block(struct bytes *b, size_t at)
 		memcpy(b->data + at + 4, &len, 4);
 }
 
-static void put_head(struct capture *c)
+static void put_interface(struct bytes *b, const char *name)
 {
 	static const uint8_t nanoseconds = 9;
+	size_t at = begin_block(b, IDB);
+
+	bytes_put_u16(b, LINK_ETHERNET);
+	bytes_put_u16(b, 0);
+	bytes_put_u32(b, 0); /* whole packets */
+	put_option(b, OPT_IF_NAME, name, strlen(name));
+	put_option(b, OPT_IF_TSRESOL, &nanoseconds, 1);
+	bytes_put_u32(b, OPT_END);
+	end_block(b, at);
+}
+
+static void put_head(struct capture *c)
+{
 	struct bytes *b = &c->buffer;
 	size_t at = begin_block(b, SHB);
 
@@ -78,16 +91,8 @@ static void put_head(struct capture *c)
 	put_option(b, OPT_USERAPPL, "vivarium", 8);
 	bytes_put_u32(b, OPT_END);
 	end_block(b, at);
-	for (unsigned i = 0; i < c->ninterfaces; i++) {
-		at = begin_block(b, IDB);
-		bytes_put_u16(b, LINK_ETHERNET);
-		bytes_put_u16(b, 0);
-		bytes_put_u32(b, 0); /* whole packets */
-		put_option(b, OPT_IF_NAME, c->interfaces[i], strlen(c->interfaces[i]));
-		put_option(b, OPT_IF_TSRESOL, &nanoseconds, 1);
-		bytes_put_u32(b, OPT_END);
-		end_block(b, at);
-	}
+	for (unsigned i = 0; i < c->ninterfaces; i++)
+		put_interface(b, c->interfaces[i]);
 }
 
 /* ---- files ---- */
@@ -259,6 +264,21 @@ void capture_close(struct capture *c)
 }
 
 /* ---- packets ---- */
+
+int capture_add_interface(struct capture *c, const char *name)
+{
+	char **more = c->ninterfaces < CAPTURE_INTERFACES_MAX
+			      ? realloc(c->interfaces, (c->ninterfaces + 1) * sizeof(*more))
+			      : NULL;
+	char *copy = more ? strdup(name) : NULL;
+
+	c->interfaces = more ? more : c->interfaces;
+	if (!copy)
+		return c->ninterfaces < CAPTURE_INTERFACES_MAX ? -ENOMEM : -ENOSPC;
+	c->interfaces[c->ninterfaces] = copy;
+	put_interface(&c->buffer, name);
+	return (int)c->ninterfaces++;
+}
 
 void capture_packet(struct capture *c, unsigned interface, enum capture_direction direction,
 		    uint64_t time_ns, const uint8_t *frame, size_t len, const char *comment)

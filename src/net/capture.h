@@ -11,9 +11,10 @@
 
 #include "base/error.h"
 
-#define CAPTURE_NAME_MAX   200
-#define CAPTURE_ROTATE_MIN (64 * KIB)
-#define CAPTURE_INSNS_MAX  4096
+#define CAPTURE_NAME_MAX       200
+#define CAPTURE_ROTATE_MIN     (64 * KIB)
+#define CAPTURE_INSNS_MAX      4096
+#define CAPTURE_INTERFACES_MAX 4096
 
 struct capture_insn { /* of the classic BPF machine, as libpcap compiles them */
 	uint16_t code;
@@ -54,6 +55,8 @@ enum capture_direction { CAPTURE_IN = 1, CAPTURE_OUT = 2 }; /* from the machine;
  */
 void capture_packet(struct capture *c, unsigned interface, enum capture_direction direction,
 		    uint64_t time_ns, const uint8_t *frame, size_t len, const char *comment);
+/** capture_add_interface() - one more.  Returns its index, or -ENOMEM, -ENOSPC: CAPTURE_INTERFACES_MAX. */
+int capture_add_interface(struct capture *c, const char *name);
 /** capture_flush() - write what is buffered.  Returns 0 or -errno: what comes after is lost, and so on. */
 int capture_flush(struct capture *c);
 struct capture_stats capture_stats(const struct capture *c);

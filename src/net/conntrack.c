@@ -155,6 +155,16 @@ void conntrack_remove(struct conntrack *t, struct conn *c)
 	o->unused = c;
 }
 
+void conntrack_forget(struct conntrack *t, int port)
+{
+	for (unsigned i = 0; i < BUCKETS; i++)
+		for (struct conn *c = t->buckets[i], *next; c; c = next) {
+			next = c->next;
+			if (c->from == port || c->to == port)
+				conntrack_remove(t, c);
+		}
+}
+
 struct conn *conntrack_add(struct conntrack *t, const struct conn_key *key, unsigned owner, int64_t now_ms)
 {
 	struct owner *o = &t->owners[owner];

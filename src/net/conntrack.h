@@ -62,6 +62,8 @@ struct conn *conntrack_add(struct conntrack *t, const struct conn_key *key, unsi
 void conntrack_seen(struct conntrack *t, struct conn *c, bool is_answer, uint8_t tcp_flags,
 		    int64_t now_ms);
 void conntrack_remove(struct conntrack *t, struct conn *c);
+/** conntrack_forget() - all flows from and to the caller's port @port. */
+void conntrack_forget(struct conntrack *t, int port);
 /** conntrack_count() - entries of @owner, those included that have expired and are not yet reused. */
 unsigned conntrack_count(const struct conntrack *t, unsigned owner);
 

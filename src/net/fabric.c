@@ -46,8 +46,8 @@ struct fabric *fabric_create(struct policy *policy, const struct fabric_ops *ops
 	f->policy = policy;
 	f->ops = *ops;
 	f->generation = 1;
-	f->flows = conntrack_create(policy->nports + 1);
-	f->ports = calloc(policy->nports + 1, sizeof(*f->ports));
+	f->flows = conntrack_create(FABRIC_OUTSIDE + 1);
+	f->ports = calloc(FABRIC_OUTSIDE + 1, sizeof(*f->ports));
 	f->rules = calloc(policy->nrules + 1, sizeof(*f->rules));
 	if (f->flows && f->ports && f->rules)
 		return f;
@@ -71,6 +71,13 @@ const struct policy *fabric_policy(const struct fabric *f)
 	return f->policy;
 }
 
+/* Another card than before, or a first one: nothing of its predecessor's is its. */
+static void begin_port(struct fabric *f, unsigned port)
+{
+	conntrack_forget(f->flows, (int)port);
+	memset(&f->ports[port], 0, sizeof(f->ports[port]));
+}
+
 int fabric_set_policy(struct fabric *f, struct policy *policy)
 {
 	struct fabric_counts *rules = calloc(policy->nrules + 1, sizeof(*rules));
@@ -88,6 +95,10 @@ int fabric_set_policy(struct fabric *f, struct policy *policy)
 				break;
 			}
 		}
+	for (unsigned i = 0; i < policy->nports; i++)
+		if (i >= f->policy->nports ||
+		    memcmp(f->policy->ports[i].mac, policy->ports[i].mac, 6) != 0)
+			begin_port(f, i);
 	free(f->rules);
 	policy_free(f->policy);
 	f->rules = rules;
@@ -162,7 +173,8 @@ void fabric_output(struct fabric *f, unsigned port, const struct net_offload *of
 static int port_by_mac(const struct policy *policy, unsigned network, const uint8_t mac[6])
 {
 	for (unsigned i = 0; i < policy->nports; i++)
-		if (policy->ports[i].network == network && memcmp(policy->ports[i].mac, mac, 6) == 0)
+		if (!policy->ports[i].is_gone && policy->ports[i].network == network &&
+		    memcmp(policy->ports[i].mac, mac, 6) == 0)
 			return (int)i;
 	return -1;
 }
@@ -181,7 +193,7 @@ static bool is_nd(const struct packet *p)
 
 static bool is_quarantined(const struct fabric *f, unsigned port)
 {
-	return f->policy->machines[f->policy->ports[port].machine].is_quarantined;
+	return policy_is_cut_off(f->policy, port);
 }
 
 /* ARP and neighbor discovery are no flows: in their network they pass. */

@@ -108,7 +108,7 @@ void fabric_destroy(struct fabric *f); /* NULL is fine */
 const struct policy *fabric_policy(const struct fabric *f);
 /**
  * fabric_set_policy() - from the next frame on.  Takes @policy: a changed policy_copy() of the current one, with the same
- * networks, machines and ports.  Returns 0 or -ENOMEM, nothing changed.
+ * networks; machines and ports may have come or gone (policy_copy_machine()).  Returns 0 or -ENOMEM, nothing changed.
  */
 int fabric_set_policy(struct fabric *f, struct policy *policy);
 

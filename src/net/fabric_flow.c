@@ -157,7 +157,7 @@ static enum fabric_reason open_flow(struct input *in, int to, const struct conn_
 	if (to == POLICY_OUTSIDE &&
 	    !bucket_take(&f->ports[in->port].outside, now_ms, FABRIC_OUTSIDE_PER_S, 1))
 		return FABRIC_FLOOD;
-	unsigned owner = in->port == POLICY_OUTSIDE ? f->policy->nports : (unsigned)in->port;
+	unsigned owner = in->port == POLICY_OUTSIDE ? FABRIC_OUTSIDE : (unsigned)in->port;
 	struct conn *c = conntrack_add(f->flows, k, owner, now_ms);
 	if (!c)
 		return FABRIC_FLOOD;

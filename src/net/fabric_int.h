@@ -6,6 +6,8 @@
 #include "net/conntrack.h"
 #include "net/fabric.h"
 
+enum { FABRIC_OUTSIDE = POLICY_PORTS_MAX }; /* its place among ports: they may become more */
+
 struct bucket { /* of tokens */
 	int64_t at_ms;
 	uint32_t tokens;
@@ -34,9 +36,9 @@ struct fabric {
 	struct policy *policy;
 	uint32_t generation;
 	struct fabric_ops ops;
-	struct conntrack *flows; /* the last owner is the outside */
+	struct conntrack *flows; /* owners as ports */
 	struct fabric_counts *rules;
-	struct fabric_port *ports; /* nports + 1: the last is the outside */
+	struct fabric_port *ports; /* FABRIC_OUTSIDE + 1 */
 	uint16_t ip_id;
 };
 
@@ -57,7 +59,7 @@ static inline const struct policy_network *input_network(const struct input *in)
 
 static inline struct fabric_port *fabric_port_of(struct fabric *f, int port)
 {
-	return &f->ports[port == POLICY_OUTSIDE ? f->policy->nports : (unsigned)port];
+	return &f->ports[port == POLICY_OUTSIDE ? FABRIC_OUTSIDE : (unsigned)port];
 }
 
 /** bucket_take() - @n tokens, at most @per_s, of @per_s a second; one second's worth is kept. */

@@ -48,7 +48,7 @@ void fabric_send_udp(struct fabric *f, unsigned port, const struct net_addr *src
 	const struct policy_port *q = &f->policy->ports[port];
 	struct made m;
 
-	if (f->policy->machines[q->machine].is_quarantined)
+	if (policy_is_cut_off(f->policy, port))
 		return;
 	memcpy(m.b + packet_udp_at(src), payload, len);
 	len = packet_put_udp(m.b, q->mac, f->policy->networks[q->network].gateway_mac, src, dst,

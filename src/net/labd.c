@@ -20,6 +20,7 @@
 #define UPLINK_SOCKETS_MOST  1024u
 #define ADVERTISE_NS	     200000000000LL /* RFC 4861, 6.2.1: between 198 and 600 s */
 #define CLIENT_OUT_MAX	     (4 * MIB)
+#define ACCEPT_AGAIN_NS	     100000000LL
 #define TIMEOUT_MAX_MS	     60000
 
 int64_t labd_now_ns(void)
@@ -96,10 +97,21 @@ static void close_client(struct labd *d, struct lab_client *c)
 	*c = (struct lab_client){ .fd = -1, .pass_fd = -1, .got_fd = -1 };
 }
 
+static bool has_client_slot(const struct labd *d)
+{
+	for (unsigned i = 0; i < LABD_CLIENTS; i++)
+		if (d->clients[i].fd < 0)
+			return true;
+	return false;
+}
+
 static void accept_client(struct labd *d)
 {
 	int fd = accept4(d->control_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
+	/* Without descriptors the caller stays where it is, and must not be asked about all the time. */
+	if (fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+		d->accept_at_ns = labd_now_ns() + ACCEPT_AGAIN_NS;
 	for (unsigned i = 0; fd >= 0 && i < LABD_CLIENTS; i++)
 		if (d->clients[i].fd < 0) {
 			d->clients[i].fd = fd;
@@ -242,8 +254,8 @@ static bool wants_room(const struct labd *d, unsigned card)
 	if (p->uplink && uplink_wants_room(p->uplink))
 		return true;
 	for (unsigned i = 0; policy->ports[card].is_trunk && i < d->nports; i++)
-		if (policy->ports[i].card == card && d->ports[i].uplink &&
-		    uplink_wants_room(d->ports[i].uplink))
+		if (!policy->ports[i].is_gone && policy->ports[i].card == card &&
+		    d->ports[i].uplink && uplink_wants_room(d->ports[i].uplink))
 			return true;
 	return false;
 }
@@ -289,12 +301,24 @@ static int wait_round(struct labd *d, uint32_t timeout_ms, int64_t next_ns)
 	return ppoll(d->pfds, d->npfds, &ts, NULL);
 }
 
+/* Who comes when there is no room waits in the socket's queue. */
+static bool may_accept(const struct labd *d, uint32_t *timeout_ms)
+{
+	int64_t wait_ns = d->accept_at_ns - labd_now_ns();
+
+	if (!has_client_slot(d))
+		return false;
+	if (wait_ns > 0)
+		*timeout_ms = MIN(*timeout_ms, (uint32_t)(wait_ns / 1000000 + 1));
+	return wait_ns <= 0;
+}
+
 static bool serve_round(struct labd *d, int64_t next_ns)
 {
 	uint32_t timeout_ms = TIMEOUT_MAX_MS;
 
 	d->npfds = 0;
-	add_poll(d, d->control_fd, POLLIN);
+	add_poll(d, may_accept(d, &timeout_ms) ? d->control_fd : -1, POLLIN);
 	for (unsigned i = 0; i < LABD_CLIENTS; i++) {
 		struct lab_client *c = &d->clients[i];
 		c->pfd = d->npfds;
@@ -370,6 +394,12 @@ static void limit_files(unsigned *max)
 	}
 }
 
+static void init_faults(struct labd *d, unsigned port, const struct faults *f)
+{
+	fault_link_init(&d->ports[port].in, f, d->lab->seed * 1000 + 2 * port);
+	fault_link_init(&d->ports[port].out, f, d->lab->seed * 1000 + 2 * port + 1);
+}
+
 static int create_fabric(struct labd *d, const struct labd_config *cfg, struct error *err)
 {
 	struct sockaddr_storage upstream;
@@ -384,13 +414,12 @@ static int create_fabric(struct labd *d, const struct labd_config *cfg, struct e
 	struct policy *p = d->lab->policy;
 
 	d->resolver = resolver_create(has_upstream ? &upstream : NULL, &rops);
-	d->ports = calloc(p->nports + 1, sizeof(*d->ports));
+	d->ports = calloc(POLICY_PORTS_MAX, sizeof(*d->ports));
 	if (!d->resolver || !d->ports)
 		return error_set(err, -ENOMEM, "the lab has no memory");
-	for (unsigned i = 0; i < p->nports; i++) {
+	for (unsigned i = 0; i < POLICY_PORTS_MAX; i++) {
 		d->ports[i].link.fd = -1;
-		fault_link_init(&d->ports[i].in, &d->lab->faults[i], d->lab->seed * 1000 + 2 * i);
-		fault_link_init(&d->ports[i].out, &d->lab->faults[i], d->lab->seed * 1000 + 2 * i + 1);
+		init_faults(d, i, &d->lab->faults[i]);
 	}
 	d->nports = p->nports;
 	ops.names = resolver_names(d->resolver);
@@ -405,7 +434,7 @@ static unsigned share_of_files(const struct policy *p, unsigned max)
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < p->nports; i++)
-		n += p->networks[p->ports[i].network].has_uplink;
+		n += !p->ports[i].is_gone && p->networks[p->ports[i].network].has_uplink;
 	return MIN(MAX(max / 2 / MAX(n, 1u), UPLINK_SOCKETS_LEAST), UPLINK_SOCKETS_MOST);
 }
 
@@ -431,6 +460,50 @@ static int set_up(struct labd *d, const struct labd_config *cfg, struct error *e
 	return r;
 }
 
+/* ---- machines that come and go ---- */
+
+static void end_card(struct labd *d, unsigned port)
+{
+	struct lab_port *p = &d->ports[port];
+
+	labd_close_port(d, port);
+	uplink_destroy(p->uplink);
+	free(p->uplink_port);
+	p->uplink = NULL;
+	p->uplink_port = NULL;
+}
+
+static int begin_card(struct labd *d, unsigned port, const struct faults *f, struct error *err)
+{
+	const struct policy *p = fabric_policy(d->f);
+
+	init_faults(d, port, f);
+	d->ports[port].dropped = d->ports[port].lost = 0;
+	labd_capture_card(d, port);
+	return p->networks[p->ports[port].network].has_uplink ? labd_create_uplink(d, port, err) : 0;
+}
+
+int labd_set_machines(struct labd *d, struct policy *p, const struct faults *faults, struct error *err)
+{
+	const struct policy *old = fabric_policy(d->f);
+	bool is_new[POLICY_PORTS_MAX];
+	int r = 0;
+
+	for (unsigned i = 0; i < p->nports; i++)
+		is_new[i] = !p->ports[i].is_gone && (i >= old->nports || old->ports[i].is_gone);
+	if (fabric_set_policy(d->f, p) < 0)
+		return error_set(err, -ENOMEM, "the lab has no memory");
+	d->nports = p->nports;
+	d->uplink_sockets = share_of_files(p, d->pfds_cap);
+	for (unsigned i = 0; i < p->nports; i++) {
+		if (p->ports[i].is_gone)
+			end_card(d, i);
+		else if (is_new[i] && r == 0)
+			r = begin_card(d, i, &faults[i], err);
+	}
+	return r;
+}
+
 static void tear_down(struct labd *d)
 {
 	labd_end_captures(d, -1, NULL, NULL);
@@ -448,6 +521,8 @@ static void tear_down(struct labd *d)
 	free(d->held);
 	fabric_destroy(d->f);
 	resolver_destroy(d->resolver);
+	for (unsigned i = 0; i < POLICY_MACHINES_MAX; i++)
+		json_decref(d->origins[i]);
 	free(d->ports);
 	free(d->pfds);
 	if (d->control_fd >= 0)

@@ -11,7 +11,8 @@
  * back; LABD_BATCH frames a round; what fabric.h, conntrack.h, resolver.h and tcp_nat.h say.  What is more is dropped and
  * counted; nobody waits for a port that does not read.
  *
- * Commands: {"cmd": "attach", "machine": M, "network": N} gives a packet socket with the answer; show; allow and deny with
+ * Commands: {"cmd": "attach", "machine": M, "network": N} gives a packet socket and the machine's record
+ * with the answer; with "identity", a record, a machine is taken in that the lab does not know; identity and forget with "machine"; show; allow and deny with
  * "rule", "what", "names"; remove with "id"; quarantine with "machine", "on"; fault with "card", "settings"; stop; capture with
  * "what", "name", "side" (before, after, both), "filter", "rotate", "keep", "stay" and a folder's descriptor, and end, which ends this client's.
  */
@@ -26,7 +27,7 @@
 #define LABD_QUEUE_BYTES (2 * MIB)
 #define LABD_BATCH	 64
 #define LABD_CLIENTS	 16
-#define LABD_LINE_MAX	 (256 * KIB)
+#define LABD_LINE_MAX	 (4 * MIB)
 #define LABD_CAPTURES	 8
 
 struct labd_config {
@@ -40,14 +41,23 @@ struct labd_config {
 /** labd_main() - serve until told to stop.  Returns the process's status. */
 int labd_main(const struct labd_config *cfg);
 
+struct labd_attach {
+	const char *machine, *network;
+	json_t *identity; /* for a machine that the lab may not know: what it is taken in by (identity.h); NULL: none */
+};
 /**
  * labd_attach() - connect a machine's card; the machine's side.
  * @control_fd: connected to the control socket
  * @mac: receives the card's
  * @fd: receives the packet socket, for net_port_socket()
+ * @identity: receives the machine's record, to be json_decref'ed; NULL: nobody wants it
  * Returns 0 or -errno with @err set: -EREMOTEIO with the lab's own sentence.
  */
-int labd_attach(int control_fd, const char *machine, const char *network, uint8_t mac[6], int *fd,
-		struct error *err);
+int labd_attach(int control_fd, const struct labd_attach *a, uint8_t mac[6], int *fd,
+		json_t **identity, struct error *err);
+/** labd_identity() - the record of a machine as it is now. */
+int labd_identity(int control_fd, const char *machine, json_t **identity, struct error *err);
+/** labd_forget() - a copy that is off and does not come again. */
+int labd_forget(int control_fd, const char *machine, struct error *err);
 
 #endif

@@ -13,7 +13,8 @@ struct lab_capture {
 	struct capture *c;
 	int network, machine; /* -1: any */
 	bool wants_before, wants_after;
-	int client; /* index: it ends with this one; -1: with the lab */
+	int client;			       /* index: it ends with this one; -1: with the lab */
+	unsigned interfaces[POLICY_PORTS_MAX]; /* of cards; those of uplinks come first, as networks */
 };
 
 static uint64_t wall_ns(void)
@@ -38,14 +39,12 @@ static void describe(const struct labd *d, const struct fabric_verdict *v, char 
 		policy_format_rule(p, &p->rules[v->rule], buf + len, cap - len);
 }
 
-/* An uplink is an interface behind those of the cards. */
 static void offer(struct labd *d, bool is_after, int port, unsigned network, const uint8_t *frame,
 		  size_t len)
 {
 	const struct policy *p = fabric_policy(d->f);
 	char comment[512] = "of the gateway";
 	uint64_t now_ns = wall_ns();
-	unsigned interface = port == POLICY_OUTSIDE ? p->nports + network : (unsigned)port;
 
 	if (d->has_verdict)
 		describe(d, &d->verdict, comment, sizeof(comment));
@@ -58,8 +57,8 @@ static void offer(struct labd *d, bool is_after, int port, unsigned network, con
 			continue;
 		/* From a machine is in; an uplink is seen from the other side. */
 		bool is_in = (port == POLICY_OUTSIDE) ? is_after : !is_after;
-		capture_packet(k->c, interface, is_in ? CAPTURE_IN : CAPTURE_OUT, now_ns, frame,
-			       len, comment);
+		capture_packet(k->c, port == POLICY_OUTSIDE ? network : k->interfaces[port],
+			       is_in ? CAPTURE_IN : CAPTURE_OUT, now_ns, frame, len, comment);
 	}
 }
 
@@ -132,12 +131,14 @@ static int open_capture(struct labd *d, json_t *request, int dir_fd, struct lab_
 		return r;
 	}
 	cfg.filter = filter;
-	for (unsigned i = 0; i < p->nports; i++)
-		interfaces[cfg.ninterfaces++] = policy_port_label(p, i, labels[i], sizeof(labels[i]));
 	for (unsigned i = 0; i < p->nnetworks; i++) {
+		snprintf(labels[i], sizeof(labels[0]), "%s.uplink", p->networks[i].name);
+		interfaces[cfg.ninterfaces++] = labels[i];
+	}
+	for (unsigned i = 0; i < p->nports; i++) {
 		char *label = labels[cfg.ninterfaces];
-		snprintf(label, sizeof(labels[0]), "%s.uplink", p->networks[i].name);
-		interfaces[cfg.ninterfaces++] = label;
+		k->interfaces[i] = cfg.ninterfaces;
+		interfaces[cfg.ninterfaces++] = policy_port_label(p, i, label, sizeof(labels[0]));
 	}
 	return capture_open(&k->c, &cfg, err);
 }
@@ -177,6 +178,28 @@ int labd_capture(struct labd *d, json_t *request, int client, int dir_fd, struct
 	*slot = k;
 	d->ncaptures++;
 	return 0;
+}
+
+void labd_capture_card(struct labd *d, unsigned port)
+{
+	char label[2 * POLICY_NAME_MAX + 2];
+	const struct policy *p = fabric_policy(d->f);
+
+	policy_port_label(p, port, label, sizeof(label));
+	for (unsigned i = 0; i < LABD_CAPTURES; i++) {
+		struct lab_capture *k = d->captures[i];
+		int r = k ? capture_add_interface(k->c, label) : 0;
+		/* One that has no place any more is called as its network's uplink. */
+		if (k)
+			k->interfaces[port] = r < 0 ? p->ports[port].network : (unsigned)r;
+	}
+}
+
+void labd_capture_forget(struct labd *d, unsigned machine)
+{
+	for (unsigned i = 0; i < LABD_CAPTURES; i++)
+		if (d->captures[i] && d->captures[i]->machine == (int)machine)
+			d->captures[i]->machine = POLICY_MACHINES_MAX; /* nobody */
 }
 
 static void end_capture(struct labd *d, unsigned i)

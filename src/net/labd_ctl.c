@@ -8,6 +8,8 @@
 
 #include "net/labd_int.h"
 
+#define LINE_MAX_BYTES (4 * MIB) /* of an answer: a record has all rules of a machine */
+
 static const char *text_of(json_t *request, const char *key)
 {
 	return json_string_value(json_object_get(request, key));
@@ -36,11 +38,132 @@ static int find_card(const struct policy *p, const char *label, struct error *er
 	char text[2 * POLICY_NAME_MAX + 2];
 
 	for (unsigned i = 0; i < p->nports; i++)
-		if (strcmp(policy_port_label(p, i, text, sizeof(text)), label) == 0)
+		if (!p->ports[i].is_gone &&
+		    strcmp(policy_port_label(p, i, text, sizeof(text)), label) == 0)
 			return (int)i;
 	return error_set(err, -ENOENT,
 			 "there is no card \"%s\" in lab \"%s\"; cards are called NETWORK.MACHINE",
 			 label, p->name);
+}
+
+static void copy_faults(const struct labd *d, struct faults *out)
+{
+	for (unsigned i = 0; i < d->nports; i++)
+		out[i] = labd_card(d, i)->in.faults;
+}
+
+static json_t *identity_json(const struct labd *d, unsigned machine)
+{
+	struct faults faults[POLICY_PORTS_MAX];
+
+	copy_faults(d, faults);
+	return identity_of(fabric_policy(d->f), machine, faults, d->origins[machine]);
+}
+
+/* ---- machines that the file does not name ---- */
+
+static bool is_idle(const struct labd *d, const struct policy *p, unsigned machine)
+{
+	for (unsigned i = 0; i < p->nports; i++)
+		if (!p->ports[i].is_gone && p->ports[i].machine == machine &&
+		    labd_has_machine(labd_card(d, i)))
+			return false;
+	return true;
+}
+
+static void drop(struct labd *d, struct policy *p, unsigned machine)
+{
+	policy_forget_machine(p, machine);
+	labd_capture_forget(d, machine);
+	json_decref(d->origins[machine]);
+	d->origins[machine] = NULL;
+}
+
+/* Copies that are switched off: they bring along all that is needed when they come again. */
+static int make_room(struct labd *d, struct error *err)
+{
+	struct policy *p = policy_copy(fabric_policy(d->f));
+
+	if (!p)
+		return no_memory(err);
+	for (unsigned i = 0; i < p->nmachines; i++)
+		if (p->machines[i].is_copy && is_idle(d, p, i))
+			drop(d, p, i);
+	return labd_set_machines(d, p, NULL, err);
+}
+
+static int try_to_take_in(struct labd *d, const char *name, json_t *record, struct error *err)
+{
+	struct policy *p = policy_copy(fabric_policy(d->f));
+	struct faults faults[POLICY_PORTS_MAX] = { 0 };
+
+	if (!p)
+		return no_memory(err);
+	copy_faults(d, faults);
+	int machine = identity_add(p, faults, name, record, err);
+	if (machine < 0) {
+		policy_free(p);
+		return machine;
+	}
+	json_decref(d->origins[machine]);
+	d->origins[machine] = json_incref(record);
+	int r = labd_set_machines(d, p, faults, err);
+	if (r < 0 && (p = policy_copy(fabric_policy(d->f)))) {
+		struct error other;
+		drop(d, p, (unsigned)machine);
+		labd_set_machines(d, p, NULL, &other);
+	}
+	return r;
+}
+
+static int take_in(struct labd *d, const char *name, json_t *record, struct error *err)
+{
+	int r = try_to_take_in(d, name, record, err);
+	struct error why;
+
+	if (r == -ENOSPC && make_room(d, &why) == 0)
+		r = try_to_take_in(d, name, record, err);
+	return r;
+}
+
+static int forget(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		  int *pass_fd, struct error *err)
+{
+	const char *name;
+	int r = need_text(request, "machine", &name, err);
+	struct policy *p = r == 0 ? policy_copy(fabric_policy(d->f)) : NULL;
+
+	if (!p)
+		return r < 0 ? r : no_memory(err);
+	int machine = policy_find_machine(p, name);
+	if (machine < 0)
+		r = error_set(err, -ENOENT, "there is no machine \"%s\" in lab \"%s\"", name, p->name);
+	else if (!p->machines[machine].is_copy)
+		r = error_set(err, -EINVAL, "machine \"%s\" is in the lab's file", name);
+	else if (!is_idle(d, p, (unsigned)machine))
+		r = error_set(err, -EBUSY, "machine \"%s\" is connected", name);
+	if (r < 0) {
+		policy_free(p);
+		return r;
+	}
+	drop(d, p, (unsigned)machine);
+	return labd_set_machines(d, p, NULL, err);
+}
+
+static int identity(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		    int *pass_fd, struct error *err)
+{
+	const struct policy *p = fabric_policy(d->f);
+	const char *name;
+	int r = need_text(request, "machine", &name, err);
+	int machine = r < 0 ? r : policy_find_machine(p, name);
+
+	if (r < 0)
+		return r;
+	if (machine < 0)
+		return error_set(err, -ENOENT, "there is no machine \"%s\" in lab \"%s\"", name, p->name);
+	json_object_set_new(reply, "identity", identity_json(d, (unsigned)machine));
+	return 0;
 }
 
 /* ---- attach ---- */
@@ -48,16 +171,19 @@ static int find_card(const struct policy *p, const char *label, struct error *er
 static int attach(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
 		  int *pass_fd, struct error *err)
 {
-	const struct policy *p = fabric_policy(d->f);
-	const char *machine, *network;
+	json_t *record = json_object_get(request, "identity");
+	const char *machine, *network = NULL;
 	int fds[2];
 	char mac[18];
 
 	int r = need_text(request, "machine", &machine, err);
 	if (r == 0)
 		r = need_text(request, "network", &network, err);
+	if (r == 0 && record && policy_find_machine(fabric_policy(d->f), machine) < 0)
+		r = take_in(d, machine, record, err);
 	if (r < 0)
 		return r;
+	const struct policy *p = fabric_policy(d->f);
 	int port = policy_find_port(p, policy_find_machine(p, machine), policy_find_network(p, network));
 	if (port < 0)
 		return error_set(err, -ENOENT, "lab \"%s\" has no machine \"%s\" in a network \"%s\"",
@@ -74,6 +200,7 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 	net_link_open(&d->ports[port].link, fds[0], false);
 	*pass_fd = fds[1];
 	json_object_set_new(reply, "mac", json_string(format_mac(p->ports[port].mac, mac)));
+	json_object_set_new(reply, "identity", identity_json(d, p->ports[port].machine));
 	return 0;
 }
 
@@ -232,16 +359,17 @@ static json_t *card_json(const struct labd *d, unsigned i)
 		if (c->reasons[r])
 			json_object_set_new(denied, fabric_reason_names[r],
 					    json_integer((json_int_t)c->reasons[r]));
-	return json_pack("{s:s, s:s, s:s, s:s, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o, s:o}",
-			 "card", policy_port_label(p, i, label, sizeof(label)), "mac",
-			 format_mac(q->mac, mac), "address", net_addr_format(&q->v4, v4), "address6",
-			 net_addr_format(&q->v6, v6), "up", labd_has_machine(labd_card(d, i)),
-			 "quarantine", p->machines[q->machine].is_quarantined, "faults",
-			 faults_format(&labd_card(d, i)->in.faults, text, sizeof(text)), "in",
-			 counts_json(&c->in), "out", counts_json(&c->out), "flows",
-			 (json_int_t)fabric_flows(d->f, i), "dropped",
-			 (json_int_t)d->ports[i].dropped, "lost", (json_int_t)d->ports[i].lost,
-			 "denied", denied, "vlan", q->vlan < 0 ? json_null() : json_integer(q->vlan));
+	return json_pack(
+		"{s:s, s:b, s:s, s:s, s:s, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o, s:o}",
+		"card", policy_port_label(p, i, label, sizeof(label)), "copy",
+		p->machines[q->machine].is_copy, "mac", format_mac(q->mac, mac), "address",
+		net_addr_format(&q->v4, v4), "address6", net_addr_format(&q->v6, v6), "up",
+		labd_has_machine(labd_card(d, i)), "quarantine", p->machines[q->machine].is_quarantined,
+		"faults", faults_format(&labd_card(d, i)->in.faults, text, sizeof(text)), "in",
+		counts_json(&c->in), "out", counts_json(&c->out), "flows",
+		(json_int_t)fabric_flows(d->f, i), "dropped", (json_int_t)d->ports[i].dropped,
+		"lost", (json_int_t)d->ports[i].lost, "denied", denied, "vlan",
+		q->vlan < 0 ? json_null() : json_integer(q->vlan));
 }
 
 static int show(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
@@ -252,7 +380,8 @@ static int show(struct labd *d, struct lab_client *client, json_t *request, json
 	char text[1024];
 
 	for (unsigned i = 0; i < p->nports; i++)
-		json_array_append_new(cards, card_json(d, i));
+		if (!p->ports[i].is_gone)
+			json_array_append_new(cards, card_json(d, i));
 	for (unsigned i = 0; i < p->nrules; i++) {
 		struct fabric_counts c = fabric_rule_counts(d->f, i);
 		json_t *o = counts_json(&c);
@@ -298,7 +427,7 @@ static const struct {
 	{ "attach", attach }, { "show", show },		 { "allow", allow },
 	{ "deny", deny },     { "remove", remove_rule }, { "quarantine", quarantine },
 	{ "fault", fault },   { "stop", stop },		 { "capture", capture },
-	{ "end", end },
+	{ "end", end },	      { "identity", identity },	 { "forget", forget },
 };
 
 int labd_command(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
@@ -315,14 +444,17 @@ int labd_command(struct labd *d, struct lab_client *client, json_t *request, jso
 
 /* ---- the machine's side ---- */
 
-/* A line with a descriptor, as labd.c sends it. */
-static ssize_t receive_line(int fd, char *line, size_t cap, int *passed)
+/* A line, and a descriptor if one comes along, as labd.c sends them.  malloc'd. */
+static int receive_line(int fd, char **out, int *passed)
 {
 	char control[CMSG_SPACE(sizeof(int))];
+	_cleanup_free_ char *line = malloc(LINE_MAX_BYTES);
 	size_t len = 0;
 
-	while (len < cap - 1 && (!len || line[len - 1] != '\n')) {
-		struct iovec iov = { line + len, cap - 1 - len };
+	if (!line)
+		return -ENOMEM;
+	while (len < LINE_MAX_BYTES - 1 && (!len || line[len - 1] != '\n')) {
+		struct iovec iov = { line + len, LINE_MAX_BYTES - 1 - len };
 		struct msghdr msg = { .msg_iov = &iov,
 				      .msg_iovlen = 1,
 				      .msg_control = control,
@@ -338,7 +470,9 @@ static ssize_t receive_line(int fd, char *line, size_t cap, int *passed)
 		len += (size_t)n;
 	}
 	line[len] = 0;
-	return (ssize_t)len;
+	*out = line;
+	line = NULL;
+	return 0;
 }
 
 static int parse_mac(const char *text, uint8_t mac[6])
@@ -353,34 +487,76 @@ static int parse_mac(const char *text, uint8_t mac[6])
 	return 0;
 }
 
-int labd_attach(int control_fd, const char *machine, const char *network, uint8_t mac[6], int *fd,
-		struct error *err)
+/* Takes @request.  The answer of a lab that says yes. */
+static int call(int control_fd, json_t *request, json_t **reply, int *passed, struct error *err)
 {
-	json_t *request =
-		json_pack("{s:s, s:s, s:s}", "cmd", "attach", "machine", machine, "network", network);
-	_cleanup_free_ char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
-	char line[2048];
-	int passed = -1, r = 0;
+	_cleanup_free_ char *text = request ? json_dumps(request, JSON_COMPACT) : NULL, *line = NULL;
 
 	json_decref(request);
 	if (!text)
-		return error_set(err, -ENOMEM, "no memory to connect to the lab");
+		return error_set(err, -ENOMEM, "no memory to talk to the lab");
 	if (dprintf(control_fd, "%s\n", text) < 0)
 		return error_set(err, -errno, "cannot talk to the lab: %s", strerror(errno));
-	ssize_t n = receive_line(control_fd, line, sizeof(line), &passed);
-	json_t *reply = n > 0 ? json_loads(line, 0, NULL) : NULL;
-	if (!reply)
-		r = error_set(err, n < 0 ? (int)n : -EPROTO, "the lab does not answer");
-	else if (!json_is_true(json_object_get(reply, "ok")))
-		r = error_set(err, -EREMOTEIO, "%s", text_of(reply, "error") ?: "the lab refuses");
-	else if (passed < 0 || parse_mac(text_of(reply, "mac"), mac) < 0)
-		r = error_set(err, -EPROTO, "the lab's answer makes no sense");
-	json_decref(reply);
-	if (r < 0) {
-		if (passed >= 0)
-			close(passed);
+	int r = receive_line(control_fd, &line, passed);
+	json_t *o = r == 0 ? json_loads(line, 0, NULL) : NULL;
+	if (!o)
+		return error_set(err, r < 0 ? r : -EPROTO, "the lab does not answer");
+	if (!json_is_true(json_object_get(o, "ok"))) {
+		r = error_set(err, -EREMOTEIO, "%s", text_of(o, "error") ?: "the lab refuses");
+		json_decref(o);
 		return r;
 	}
-	*fd = passed;
+	*reply = o;
 	return 0;
+}
+
+int labd_attach(int control_fd, const struct labd_attach *a, uint8_t mac[6], int *fd,
+		json_t **identity, struct error *err)
+{
+	json_t *request = json_pack("{s:s, s:s, s:s, s:O*}", "cmd", "attach", "machine", a->machine,
+				    "network", a->network, "identity", a->identity),
+	       *reply = NULL;
+	int passed = -1, r = call(control_fd, request, &reply, &passed, err);
+	json_t *record = json_object_get(reply, "identity");
+
+	if (r == 0 && (passed < 0 || parse_mac(text_of(reply, "mac"), mac) < 0 ||
+		       identity_check(record, err) < 0))
+		r = error_set(err, -EPROTO, "the lab's answer makes no sense");
+	if (r == 0 && identity)
+		*identity = json_incref(record);
+	json_decref(reply);
+	if (r < 0 && passed >= 0)
+		close(passed);
+	if (r == 0)
+		*fd = passed;
+	return r;
+}
+
+int labd_identity(int control_fd, const char *machine, json_t **identity, struct error *err)
+{
+	json_t *reply = NULL;
+	int passed = -1,
+	    r = call(control_fd, json_pack("{s:s, s:s}", "cmd", "identity", "machine", machine),
+		     &reply, &passed, err);
+	json_t *record = json_object_get(reply, "identity");
+
+	if (passed >= 0)
+		close(passed);
+	if (r == 0 && (r = identity_check(record, err)) == 0)
+		*identity = json_incref(record);
+	json_decref(reply);
+	return r;
+}
+
+int labd_forget(int control_fd, const char *machine, struct error *err)
+{
+	json_t *reply = NULL;
+	int passed = -1,
+	    r = call(control_fd, json_pack("{s:s, s:s}", "cmd", "forget", "machine", machine),
+		     &reply, &passed, err);
+
+	if (passed >= 0)
+		close(passed);
+	json_decref(reply);
+	return r;
 }

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "net/capture.h"
 #include "net/fabric.h"
+#include "net/identity.h"
 #include "net/labd.h"
 #include "net/link.h"
 #include "net/resolver.h"
@@ -59,12 +60,14 @@ struct labd {
 	struct lab *lab; /* its policy is the fabric's */
 	struct fabric *f;
 	struct resolver *resolver;
-	struct lab_port *ports; /* as the policy's */
+	struct lab_port *ports; /* as the policy's; POLICY_PORTS_MAX, as more may come */
 	unsigned nports;
 	struct lab_frame **held; /* a heap, the earliest first */
 	unsigned nheld, held_cap;
 	uint64_t number;
 	int control_fd;
+	int64_t accept_at_ns;		      /* not before: the last try failed */
+	json_t *origins[POLICY_MACHINES_MAX]; /* the records that machines came with; NULL: it is the file's */
 	struct lab_client clients[LABD_CLIENTS];
 	struct pollfd *pfds;
 	unsigned npfds, pfds_cap; /* at most RLIMIT_NOFILE: poll(2) refuses more */
@@ -120,6 +123,12 @@ int labd_create_tap(struct labd *d, unsigned network, struct error *err);
 /** labd_to_uplink() - fabric_ops.uplink. */
 void labd_to_uplink(void *ctx, unsigned network, const struct net_offload *off, uint8_t *frame,
 		    size_t len);
+/**
+ * labd_set_machines() - a policy with machines that came or went.  Takes @p, also on failure.
+ * @faults: by port, of those that came
+ * Returns 0 or -errno with @err set: machines that came may then be there without a way out.
+ */
+int labd_set_machines(struct labd *d, struct policy *p, const struct faults *faults, struct error *err);
 
 /** labd_command() - @request of @client to @reply, both JSON objects; @pass_fd: receives a descriptor to go with it, or -1. */
 int labd_command(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
@@ -132,6 +141,10 @@ void labd_captured(struct labd *d, bool is_after, int port, unsigned network, co
 int labd_capture(struct labd *d, json_t *request, int client, int dir_fd, struct error *err);
 /** labd_end_captures() - those that end with @client, -1: that stay.  @reply: receives their sums; NULL: nobody asks. */
 int labd_end_captures(struct labd *d, int client, json_t *reply, struct error *err);
+/** labd_capture_card() - the card at @port is another one than before. */
+void labd_capture_card(struct labd *d, unsigned port);
+/** labd_capture_forget() - @machine is gone. */
+void labd_capture_forget(struct labd *d, unsigned machine);
 void labd_flush_captures(struct labd *d);
 
 #endif

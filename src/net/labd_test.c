@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The process of a lab, with the test in the place of its machines and of `viv`. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -8,7 +9,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -132,7 +135,9 @@ static int tear_down(void **state)
 static int attach(const char *machine, const char *network)
 {
 	uint8_t mac[6];
-	int fd = -1, control = dial(), r = labd_attach(control, machine, network, mac, &fd, &err);
+	int fd = -1, control = dial(),
+	    r = labd_attach(control, &(struct labd_attach){ machine, network, NULL }, mac, &fd,
+			    NULL, &err);
 
 	close(control);
 	if (r < 0)
@@ -711,13 +716,233 @@ static void test_bad_commands(void **state)
 	char line[4096];
 	memset(line, 'x', sizeof(line));
 	int fd = dial();
-	for (unsigned i = 0; i < 100; i++)
+	for (size_t sent = 0; sent <= LABD_LINE_MAX + MIB; sent += sizeof(line))
 		if (send(fd, line, sizeof(line), MSG_NOSIGNAL) < 0)
 			break;
 	char byte;
 	assert_true(read(fd, &byte, 1) <= 0);
 	close(fd);
 	ask_fine("{\"cmd\": \"show\"}");
+}
+
+/* ---- copies ---- */
+
+static json_t *record_of(const char *machine)
+{
+	json_t *record = NULL;
+	int control = dial();
+
+	if (labd_identity(control, machine, &record, &err) < 0)
+		fail_msg("%s", err.text);
+	close(control);
+	return record;
+}
+
+/* The copy @name comes; its socket, and its card as the lab says. */
+static int attach_copy(const char *name, json_t *record, const char *network, struct policy_port *card)
+{
+	int fd = -1, control = dial();
+	struct labd_attach a = { name, network, record };
+	json_t *own = NULL, *c;
+	size_t i;
+
+	if (labd_attach(control, &a, card->mac, &fd, &own, &err) < 0)
+		fail_msg("%s", err.text);
+	close(control);
+	json_array_foreach(json_object_get(own, "cards"), i, c)
+	{
+		if (strcmp(json_string_value(json_object_get(c, "network")), network) == 0)
+			assert_int_equal(
+				net_addr_parse(json_string_value(json_object_get(c, "address")),
+					       &card->v4),
+				0);
+	}
+	json_decref(own);
+	return fd;
+}
+
+static struct frame tcp_between(const struct policy_port *from, const struct policy_port *to,
+				uint16_t dport)
+{
+	struct frame_ends e = { .src = from->v4, .dst = to->v4 };
+	struct frame f;
+
+	memcpy(e.src_mac, from->mac, 6);
+	memcpy(e.dst_mac, to->mac, 6);
+	frame_tcp(&f, &e, 1000, dport, PACKET_SYN);
+	return f;
+}
+
+/* Until the lab has seen that it is off. */
+static int forget(const char *name)
+{
+	int r;
+
+	do {
+		int control = dial();
+		r = labd_forget(control, name, &err);
+		close(control);
+	} while (r < 0 && strstr(err.text, "is connected"));
+	return r;
+}
+
+static void test_a_copy_disturbs_nobody(void **state)
+{
+	const struct policy *p = t.lab->policy;
+	const struct policy_port *one = &p->ports[0], *two = &p->ports[1];
+	int one_fd = attach("one", "a"), two_fd = attach("two", "a");
+	json_t *record = record_of("one");
+	struct policy_port card = { 0 };
+	uint8_t mac[6];
+
+	assert_true(one_fd >= 0 && two_fd >= 0);
+	int control = dial(), fd = -1;
+	const struct labd_attach unknown = { "w1", "a", NULL };
+	assert_int_equal(labd_attach(control, &unknown, mac, &fd, NULL, &err), -EREMOTEIO);
+	close(control);
+	int copy_fd = attach_copy("w1", record, "a", &card);
+	assert_memory_not_equal(card.mac, one->mac, 6);
+	assert_int_equal(policy_port_by_addr(p, &card.v4), -1);
+	/* What it still says in the name of the other is not heard; what it says as itself is. */
+	struct frame f = tcp_between(one, two, 7001);
+	send_frame(copy_fd, &f);
+	struct policy_port half = card;
+	half.v4 = one->v4;
+	f = tcp_between(&half, two, 7002);
+	send_frame(copy_fd, &f);
+	f = tcp_between(&card, two, 7003);
+	send_frame(copy_fd, &f);
+	assert_true(await_tcp(two_fd, 7003, LIMIT_MS));
+	assert_int_equal(card_number("a.w1", "flows"), 1);
+	/* The other goes on, and the copy is found. */
+	f = tcp_between(one, two, 7004);
+	send_frame(one_fd, &f);
+	assert_true(await_tcp(two_fd, 7004, LIMIT_MS));
+	f = tcp_between(two, &card, 7005);
+	send_frame(two_fd, &f);
+	assert_true(await_tcp(copy_fd, 7005, LIMIT_MS));
+	f = tcp_between(two, one, 7006);
+	send_frame(two_fd, &f);
+	assert_true(await_tcp(one_fd, 7006, LIMIT_MS));
+	/* It goes. */
+	control = dial();
+	assert_int_equal(labd_forget(control, "w1", &err), -EREMOTEIO);
+	close(control);
+	close(copy_fd);
+	assert_int_equal(forget("w1"), 0);
+	assert_int_equal(card_number("a.w1", "flows"), -1);
+	assert_int_equal(forget("three"), -EREMOTEIO);
+	assert_int_equal(forget("w1"), -EREMOTEIO);
+	json_decref(record);
+	close(one_fd);
+	close(two_fd);
+}
+
+/* Copies that are off make room for others, those that are on don't. */
+static void test_copies_come_and_go(void **state)
+{
+	json_t *record = record_of("three");
+	struct policy_port card = { 0 }, three = t.lab->policy->ports[2];
+	char name[16];
+	int first = attach_copy("first", record, "b", &card);
+
+	for (unsigned i = 0; i < 2 * POLICY_MACHINES_MAX; i++) {
+		snprintf(name, sizeof(name), "c%u", i);
+		close(attach_copy(name, record, "b", &card));
+	}
+	assert_true(card_number("b.first", "flows") >= 0);
+	int three_fd = attach("three", "b"), last = attach_copy("last", record, "b", &card);
+	struct frame f = tcp_between(&three, &card, 7001);
+	send_frame(three_fd, &f);
+	assert_true(await_tcp(last, 7001, LIMIT_MS));
+	json_decref(record);
+	close(first);
+	close(last);
+	close(three_fd);
+}
+
+/* More callers than the lab serves at a time: they wait, and all are served. */
+static void test_callers_wait(void **state)
+{
+	int idle[LABD_CLIENTS];
+
+	for (unsigned i = 0; i < LABD_CLIENTS; i++)
+		idle[i] = dial();
+	int late = dial();
+	assert_true(dprintf(late, "{\"cmd\": \"show\"}\n") > 0);
+	struct pollfd pfd = { .fd = late, .events = POLLIN };
+	close(idle[3]);
+	assert_int_equal(poll(&pfd, 1, LIMIT_MS), 1);
+	assert_int_equal(pfd.revents, POLLIN);
+	close(late);
+	for (unsigned i = 0; i < LABD_CLIENTS; i++)
+		if (i != 3)
+			close(idle[i]);
+}
+
+/* The number behind the highest descriptor: with that as its limit a process gets no more if there is no gap. */
+static int open_files(void)
+{
+	char path[64];
+	int last = -1;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)t.pid);
+	DIR *d = opendir(path);
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));)
+		last = MAX(last, atoi(e->d_name));
+	closedir(d);
+	return last + 1;
+}
+
+static long cpu_ticks(void)
+{
+	char path[64], text[1024];
+	unsigned long user = 0, system = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)t.pid);
+	int fd = open(path, O_RDONLY);
+	ssize_t n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	assert_true(n > 0);
+	text[n] = 0;
+	assert_int_equal(sscanf(strrchr(text, ')') + 2,
+				"%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system),
+			 2);
+	return (long)(user + system);
+}
+
+/* Without a descriptor for a caller the lab does not run in circles, and goes on when there is one again. */
+static void test_no_descriptors_for_callers(void **state)
+{
+	const struct timespec moment = { .tv_nsec = 500000000 };
+	struct rlimit old, none;
+
+	assert_int_equal(prlimit(t.pid, RLIMIT_NOFILE, NULL, &old), 0);
+	none = old;
+	int idle[LABD_CLIENTS - 1], n = 0;
+	for (; n < LABD_CLIENTS - 1; n++) {
+		idle[n] = dial();
+		assert_true(dprintf(idle[n], "{\"cmd\": \"show\"}\n") > 0);
+	}
+	for (int i = 0; i < n; i++) {
+		struct pollfd pfd = { .fd = idle[i], .events = POLLIN };
+		assert_int_equal(poll(&pfd, 1, LIMIT_MS), 1);
+	}
+	none.rlim_cur = (rlim_t)open_files();
+	assert_int_equal(prlimit(t.pid, RLIMIT_NOFILE, &none, NULL), 0);
+	int fd = dial();
+	long before = cpu_ticks();
+	nanosleep(&moment, NULL);
+	/* Half a second of circles are up to 50 of them. */
+	assert_true(cpu_ticks() - before < 5);
+	assert_int_equal(prlimit(t.pid, RLIMIT_NOFILE, &old, NULL), 0);
+	assert_true(dprintf(fd, "{\"cmd\": \"show\"}\n") > 0);
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	assert_int_equal(poll(&pfd, 1, LIMIT_MS), 1);
+	close(fd);
+	for (int i = 0; i < n; i++)
+		close(idle[i]);
 }
 
 int main(void)
@@ -732,7 +957,11 @@ int main(void)
 					    T(test_trunk),
 					    T(test_faults),
 					    T(test_queue),
-					    T(test_bad_commands) };
+					    T(test_bad_commands),
+					    T(test_a_copy_disturbs_nobody),
+					    T(test_copies_come_and_go),
+					    T(test_callers_wait),
+					    T(test_no_descriptors_for_callers) };
 
 	signal(SIGPIPE, SIG_IGN);
 	return cmocka_run_group_tests(tests, NULL, NULL);

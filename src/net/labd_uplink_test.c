@@ -190,7 +190,9 @@ static void start_lab(void)
 	close(ready[0]);
 	uint8_t mac[6];
 	int control = dial();
-	assert_int_equal(labd_attach(control, "web", "dmz", mac, &t.web, &err), 0);
+	assert_int_equal(labd_attach(control, &(struct labd_attach){ "web", "dmz", NULL }, mac,
+				     &t.web, NULL, &err),
+			 0);
 	close(control);
 }
 

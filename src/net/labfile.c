@@ -257,17 +257,10 @@ static int skip(struct labyaml *r, const yaml_node_t *n, void *arg)
 }
 
 static const struct labyaml_key machine_keys[] = {
-	{ "image", read_image },
-	{ "kernel", read_kernel },
-	{ "initrd", read_initrd },
-	{ "append", read_append },
-	{ "engine", read_engine },
-	{ "memory", read_memory },
-	{ "cpus", read_cpus },
-	{ "keep", read_keep },
-	{ "networks", read_networks_of },
-	{ "forward", skip },
-	{ NULL, NULL },
+	{ "image", read_image },   { "kernel", read_kernel }, { "initrd", read_initrd },
+	{ "append", read_append }, { "engine", read_engine }, { "memory", read_memory },
+	{ "cpus", read_cpus },	   { "keep", read_keep },     { "networks", read_networks_of },
+	{ "forward", skip },	   { "after", skip },	      { NULL, NULL },
 };
 
 static int read_machine(struct labyaml *r, const yaml_node_t *key, const char *name,
@@ -357,6 +350,61 @@ static int read_forwards_of(struct labyaml *r, const yaml_node_t *key, const cha
 	return 0;
 }
 
+/* ---- the order of starting ---- */
+
+static bool leads_to(const struct lab *l, unsigned from, unsigned to, bool seen[POLICY_MACHINES_MAX])
+{
+	if (from == to)
+		return true;
+	seen[from] = true;
+	for (unsigned i = 0; i < l->policy->nmachines; i++)
+		if (l->machines[from].after[i] && !seen[i] && leads_to(l, i, to, seen))
+			return true;
+	return false;
+}
+
+static int read_after(struct labyaml *r, const yaml_node_t *item, void *arg)
+{
+	const char *names[POLICY_MACHINES_MAX + 1] = { NULL }, *text, *meant;
+	bool seen[POLICY_MACHINES_MAX] = { false };
+	const struct policy *p = r->lab->policy;
+	unsigned machine = *(unsigned *)arg;
+	int ret = labyaml_text(r, item, "a machine", &text);
+
+	if (ret < 0)
+		return ret;
+	for (unsigned i = 0; i < p->nmachines; i++)
+		names[i] = p->machines[i].name;
+	int other = policy_find_machine(p, text);
+	meant = other < 0 ? opts_suggest(text, names) : NULL;
+	if (meant)
+		return labyaml_fail(r, &item->start_mark,
+				    "there is no machine \"%s\"; did you mean \"%s\"?", text, meant);
+	if (other < 0)
+		return labyaml_fail(r, &item->start_mark, "there is no machine \"%s\"", text);
+	if (leads_to(r->lab, (unsigned)other, machine, seen))
+		return labyaml_fail(r, &item->start_mark, "machine \"%s\" would wait for itself",
+				    p->machines[machine].name);
+	r->lab->machines[machine].after[other] = true;
+	return 0;
+}
+
+static int read_after_of(struct labyaml *r, const yaml_node_t *key, const char *name,
+			 const yaml_node_t *value, void *arg)
+{
+	unsigned machine = (unsigned)policy_find_machine(r->lab->policy, name);
+
+	for (const yaml_node_pair_t *p = value->data.mapping.pairs.start;
+	     p < value->data.mapping.pairs.top; p++) {
+		if (strcmp((const char *)labyaml_node(r, p->key)->data.scalar.value, "after") != 0)
+			continue;
+		int ret = labyaml_each_item(r, labyaml_node(r, p->value), "after", read_after, &machine);
+		if (ret < 0)
+			return ret;
+	}
+	return 0;
+}
+
 /* ---- the file ---- */
 
 static int read_seed(struct labyaml *r, const yaml_node_t *n, void *arg)
@@ -426,6 +474,8 @@ static int read_lab(struct labyaml *r, const yaml_node_t *top, const char *name)
 	free(networks);
 	if (ret == 0)
 		ret = labyaml_each_pair(r, part[1], "machines", read_forwards_of, NULL);
+	if (ret == 0)
+		ret = labyaml_each_pair(r, part[1], "machines", read_after_of, NULL);
 	/* Denials come first: they hold. */
 	if (ret == 0 && (n = member(r, top, "deny")))
 		ret = labyaml_each_item(r, n, "deny", labfile_rule, &deny);

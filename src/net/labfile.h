@@ -17,7 +17,8 @@
 struct lab_machine { /* what is no matter of the network; strings are malloc'd or NULL */
 	char *image, *kernel, *initrd, *append, *engine, *memory;
 	char *cpus;
-	bool keep; /* it stays when it ends */
+	bool keep;			 /* it stays when it ends */
+	bool after[POLICY_MACHINES_MAX]; /* it starts when these are up; never a circle */
 };
 
 struct lab {

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -259,12 +260,40 @@ static void test_plan(void **state)
 	lab_free(l);
 }
 
+static void test_order(void **state)
+{
+	static const char head[] = "networks: {n: {subnet: 10.1.0.0/24}}\nmachines:\n";
+	struct lab *l;
+	char text[512];
+
+	snprintf(text, sizeof(text),
+		 "%s  a: {kernel: k, networks: [n], after: [b, c]}\n"
+		 "  b: {kernel: k, networks: [n]}\n  c: {kernel: k, networks: [n], after: [b]}\n",
+		 head);
+	if (parse(&l, text) != 0)
+		fail_msg("%s", err.text);
+	assert_true(l->machines[0].after[1] && l->machines[0].after[2] && l->machines[2].after[1]);
+	assert_false(l->machines[1].after[0] || l->machines[2].after[0]);
+	lab_free(l);
+	snprintf(text, sizeof(text),
+		 "%s  a: {kernel: k, networks: [n], after: [b]}\n"
+		 "  b: {kernel: k, networks: [n], after: [a]}\n",
+		 head);
+	assert_int_equal(parse(&l, text), -EINVAL);
+	assert_string_equal(err.text, "lab.yaml:4:41: machine \"b\" would wait for itself");
+	snprintf(text, sizeof(text), "%s  a: {kernel: k, networks: [n], after: [a]}\n", head);
+	assert_int_equal(parse(&l, text), -EINVAL);
+	assert_non_null(strstr(err.text, "wait for itself"));
+	snprintf(text, sizeof(text), "%s  abc: {kernel: k, networks: [n], after: [abd]}\n", head);
+	assert_int_equal(parse(&l, text), -EINVAL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_demo),	   cmocka_unit_test(test_trunk),
 		cmocka_unit_test(test_interfaces), cmocka_unit_test(test_refused),
-		cmocka_unit_test(test_plan),
+		cmocka_unit_test(test_order),	   cmocka_unit_test(test_plan),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -198,16 +198,30 @@ int policy_add_machine(struct policy *p, const char *name, struct error *err)
 		return r;
 	if (policy_find_machine(p, name) >= 0)
 		return error_set(err, -EEXIST, "there are two machines \"%s\"", name);
-	if (p->nmachines == POLICY_MACHINES_MAX)
+	unsigned at = p->nmachines;
+	for (unsigned i = 0; at == POLICY_MACHINES_MAX && i < p->nmachines; i++)
+		at = p->machines[i].is_gone ? i : at;
+	if (at == POLICY_MACHINES_MAX)
 		return error_set(err, -ENOSPC, "a lab has at most %d machines", POLICY_MACHINES_MAX);
-	snprintf(p->machines[p->nmachines].name, sizeof(p->machines[0].name), "%s", name);
-	return (int)p->nmachines++;
+	p->machines[at] = (struct policy_machine){ .is_gone = false };
+	snprintf(p->machines[at].name, sizeof(p->machines[at].name), "%s", name);
+	p->nmachines = MAX(p->nmachines, at + 1);
+	return (int)at;
 }
 
 static bool is_v4_free(const struct policy *p, const struct policy_network *n, const struct net_addr *a)
 {
 	return policy_port_by_addr(p, a) < 0 && !net_addr_is_equal(a, &n->gateway_v4) &&
 	       !net_addr_is_equal(a, &n->uplink_v4);
+}
+
+/* Neighbors remember for a while who had it. */
+static bool was_used(const struct policy *p, const struct net_addr *a)
+{
+	for (unsigned i = 0; i < p->nports; i++)
+		if (p->ports[i].is_gone && net_addr_is_equal(&p->ports[i].v4, a))
+			return true;
+	return false;
 }
 
 static int choose_v4(const struct policy *p, const struct policy_network *n,
@@ -229,11 +243,12 @@ static int choose_v4(const struct policy *p, const struct policy_network *n,
 		*out = *wanted;
 		return 0;
 	}
-	for (uint64_t i = size > 32 ? 10 : 3; i < size - 1; i++) {
-		*out = net_prefix_host(&n->v4, (uint32_t)i);
-		if (is_v4_free(p, n, out))
-			return 0;
-	}
+	for (unsigned round = 0; round < 2; round++)
+		for (uint64_t i = size > 32 ? 10 : 3; i < size - 1; i++) {
+			*out = net_prefix_host(&n->v4, (uint32_t)i);
+			if (is_v4_free(p, n, out) && (round || !was_used(p, out)))
+				return 0;
+		}
 	return error_set(err, -ENOSPC, "network \"%s\" has no address left", n->name);
 }
 
@@ -241,21 +256,24 @@ int policy_add_port(struct policy *p, unsigned machine, unsigned network, const 
 		    struct error *err)
 {
 	const struct policy_network *n = &p->networks[network];
-	struct policy_port port = {
-		.machine = machine, .network = network, .card = p->nports, .vlan = n->vlan, .is_default = true
-	};
 
 	if (policy_find_port(p, (int)machine, (int)network) >= 0)
 		return error_set(err, -EEXIST, "machine \"%s\" is in network \"%s\" twice",
 				 p->machines[machine].name, n->name);
-	if (p->nports == POLICY_PORTS_MAX)
+	unsigned at = p->nports;
+	for (unsigned i = 0; at == POLICY_PORTS_MAX && i < p->nports; i++)
+		at = p->ports[i].is_gone ? i : at;
+	if (at == POLICY_PORTS_MAX)
 		return error_set(err, -ENOSPC, "a lab has at most %d cards", POLICY_PORTS_MAX);
+	struct policy_port port = {
+		.machine = machine, .network = network, .card = at, .vlan = n->vlan, .is_default = true
+	};
 	int r = choose_v4(p, n, v4, &port.v4, err);
 	if (r < 0)
 		return r;
 	derive_mac(port.mac, p->name, p->machines[machine].name, n->name);
 	for (unsigned i = 0; i < p->nports; i++)
-		if (memcmp(p->ports[i].mac, port.mac, 6) == 0)
+		if (!p->ports[i].is_gone && memcmp(p->ports[i].mac, port.mac, 6) == 0)
 			return error_set(
 				err, -EEXIST,
 				"the names of two cards give the same MAC; rename machine \"%s\"",
@@ -265,13 +283,14 @@ int policy_add_port(struct policy *p, unsigned machine, unsigned network, const 
 	/* The way out is the first card with an uplink, else the first card. */
 	for (unsigned i = 0; i < p->nports; i++) {
 		struct policy_port *other = &p->ports[i];
-		if (other->machine != machine || !other->is_default)
+		if (other->is_gone || other->machine != machine || !other->is_default)
 			continue;
 		port.is_default = n->has_uplink && !p->networks[other->network].has_uplink;
 		other->is_default = !port.is_default;
 	}
-	p->ports[p->nports] = port;
-	return (int)p->nports++;
+	p->ports[at] = port;
+	p->nports = MAX(p->nports, at + 1);
+	return (int)at;
 }
 
 int policy_find_network(const struct policy *p, const char *name)
@@ -285,7 +304,7 @@ int policy_find_network(const struct policy *p, const char *name)
 int policy_find_machine(const struct policy *p, const char *name)
 {
 	for (unsigned i = 0; i < p->nmachines; i++)
-		if (strcasecmp(p->machines[i].name, name) == 0)
+		if (!p->machines[i].is_gone && strcasecmp(p->machines[i].name, name) == 0)
 			return (int)i;
 	return -1;
 }
@@ -293,7 +312,8 @@ int policy_find_machine(const struct policy *p, const char *name)
 int policy_find_port(const struct policy *p, int machine, int network)
 {
 	for (unsigned i = 0; i < p->nports; i++)
-		if ((int)p->ports[i].machine == machine && (int)p->ports[i].network == network)
+		if (!p->ports[i].is_gone && (int)p->ports[i].machine == machine &&
+		    (int)p->ports[i].network == network)
 			return (int)i;
 	return -1;
 }
@@ -301,7 +321,8 @@ int policy_find_port(const struct policy *p, int machine, int network)
 int policy_port_by_addr(const struct policy *p, const struct net_addr *a)
 {
 	for (unsigned i = 0; i < p->nports; i++)
-		if (net_addr_is_equal(&p->ports[i].v4, a) || net_addr_is_equal(&p->ports[i].v6, a))
+		if (!p->ports[i].is_gone &&
+		    (net_addr_is_equal(&p->ports[i].v4, a) || net_addr_is_equal(&p->ports[i].v6, a)))
 			return (int)i;
 	return -1;
 }
@@ -329,7 +350,7 @@ static bool is_same_match(const struct policy_rule *a, const struct policy_rule 
 	       (!a->nnames || memcmp(a->names, b->names, a->nnames * sizeof(*a->names)) == 0);
 }
 
-static bool end_has(const struct policy *p, const struct policy_end *e, unsigned port)
+bool policy_rule_end_has(const struct policy *p, const struct policy_end *e, unsigned port)
 {
 	const struct policy_port *q = &p->ports[port];
 
@@ -346,7 +367,8 @@ static int check_rule(const struct policy *p, const struct policy_rule *r, struc
 				 "only a rule that allows something of the internet has names");
 	if (r->to.kind == POLICY_END_INTERNET && r->is_allow) {
 		for (unsigned i = 0; i < p->nports; i++)
-			if (end_has(p, &r->from, i) && p->networks[p->ports[i].network].has_uplink)
+			if (policy_rule_end_has(p, &r->from, i) &&
+			    p->networks[p->ports[i].network].has_uplink)
 				return 0;
 		return error_set(err, -EINVAL, "%s: no network on its left side has an uplink, so nothing would pass",
 				 policy_format_rule(p, r, text, sizeof(text)));
@@ -476,10 +498,11 @@ static bool rule_covers(const struct policy_rule *r, const struct policy_flow *f
 static bool rule_matches(const struct policy *p, const struct policy_rule *r,
 			 const struct policy_flow *f, const struct policy_names *names)
 {
-	if (f->from == POLICY_OUTSIDE || !end_has(p, &r->from, (unsigned)f->from) || !rule_covers(r, f))
+	if (f->from == POLICY_OUTSIDE || !policy_rule_end_has(p, &r->from, (unsigned)f->from) ||
+	    !rule_covers(r, f))
 		return false;
 	if (f->to != POLICY_OUTSIDE)
-		return end_has(p, &r->to, (unsigned)f->to);
+		return policy_rule_end_has(p, &r->to, (unsigned)f->to);
 	return r->to.kind == POLICY_END_INTERNET &&
 	       (!r->nnames || !names || names->has(names->ctx, r->id, &f->dst));
 }
@@ -497,9 +520,14 @@ static bool is_forwarded(const struct policy *p, const struct policy_flow *f)
 	return false;
 }
 
+bool policy_is_cut_off(const struct policy *p, unsigned port)
+{
+	return p->ports[port].is_gone || p->machines[p->ports[port].machine].is_quarantined;
+}
+
 static bool is_quarantined(const struct policy *p, int port)
 {
-	return port != POLICY_OUTSIDE && p->machines[p->ports[port].machine].is_quarantined;
+	return port != POLICY_OUTSIDE && policy_is_cut_off(p, (unsigned)port);
 }
 
 struct policy_verdict policy_decide(const struct policy *p, const struct policy_flow *f,
@@ -561,7 +589,7 @@ bool policy_may_ask(const struct policy *p, unsigned port, const char *domain)
 		return false;
 	for (unsigned i = 0; i < p->nrules; i++) {
 		const struct policy_rule *r = &p->rules[i];
-		if (r->to.kind != POLICY_END_INTERNET || !end_has(p, &r->from, port))
+		if (r->to.kind != POLICY_END_INTERNET || !policy_rule_end_has(p, &r->from, port))
 			continue;
 		/* Denied as a whole before something allows it. */
 		if (!r->is_allow && !r->proto && !r->nports)
@@ -578,7 +606,7 @@ bool policy_may_see(const struct policy *p, unsigned from, unsigned to)
 		return false;
 	for (unsigned i = 0; i < p->nrules; i++) {
 		const struct policy_rule *r = &p->rules[i];
-		if (!end_has(p, &r->from, from) || !end_has(p, &r->to, to))
+		if (!policy_rule_end_has(p, &r->from, from) || !policy_rule_end_has(p, &r->to, to))
 			continue;
 		if (r->is_allow)
 			return true;

@@ -49,6 +49,8 @@ struct policy_network {
 struct policy_machine {
 	char name[POLICY_NAME_MAX + 1];
 	bool is_quarantined;
+	bool is_copy; /* of another one, made while the lab is up */
+	bool is_gone; /* forgotten; its place is taken again when there is no other */
 };
 
 /* A card's place in a network.  A card that is a trunk has several, told apart by the tags of its frames. */
@@ -61,6 +63,7 @@ struct policy_port {
 	struct net_addr v4, v6, ll; /* ll: fe80::/64 with the same lower half as v6 */
 	bool may_spoof;		    /* sender addresses are not checked */
 	bool is_default; /* the machine's way out: DHCP and router advertisements say so */
+	bool is_gone;	 /* with its machine */
 };
 
 /* Ends of a rule: a port, or all of a machine or network. */
@@ -135,7 +138,7 @@ int policy_add_machine(struct policy *p, const char *name, struct error *err);
 int policy_add_port(struct policy *p, unsigned machine, unsigned network, const struct net_addr *v4,
 		    struct error *err);
 /**
- * policy_join_trunk() - @port, the last that was added, is a part of the trunk whose first is @card, or is that first one itself.
+ * policy_join_trunk() - @port is a part of the trunk whose first is @card, or is that first one itself.
  * It has the card's MAC from now on, and the IPv6 addresses of it.
  * @vlan: its tag, 1 to 4094
  * Returns 0, -EINVAL (no such tag, or of another machine), -EEXIST (another part has the tag), with @err set.
@@ -152,6 +155,14 @@ int policy_remove_rule(struct policy *p, uint32_t id);
 /** policy_remove_same() - a rule with the ends, protocol, ports and names of @r, whatever it decides. */
 void policy_remove_same(struct policy *p, const struct policy_rule *r);
 int policy_add_forward(struct policy *p, const struct policy_forward *f, struct error *err);
+/**
+ * policy_copy_machine() - machine @name with cards in the networks of @from, MACs and addresses of its own; each rule that names
+ * @from has a twin behind it that names the copy, and it is in quarantine if @from is.  No ports of the host lead to it.
+ * Returns its index or -errno with @err set, and @p is only to be freed.
+ */
+int policy_copy_machine(struct policy *p, unsigned from, const char *name, struct error *err);
+/** policy_forget_machine() - a copy, its cards and the rules that name it are gone; other indices stay as they are. */
+void policy_forget_machine(struct policy *p, unsigned machine);
 /** policy_block() - one more range that is no internet; one too many is -ENOSPC. */
 int policy_block(struct policy *p, const struct net_prefix *range);
 /** policy_block_host() - this host's addresses and the networks at its interfaces. 0 or -errno with @err set. */
@@ -181,6 +192,10 @@ int policy_find_port(const struct policy *p, int machine, int network);
 int policy_port_by_tag(const struct policy *p, unsigned card, int vlan);
 /** policy_port_by_addr() - whose address (v4 or v6, not link-local) it is; -1: nobody's. */
 int policy_port_by_addr(const struct policy *p, const struct net_addr *a);
+/** policy_is_cut_off() - the card's machine is in quarantine, or gone. */
+bool policy_is_cut_off(const struct policy *p, unsigned port);
+/** policy_rule_end_has() - the card is one of those that an end of a rule means. */
+bool policy_rule_end_has(const struct policy *p, const struct policy_end *e, unsigned port);
 /** policy_port_label() - "dmz.web".  Returns @buf. */
 const char *policy_port_label(const struct policy *p, unsigned port, char *buf, size_t cap);
 /** policy_is_blocked() - @a is no internet. */

@@ -19,8 +19,8 @@ int policy_join_trunk(struct policy *p, unsigned port, unsigned card, int vlan, 
 	if (q->machine != first->machine)
 		return error_set(err, -EINVAL, "a trunk is one card of one machine");
 	for (unsigned i = 0; i < p->nports; i++)
-		if (i != port && p->ports[i].machine == q->machine && p->ports[i].card == card &&
-		    p->ports[i].vlan == vlan)
+		if (i != port && !p->ports[i].is_gone && p->ports[i].machine == q->machine &&
+		    p->ports[i].card == card && p->ports[i].vlan == vlan)
 			return error_set(err, -EEXIST, "a trunk has VLAN %d for network \"%s\" already",
 					 vlan, p->networks[p->ports[i].network].name);
 	p->ports[card].is_trunk = true;
@@ -37,7 +37,7 @@ int policy_port_by_tag(const struct policy *p, unsigned card, int vlan)
 	if (p->ports[card].vlan == vlan)
 		return (int)card;
 	for (unsigned i = 0; p->ports[card].is_trunk && i < p->nports; i++)
-		if (p->ports[i].card == card && p->ports[i].vlan == vlan)
+		if (!p->ports[i].is_gone && p->ports[i].card == card && p->ports[i].vlan == vlan)
 			return (int)i;
 	return -1;
 }

@@ -247,7 +247,7 @@ static int find_machine(const struct policy *policy, unsigned from, const char *
 	if (machine < 0 || (network && n < 0))
 		return is_ours ? -2 : -1;
 	for (unsigned i = 0; i < policy->nports; i++) {
-		if (policy->ports[i].machine != (unsigned)machine ||
+		if (policy->ports[i].is_gone || policy->ports[i].machine != (unsigned)machine ||
 		    (n >= 0 && policy->ports[i].network != (unsigned)n) ||
 		    (policy->ports[from].machine != (unsigned)machine && !policy_may_see(policy, from, i)))
 			continue;
