@@ -322,8 +322,8 @@ static void round_of_work(struct fixture *f, struct block_dev *b, const struct k
 		flush(f, b);
 	if (k->makes_layers && testing_random(f) % 40 == 0)
 		push_layer(f, b, k);
-	else if (take_layer && take_at == SIZE)
-		drop_below(f, b);
+	else if (take_layer && take_layer == model->ntops && take_at == SIZE)
+		drop_below(f, b); /* a layer that came on top meanwhile holds nothing of it yet */
 }
 
 /* ---- judging ---- */
