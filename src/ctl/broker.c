@@ -119,8 +119,8 @@ static void answer(struct broker_policy *p, const uint8_t *data, size_t len, con
 		return;
 	}
 	if (reply.result == 0) {
-		unsigned next = 1;
-		const int dirs[2] = { rq.has_dir[0] ? fds[next++] : -1, rq.has_dir[1] ? fds[next] : -1 };
+		const int dirs[2] = { rq.has_dir[0] ? fds[1] : -1,
+				      rq.has_dir[1] ? fds[1 + rq.has_dir[0]] : -1 };
 		bool is_whole = (!rq.has_dir[0] || dirs[0] >= 0) && (!rq.has_dir[1] || dirs[1] >= 0);
 
 		reply.result = is_whole ? broker_answer(p, &rq, names, dirs, &reply.st, &fd, text)

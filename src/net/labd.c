@@ -298,7 +298,16 @@ static int wait_round(struct labd *d, uint32_t timeout_ms, int64_t next_ns)
 	if (next_ns != INT64_MAX)
 		wait_ns = MIN(wait_ns, MAX(next_ns - now_ns, (int64_t)0));
 	struct timespec ts = { wait_ns / 1000000000, wait_ns % 1000000000 };
-	return ppoll(d->pfds, d->npfds, &ts, NULL);
+	unsigned n = 0;
+
+	/* Entries without a descriptor count, too, for poll(2)'s limit. */
+	for (unsigned i = 0; i < d->npfds; i++)
+		if (d->pfds[i].fd >= 0)
+			d->live[n++] = d->pfds[i];
+	int r = ppoll(d->live, n, &ts, NULL);
+	for (unsigned i = 0, k = 0; i < d->npfds; i++)
+		d->pfds[i].revents = d->pfds[i].fd >= 0 ? d->live[k++].revents : 0;
+	return r;
 }
 
 /* Who comes when there is no room waits in the socket's queue. */
@@ -442,7 +451,8 @@ static int set_up(struct labd *d, const struct labd_config *cfg, struct error *e
 {
 	limit_files(&d->pfds_cap);
 	d->pfds = calloc(d->pfds_cap, sizeof(*d->pfds));
-	if (!d->pfds)
+	d->live = calloc(d->pfds_cap, sizeof(*d->live));
+	if (!d->pfds || !d->live)
 		return error_set(err, -ENOMEM, "the lab has no memory");
 	int r = create_fabric(d, cfg, err);
 	if (r < 0)
@@ -525,6 +535,7 @@ static void tear_down(struct labd *d)
 		json_decref(d->origins[i]);
 	free(d->ports);
 	free(d->pfds);
+	free(d->live);
 	if (d->control_fd >= 0)
 		close(d->control_fd);
 	lab_free(d->lab);

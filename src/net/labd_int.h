@@ -69,9 +69,9 @@ struct labd {
 	int64_t accept_at_ns;		      /* not before: the last try failed */
 	json_t *origins[POLICY_MACHINES_MAX]; /* the records that machines came with; NULL: it is the file's */
 	struct lab_client clients[LABD_CLIENTS];
-	struct pollfd *pfds;
-	unsigned npfds, pfds_cap; /* at most RLIMIT_NOFILE: poll(2) refuses more */
-	unsigned uplink_sockets;  /* uplink_config.max_sockets of each */
+	struct pollfd *pfds, *live; /* @live: those with a descriptor */
+	unsigned npfds, pfds_cap;   /* at most RLIMIT_NOFILE: poll(2) refuses more */
+	unsigned uplink_sockets;    /* uplink_config.max_sockets of each */
 	struct lab_tap {
 		struct labd *d;
 		unsigned network, pfd;

@@ -385,8 +385,10 @@ static bool is_record_good(const struct dbt_vm *vm, const struct parts *p, struc
 	uint32_t npages = (uint32_t)(vm->ram->size_bytes >> GUEST_PAGE_SHIFT), s = p->s.index;
 	uint64_t phys = xlate_block_phys(b), key = xlate_block_key(b);
 	unsigned nfars = 0;
+	uint8_t is_dead; /* hostile bytes are no bool yet */
 
-	if (b->is_dead || b->in || b->page_next || phys >> GUEST_PAGE_SHIFT >= npages ||
+	memcpy(&is_dead, &b->is_dead, 1);
+	if (is_dead || b->in || b->page_next || phys >> GUEST_PAGE_SHIFT >= npages ||
 	    !xlate_mode_ok(vm->xlate, (uint32_t)key) || (key & 3) == 3)
 		return false;
 	if (!b->guest_len || b->guest_len > GUEST_PAGE_SIZE - phys % GUEST_PAGE_SIZE)
