@@ -51,6 +51,15 @@ static void must(int rc)
 		abort();
 }
 
+/* The vCPU's memory is none that a search for leaks looks into. */
+static void clean_up(void)
+{
+	engine_dbt.vcpu_destroy(vcpu);
+	engine_dbt.vm_destroy(vm);
+	ram_destroy(&ram);
+	bytes_free(&kept);
+}
+
 static void make_vm(void)
 {
 	struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = intr_ack };
@@ -60,6 +69,7 @@ static void make_vm(void)
 
 	if (vm)
 		return;
+	atexit(clean_up);
 	must(ram_create(&ram, 2 * MIB, 0, &err));
 	must(cpu_model_init(&model, "host", 1, &err));
 	must(engine_dbt.vm_create(&vm, &cfg, &err));

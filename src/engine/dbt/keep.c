@@ -368,10 +368,11 @@ static bool is_link_good(struct xlate_block *b, unsigned i, uint32_t cold, unsig
 	if (l->site && (!is_own(b, cold, l->site, 4) || l->site % 8 > 4))
 		return false;
 	if (l->far) {
+		/* There are as many as the record has room for. */
+		if (l->far != ++*nfars || *nfars > b->nfars)
+			return false;
 		uint32_t back = (uint32_t)xlate_block_fars(b)[l->far - 1].delta & 0xfff;
 
-		if (l->far != ++*nfars)
-			return false;
 		return !l->site || (back <= l->site && is_own(b, cold, l->site - back, 4) &&
 				    (l->site - back) % 8 <= 4);
 	}
