@@ -213,6 +213,15 @@ static int open_beneath(int dir, const char *path)
 	return fd < 0 ? -errno : fd;
 }
 
+/* Does @path go up anywhere? */
+static bool goes_up(const char *path)
+{
+	for (const char *at = path; (at = strstr(at, "..")); at += 2)
+		if ((at == path || at[-1] == '/') && (at[2] == '/' || !at[2]))
+			return true;
+	return false;
+}
+
 /* The rest of @path behind @folder, or NULL: it is not below it. */
 static const char *below(const char *path, const char *folder)
 {
@@ -253,7 +262,7 @@ static int by_path(const struct broker_policy *p, const char *path, struct place
 	for (unsigned i = 0; i < p->nlisted; i++) {
 		const struct listed *l = &p->listed[i];
 
-		if (strcmp(path, l->path) != 0 && !(l->is_tree && below(path, l->path)))
+		if (strcmp(path, l->path) != 0 && !(l->is_tree && below(path, l->path) && !goes_up(path)))
 			continue;
 		out->listed = l;
 		out->fd = AT_FDCWD;
@@ -471,24 +480,14 @@ static int do_unlink(struct broker_policy *p, const struct broker_request *rq, c
 	return r;
 }
 
-static int write_config(struct place *to, json_t *json)
+static int write_config(const struct folder *to, json_t *json)
 {
-	_cleanup_free_ char *text = json_dumps(json, JSON_INDENT(2));
-	const char tmp[] = CONFIG ".broker";
-	_cleanup_close_ int fd =
-		openat(to->fd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	size_t len = text ? strlen(text) : 0, done = 0;
+	_cleanup_free_ char *text = json_dumps(json, JSON_INDENT(2)), *path = NULL;
+	struct error err;
 
-	if (!text || fd < 0)
-		return text ? -errno : -ENOMEM;
-	while (done < len) {
-		ssize_t n = write(fd, text + done, len - done);
-
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		done += n > 0 ? (size_t)n : 0;
-	}
-	return fsync(fd) < 0 || renameat(to->fd, tmp, to->fd, CONFIG) < 0 ? -errno : 0;
+	if (!text || asprintf(&path, "%s/" CONFIG, to->path) < 0)
+		return -ENOMEM;
+	return paths_write_file(path, text, strlen(text), &err);
 }
 
 static json_t *read_config(const struct place *from)
@@ -514,14 +513,14 @@ static json_t *read_config(const struct place *from)
 }
 
 /* What the machine wrote under another name becomes its configuration: checked, and written anew from what was checked. */
-static int replace_config(struct broker_policy *p, const struct place *from, struct place *to)
+static int replace_config(struct broker_policy *p, const struct place *from, const struct place *to)
 {
 	bool is_copy = to->folder != &p->own;
 	json_t *json = read_config(from);
 	int r = json && broker_config_follows(p->config, json, to->folder->path, is_copy) ? 0 : -EACCES;
 
 	if (r == 0)
-		r = write_config(to, json);
+		r = write_config(to->folder, json);
 	if (r == 0)
 		(void)unlinkat(from->fd, from->name, 0);
 	if (r == 0 && !is_copy) {

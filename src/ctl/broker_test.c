@@ -18,7 +18,7 @@
 #include "ctl/confine.h"
 #include "ctl/paths.h"
 
-static char home[64], own[128], other[128], kernel[128], disk[128];
+static char home[64], own[128], other[128], kernel[128], disk[128], images[128];
 
 static void write_text(const char *path, const char *text)
 {
@@ -74,8 +74,11 @@ static int set_up(void **state)
 	snprintf(other, sizeof(other), "%s/vms/other", home);
 	snprintf(kernel, sizeof(kernel), "%s/kernel", home);
 	snprintf(disk, sizeof(disk), "%s/disk.raw", home);
+	snprintf(images, sizeof(images), "%s/images", home);
 	assert_int_equal(paths_make(own, &err), 0);
 	assert_int_equal(paths_make(other, &err), 0);
+	assert_int_equal(paths_make(images, &err), 0);
+	write_text(in(images, "base.raw"), "base");
 	write_text(kernel, "the kernel");
 	write_text(disk, "the disk");
 	write_text(in(other, "secret"), "secret");
@@ -84,6 +87,7 @@ static int set_up(void **state)
 	assert_int_equal(vmconfig_set(&s.c.name, "m", &err), 0);
 	assert_int_equal(vmconfig_set(&s.c.kernel, kernel, &err), 0);
 	assert_int_equal(vmconfig_add_disk(&s.c, disk, "raw", false, false, &err), 0);
+	assert_int_equal(vmconfig_allow_backing(&s.c, images, &err), 0);
 	assert_int_equal(vmconfig_save(&s.c, &err), 0);
 	assert_int_equal(broker_policy_create(&s.p, &s.c, &err), 0);
 	*state = &s;
@@ -210,6 +214,21 @@ static void test_files_of_the_configuration(void **state)
 	assert_string_equal(text, "the kernel");
 }
 
+static void test_folders_that_disks_may_stand_on(void **state)
+{
+	struct scene *s = *state;
+
+	assert_int_equal(OPEN(s, O_RDONLY, in(images, "base.raw")), 0);
+	assert_int_equal(OPEN(s, O_RDWR, in(images, "base.raw")), -EACCES);
+	assert_int_equal(OPEN(s, O_RDONLY, in(images, "none")), -ENOENT);
+	assert_int_equal(OPEN(s, O_RDONLY, in(images, "../vms/other/secret")), -EACCES);
+	assert_int_equal(OPEN(s, O_RDONLY, in(images, "../images/base.raw")), -EACCES);
+	assert_int_equal(LINK(s, in(images, "../vms/other/secret"), in(own, "stolen")), -EACCES);
+	assert_int_equal(ask(s, BROKER_STAT, 0, 0, in(images, ".."), NULL, -1, NULL), -EACCES);
+	assert_int_equal(ask(s, BROKER_REALPATH, 0, 0, in(images, "../vms/other/secret"), NULL, -1, NULL),
+			 -EACCES);
+}
+
 /* @edit: what a machine that was taken over would want its configuration to be. */
 static int save_changed(struct scene *s, void (*edit)(json_t *json))
 {
@@ -329,6 +348,30 @@ static void write_json(const char *path, json_t *json)
 
 	write_text(path, text);
 	free(text);
+}
+
+/* What the broker, or a command of the user's, writes its new configuration to first is no link to a file of others. */
+static void test_the_configuration_is_written_to_no_link(void **state)
+{
+	static const char *const names[] = { "machine.json.new", "machine.json.broker" };
+	struct scene *s = *state;
+	struct error err;
+	char text[32];
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		assert_int_equal(LINK(s, kernel, in(own, names[i])), 0);
+	json_t *json = vmconfig_to_json(&s->c);
+
+	write_json(in(own, "mine"), json);
+	json_decref(json);
+	assert_int_equal(RENAME(s, in(own, "mine"), in(own, "machine.json")), 0);
+	read_text(kernel, text, sizeof(text));
+	assert_string_equal(text, "the kernel");
+	(void)UNLINK(s, in(own, "machine.json.new"));
+	assert_int_equal(LINK(s, kernel, in(own, "machine.json.new")), 0);
+	assert_int_equal(vmconfig_save(&s->c, &err), 0);
+	read_text(kernel, text, sizeof(text));
+	assert_string_equal(text, "the kernel");
 }
 
 static void copy_config(json_t *json)
@@ -526,7 +569,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_by_a_folders_descriptor, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_no_way_out, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_files_of_the_configuration, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_folders_that_disks_may_stand_on, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_the_configuration, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_the_configuration_is_written_to_no_link,
+						set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_copies, set_up, tear_down),
 		cmocka_unit_test(test_messages),
 		cmocka_unit_test_setup_teardown(test_through_the_door, set_up, tear_down),

@@ -254,7 +254,9 @@ int paths_write_file(const char *path, const void *data, size_t len, struct erro
 
 	if (!tmp)
 		return -ENOMEM;
-	int fd = host.open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	/* What was left there may be a link to a file of others, which must not change. */
+	(void)host.unlinkat(AT_FDCWD, tmp, 0);
+	int fd = host.open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 
 	if (fd < 0)
 		return error_set(err, -errno, "cannot write %s: %s", tmp, strerror(errno));
