@@ -792,7 +792,8 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 		r = start_copy(&p, &err);
 	int status = r < 0 ? failed(&p, &err) : run(&p);
 
-	if (!p.m)
+	/* What its folder is to become is the first machine's to say, but for a broker of its own. */
+	if (!p.m && broker_door() >= 0)
 		give_back(&p);
 	destroy(&p);
 	_exit(status);

@@ -135,7 +135,6 @@ static int give_up(struct confine *c, struct error *err)
 /* What passes between them at the beginning. */
 struct word {
 	pid_t machine_pid;
-	int landlock_abi;
 	bool is_fine, has_namespaces;
 	struct error err;
 };
