@@ -374,8 +374,22 @@ static void judge(struct fixture *f, const struct kind *k, const char *folder)
 
 /* ---- killed ---- */
 
+/* Of one that was killed while it did without a layer, the top says whether it does. */
+static void find_layers(struct fixture *f)
+{
+	struct image_info i;
+
+	if (!model->ntops)
+		return;
+	must(image_info(testing_path(f, layer_name(model->ntops)), "qcow2", &i, &err));
+	for (unsigned k = model->ntops; k-- && strcmp(i.backing_path, layer_name(k)) != 0;)
+		model->is_gone[k] = true;
+	image_info_free(&i);
+}
+
 static void child(struct fixture *f, const struct kind *k)
 {
+	find_layers(f);
 	struct block_dev *b = open_top(f, "", false);
 
 	take_layer = 0;
