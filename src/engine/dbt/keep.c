@@ -35,7 +35,7 @@
 struct keep_ident {
 	uint8_t build[BUILD_ID_BYTES];
 	uint8_t has_bmi2, has_far_links, has_returns, is_counting, has_segments, has_dead_flags,
-		is_strict, is_amd;
+		is_strict, is_compared, is_amd;
 	uint32_t without, npages, vcpus, cpu_bytes, stubs_end;
 	uint32_t stubs[19 + 2 * DBT_TLB_MODES * 4];
 	uint64_t xcr0_mask;
@@ -90,6 +90,7 @@ static bool make_ident(const struct dbt_vm *vm, struct keep_ident *id)
 	id->has_segments = x->has_segments;
 	id->has_dead_flags = x->has_dead_flags;
 	id->is_strict = vm->cfg.is_strict;
+	id->is_compared = vm->cfg.check_every != 0;
 	id->is_amd = vm->model.is_amd;
 	id->without = vm->cfg.without;
 	id->npages = (uint32_t)(vm->ram->size_bytes >> GUEST_PAGE_SHIFT);

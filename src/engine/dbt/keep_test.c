@@ -324,6 +324,28 @@ static void test_of_something_else(void **state)
 	bytes_free(&kept);
 }
 
+/* Loops leave after each round where blocks are compared, and only there. */
+static void test_of_lockstep(void **state)
+{
+	static const struct engine_config ways[] = { { .is_strict = true },
+						     { .is_strict = true, .check_every = 1 } };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(ways); i++) {
+		struct bytes kept = { 0 };
+		struct world a, b;
+
+		open_world(&a, &ways[i]);
+		run(&a, 0, 50);
+		save(&a, &kept);
+		close_world(&a);
+		open_world(&b, &ways[!i]);
+		assert_int_equal(load(&b, &kept), -ESTALE);
+		assert_int_equal(b.x->table.nblocks, 0);
+		close_world(&b);
+		bytes_free(&kept);
+	}
+}
+
 static uint64_t next_random(uint64_t *s)
 {
 	*s ^= *s << 13;
@@ -380,6 +402,7 @@ int main(void)
 		cmocka_unit_test(test_changed_pages),
 		cmocka_unit_test(test_again),
 		cmocka_unit_test(test_of_something_else),
+		cmocka_unit_test(test_of_lockstep),
 		cmocka_unit_test(test_damaged),
 	};
 
