@@ -480,7 +480,8 @@ static bool is_good(const struct dbt_vm *vm, const struct keep_head *head, uint8
 		at += bytes;
 		nblocks += s->n;
 	}
-	if (at != len || nblocks != head->nblocks)
+	/* No more than the table of blocks has room for. */
+	if (at != len || nblocks != head->nblocks || nblocks > (1u << XLATE_HASH_BITS_MAX) / 4 * 3)
 		return false;
 	for (unsigned i = 0; i < head->nsegments; i++)
 		if (!are_blocks_good(vm, &all[i]))

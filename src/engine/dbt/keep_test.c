@@ -23,6 +23,7 @@ enum {
 	OUT = CODE + NPAGES * 4096, /* hlt */
 	SUB = OUT + 0x1000 - 2, /* a function whose second instruction goes on in the next page */
 	LOOP = OUT + 0x2000,
+	EACH = 11900, /* the smallest records that a segment has room for */
 };
 
 struct world {
@@ -353,6 +354,54 @@ static uint64_t next_random(uint64_t *s)
 	return *s ^= *s << 17;
 }
 
+/* More blocks than the table of blocks has room for: each is well-formed, and the smallest there can be. */
+static void test_too_many(void **state)
+{
+	enum {
+		NSEGMENTS = 48,
+		META = 8 + EACH * (unsigned)sizeof(struct xlate_block),
+		HOT = 8 * EACH
+	};
+	struct bytes kept = { 0 }, b = { 0 };
+	struct world a;
+
+	open_world(&a, &(struct engine_config){ 0 });
+	run(&a, 0, 50);
+	uint32_t key = xlate_block_key(xlate_cache_block(a.x, 0, 0));
+	save(&a, &kept);
+	xlate_flush(a.cpu->vm);
+	bytes_put(&b, kept.data, xlate_code_ident());
+	bytes_put_u32(&b, NSEGMENTS);
+	bytes_put_u32(&b, NSEGMENTS * EACH);
+	for (uint32_t i = 0; i < NSEGMENTS; i++) {
+		const uint32_t segment[6] = { i, EACH, HOT, 0, META, 0 };
+
+		bytes_put(&b, segment, sizeof(segment));
+	}
+	for (uint32_t i = 0; i < NSEGMENTS; i++) {
+		for (uint32_t k = 0; k < EACH; k++)
+			bytes_put_u32(&b, i * (uint32_t)XLATE_META_BYTES + 8 +
+						  k * (uint32_t)sizeof(struct xlate_block));
+		for (uint32_t k = 0; k < EACH + HOT / 4 + 2; k++)
+			bytes_put_u32(&b, 0); /* their cold parts, their code, the place of record 0 */
+		for (uint32_t k = 0; k < EACH; k++) {
+			const struct xlate_block block = { .tag = xlate_tag(2 * (i * EACH + k), key),
+							   .code = xlate_hot_at(i) + 8 * k,
+							   .entry = xlate_hot_at(i) + 8 * k,
+							   .code_len = 8,
+							   .guest_len = 1 };
+
+			bytes_put(&b, &block, sizeof(block));
+		}
+	}
+	assert_false(b.is_failed);
+	assert_int_equal(load(&a, &b), -EINVAL);
+	assert_int_equal(a.x->table.nblocks, 0);
+	close_world(&a);
+	bytes_free(&kept);
+	bytes_free(&b);
+}
+
 /* Whatever the bytes are, nothing is there afterwards, or all of it, and what is there can be dropped again. */
 static void test_damaged(void **state)
 {
@@ -403,6 +452,7 @@ int main(void)
 		cmocka_unit_test(test_again),
 		cmocka_unit_test(test_of_something_else),
 		cmocka_unit_test(test_of_lockstep),
+		cmocka_unit_test(test_too_many),
 		cmocka_unit_test(test_damaged),
 	};
 
