@@ -162,7 +162,7 @@ static int passed_fd(struct msghdr *msg)
 	return first;
 }
 
-/* One packet.  Its length and, of a message, @fd; -EAGAIN: none, -errno: the other side is gone. */
+/* One packet.  Its length, 0 if it was cut, and, of a message, @fd; -EAGAIN: none, -errno: the other side is gone. */
 static ssize_t receive(struct net_link *l, const struct net_link_rx *rx, int *fd)
 {
 	char control[CMSG_SPACE(sizeof(int))];
@@ -181,7 +181,7 @@ static ssize_t receive(struct net_link *l, const struct net_link_rx *rx, int *fd
 	if (n <= 0)
 		return n < 0 ? -errno : -EPIPE;
 	*fd = awaits_fd ? passed_fd(&msg) : -1;
-	return msg.msg_flags & MSG_TRUNC ? 1 : n; /* cut packets are none */
+	return msg.msg_flags & MSG_TRUNC ? 0 : n;
 }
 
 /* Messages, up to a frame: 1.  0: none now, -errno: the other side is gone. */

@@ -18,7 +18,7 @@
  *  1. The memory can't shrink or grow: it is sealed (fcntl(2), F_SEAL_SHRINK), and who joins checks that.
  *  2. Own positions live in private memory; what is shared of them is only told.
  *  3. Each word of the other side is read once, checked, and then that copy is used: a position that leaves the ring, or a length
- *     that leaves what was written, breaks the ring for good (-EPROTO).
+ *     that leaves what was written, is -EPROTO, and whoever gets that hangs up.
  *  4. A frame's bytes may change while they are looked at: they are copied before anything is decided by them.
  */
 #ifndef VIV_NET_RING_H

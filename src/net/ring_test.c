@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -12,11 +13,13 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include <cmocka.h>
 
 #include "base/host.h"
+#include "net/link.h"
 
 enum { BYTES = 4096, TAIL = 64, RING_1 = 128 };
 
@@ -337,6 +340,30 @@ static void test_fork(void **state)
 	assert_ptr_equal(find_mapping(), at);
 }
 
+/* A packet that is longer than any frame is neither a frame nor the message that its first byte would be. */
+static void test_cut_packet(void **state)
+{
+	static uint8_t packet[sizeof(struct net_offload) + NET_FRAME_MAX + 1] = { 'B' };
+	static uint8_t frame[NET_FRAME_MAX];
+	struct net_offload off;
+	struct net_link_rx rx = { &off, frame };
+	struct net_ring_frame f;
+	struct net_link l;
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), 0);
+	net_link_open(&l, fds[0], false);
+	for (size_t is_bell = 0; is_bell < 2; is_bell++) {
+		assert_int_equal(send(fds[1], packet, is_bell ? 1 : sizeof(packet), 0),
+				 is_bell ? 1 : sizeof(packet));
+		net_link_polled(&l, POLLIN);
+		assert_int_equal(net_link_next(&l, &rx, &f), 0);
+		assert_int_equal(l.is_asleep, !is_bell);
+	}
+	net_link_close(&l);
+	close(fds[1]);
+}
+
 /* Two threads; who may sleep does, until the other's bell. */
 enum { FRAMES = 20000 };
 
@@ -417,6 +444,7 @@ int main(void)
 		T(test_no_such_memory),
 		T(test_host_failures),
 		T(test_fork),
+		T(test_cut_packet),
 		T(test_two_threads),
 	};
 
