@@ -179,10 +179,12 @@ static int port_by_mac(const struct policy *policy, unsigned network, const uint
 	return -1;
 }
 
-static bool has_addr(const struct policy_port *q, const struct net_addr *a)
+static bool has_addr(struct fabric *f, unsigned port, const struct net_addr *a)
 {
+	const struct policy_port *q = &f->policy->ports[port];
+
 	return net_addr_is_equal(a, &q->v4) || net_addr_is_equal(a, &q->v6) ||
-	       net_addr_is_equal(a, &q->ll);
+	       net_addr_is_equal(a, &q->ll) || binding_has(f, port, a);
 }
 
 static bool is_nd(const struct packet *p)
@@ -196,10 +198,18 @@ static bool is_quarantined(const struct fabric *f, unsigned port)
 	return policy_is_cut_off(f->policy, port);
 }
 
-/* ARP and neighbor discovery are no flows: in their network they pass. */
+/* ARP and neighbor discovery are no flows. */
 static bool is_link_talk(const struct packet *p)
 {
 	return p->kind == PACKET_ARP || is_nd(p);
+}
+
+/* They pass between two of a network that may open something to each other, in either direction. */
+static bool may_talk(const struct input *in, unsigned to)
+{
+	const struct policy *p = in->f->policy;
+
+	return policy_may_see(p, (unsigned)in->port, to) || policy_may_see(p, to, (unsigned)in->port);
 }
 
 static void switch_one(struct input *in, unsigned to)
@@ -213,10 +223,12 @@ static void switch_one(struct input *in, unsigned to)
 		reason = FABRIC_QUARANTINE;
 	else if ((int)to == in->port)
 		reason = FABRIC_NOBODY; /* a switch sends nothing back to where it came from */
-	else if (in->p.kind != PACKET_ARP && !has_addr(q, &in->p.dst) && !q->may_spoof)
+	else if (in->p.kind != PACKET_ARP && !has_addr(f, to, &in->p.dst) && !q->may_spoof)
 		reason = FABRIC_NOBODY; /* invariant 5 */
 	else if (!is_link_talk(&in->p))
 		reason = fabric_check_flow(in, (int)to, &rule);
+	else if (!may_talk(in, to))
+		reason = FABRIC_RULE;
 	fabric_told(in, reason, rule);
 	if (reason == FABRIC_PASSED)
 		fabric_output(f, to, &in->off, in->p.data, in->p.len);
@@ -242,9 +254,7 @@ static bool may_hear(struct input *in, unsigned to)
 
 	if ((int)to == in->port || f->policy->ports[to].network != in->network || is_quarantined(f, to))
 		return false;
-	if (is_link_talk(p))
-		return true;
-	return fabric_may_hear(in, to);
+	return is_link_talk(p) ? may_talk(in, to) : fabric_may_hear(in, to);
 }
 
 static bool is_subnet_broadcast(const struct policy_network *n, const struct net_addr *a)
@@ -264,7 +274,7 @@ static uint32_t work_of(const struct input *in)
 
 	for (unsigned i = 0; i < policy->nports; i++)
 		listeners += policy->ports[i].network == in->network;
-	return listeners * (FABRIC_COPY_WORK + (is_link_talk(&in->p) ? 0 : policy->nrules));
+	return listeners * (FABRIC_COPY_WORK + (is_link_talk(&in->p) ? 2 : 1) * policy->nrules);
 }
 
 static bool may_flood(struct input *in)
@@ -390,7 +400,7 @@ static void route(struct input *in)
 		return;
 	}
 	const struct policy_network *n = input_network(in);
-	int to = policy_port_by_addr(f->policy, &p->dst);
+	int to = fabric_port_by_addr(f, &p->dst);
 	if (to >= 0)
 		route_to_port(in, (unsigned)to);
 	else if (n->has_uplink && net_addr_is_equal(&p->dst, &n->uplink_v4))
@@ -425,10 +435,12 @@ static bool untag(struct input *in, unsigned card, uint8_t **frame, size_t *len)
 }
 
 /* What is wrong with it before anybody asks where it goes. */
-static enum fabric_reason check_input(struct input *in, enum packet_error e)
+static enum fabric_reason check_input(struct input *in, enum packet_error e, bool is_of_network)
 {
 	if (is_quarantined(in->f, (unsigned)in->port))
 		return FABRIC_QUARANTINE;
+	if (!is_of_network)
+		return FABRIC_VLAN;
 	if (e != PACKET_FINE)
 		return e == PACKET_BAD_FRAGMENT ? FABRIC_FRAGMENT : FABRIC_MALFORMED;
 	if (in->p.vlan >= 0)
@@ -449,15 +461,13 @@ void fabric_input(struct fabric *f, unsigned card, const struct net_offload *off
 		.f = f, .port = (int)card, .network = f->policy->ports[card].network, .off = *off
 	};
 	size_t bytes = len;
-	bool has_tag = untag(&in, card, &frame, &len);
+	bool is_of_network = untag(&in, card, &frame, &len);
 	struct fabric_counts *count = &f->ports[in.port].counts.in;
 
 	count->frames++;
 	count->bytes += bytes;
 	enum packet_error e = packet_parse(&in.p, frame, len);
-	enum fabric_reason reason = check_input(&in, e);
-	if (!has_tag && reason != FABRIC_QUARANTINE)
-		reason = FABRIC_VLAN;
+	enum fabric_reason reason = check_input(&in, e, is_of_network);
 	if (reason != FABRIC_PASSED) {
 		fabric_told(&in, reason, -1);
 		return;
@@ -489,7 +499,7 @@ void fabric_uplink_input(struct fabric *f, unsigned network, const struct net_of
 		fabric_told(&in, e == PACKET_FINE ? FABRIC_ETHERTYPE : FABRIC_MALFORMED, -1);
 		return;
 	}
-	int to = policy_port_by_addr(f->policy, &in.p.dst);
+	int to = fabric_port_by_addr(f, &in.p.dst);
 	if (to < 0 || f->policy->ports[to].network != network)
 		fabric_told(&in, FABRIC_NOBODY, -1);
 	else

@@ -12,11 +12,13 @@
  * Invariants
  *  1. Every frame passes packet_parse() and, of a machine's, the guard, before anything is decided by it.
  *  2. A packet reaches a port only as part of a flow that policy_decide() allowed, in either direction, as an error message
- *     about such a flow, as a multicast that it allows to that port, or as ARP or neighbor discovery of the same network.
+ *     about such a flow, as a multicast that it allows to that port, or as ARP or neighbor discovery of the same network, if one of the
+ *     two may open anything to the other.
  *  3. When the policy changes, each flow is asked for again with its next packet.
  *  4. A frame is handed to the callback seen() exactly once, with what becomes of it, before it is changed.
  *  5. Unicast IP goes to the port that has the address, whatever MAC it was sent to.
- *  6. Memory does not grow with traffic: conntrack.h, FABRIC_FRAGMENTS a port, nothing else is kept.
+ *  6. Memory does not grow with traffic: conntrack.h, FABRIC_FRAGMENTS and FABRIC_BOUND a port, nothing else is kept.
+ *  7. An address is one machine's: the policy's, or one that its machine has announced first (binding.c), in its own network.
  *
  * Room that is left
  *  - A service at a segment, such as an internet that only seems to be one, is another uplink: all that leaves a network passes
@@ -33,8 +35,10 @@
 #include "net/packet.h"
 #include "net/policy.h"
 
-#define FABRIC_HEADROOM	   16	/* bytes before a frame that may be written */
-#define FABRIC_FRAGMENTS   32	/* packets in fragments that a port has under way */
+#define FABRIC_HEADROOM	 16 /* bytes before a frame that may be written */
+#define FABRIC_FRAGMENTS 32 /* packets in fragments that a port has under way */
+#define FABRIC_BOUND                                                                               \
+	16 /* IPv6 addresses that a machine has of its own making; the one longest not used makes room */
 #define FABRIC_FLOOD_PER_S 1000 /* frames to many that a port may send */
 /* ... and what they may cost, in rules that are looked at, a copy counted as so many: a tenth of a processor or so. */
 #define FABRIC_FLOOD_WORK_PER_S 50000000
@@ -133,6 +137,13 @@ void fabric_port_up(struct fabric *f, unsigned port);
 void fabric_send_udp(struct fabric *f, unsigned port, const struct net_addr *src,
 		     const struct net_addr *dst, uint16_t sport, uint16_t dport,
 		     const void *payload, size_t len);
+
+/** fabric_port_by_addr() - whose address (not a link-local one) it is: the policy's or one that was announced; -1: nobody's. */
+int fabric_port_by_addr(const struct fabric *f, const struct net_addr *a);
+/** fabric_bound() - IPv6 addresses of the machine's own making.  Returns how many. */
+unsigned fabric_bound(const struct fabric *f, unsigned port, struct net_addr out[FABRIC_BOUND]);
+/** fabric_addr6() - the IPv6 address by which others are told to find it: the policy's, unless only others were announced. */
+struct net_addr fabric_addr6(const struct fabric *f, unsigned port);
 
 const struct fabric_port_counts *fabric_port_counts(const struct fabric *f, unsigned port);
 /** fabric_rule_counts() - of the rule with index @rule of the current policy: packets it decided, either way. */

@@ -68,11 +68,12 @@ struct held_names {
 	uint32_t rule_id;
 };
 
-static bool has_held(void *ctx, uint32_t rule_id, const struct net_addr *a)
+static bool has_held(void *ctx, unsigned port, uint32_t rule_id, const struct net_addr *a)
 {
 	const struct held_names *h = ctx;
 
-	return rule_id == h->rule_id || (h->names->has && h->names->has(h->names->ctx, rule_id, a));
+	return rule_id == h->rule_id ||
+	       (h->names->has && h->names->has(h->names->ctx, port, rule_id, a));
 }
 
 static struct policy_verdict decide(struct fabric *f, const struct conn_key *k, int from, int to,

@@ -13,6 +13,12 @@ struct bucket { /* of tokens */
 	uint32_t tokens;
 };
 
+/* An IPv6 address that the machine has announced as its own. */
+struct bound {
+	struct net_addr addr;
+	uint64_t used; /* when, in the order of uses */
+};
+
 /* A packet in fragments, whose first one passed. */
 struct fragments {
 	struct net_addr src, dst;
@@ -29,6 +35,10 @@ struct fabric_port {
 	struct bucket flood, work, errors, outside;
 	struct fragments fragments[FABRIC_FRAGMENTS];
 	unsigned next_fragments;
+	struct bound bound[FABRIC_BOUND];
+	unsigned nbound;
+	uint64_t uses;
+	bool has_v6; /* it has announced the address that the policy has for it */
 	struct fabric_port_counts counts;
 };
 
@@ -75,6 +85,11 @@ void fabric_output(struct fabric *f, unsigned port, const struct net_offload *of
 enum fabric_reason fabric_check_flow(struct input *in, int to, int *rule);
 /** fabric_may_hear() - a packet for many, which opens no flow: may the machine at @to have it? */
 bool fabric_may_hear(const struct input *in, unsigned to);
+
+/** binding_claim() - the machine at @port announces @a as its own.  False: that can't be; true: it is. */
+bool binding_claim(struct fabric *f, unsigned port, const struct net_addr *a);
+/** binding_has() - @a is bound to @port, and is in use. */
+bool binding_has(struct fabric *f, unsigned port, const struct net_addr *a);
 
 /** guard_check() - is the sender who it says? FABRIC_PASSED, or why not. */
 enum fabric_reason guard_check(const struct input *in);

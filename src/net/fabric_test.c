@@ -191,6 +191,54 @@ static void test_arp(void **state)
 	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ARP);
 }
 
+static void deny_first(const char *ends, const char *what)
+{
+	struct policy *p = policy_copy(lab.policy);
+	struct policy_rule r;
+	struct error err;
+
+	assert_int_equal(policy_parse_rule(p, ends, what, &r, &err), 0);
+	assert_int_equal(policy_add_rule(p, 0, &r, &err), 0);
+	assert_int_equal(fabric_set_policy(lab.f, p), 0);
+	lab.policy = fabric_policy(lab.f);
+}
+
+/* Neighbors that may open nothing to each other do not talk about addresses either. */
+static void test_denied_neighbors(void **state)
+{
+	struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, false),
+			  e6 = lab_ends(lab.policy, SUS, EVIL, true);
+	struct frame one, many, nd;
+
+	frame_arp(&one, &e, 1);
+	memset(e.dst_mac, 255, 6);
+	frame_arp(&many, &e, 1);
+	frame_nd(&nd, &e6, ICMP6_NS, &e6.dst, e6.src_mac);
+	deny_first("mal.sus -> mal.evil", NULL);
+	for (unsigned both = 0; both < 2; both++) {
+		deny_first("mal.evil -> mal.sus", both ? NULL : "tcp/1-65535");
+		assert_int_equal(lab_send(&lab, SUS, &one), both ? FABRIC_RULE : FABRIC_PASSED);
+		assert_int_equal(lab_send(&lab, SUS, &nd), both ? FABRIC_RULE : FABRIC_PASSED);
+		assert_int_equal(lab_send(&lab, SUS, &many), FABRIC_PASSED);
+		assert_int_equal(lab_got(&lab, EVIL) == NULL, both);
+		assert_non_null(lab_got(&lab, FW_MAL));
+	}
+}
+
+/* Duplicate address detection of @a, by the machine at @port. */
+static enum fabric_reason claim(unsigned port, const struct net_addr *a)
+{
+	struct frame_ends e = { .src = frame_addr("::"),
+				.dst = frame_addr("ff02::1:ff00:0"),
+				.dst_mac = { 0x33, 0x33, 0xff, a->b[13], a->b[14], a->b[15] } };
+	struct frame f;
+
+	memcpy(e.src_mac, lab.policy->ports[port].mac, 6);
+	memcpy(e.dst.b + 13, a->b + 13, 3);
+	frame_nd(&f, &e, ICMP6_NS, a, NULL);
+	return lab_send(&lab, port, &f);
+}
+
 static void test_nd(void **state)
 {
 	const struct policy_port *q = &lab.policy->ports[SUS], *other = &lab.policy->ports[EVIL];
@@ -229,15 +277,80 @@ static void test_nd(void **state)
 	frame_nd(&f, &e, ICMP6_NS, &lab.policy->ports[OPS].v6, lab.policy->ports[DB].mac);
 	assert_int_equal(lab_send(&lab, DB, &f), FABRIC_NOBODY);
 	assert_int_equal(lab.nsent, 0);
-	e = (struct frame_ends){ .dst = frame_addr("ff02::1:ff00:1"),
-				 .dst_mac = { 0x33, 0x33, 0xff, 0, 0, 1 } };
-	memcpy(e.src_mac, q->mac, 6);
-	/* Duplicate address detection: the own address, no other. */
-	e.src = frame_addr("::");
-	frame_nd(&f, &e, ICMP6_NS, &q->v6, NULL);
+	/* Duplicate address detection: the own address, not another's. */
+	assert_int_equal(claim(SUS, &q->v6), FABRIC_PASSED);
+	assert_int_equal(claim(SUS, &other->v6), FABRIC_SPOOFED_ND);
+}
+
+/* Addresses of the guest's own making. */
+static void test_announced(void **state)
+{
+	const struct policy_network *n = &lab.policy->networks[MAL];
+	struct net_addr made = n->v6.addr, local = frame_addr("fe80::7777"), bound[FABRIC_BOUND], a;
+	struct frame_ends e = lab_ends(lab.policy, SUS, EVIL, true);
+	struct frame f;
+
+	made.b[15] = 0x77;
+	e.src = made;
+	frame_tcp(&f, &e, 1, 2, PACKET_SYN);
+	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_IP);
+	assert_int_equal(fabric_port_by_addr(lab.f, &made), -1);
+	a = fabric_addr6(lab.f, SUS);
+	assert_memory_equal(&a, &lab.policy->ports[SUS].v6, sizeof(a));
+
+	assert_int_equal(claim(SUS, &made), FABRIC_PASSED);
+	assert_int_equal(claim(SUS, &local), FABRIC_PASSED);
+	assert_int_equal(fabric_bound(lab.f, SUS, bound), 2);
+	assert_int_equal(fabric_port_by_addr(lab.f, &made), SUS);
+	assert_int_equal(fabric_port_by_addr(lab.f, &local), -1); /* it means nothing outside of its network */
+	a = fabric_addr6(lab.f, SUS);
+	assert_memory_equal(&a, &made, sizeof(a));
 	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
-	frame_nd(&f, &e, ICMP6_NS, &other->v6, NULL);
+	e = lab_ends(lab.policy, EVIL, SUS, true);
+	e.dst = made;
+	frame_tcp(&f, &e, 2, 1, PACKET_SYN | PACKET_ACK);
+	assert_int_equal(lab_send(&lab, EVIL, &f), FABRIC_PASSED);
+	assert_non_null(lab_got(&lab, SUS));
+
+	/* Who came first has it; a link-local one may be had once in each network. */
+	assert_int_equal(claim(EVIL, &made), FABRIC_SPOOFED_ND);
+	assert_int_equal(claim(EVIL, &local), FABRIC_SPOOFED_ND);
+	assert_int_equal(claim(WEB_APP, &local), FABRIC_PASSED);
+	/* Of the gateway, the way out, any router, another network or nowhere: nobody's to have. */
+	struct net_addr outside = net_prefix_host(&n->v6, 2), any_router = n->v6.addr,
+			app = lab.policy->networks[APP].v6.addr, world = frame_addr("2606:4700::9");
+	app.b[15] = 0x77;
+	assert_int_equal(claim(SUS, &n->gateway_ll), FABRIC_SPOOFED_ND);
+	assert_int_equal(claim(SUS, &n->gateway_v6), FABRIC_SPOOFED_ND);
+	assert_int_equal(claim(SUS, &outside), FABRIC_SPOOFED_ND);
+	assert_int_equal(claim(SUS, &any_router), FABRIC_SPOOFED_ND);
+	assert_int_equal(claim(SUS, &app), FABRIC_SPOOFED_ND);
+	assert_int_equal(claim(SUS, &world), FABRIC_SPOOFED_ND);
+	/* Asked to one machine only, it is no announcement. */
+	a = made;
+	a.b[15] = 0x78;
+	e = lab_ends(lab.policy, SUS, EVIL, true);
+	e.src = frame_addr("::");
+	frame_nd(&f, &e, ICMP6_NS, &a, NULL);
 	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_ND);
+
+	/* So many, then the one that was longest not used makes room. */
+	for (unsigned i = 0; i < FABRIC_BOUND - 1; i++) {
+		a.b[15] = (uint8_t)(0x80 + i);
+		assert_int_equal(claim(SUS, &a), FABRIC_PASSED);
+		assert_int_equal(fabric_port_by_addr(lab.f, &made), SUS);
+		e = lab_ends(lab.policy, SUS, EVIL, true);
+		e.src = made;
+		frame_echo(&f, &e, false, 1);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_PASSED);
+	}
+	assert_int_equal(fabric_bound(lab.f, SUS, bound), FABRIC_BOUND);
+	assert_int_equal(claim(EVIL, &local), FABRIC_PASSED);
+
+	/* Once the policy's own was announced, others are told that one. */
+	assert_int_equal(claim(SUS, &lab.policy->ports[SUS].v6), FABRIC_PASSED);
+	a = fabric_addr6(lab.f, SUS);
+	assert_memory_equal(&a, &lab.policy->ports[SUS].v6, sizeof(a));
 }
 
 static void test_dhcp(void **state)
@@ -758,9 +871,9 @@ static void test_flood_in_a_large_network(void **state)
 	}
 	struct lab_fixture l;
 	lab_set_up_with(&l, p);
-	const unsigned arps = FABRIC_FLOOD_WORK_PER_S / (MACHINES * FABRIC_COPY_WORK),
+	const unsigned arps = FABRIC_FLOOD_WORK_PER_S / (MACHINES * (FABRIC_COPY_WORK + 2 * RULES)),
 		       others = FABRIC_FLOOD_WORK_PER_S / (MACHINES * (FABRIC_COPY_WORK + RULES));
-	assert_true(others < arps && arps < FABRIC_FLOOD_PER_S);
+	assert_true(arps < others && others < FABRIC_FLOOD_PER_S);
 	assert_int_equal(flood_for_all(&l, 0, 900, true), arps);
 	assert_int_equal(flood_for_all(&l, 1, 900, false), others);
 	/* Each has its own share, and a second later again. */
@@ -835,6 +948,8 @@ int main(void)
 		T(test_gateway),
 		T(test_arp),
 		T(test_nd),
+		T(test_announced),
+		T(test_denied_neighbors),
 		T(test_dhcp),
 		T(test_spoofed),
 		T(test_vlan),

@@ -125,11 +125,12 @@ static void on_seen(void *ctx, int port, unsigned network, const struct fabric_v
 	l->nseen++;
 }
 
-static bool has_learnt(void *ctx, uint32_t rule_id, const struct net_addr *a)
+static bool has_learnt(void *ctx, unsigned port, uint32_t rule_id, const struct net_addr *a)
 {
 	struct net_addr known = frame_addr(LAB_LEARNT);
 
 	(void)ctx;
+	(void)port;
 	(void)rule_id;
 	return net_addr_is_equal(a, &known);
 }

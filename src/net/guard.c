@@ -6,10 +6,12 @@
 
 enum { DHCP_SERVER = 67, DHCP_CLIENT = 68, DHCP6_SERVER = 547, DHCP6_CLIENT = 546 };
 
-static bool is_own(const struct policy_port *q, const struct net_addr *a)
+static bool is_own(const struct input *in, const struct net_addr *a)
 {
+	const struct policy_port *q = &in->f->policy->ports[in->port];
+
 	return net_addr_is_equal(a, &q->v4) || net_addr_is_equal(a, &q->v6) ||
-	       net_addr_is_equal(a, &q->ll);
+	       net_addr_is_equal(a, &q->ll) || binding_has(in->f, (unsigned)in->port, a);
 }
 
 static enum fabric_reason check_arp(const struct packet *p, const struct policy_port *q)
@@ -23,22 +25,33 @@ static enum fabric_reason check_arp(const struct packet *p, const struct policy_
 	return FABRIC_PASSED;
 }
 
-static enum fabric_reason check_nd(const struct packet *p, const struct policy_port *q)
+/* Whether others have the address that is asked about (RFC 4861, 4.3 and 7.1.1: from nobody, to who listens for it). */
+static bool is_claim(const struct packet *p)
 {
+	struct net_addr group = { { 0xff, 2, [11] = 1, [12] = 0xff } };
+
+	memcpy(group.b + 13, p->nd_target.b + 13, 3);
+	return !p->has_nd_lladdr && p->dst_mac[0] & 1 && net_addr_is_equal(&p->dst, &group);
+}
+
+static enum fabric_reason check_nd(const struct input *in)
+{
+	const struct packet *p = &in->p;
 	bool is_unspecified = net_addr_is_any(&p->src);
 
-	if (p->has_nd_lladdr && memcmp(p->nd_lladdr, q->mac, 6) != 0)
+	if (p->has_nd_lladdr && memcmp(p->nd_lladdr, in->f->policy->ports[in->port].mac, 6) != 0)
 		return FABRIC_SPOOFED_ND;
 	switch (p->icmp_type) {
 	case ICMP6_RS:
 		return is_unspecified && p->has_nd_lladdr ? FABRIC_SPOOFED_ND : FABRIC_PASSED;
 	case ICMP6_NS:
-		/* Duplicate address detection (RFC 4862, 5.4.2) announces an address: only the own. */
-		return is_unspecified && (p->has_nd_lladdr || !is_own(q, &p->nd_target))
+		/* Duplicate address detection (RFC 4862, 5.4.2) announces an address: its own, or one that is free. */
+		return is_unspecified && (!is_claim(p) ||
+					  !binding_claim(in->f, (unsigned)in->port, &p->nd_target))
 			       ? FABRIC_SPOOFED_ND
 			       : FABRIC_PASSED;
 	case ICMP6_NA:
-		return is_own(q, &p->nd_target) ? FABRIC_PASSED : FABRIC_SPOOFED_ND;
+		return is_own(in, &p->nd_target) ? FABRIC_PASSED : FABRIC_SPOOFED_ND;
 	}
 	return FABRIC_SPOOFED_ND; /* router advertisements and redirects are the gateway's */
 }
@@ -80,11 +93,11 @@ enum fabric_reason guard_check(const struct input *in)
 		return FABRIC_SPOOFED_MAC;
 	if (p->kind == PACKET_ARP)
 		return check_arp(p, q);
-	if (!is_own(q, &p->src) && !(net_addr_is_any(&p->src) && may_be_unspecified(p)))
+	if (!is_own(in, &p->src) && !(net_addr_is_any(&p->src) && may_be_unspecified(p)))
 		return FABRIC_SPOOFED_IP;
 	/* Redirects and router advertisements of ICMP (RFC 792, RFC 1256). */
 	if (p->kind == PACKET_IPV4 && p->has_l4 && p->proto == IP_ICMP &&
 	    (p->icmp_type == 5 || p->icmp_type == 9))
 		return FABRIC_SPOOFED_ND;
-	return is_nd(p) ? check_nd(p, q) : check_dhcp(p, q);
+	return is_nd(p) ? check_nd(in) : check_dhcp(p, q);
 }

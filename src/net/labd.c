@@ -72,6 +72,13 @@ static void on_dns(void *ctx, unsigned port, const struct packet *p, const uint8
 	resolver_ask(d->resolver, fabric_policy(d->f), port, p, payload, len);
 }
 
+static struct net_addr on_addr6(void *ctx, unsigned port)
+{
+	const struct labd *d = ctx;
+
+	return fabric_addr6(d->f, port);
+}
+
 static void on_dns_reply(void *ctx, unsigned port, const struct net_addr *src, const struct net_addr *dst,
 			 uint16_t sport, uint16_t dport, const void *payload, size_t len)
 {
@@ -413,7 +420,7 @@ static int create_fabric(struct labd *d, const struct labd_config *cfg, struct e
 {
 	struct sockaddr_storage upstream;
 	bool has_upstream = resolver_host_upstream(cfg->resolv_conf, &upstream) == 0;
-	struct resolver_ops rops = { on_dns_reply, on_now, d };
+	struct resolver_ops rops = { on_dns_reply, on_now, on_addr6, d };
 	struct fabric_ops ops = { .send = on_send,
 				  .uplink = labd_to_uplink,
 				  .dns = on_dns,

@@ -347,6 +347,17 @@ static json_t *counts_json(const struct fabric_counts *c)
 			 (json_int_t)c->bytes, "flows", (json_int_t)c->flows);
 }
 
+static json_t *bound_json(const struct fabric *f, unsigned port)
+{
+	struct net_addr bound[FABRIC_BOUND];
+	char text[NET_ADDR_TEXT];
+	json_t *list = json_array();
+
+	for (unsigned i = 0, n = fabric_bound(f, port, bound); i < n; i++)
+		json_array_append_new(list, json_string(net_addr_format(&bound[i], text)));
+	return list;
+}
+
 static json_t *card_json(const struct labd *d, unsigned i)
 {
 	const struct policy *p = fabric_policy(d->f);
@@ -360,12 +371,13 @@ static json_t *card_json(const struct labd *d, unsigned i)
 			json_object_set_new(denied, fabric_reason_names[r],
 					    json_integer((json_int_t)c->reasons[r]));
 	return json_pack(
-		"{s:s, s:b, s:s, s:s, s:s, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o, s:o}",
+		"{s:s, s:b, s:s, s:s, s:s, s:o, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o, s:o}",
 		"card", policy_port_label(p, i, label, sizeof(label)), "copy",
 		p->machines[q->machine].is_copy, "mac", format_mac(q->mac, mac), "address",
-		net_addr_format(&q->v4, v4), "address6", net_addr_format(&q->v6, v6), "up",
-		labd_has_machine(labd_card(d, i)), "quarantine", p->machines[q->machine].is_quarantined,
-		"faults", faults_format(&labd_card(d, i)->in.faults, text, sizeof(text)), "in",
+		net_addr_format(&q->v4, v4), "address6", net_addr_format(&q->v6, v6), "announced",
+		bound_json(d->f, i), "up", labd_has_machine(labd_card(d, i)), "quarantine",
+		p->machines[q->machine].is_quarantined, "faults",
+		faults_format(&labd_card(d, i)->in.faults, text, sizeof(text)), "in",
 		counts_json(&c->in), "out", counts_json(&c->out), "flows",
 		(json_int_t)fabric_flows(d->f, i), "dropped", (json_int_t)d->ports[i].dropped,
 		"lost", (json_int_t)d->ports[i].lost, "denied", denied, "vlan",

@@ -110,7 +110,7 @@ static bool is_of_network(void *ctx, const struct net_addr *a)
 	const struct lab_tap *t = ctx;
 	const struct policy *p = fabric_policy(t->d->f);
 	const struct policy_network *n = &p->networks[t->network];
-	int port = policy_port_by_addr(p, a);
+	int port = fabric_port_by_addr(t->d->f, a);
 
 	return net_addr_is_equal(a, &n->gateway_v4) || net_addr_is_equal(a, &n->gateway_v6) ||
 	       (port >= 0 && p->ports[port].network == t->network);
@@ -166,13 +166,13 @@ int labd_add_forward(struct labd *d, const struct policy_forward *w, struct erro
 
 /* ---- out ---- */
 
-static int port_of_source(const struct policy *p, const uint8_t *frame, size_t len)
+static int port_of_source(const struct fabric *f, const uint8_t *frame, size_t len)
 {
 	struct packet pkt;
 
 	if (packet_parse(&pkt, (uint8_t *)(uintptr_t)frame, len) != PACKET_FINE)
 		return -1;
-	return policy_port_by_addr(p, &pkt.src);
+	return fabric_port_by_addr(f, &pkt.src);
 }
 
 /* The sender is the port's own address, by the guard; of one that may spoof, the address of somebody's. */
@@ -180,7 +180,7 @@ void labd_to_uplink(void *ctx, unsigned network, const struct net_offload *off, 
 {
 	struct labd *d = ctx;
 	const struct policy *p = fabric_policy(d->f);
-	int port = port_of_source(p, frame, len);
+	int port = port_of_source(d->f, frame, len);
 
 	labd_captured(d, true, POLICY_OUTSIDE, network, frame, len);
 	if (d->taps[network].uplink) {

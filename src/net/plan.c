@@ -13,9 +13,10 @@ static const char *const proto_names[PLAN_PROTOS] = { "tcp", "udp", "icmp", "oth
 
 /* ---- what is open ---- */
 
-static bool has_none(void *ctx, uint32_t rule_id, const struct net_addr *a)
+static bool has_none(void *ctx, unsigned port, uint32_t rule_id, const struct net_addr *a)
 {
 	(void)ctx;
+	(void)port;
 	(void)rule_id;
 	(void)a;
 	return false;

@@ -504,7 +504,7 @@ static bool rule_matches(const struct policy *p, const struct policy_rule *r,
 	if (f->to != POLICY_OUTSIDE)
 		return policy_rule_end_has(p, &r->to, (unsigned)f->to);
 	return r->to.kind == POLICY_END_INTERNET &&
-	       (!r->nnames || !names || names->has(names->ctx, r->id, &f->dst));
+	       (!r->nnames || !names || names->has(names->ctx, (unsigned)f->from, r->id, &f->dst));
 }
 
 static bool is_forwarded(const struct policy *p, const struct policy_flow *f)

@@ -227,9 +227,9 @@ struct policy_verdict {
 	int rule; /* index; -1: none */
 };
 
-/* Addresses that a rule's names were answered with; who asks knows where they are kept. */
+/* Addresses that a rule's names were answered with, to the machine at @port; who asks knows where they are kept. */
 struct policy_names {
-	bool (*has)(void *ctx, uint32_t rule_id, const struct net_addr *a);
+	bool (*has)(void *ctx, unsigned port, uint32_t rule_id, const struct net_addr *a);
 	void *ctx;
 };
 

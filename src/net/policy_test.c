@@ -200,10 +200,11 @@ static void test_decisions(void **state)
 	policy_free(p);
 }
 
-static bool is_learnt(void *ctx, uint32_t rule, const struct net_addr *a)
+static bool is_learnt(void *ctx, unsigned port, uint32_t rule, const struct net_addr *a)
 {
 	struct net_addr known = frame_addr("93.184.216.34");
 
+	assert_int_equal(port, WEB_DMZ);
 	return rule == *(uint32_t *)ctx && net_addr_is_equal(a, &known);
 }
 

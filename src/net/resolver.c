@@ -15,7 +15,7 @@
 
 enum {
 	HEADER = 12,
-	SETS = 256,
+	SETS = 32, /* for each port */
 	WAYS = 8,
 	PENDING_MS = 5000,
 	TTL_LAB_S = 60,
@@ -46,7 +46,7 @@ struct resolver {
 	struct sockaddr_storage upstream;
 	bool has_upstream;
 	struct pending pending[RESOLVER_PENDING];
-	struct learnt learnt[SETS][WAYS];
+	struct learnt learnt[POLICY_PORTS_MAX][SETS][WAYS];
 };
 
 /* ---- messages ---- */
@@ -154,15 +154,16 @@ static size_t make_header(uint8_t *out, const uint8_t *query, const struct dns_q
 
 /* ---- what was learnt ---- */
 
-static struct learnt *set_of(struct resolver *r, uint32_t rule_id, const struct net_addr *a)
+static struct learnt *set_of(struct resolver *r, unsigned port, uint32_t rule_id,
+			     const struct net_addr *a)
 {
-	return r->learnt[XXH64(a->b, 16, rule_id) % SETS];
+	return r->learnt[port][XXH64(a->b, 16, rule_id) % SETS];
 }
 
-static bool has_learnt(void *ctx, uint32_t rule_id, const struct net_addr *a)
+static bool has_learnt(void *ctx, unsigned port, uint32_t rule_id, const struct net_addr *a)
 {
 	struct resolver *r = ctx;
-	struct learnt *set = set_of(r, rule_id, a);
+	struct learnt *set = set_of(r, port, rule_id, a);
 	int64_t now_ms = r->ops.now_ms(r->ops.ctx);
 
 	for (unsigned i = 0; i < WAYS; i++)
@@ -180,13 +181,14 @@ struct policy_names resolver_names(struct resolver *r)
 struct learning {
 	struct resolver *r;
 	const struct policy *policy;
+	unsigned port;
 	uint32_t rule_id;
 };
 
 static void learn(void *arg, const struct net_addr *a, uint32_t ttl_s)
 {
 	struct learning *l = arg;
-	struct learnt *set = set_of(l->r, l->rule_id, a), *at = set;
+	struct learnt *set = set_of(l->r, l->port, l->rule_id, a), *at = set;
 	int64_t now_ms = l->r->ops.now_ms(l->r->ops.ctx);
 
 	/* An answer must not lead into the lab or the host (rebinding): policy_decide() refuses, and here is no room for it. */
@@ -212,7 +214,7 @@ static void learn_answer(struct resolver *r, const struct policy *policy, const 
 
 	for (unsigned i = 0; i < policy->nrules; i++) {
 		const struct policy_rule *rule = &policy->rules[i];
-		struct learning l = { r, policy, rule->id };
+		struct learning l = { r, policy, p->port, rule->id };
 		if (!rule->nnames ||
 		    (rule->from.network >= 0 && (unsigned)rule->from.network != q->network) ||
 		    (rule->from.machine >= 0 && (unsigned)rule->from.machine != q->machine) ||
@@ -258,15 +260,15 @@ static int find_machine(const struct policy *policy, unsigned from, const char *
 	return best;
 }
 
-static size_t answer_machine(const struct policy *policy, int port, const uint8_t *query,
-			     const struct dns_question *q, uint8_t *out)
+static size_t answer_machine(const struct resolver *r, const struct policy *policy, int port,
+			     const uint8_t *query, const struct dns_question *q, uint8_t *out)
 {
 	size_t at = make_header(out, query, q, port < 0 ? RCODE_NXDOMAIN : 0);
 	bool is_v4 = q->type == DNS_A;
 
 	if (port < 0 || (!is_v4 && q->type != DNS_AAAA))
 		return at;
-	const struct policy_port *p = &policy->ports[port];
+	struct net_addr v6 = r->ops.addr6(r->ops.ctx, (unsigned)port);
 	size_t size = is_v4 ? 4 : 16;
 	net_put16(out + 6, 1);
 	net_put16(out + at, 0xc000 | HEADER);
@@ -274,7 +276,7 @@ static size_t answer_machine(const struct policy *policy, int port, const uint8_
 	net_put16(out + at + 4, 1);
 	net_put32(out + at + 6, TTL_LAB_S);
 	net_put16(out + at + 10, (unsigned)size);
-	memcpy(out + at + 12, is_v4 ? p->v4.b + 12 : p->v6.b, size);
+	memcpy(out + at + 12, is_v4 ? policy->ports[port].v4.b + 12 : v6.b, size);
 	return at + 12 + size;
 }
 
@@ -357,7 +359,7 @@ void resolver_ask(struct resolver *r, const struct policy *policy, unsigned port
 	}
 	int machine = find_machine(policy, port, q.name);
 	if (machine != -1) {
-		reply(r, port, p, out, answer_machine(policy, machine, payload, &q, out));
+		reply(r, port, p, out, answer_machine(r, policy, machine, payload, &q, out));
 		return;
 	}
 	if (!policy_may_ask(policy, port, q.name)) {

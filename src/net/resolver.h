@@ -9,7 +9,7 @@
  * with names lets only A and AAAA be asked for.
  *
  * Untrusted are the questions and the answers.  Bounds: RESOLVER_PENDING questions under way, RESOLVER_PER_PORT for one
- * port, each on a socket of its own; 2048 addresses.  UDP only.
+ * port, each on a socket of its own; 256 addresses for one port, which nobody else's questions push out.  UDP only.
  */
 #ifndef VIV_NET_RESOLVER_H
 #define VIV_NET_RESOLVER_H
@@ -49,6 +49,8 @@ struct resolver_ops {
 	void (*reply)(void *ctx, unsigned port, const struct net_addr *src, const struct net_addr *dst,
 		      uint16_t sport, uint16_t dport, const void *payload, size_t len);
 	int64_t (*now_ms)(void *ctx);
+	/* As fabric_addr6(). */
+	struct net_addr (*addr6)(void *ctx, unsigned port);
 	void *ctx;
 };
 

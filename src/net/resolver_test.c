@@ -39,12 +39,17 @@ static int64_t on_now(void *ctx)
 	return now_ms;
 }
 
+static struct net_addr on_addr6(void *ctx, unsigned port)
+{
+	return port == EVIL ? frame_addr("fd00::77") : policy->ports[port].v6;
+}
+
 static int set_up(void **state)
 {
 	struct sockaddr_storage at = { 0 };
 	struct sockaddr_in *v4 = (void *)&at;
 	socklen_t len = sizeof(*v4);
-	struct resolver_ops ops = { on_reply, on_now, NULL };
+	struct resolver_ops ops = { on_reply, on_now, on_addr6, NULL };
 
 	server = socket(AF_INET, SOCK_DGRAM, 0);
 	v4->sin_family = AF_INET;
@@ -121,6 +126,9 @@ static void test_machines(void **state)
 	assert_answer(&policy->ports[DB].v4);
 	ask(WEB_APP, "DB.app.lab", DNS_AAAA);
 	assert_answer(&policy->ports[DB].v6);
+	struct net_addr made = frame_addr("fd00::77");
+	ask(SUS, "evil", DNS_AAAA); /* the one that its guest has made */
+	assert_answer(&made);
 	/* The card in the own network first. */
 	ask(DB, "web.lab", DNS_A);
 	assert_answer(&policy->ports[WEB_APP].v4);
@@ -181,7 +189,7 @@ static void answer(uint16_t wrong, const char *ip)
 	resolver_polled(r, policy, pfds, n);
 }
 
-static bool knows(const char *ip)
+static bool knows_at(unsigned port, const char *ip)
 {
 	struct policy_names names = resolver_names(r);
 	struct net_addr a = frame_addr(ip);
@@ -190,7 +198,12 @@ static bool knows(const char *ip)
 	for (unsigned i = 0; i < policy->nrules; i++)
 		if (policy->rules[i].nnames)
 			id = policy->rules[i].id;
-	return names.has(names.ctx, id, &a);
+	return names.has(names.ctx, port, id, &a);
+}
+
+static bool knows(const char *ip)
+{
+	return knows_at(WEB_DMZ, ip);
 }
 
 static void test_learns(void **state)
@@ -215,6 +228,25 @@ static void test_learns(void **state)
 	answer(1, "93.184.216.36");
 	assert_int_equal(got.n, 0);
 	assert_false(knows("93.184.216.36"));
+}
+
+/* What one machine has asked for opens nothing to another, and pushes out nothing of its own. */
+static void test_learns_for_one(void **state)
+{
+	char ip[INET_ADDRSTRLEN];
+
+	ask(WEB_DMZ, "updates.example.org", DNS_A);
+	answer(0, "93.184.216.34");
+	for (unsigned i = 0; i < 1000; i++) {
+		now_ms++; /* later answers expire later */
+		snprintf(ip, sizeof(ip), "93.184.%u.%u", i / 250, i % 250);
+		ask(OPS, "updates.example.org", DNS_A);
+		answer(0, ip);
+	}
+	assert_true(knows_at(OPS, "93.184.3.249"));
+	assert_false(knows("93.184.3.249"));
+	assert_true(knows("93.184.216.34"));
+	assert_false(knows_at(OPS, "93.184.216.34"));
 }
 
 static void test_bounds(void **state)
@@ -269,8 +301,9 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_machines), T(test_refused),	T(test_learns),
-		T(test_bounds),	  T(test_bad_messages), T(test_host_upstream),
+		T(test_machines),	T(test_refused), T(test_learns),
+		T(test_learns_for_one), T(test_bounds),	 T(test_bad_messages),
+		T(test_host_upstream),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
