@@ -17,6 +17,7 @@ image="mmdebstrap e2fsprogs cpio debian-archive-keyring seabios"
 # Firmware and boot loaders that the end-to-end tests start.
 boot="ovmf grub-common grub-pc-bin grub-efi-amd64-bin mtools memtest86+ u-boot-qemu"
 test="$build $image $boot clang clang-format libclang-rt-dev python3 python3-pytest python3-pexpect"
+test="$test python3-pytest-xdist" # as many files of tests at a time as there are CPUs
 test="$test qemu-utils" # the other opinion on qcow2
 test="$test bash zsh fish man-db groff mandoc" # completion in real shells; readers of the manual pages
 test="$test systemd" # reads the units of viv service

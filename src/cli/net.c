@@ -264,7 +264,10 @@ static const struct opts_cmd lab_cmd = {
 
 static int run_lab(int argc, char **argv)
 {
-	struct labd_config cfg = { .ready_fd = -1, .resolv_conf = "/etc/resolv.conf", .is_confined = true };
+	struct labd_config cfg = { .ready_fd = -1,
+				   .resolv_conf = "/etc/resolv.conf",
+				   .is_confined = true,
+				   .watches_host = true };
 	struct lab_args a = { 0 };
 	struct opts_rest rest;
 	struct error err;

@@ -54,6 +54,15 @@ bool net_addr_is_link_local(const struct net_addr *a)
 	return a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80;
 }
 
+struct net_prefix net_prefix_of(const struct net_addr *a, unsigned bits)
+{
+	struct net_prefix p = { *a, (uint8_t)bits };
+
+	for (unsigned b = bits; b < 128; b++)
+		p.addr.b[b / 8] &= (uint8_t) ~(0x80 >> b % 8);
+	return p;
+}
+
 bool net_prefix_has(const struct net_prefix *p, const struct net_addr *a)
 {
 	unsigned bytes = p->bits / 8, rest = p->bits % 8;

@@ -28,6 +28,8 @@ bool net_addr_is_any(const struct net_addr *a);
 bool net_addr_is_multicast(const struct net_addr *a);
 bool net_addr_is_link_local(const struct net_addr *a); /* fe80::/10 */
 
+/** net_prefix_of() - the one of @bits that @a is in. */
+struct net_prefix net_prefix_of(const struct net_addr *a, unsigned bits);
 /** net_prefix_has() - @a is in @p. */
 bool net_prefix_has(const struct net_prefix *p, const struct net_addr *a);
 /** net_prefix_overlaps() - some address is in both. */

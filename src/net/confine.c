@@ -2,11 +2,14 @@
 #include "net/confine.h"
 
 #include <errno.h>
+#include <linux/capability.h>
 #include <seccomp.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 // clang-format off
 static const int allowed[] = {
@@ -46,14 +49,27 @@ static int add_rules(scmp_filter_ctx ctx)
 	return r;
 }
 
+/* Of root's, too: the socket of host_watch.h could change the host's addresses with them. */
+static int drop_capabilities(void)
+{
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct none[2] = { 0 };
+
+	return syscall(SYS_capset, &head, none) < 0 ? -errno : 0;
+}
+
 int confine_network(struct error *err)
 {
 	scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ERRNO(EPERM));
 	const struct rlimit no_core = { 0, 0 };
 	int r = ctx ? add_rules(ctx) : -ENOMEM;
 
-	if (r == 0 && (prctl(PR_SET_DUMPABLE, 0) < 0 || setrlimit(RLIMIT_CORE, &no_core) < 0))
+	/* Without capabilities a filter may be loaded only by who gains none any more (seccomp(2)). */
+	if (r == 0 && (prctl(PR_SET_DUMPABLE, 0) < 0 || setrlimit(RLIMIT_CORE, &no_core) < 0 ||
+		       prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0))
 		r = -errno;
+	if (r == 0)
+		r = drop_capabilities();
 	if (r == 0)
 		r = seccomp_load(ctx);
 	seccomp_release(ctx);

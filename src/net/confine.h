@@ -7,7 +7,7 @@
 
 /**
  * confine_network() - from now on, and for good: sockets, descriptors it has, memory, files in folders it is given; every
- * other call fails with EPERM: no other program, no other process, no change of what it is.
+ * other call fails with EPERM: no other program, no other process, no change of what it is, and no capability, not root's either.
  * Returns 0 or -errno with @err set.
  */
 int confine_network(struct error *err);

@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "net/confine.h"
+#include "net/host_watch.h"
 #include "net/labd_int.h"
 
 #define FILES_MAX	     16384
@@ -238,6 +239,53 @@ static void serve_client(struct labd *d, struct lab_client *c, short events)
 		close_client(d, c);
 }
 
+/* ---- what is no internet ---- */
+
+struct host_news {
+	struct labd *d;
+	struct policy *policy; /* NULL: nothing is new */
+};
+
+static void on_host_network(void *arg, const struct net_prefix *range)
+{
+	struct host_news *n = arg;
+	char text[NET_ADDR_TEXT];
+
+	if (policy_has_blocked(n->policy ? n->policy : fabric_policy(n->d->f), range))
+		return;
+	if (!n->policy)
+		n->policy = policy_copy(fabric_policy(n->d->f));
+	if (!n->policy) {
+		n->d->is_stopping = true; /* rather no network than one too many */
+		log_error("net", "no memory to deny the host's new network %s",
+			  net_prefix_format(range, text));
+		return;
+	}
+	log_info("net", "%s is a network of this host now, and no internet",
+		 net_prefix_format(range, text));
+	if (policy_block(n->policy, range) < 0) {
+		log_error("net", "this host has more networks than a policy can hold: the whole "
+				 "internet is denied");
+		policy_block_all(n->policy);
+	}
+}
+
+static void read_host_networks(struct labd *d)
+{
+	struct host_news n = { d, NULL };
+	int r = host_watch_read(d->host_watch_fd, on_host_network, &n);
+
+	if (n.policy && fabric_set_policy(d->f, n.policy) < 0) {
+		d->is_stopping = true;
+		log_error("net", "no memory to deny new networks of this host");
+	}
+	if (r == 0)
+		return;
+	log_error("net", "new networks of this host are not denied any more: %s", strerror(-r));
+	close(d->host_watch_fd);
+	d->host_watch_fd = -1;
+}
+
 /* ---- the loop ---- */
 
 static struct pollfd *add_poll(struct labd *d, int fd, short events)
@@ -340,6 +388,8 @@ static bool serve_round(struct labd *d, int64_t next_ns)
 		c->pfd = d->npfds;
 		add_poll(d, c->fd, (short)(POLLIN | (c->out.len ? POLLOUT : 0)));
 	}
+	d->host_watch_pfd = d->npfds;
+	add_poll(d, d->host_watch_fd, POLLIN);
 	unsigned dns_at = d->npfds;
 	unsigned ndns = resolver_fill(d->resolver, d->pfds + dns_at, d->pfds_cap - dns_at, &timeout_ms);
 	d->npfds += ndns;
@@ -363,6 +413,8 @@ static bool serve_round(struct labd *d, int64_t next_ns)
 		if (d->clients[i].fd >= 0 && d->pfds[d->clients[i].pfd].revents &&
 		    d->pfds[d->clients[i].pfd].fd >= 0)
 			serve_client(d, &d->clients[i], d->pfds[d->clients[i].pfd].revents);
+	if (d->host_watch_pfd < d->npfds && d->pfds[d->host_watch_pfd].revents)
+		read_host_networks(d);
 	resolver_polled(d->resolver, fabric_policy(d->f), d->pfds + dns_at, ndns);
 	for (unsigned i = 0; i < POLICY_NETWORKS_MAX; i++)
 		if (d->taps[i].uplink && d->taps[i].pfd < d->npfds && d->pfds[d->taps[i].pfd].revents)
@@ -474,6 +526,9 @@ static int set_up(struct labd *d, const struct labd_config *cfg, struct error *e
 			r = labd_create_tap(d, i, err);
 	for (unsigned i = 0; r == 0 && i < p->nforwards; i++)
 		r = labd_add_forward(d, &p->forwards[i], err);
+	if (r == 0 && cfg->watches_host && (d->host_watch_fd = host_watch_open()) < 0)
+		log_warn("net", "networks that this host joins later are not denied: %s",
+			 strerror(-d->host_watch_fd));
 	return r;
 }
 
@@ -545,6 +600,8 @@ static void tear_down(struct labd *d)
 	free(d->live);
 	if (d->control_fd >= 0)
 		close(d->control_fd);
+	if (d->host_watch_fd >= 0)
+		close(d->host_watch_fd);
 	lab_free(d->lab);
 	free(d);
 }
@@ -573,6 +630,7 @@ int labd_main(const struct labd_config *cfg)
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	d->lab = cfg->lab;
 	d->control_fd = cfg->control_fd;
+	d->host_watch_fd = -1;
 	for (unsigned i = 0; i < LABD_CLIENTS; i++)
 		d->clients[i].fd = d->clients[i].pass_fd = d->clients[i].got_fd = -1;
 	int r = set_up(d, cfg, &err);

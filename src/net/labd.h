@@ -36,6 +36,7 @@ struct labd_config {
 	int ready_fd;		 /* gets "ok\n" or one sentence, then is closed; -1: none */
 	const char *resolv_conf; /* the host's */
 	bool is_confined;	 /* confine.h, once it serves */
+	bool watches_host;	 /* networks of this host are denied as they come (host_watch.h) */
 };
 
 /** labd_main() - serve until told to stop.  Returns the process's status. */

@@ -77,6 +77,8 @@ struct labd {
 		unsigned network, pfd;
 		struct tap_uplink *uplink; /* NULL: the network has none */
 	} taps[POLICY_NETWORKS_MAX];
+	int host_watch_fd; /* -1: none */
+	unsigned host_watch_pfd;
 	bool is_stopping;
 	struct lab_capture *captures[LABD_CAPTURES];
 	unsigned ncaptures;

@@ -10,7 +10,6 @@
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <poll.h>
-#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -27,6 +26,7 @@
 #include <cmocka.h>
 
 #include "net/labd.h"
+#include "net/netns_testing.h"
 #include "net/offload.h"
 #include "net/testing.h"
 
@@ -58,27 +58,6 @@ static struct error err;
 
 /* ---- the namespace ---- */
 
-static bool write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	bool is_fine = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-
-	if (fd >= 0)
-		close(fd);
-	return is_fine;
-}
-
-static void add_address(int fd, const char *name, const char *ip)
-{
-	struct ifreq r = { 0 };
-	struct sockaddr_in *a = (void *)&r.ifr_addr;
-
-	snprintf(r.ifr_name, sizeof(r.ifr_name), "%s", name);
-	a->sin_family = AF_INET;
-	inet_pton(AF_INET, ip, &a->sin_addr);
-	assert_int_equal(ioctl(fd, SIOCSIFADDR, &r), 0);
-}
-
 /* struct in6_ifreq of linux/ipv6.h, which does not go together with netinet/in.h. */
 static void add_address6(const char *ip)
 {
@@ -97,26 +76,12 @@ static void add_address6(const char *ip)
 /* False: this host does not let it. */
 static bool enter_namespace(void)
 {
-	char map[64];
-	unsigned uid = getuid(), gid = getgid();
-	struct ifreq r = { .ifr_name = "lo" };
-
-	if (unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0)
+	if (!netns_enter())
 		return false;
-	snprintf(map, sizeof(map), "0 %u 1", uid);
-	if (!write_file("/proc/self/setgroups", "deny") || !write_file("/proc/self/uid_map", map))
-		return false;
-	snprintf(map, sizeof(map), "0 %u 1", gid);
-	if (!write_file("/proc/self/gid_map", map))
-		return false;
-	int fd = socket(AF_INET, SOCK_DGRAM, 0);
-	assert_int_equal(ioctl(fd, SIOCGIFFLAGS, &r), 0);
-	r.ifr_flags |= IFF_UP;
-	assert_int_equal(ioctl(fd, SIOCSIFFLAGS, &r), 0);
-	add_address(fd, "lo:1", NAMED);
-	add_address(fd, "lo:2", OTHER);
+	assert_true(netns_up("lo"));
+	assert_true(netns_add_address("lo:1", NAMED, NULL));
+	assert_true(netns_add_address("lo:2", OTHER, NULL));
 	add_address6(OTHER6);
-	close(fd);
 	return true;
 }
 

@@ -451,12 +451,28 @@ int policy_add_forward(struct policy *p, const struct policy_forward *f, struct 
 	return 0;
 }
 
-int policy_block(struct policy *p, const struct net_prefix *range)
+bool policy_has_blocked(const struct policy *p, const struct net_prefix *range)
 {
 	for (unsigned i = 0; i < p->nblocked; i++)
 		if (p->blocked[i].bits <= range->bits && net_prefix_has(&p->blocked[i], &range->addr) &&
 		    net_addr_is_v4(&p->blocked[i].addr) == net_addr_is_v4(&range->addr))
-			return 0;
+			return true;
+	return false;
+}
+
+void policy_block_all(struct policy *p)
+{
+	static const uint8_t any4[4];
+
+	p->blocked[0] = (struct net_prefix){ net_addr_v4(any4), 96 };
+	p->blocked[1] = (struct net_prefix){ { { 0 } }, 0 };
+	p->nblocked = 2;
+}
+
+int policy_block(struct policy *p, const struct net_prefix *range)
+{
+	if (policy_has_blocked(p, range))
+		return 0;
 	if (p->nblocked == POLICY_BLOCKED_MAX)
 		return -ENOSPC;
 	p->blocked[p->nblocked++] = *range;

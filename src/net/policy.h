@@ -165,6 +165,10 @@ int policy_copy_machine(struct policy *p, unsigned from, const char *name, struc
 void policy_forget_machine(struct policy *p, unsigned machine);
 /** policy_block() - one more range that is no internet; one too many is -ENOSPC. */
 int policy_block(struct policy *p, const struct net_prefix *range);
+/** policy_has_blocked() - all of @range is no internet. */
+bool policy_has_blocked(const struct policy *p, const struct net_prefix *range);
+/** policy_block_all() - nothing is internet any more. */
+void policy_block_all(struct policy *p);
 /** policy_block_host() - this host's addresses and the networks at its interfaces. 0 or -errno with @err set. */
 int policy_block_host(struct policy *p, struct error *err);
 

@@ -222,23 +222,22 @@ int policy_block_host(struct policy *p, struct error *err)
 		return error_set(err, -errno, "cannot list this host's addresses: %s", strerror(errno));
 	for (i = all; i && r == 0; i = i->ifa_next) {
 		struct net_prefix range;
+		struct net_addr at;
 		if (!i->ifa_addr || !i->ifa_netmask)
 			continue;
 		if (i->ifa_addr->sa_family == AF_INET) {
 			const struct sockaddr_in *a = (const void *)i->ifa_addr,
 						 *m = (const void *)i->ifa_netmask;
-			range.addr = net_addr_v4((const uint8_t *)&a->sin_addr);
-			range.bits = (uint8_t)(96 + count_bits((const uint8_t *)&m->sin_addr, 4));
+			at = net_addr_v4((const uint8_t *)&a->sin_addr);
+			range = net_prefix_of(&at, 96 + count_bits((const uint8_t *)&m->sin_addr, 4));
 		} else if (i->ifa_addr->sa_family == AF_INET6) {
 			const struct sockaddr_in6 *a = (const void *)i->ifa_addr,
 						  *m = (const void *)i->ifa_netmask;
-			range.addr = net_addr_v6(a->sin6_addr.s6_addr);
-			range.bits = (uint8_t)count_bits(m->sin6_addr.s6_addr, 16);
+			at = net_addr_v6(a->sin6_addr.s6_addr);
+			range = net_prefix_of(&at, count_bits(m->sin6_addr.s6_addr, 16));
 		} else {
 			continue;
 		}
-		for (unsigned b = range.bits; b < 128; b++)
-			range.addr.b[b / 8] &= (uint8_t) ~(0x80 >> b % 8);
 		r = policy_block(p, &range);
 	}
 	freeifaddrs(all);

@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
-#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,6 +17,7 @@
 #include <cmocka.h>
 
 #include "base/host.h"
+#include "net/netns_testing.h"
 
 static struct error err;
 
@@ -149,30 +149,6 @@ static void card_link(void *ctx, bool is_up)
 	card.downs += !is_up;
 }
 
-static void write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-
-	if (fd >= 0 && write(fd, text, strlen(text)) < 0)
-		fprintf(stderr, "%s: %s\n", path, strerror(errno));
-	if (fd >= 0)
-		close(fd);
-}
-
-/* Root of new namespaces; false: this host has none for us. */
-static bool enter_namespace(void)
-{
-	char map[64];
-	unsigned uid = getuid();
-
-	if (unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0)
-		return false;
-	write_text("/proc/self/setgroups", "deny");
-	snprintf(map, sizeof(map), "0 %u 1", uid);
-	write_text("/proc/self/uid_map", map);
-	return true;
-}
-
 /* The statistics of the interface, as another reader of it has them. */
 static unsigned long long counter(const char *name)
 {
@@ -213,7 +189,7 @@ static int run_port(void)
 	struct loop *loop;
 	int fd, other, n = 0;
 
-	if (!enter_namespace())
+	if (!netns_enter())
 		return SKIP;
 	int r = tap_open(&t, &fd, &err);
 	if (r == -EACCES || r == -ENOENT || r == -EPERM)

@@ -16,6 +16,7 @@ import tiny
 from conftest import VIV
 
 PORTS = [80, 5432]
+UDP_PORTS = [80, 5000]  # nobody listens: what says so comes from the machine that was reached
 
 # Each guest takes its addresses by DHCP and router advertisements, listens, and then does what its console says.
 GUEST = r"""
@@ -38,7 +39,11 @@ done
 for port in 80 5432; do $b nc -ll -p $port -e $b echo here & done
 tcp() { answer=$($b nc -w 3 "$1" "$2" </dev/null 2>/dev/null); [ "$answer" = here ]; }
 icmp() { $b ping -c 1 -W 1 "$1" >/dev/null 2>&1; }
-# "tcp 10.1.0.10 80" or "icmp 10.1.0.10": one line about each, all at once.
+udp() {
+	case $1 in *:*) trace=traceroute6 ;; *) trace=traceroute ;; esac
+	$b $trace -n -f 8 -m 8 -q 1 -w 2 -p $(($2 - 1)) "$1" 2>/dev/null | $b grep -Eq "^ *8 +$1 +[0-9.]+ ms *(!U)?\$"
+}
+# "tcp 10.1.0.10 80", "udp 10.1.0.10 5000" or "icmp 10.1.0.10": one line about each, all at once.
 probe() { if "$@"; then echo "yes $*"; else echo "no $*"; fi; }
 until $b ip -6 addr show dev eth0 scope global | $b grep -q inet6; do $b usleep 50000; done
 echo READY
@@ -59,6 +64,7 @@ machines:
   sus: {{{guest}, networks: [mal]}}
 allow:
   - dmz.web -> mal.sus : tcp/5432
+  - dmz.web -> mal.sus : udp/5000
   - mal.* -> dmz.web : icmp
 deny:
   - dmz.web -> dmz.db : tcp/80
@@ -96,7 +102,7 @@ def is_open(pair, probe):
     kind, _, *port = probe.split()
     if kind == "icmp":
         return pair["open"].get("icmp", False)
-    return any(first <= int(port[0]) <= last for first, last in pair["open"].get("tcp", []))
+    return any(first <= int(port[0]) <= last for first, last in pair["open"].get(kind, []))
 
 
 def card_that_leaves(plan, machine, address):
@@ -112,7 +118,7 @@ def card_that_leaves(plan, machine, address):
 
 
 def check_plan(viv, path, consoles):
-    """All pairs, TCP and ICMP, both IP versions: the plan against the machines."""
+    """All pairs, TCP, UDP and ICMP, both IP versions: the plan against the machines."""
     plan = json.loads(viv.ok("plan", "--json", path).stdout)
     pairs = {(p["from"], p["to"]): p for p in plan["reach"]}
     tried = reached = 0
@@ -124,7 +130,8 @@ def check_plan(viv, path, consoles):
             for address in (target["address"], target["address6"]):
                 source = card_that_leaves(plan, machine, address)
                 pair = pairs[f"{source['network']}.{machine}", f"{target['network']}.{target['machine']}"]
-                some = [f"icmp {address}"] + [f"tcp {address} {port}" for port in PORTS]
+                some = [f"icmp {address}"] + [f"tcp {address} {port}" for port in PORTS] + \
+                    [f"udp {address} {port}" for port in UDP_PORTS]
                 probes += some
                 expected |= {p for p in some if is_open(pair, p)}
         assert console.ask(probes) == expected, f"from {machine}"
