@@ -159,8 +159,7 @@ static void free_backends(void *arg)
 struct origin {
 	struct snapshot_state state;
 	struct ram_files files;
-	struct working_set set;	      /* empty: none is known */
-	struct snapcode_reader *code; /* the process's; NULL: none */
+	struct working_set set; /* empty: none is known */
 	struct machine_restore restore;
 	bool is_prefault;
 };
@@ -175,17 +174,6 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 	return r;
 }
 
-static const uint8_t *get_code(void *arg, size_t *len)
-{
-	struct origin *o = arg;
-	struct error err;
-	const uint8_t *code = o->code ? snapcode_read_wait(o->code, len, &err) : NULL;
-
-	if (o->code && !code)
-		log_info("vm", "translated code is not used: %s", err.text);
-	return code;
-}
-
 static void origin_close(struct origin *o)
 {
 	snapshot_state_free(&o->state);
@@ -195,7 +183,7 @@ static void origin_close(struct origin *o)
 
 static int origin_open(struct origin *o, const struct process *p, struct error *err)
 {
-	*o = (struct origin){ .is_prefault = p->args.is_prefault, .code = p->code };
+	*o = (struct origin){ .is_prefault = p->args.is_prefault };
 	int r = snapstore_open_state(p->args.name, p->args.from, &o->state, err);
 
 	if (r == 0)
@@ -210,9 +198,9 @@ static int origin_open(struct origin *o, const struct process *p, struct error *
 
 	if (found < 0 && found != -ENOENT)
 		log_warn("vm", "memory is not read ahead: %s", why.text);
-	o->restore = (struct machine_restore){
-		.state = &o->state, .map_ram = map_ram, .code = get_code, .arg = o
-	};
+	o->restore = (struct machine_restore){ .state = &o->state, .map_ram = map_ram, .arg = o };
+	if (p->code)
+		o->restore.code_head = snapcode_head(p->code, &o->restore.code_head_len);
 	return 0;
 }
 
@@ -342,8 +330,6 @@ static int create_machine(struct process *p, struct error *err)
 	if (r == 0 && origin.is_prefault)
 		r = ram_files_prefault(&origin.files, machine_ram(p->m), err);
 	origin_close(&origin);
-	snapcode_read_end(p->code);
-	p->code = NULL;
 	return r;
 }
 
@@ -393,7 +379,13 @@ static int create_snapper(struct process *p, struct error *err)
 
 	if (r == 0)
 		r = migrator_create(&p->migrator, &mc, err);
-	return r == 0 && p->args.from ? snapper_restored(p->snapper, p->args.from, err) : r;
+	if (r == 0 && p->args.from)
+		r = snapper_restored(p->snapper, p->args.from, err);
+	if (r == 0 && p->code)
+		snapper_load_code(p->snapper, p->code);
+	if (r == 0)
+		p->code = NULL; /* the snapper's */
+	return r;
 }
 
 /* ---- events of the process ---- */

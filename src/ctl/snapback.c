@@ -234,7 +234,7 @@ int snap_go_back(struct snapper *s, const char *name, bool tells_guest, int lock
 		 struct error *err)
 {
 	snap_below_cancel(s, NULL);
-	snap_stop_mending(s);
+	snap_stop_threads(s);
 	int r = go_back_to(s, name, tells_guest, result, err);
 
 	close(lock);

@@ -93,46 +93,122 @@ int snapcode_key(const char *vm, const char *name, uint8_t key[CODE_SET_KEY_BYTE
 	return r;
 }
 
-/* ---- reading ---- */
+/* ---- reading, and taking over ---- */
+
+#define HEAD_READ_BYTES	 4096u
+#define PIECE_READ_BYTES (1 * MIB)
+
+enum word { WAIT, LOAD, END };
 
 struct snapcode_reader {
 	pthread_t thread;
 	int fd;
 	uint8_t key[CODE_SET_KEY_BYTES];
-	bool is_joined;
+	uint8_t head[HEAD_READ_BYTES];
+	size_t head_len;
 	uint8_t *data;
 	size_t size, mapped;
-	const uint8_t *code;
-	size_t code_len;
-	int result;
-	struct error why;
+	pthread_mutex_t lock;
+	pthread_cond_t said;
+	enum word word; /* under lock */
+	_Atomic bool is_ending;
+	const struct engine_ops *ops; /* from snapcode_load() on */
+	struct engine_vm *vm;
 };
 
-static int read_all(struct snapcode_reader *r)
+static int read_all(const struct snapcode_reader *r, struct error *err)
 {
 	size_t done = 0;
 
 	while (done < r->size) {
-		ssize_t n = host.pread(r->fd, r->data + done, r->size - done, (off_t)done);
+		if (r->is_ending)
+			return error_set(err, -ECANCELED, "canceled");
+		ssize_t n = host.pread(r->fd, r->data + done,
+				       MIN(r->size - done, (size_t)PIECE_READ_BYTES), (off_t)done);
 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			return error_set(&r->why, n < 0 ? -errno : -EINVAL,
+			return error_set(err, n < 0 ? -errno : -EINVAL,
 					 "the file of translated code cannot be read");
 		done += (size_t)n;
 	}
 	return 0;
 }
 
+static enum word await_word(struct snapcode_reader *r)
+{
+	pthread_mutex_lock(&r->lock);
+	while (r->word == WAIT)
+		pthread_cond_wait(&r->said, &r->lock);
+	enum word word = r->word;
+
+	pthread_mutex_unlock(&r->lock);
+	return word;
+}
+
+static void say(struct snapcode_reader *r, enum word word)
+{
+	pthread_mutex_lock(&r->lock);
+	r->word = word;
+	pthread_cond_signal(&r->said);
+	pthread_mutex_unlock(&r->lock);
+}
+
 static void *reader_main(void *arg)
 {
 	struct snapcode_reader *r = arg;
+	const uint8_t *code;
+	struct error err;
+	size_t len;
+	int result = read_all(r, &err);
 
-	r->result = read_all(r);
-	if (r->result == 0)
-		r->result = code_set_open(r->key, r->data, r->size, &r->code, &r->code_len, &r->why);
+	if (result == 0)
+		result = code_set_open(r->key, r->data, r->size, &code, &len, &err);
+	if (await_word(r) == LOAD) {
+		if (result == 0)
+			result = r->ops->code_load(r->vm, code, len, &r->is_ending, &err);
+		else
+			r->ops->code_expect(r->vm, NULL, 0);
+		if (result >= 0)
+			log_info("vm", "translated code taken over: %d blocks", result);
+		else if (result != -ECANCELED)
+			log_info("vm", "translated code is not used: %s", err.text);
+	}
+	/* All that is left of it is small. */
+	munmap(r->data, r->mapped);
 	return NULL;
+}
+
+static void reader_free(struct snapcode_reader *r)
+{
+	if (r->fd >= 0)
+		close(r->fd);
+	pthread_cond_destroy(&r->said);
+	pthread_mutex_destroy(&r->lock);
+	explicit_bzero(r->key, sizeof(r->key));
+	free(r);
+}
+
+/* The file, and memory for it. */
+static bool reader_open(struct snapcode_reader *r, const char *path)
+{
+	struct stat st;
+
+	r->fd = host.open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
+	if (r->fd < 0 || fstat(r->fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size <= 0 ||
+	    (uint64_t)st.st_size > CODE_SET_MAX)
+		return false;
+	r->size = (size_t)st.st_size;
+	r->mapped = ALIGN_UP(r->size, (size_t)(2 * MIB));
+	ssize_t n = host.pread(r->fd, r->head, sizeof(r->head), CODE_SET_HEAD_BYTES);
+
+	r->head_len = n > 0 ? (size_t)n : 0;
+	r->data = mmap(NULL, r->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (r->data == MAP_FAILED)
+		return false;
+	(void)madvise(r->data, r->mapped, MADV_HUGEPAGE); /* some faults in place of thousands */
+	return true;
 }
 
 struct snapcode_reader *snapcode_read(const char *vm, const char *name,
@@ -140,58 +216,44 @@ struct snapcode_reader *snapcode_read(const char *vm, const char *name,
 {
 	struct error err;
 	_cleanup_free_ char *path = snapstore_path(vm, name, CODE_SET_FILE, &err);
-	int fd = path ? host.open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0) : -1;
-	struct snapcode_reader *r = fd >= 0 ? calloc(1, sizeof(*r)) : NULL;
-	struct stat st;
+	struct snapcode_reader *r = path ? calloc(1, sizeof(*r)) : NULL;
 
-	if (!r || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size <= 0 ||
-	    (uint64_t)st.st_size > CODE_SET_MAX)
-		goto fail;
-	r->fd = fd;
-	r->size = (size_t)st.st_size;
-	r->mapped = ALIGN_UP(r->size, (size_t)(2 * MIB));
+	if (!r)
+		return NULL;
 	memcpy(r->key, key, sizeof(r->key));
-	r->data = mmap(NULL, r->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (r->data == MAP_FAILED)
-		goto fail;
-	(void)madvise(r->data, r->mapped, MADV_HUGEPAGE); /* some faults in place of thousands */
-	if (pthread_create(&r->thread, NULL, reader_main, r) == 0)
-		return r;
-	munmap(r->data, r->mapped);
-fail:
-	if (fd >= 0)
-		close(fd);
-	free(r);
+	pthread_mutex_init(&r->lock, NULL);
+	pthread_cond_init(&r->said, NULL);
+	if (reader_open(r, path)) {
+		if (pthread_create(&r->thread, NULL, reader_main, r) == 0)
+			return r;
+		munmap(r->data, r->mapped);
+	}
+	reader_free(r);
 	return NULL;
 }
 
-static void join(struct snapcode_reader *r)
+const uint8_t *snapcode_head(const struct snapcode_reader *r, size_t *len)
 {
-	if (!r->is_joined)
-		pthread_join(r->thread, NULL);
-	r->is_joined = true;
+	*len = r->head_len;
+	return r->head;
 }
 
-const uint8_t *snapcode_read_wait(struct snapcode_reader *r, size_t *len, struct error *err)
+void snapcode_load(struct snapcode_reader *r, const struct engine_ops *ops, struct engine_vm *vm)
 {
-	join(r);
-	if (r->result < 0) {
-		*err = r->why;
-		return NULL;
-	}
-	*len = r->code_len;
-	return r->code;
+	r->ops = ops;
+	r->vm = vm;
+	say(r, ops->code_load ? LOAD : END);
 }
 
 void snapcode_read_end(struct snapcode_reader *r)
 {
 	if (!r)
 		return;
-	join(r);
-	munmap(r->data, r->mapped);
-	close(r->fd);
-	explicit_bzero(r->key, sizeof(r->key));
-	free(r);
+	r->is_ending = true;
+	if (!r->ops)
+		say(r, END);
+	pthread_join(r->thread, NULL);
+	reader_free(r);
 }
 
 /* ---- writing ---- */

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "ctl/broker.h"
 #include "ctl/snap_int.h"
+#include "ctl/snapcode.h"
 
 uint64_t snap_now_us(void)
 {
@@ -17,10 +18,18 @@ uint64_t snap_now_us(void)
 	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
-void snap_stop_mending(struct snapper *s)
+void snap_stop_threads(struct snapper *s)
 {
 	ram_mend_stop(s->mend);
 	s->mend = NULL;
+	snapcode_read_end(s->code);
+	s->code = NULL;
+}
+
+void snapper_load_code(struct snapper *s, struct snapcode_reader *code)
+{
+	s->code = code;
+	snapcode_load(code, machine_engine(s->m), machine_vm(s->m));
 }
 
 /* ---- the log of changed pages ---- */

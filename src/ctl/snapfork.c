@@ -377,7 +377,7 @@ int snap_begin_fork(struct snapper *s, const char *const *names, unsigned n, int
 		return error_set(err, -ENOMEM, "no memory for copies");
 	}
 	snap_below_cancel(s, NULL);
-	snap_stop_mending(s);
+	snap_stop_threads(s);
 	*f = (struct forking){ .s = s, .from_child = -1, .to_child = -1, .done = done, .ctx = ctx };
 	int r = prepare(f, names, n, err);
 

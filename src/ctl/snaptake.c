@@ -118,7 +118,7 @@ void snapper_destroy(struct snapper *s)
 		take_cancel(s->take);
 	if (s->forking)
 		snap_forking_cancel(s->forking);
-	snap_stop_mending(s);
+	snap_stop_threads(s);
 	snap_below_destroy(s);
 	snap_guest_destroy(s);
 	snap_recording_end(s);
@@ -289,7 +289,7 @@ static void finish(struct take *t)
 		give_back_dirty(t);
 		snapstore_end(&t->build);
 	}
-	snap_stop_mending(t->s);
+	snap_stop_threads(t->s);
 	t->s->mend = ram_mend_start(machine_ram(t->s->m));
 	t->done(t->ctx, result, result ? NULL : &err);
 	json_decref(result);
@@ -539,7 +539,7 @@ int snap_begin_take(struct snapper *s, const char *name, int lock, snapper_done_
 	}
 	*t = (struct take){ .s = s, .ram_fd = -1, .from_child = -1, .to_child = -1, .done = done, .ctx = ctx };
 	snap_below_cancel(s, NULL);
-	snap_stop_mending(s);
+	snap_stop_threads(s);
 	t->build = (struct snapstore_build){ .dir_fd = -1 };
 	t->total_bytes = machine_ram(s->m)->size_bytes;
 	int r = prepare(t, name, &has_base, err);

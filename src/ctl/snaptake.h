@@ -82,6 +82,10 @@ bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *t
 /** snapper_restored() - the machine was created from snapshot @name: log changes against it. */
 int snapper_restored(struct snapper *s, const char *name, struct error *err);
 
+struct snapcode_reader;
+/** snapper_load_code() - and, after that, load its code beside the guest; takes @code. */
+void snapper_load_code(struct snapper *s, struct snapcode_reader *code);
+
 /** snapper_record() - some seconds from now: the working set of the snapshot that snapper_restored() was told,
  * unless it has one (vm/working_set.h), and the code that was translated, unless most of it was loaded (vm/code_set.h). */
 void snapper_record(struct snapper *s);

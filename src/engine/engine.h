@@ -196,13 +196,20 @@ struct engine_ops {
 	 * page; NULL: none); the dirty log runs.  The vCPUs may run, and stand still while it is copied.  *@out is replaced.
 	 * Returns 0; -EALREADY: too little that code_load did not give; -errno.
 	 *
-	 * code_load: once, before any vCPU has run, with all RAM as it was when the pages had not changed; writes from then on are
-	 * told as always.  @data, 8-byte aligned, was written by code_save and by nobody else: it is code of the host.  Returns 0; -ESTALE: of
-	 * another build, CPU model or configuration; -EINVAL: damaged; in all these cases nothing has changed.
+	 * code_expect: before any vCPU has run: code_load may come, with bytes that begin with the @len bytes at @head (of any origin: where that
+	 * code lies is kept free).  @len 0, at any time: it does not.
+	 *
+	 * code_load: take over what is of pages that have not changed since the first dirty_start, which was called when all RAM was as then;
+	 * beside the vCPUs, on a thread of its own, one call at a time.  It ends where the log is collected, stopped or started once more, before
+	 * or meanwhile, and where *@stop (NULL: never) becomes true.  @data, 8-byte aligned, was written by code_save and by nobody else: it is
+	 * code of the host.  Returns how many pieces of it were taken over; -ESTALE: of another build, CPU model or configuration; -EINVAL:
+	 * damaged, or the log does not say it; -EBUSY: other code is where it was; -ECANCELED; -ENOSPC; -ENOMEM.
 	 */
 	int (*code_save)(struct engine_vm *vm, const uint64_t *dirty, struct bytes *out,
 			 struct error *err);
-	int (*code_load)(struct engine_vm *vm, const uint8_t *data, size_t len, struct error *err);
+	void (*code_expect)(struct engine_vm *vm, const uint8_t *head, size_t len);
+	int (*code_load)(struct engine_vm *vm, const uint8_t *data, size_t len,
+			 const _Atomic bool *stop, struct error *err);
 
 	int (*set_debug)(struct engine_vcpu *v, const struct engine_debug *dbg);
 

@@ -297,20 +297,6 @@ static int create_memory(struct machine *m, struct error *err)
 	return r;
 }
 
-/* A hint: without it the code is translated. */
-static void load_code(struct machine *m, const struct machine_restore *restore)
-{
-	const uint8_t *data;
-	struct error err;
-	size_t len;
-
-	if (!restore || !restore->code || !m->ops->code_load)
-		return;
-	data = restore->code(restore->arg, &len);
-	if (data && m->ops->code_load(m->vm, data, len, &err) < 0)
-		log_info("vm", "translated code is not used: %s", err.text);
-}
-
 static int create_engine(struct machine *m, const struct machine_config *cfg, struct error *err)
 {
 	struct engine_config ec = {
@@ -338,8 +324,8 @@ static int create_engine(struct machine *m, const struct machine_config *cfg, st
 					      m->ops->tsc_khz(m->vm));
 	for (unsigned i = 0; r == 0 && i < m->ncpus; i++)
 		r = vcpu_create(&m->cpus[i], m, i, err);
-	if (r == 0)
-		load_code(m, cfg->restore); /* before anything is written to RAM */
+	if (r == 0 && cfg->restore && cfg->restore->code_head && m->ops->code_expect)
+		m->ops->code_expect(m->vm, cfg->restore->code_head, cfg->restore->code_head_len);
 	return r;
 }
 

@@ -60,12 +60,9 @@ struct machine_restore {
 	 * engine exists.  NULL: @ram is the machine's and complete already.
 	 */
 	int (*map_ram)(void *arg, struct guest_ram *ram, struct error *err);
-	/*
-	 * What an engine has kept with this memory (engine_ops.code_save), once it is needed; NULL: nothing, as is the function.
-	 * What comes of it is told in the log.
-	 */
-	const uint8_t *(*code)(void *arg, size_t *len);
 	void *arg;
+	const uint8_t *code_head; /* code will be loaded that begins so (engine_ops.code_expect); NULL: none */
+	size_t code_head_len;
 	struct guest_ram *ram; /* taken instead of new RAM, if machine_create succeeds (fork); or NULL */
 	/* Only what machine @state describes is built: it is tried (machine_check_state()), but not loaded.  The real one comes later, in a
 	 * machine that was started paused. */

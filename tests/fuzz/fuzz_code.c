@@ -141,14 +141,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 		abort();
 	memcpy(all, kept.data, skip);
 	memcpy(all + skip, data, len);
-	int r = engine_dbt.code_load(vm, all, skip + len, &err);
+	int r = engine_dbt.code_load(vm, all, skip + len, NULL, &err);
 
 	free(all);
 	if (r == -ESTALE || (r < 0 && cpu->vm->xlate->table.nblocks) || cpu->vm->xlate->verify_failures)
 		abort();
 	if (r < 0)
 		return 0;
-	ram_note_write(&ram, 0, ram.size_bytes);
+	dbt_code_written(cpu->vm, 0, ram.size_bytes); /* nothing has changed: it is loaded again, the next time */
 	for (uint64_t i = 0; i < ram.size_bytes >> GUEST_PAGE_SHIFT; i++)
 		if (ram.page_flags[i] & RAM_PAGE_CODE)
 			abort();

@@ -109,9 +109,9 @@ static void take_out(struct xlate_vm *x, const struct xlate_block *b)
 	t->nblocks--;
 }
 
-bool xlate_table_is_full(const struct xlate_vm *x)
+bool xlate_table_has_room(const struct xlate_vm *x, unsigned n)
 {
-	return x->table.nused >= (1u << x->table.bits) / 4 * 3;
+	return (uint64_t)x->table.nused + n <= (1u << x->table.bits) / 4 * 3;
 }
 
 static void table_clear(struct xlate_table *t)
@@ -275,8 +275,7 @@ static void drop_link(struct xlate_vm *x, struct xlate_link *l)
 
 /* ---- pages -------------------------------------------------------------------------------- */
 
-/* A page without blocks may be written freely. */
-static void release_page(struct dbt_vm *vm, uint64_t page)
+void xlate_page_release(struct dbt_vm *vm, uint64_t page)
 {
 	const struct xlate_vm *x = vm->xlate;
 
@@ -311,9 +310,9 @@ static void leave_pages(struct dbt_vm *vm, struct xlate_block *b)
 		for (pp = &x->by_page2[c->page2]; *pp != ref;)
 			pp = &xlate_block_crossing(xlate_block_at(x, *pp))->page2_next;
 		*pp = c->page2_next;
-		release_page(vm, c->page2);
+		xlate_page_release(vm, c->page2);
 	}
-	release_page(vm, page_of(b));
+	xlate_page_release(vm, page_of(b));
 }
 
 void xlate_block_enter(struct xlate_vm *x, struct xlate_block *b)
@@ -396,7 +395,7 @@ void dbt_code_written(struct dbt_vm *vm, uint64_t offset, uint64_t len)
 			if (offset < (page << 12) + c->guest_len2)
 				block_kill(vm, b);
 		}
-		release_page(vm, page);
+		xlate_page_release(vm, page);
 	}
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -419,7 +418,7 @@ static void filter_page(struct dbt_vm *vm, uint64_t page, unsigned dropped)
 			pp = &b->page_next;
 		}
 	}
-	release_page(vm, page);
+	xlate_page_release(vm, page);
 }
 
 static void filter_page2(struct dbt_vm *vm, uint64_t page, unsigned dropped)
@@ -434,7 +433,7 @@ static void filter_page2(struct dbt_vm *vm, uint64_t page, unsigned dropped)
 		else
 			pp = &c->page2_next;
 	}
-	release_page(vm, page);
+	xlate_page_release(vm, page);
 }
 
 static void filter_incoming(struct xlate_vm *x, struct xlate_block *b, unsigned dropped)
@@ -488,10 +487,10 @@ void xlate_blocks_clear(struct dbt_vm *vm)
 			const struct xlate_crossing *c = second_of(b);
 
 			x->by_page[page_of(b)] = 0;
-			release_page(vm, page_of(b));
+			xlate_page_release(vm, page_of(b));
 			if (c) {
 				x->by_page2[c->page2] = 0;
-				release_page(vm, c->page2);
+				xlate_page_release(vm, c->page2);
 			}
 		}
 	table_clear(&x->table);

@@ -11,6 +11,7 @@
  * again, the limit was too low for what the guest does, and there are some segments more from then on; if next to none are,
  * one less.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -102,25 +103,75 @@ static void begin(struct xlate_vm *x, unsigned s)
 	cc->fresh = cc->again = 0;
 }
 
-bool xlate_cache_is_new(const struct xlate_vm *x)
+/* One that is neither in use nor reserved, or XLATE_SEGMENTS. */
+static unsigned find_free(const struct code_cache *cc)
 {
-	const struct xlate_segment *g = &x->cc.seg[x->cc.now];
+	unsigned s = 0;
 
-	return x->cc.nsegs == 1 && x->cc.now == 0 && !g->n && !g->hot && !g->cold && g->meta == 8;
+	while (s < XLATE_SEGMENTS && (cc->seg[s].born || cc->is_reserved[s]))
+		s++;
+	return s;
+}
+
+/* ---- for kept code ------------------------------------------------------------------------ */
+
+/* The only segment in use, @s, with nothing in it: another one is begun in its place. */
+static bool move_away(struct xlate_vm *x, unsigned s)
+{
+	struct code_cache *cc = &x->cc;
+	const struct xlate_segment *g = &cc->seg[s];
+	unsigned other = find_free(cc);
+
+	if (s != cc->now || cc->nsegs - cc->nreserved != 1 || g->n || g->hot || g->cold ||
+	    g->meta != 8 || other == XLATE_SEGMENTS)
+		return false;
+	cc->seg[s] = (struct xlate_segment){ 0 };
+	cc->nsegs--;
+	begin(x, other);
+	return true;
+}
+
+bool xlate_cache_reserve(struct xlate_vm *x, unsigned s)
+{
+	struct code_cache *cc = &x->cc;
+
+	if (cc->is_reserved[s])
+		return true;
+	if (cc->seg[s].born && !move_away(x, s))
+		return false;
+	cc->is_reserved[s] = true;
+	cc->nreserved++;
+	cc->nsegs++;
+	cc->limit = MAX(cc->limit, cc->nsegs);
+	return true;
+}
+
+bool xlate_cache_release(struct xlate_vm *x, unsigned s)
+{
+	struct code_cache *cc = &x->cc;
+
+	if (!cc->is_reserved[s])
+		return false;
+	cc->is_reserved[s] = false;
+	cc->nreserved--;
+	cc->nsegs--;
+	return true;
 }
 
 void xlate_cache_adopt(struct xlate_vm *x, unsigned s, const struct xlate_segment *contents)
 {
 	struct code_cache *cc = &x->cc;
+	struct xlate_segment *g = &cc->seg[s];
 
-	if (!cc->seg[s].born)
-		begin(x, s);
-	cc->seg[s] = (struct xlate_segment){ .hot = contents->hot,
-					     .cold = contents->cold,
-					     .meta = contents->meta,
-					     .born = cc->seg[s].born,
-					     .n = contents->n };
-	cc->limit = MAX(cc->limit, cc->nsegs);
+	assert(cc->is_reserved[s] && !g->born);
+	cc->is_reserved[s] = false;
+	cc->nreserved--;
+	g->hot = contents->hot;
+	g->cold = contents->cold;
+	g->meta = contents->meta;
+	g->born = ++cc->births;
+	atomic_store_explicit(&cc->used_of[s], 0, memory_order_relaxed);
+	atomic_store_explicit(&g->n, contents->n, memory_order_release);
 }
 
 static int map(struct code_cache *cc, struct error *err)
@@ -255,7 +306,7 @@ static bool is_full(const struct xlate_vm *x)
 
 bool xlate_cache_has_room(const struct xlate_vm *x)
 {
-	return !is_full(x) && !xlate_table_is_full(x);
+	return !is_full(x) && xlate_table_has_room(x, 1);
 }
 
 /* ---- dropping ----------------------------------------------------------------------------- */
@@ -328,7 +379,7 @@ static void adapt(struct code_cache *cc)
 {
 	if (cc->again * GROW_FROM >= cc->fresh && cc->limit < cc->limit_max)
 		cc->limit = MIN(cc->limit + GROW_BY, cc->limit_max);
-	else if (cc->again * SHRINK_FROM < cc->fresh && cc->limit > cc->limit_min)
+	else if (cc->again * SHRINK_FROM < cc->fresh && cc->limit > MAX(cc->limit_min, cc->nreserved + 1))
 		cc->limit--;
 }
 
@@ -346,10 +397,7 @@ static void next_segment(struct dbt_vm *vm)
 		s = least_used(cc);
 		empty(vm, s);
 	}
-	if (s == XLATE_SEGMENTS)
-		for (s = 0; cc->seg[s].born;)
-			s++;
-	begin(x, s);
+	begin(x, s < XLATE_SEGMENTS ? s : find_free(cc));
 }
 
 void xlate_cache_make_room(struct dbt_cpu *cpu)
@@ -358,7 +406,7 @@ void xlate_cache_make_room(struct dbt_cpu *cpu)
 
 	dbt_exclusive_begin(cpu);
 	pthread_mutex_lock(&cpu->vm->lock);
-	if (xlate_table_is_full(x))
+	if (!xlate_table_has_room(x, 1))
 		xlate_table_rebuild(x);
 	if (!xlate_cache_has_room(x)) /* another vCPU may have been here before */
 		next_segment(cpu->vm);
@@ -377,8 +425,8 @@ void xlate_flush(struct dbt_vm *vm)
 			x->cc.seg[s] = (struct xlate_segment){ 0 };
 			xlate_cache_give_back(x, s);
 		}
-	x->cc.nsegs = 0;
-	begin(x, 0);
+	x->cc.nsegs = x->cc.nreserved;
+	begin(x, find_free(&x->cc));
 	x->flushes++;
 	x->generation++;
 	for (unsigned i = 0; i < vm->ncpus; i++)

@@ -341,13 +341,22 @@ static void flush_tlbs(struct dbt_vm *vm)
 			mmu_flush_all(vm->cpus[i]);
 }
 
+/* Before pages are tracked anew: code is loaded only into those that have not been written since the log was started (keep_load.c). */
+static void set_logging(struct dbt_vm *vm, bool is_logging)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->log_epoch++;
+	vm->is_dirty_logging = is_logging;
+	pthread_mutex_unlock(&vm->lock);
+}
+
 static int dbt_dirty_start(struct engine_vm *evm, struct error *err)
 {
 	struct dbt_vm *vm = vm_of(evm);
 
 	dbt_exclusive_begin_foreign(vm);
+	set_logging(vm, true);
 	ram_log_start(vm->ram);
-	vm->is_dirty_logging = true;
 	flush_tlbs(vm);
 	dbt_exclusive_end_foreign(vm);
 	return 0;
@@ -366,6 +375,7 @@ static int dbt_dirty_collect(struct engine_vm *evm, uint64_t *bitmap, struct err
 	 * the page after the caller has read it, unnoticed.
 	 */
 	dbt_exclusive_begin_foreign(vm);
+	set_logging(vm, true);
 	ram_log_collect(vm->ram, bitmap);
 	flush_tlbs(vm);
 	dbt_exclusive_end_foreign(vm);
@@ -376,7 +386,7 @@ static void dbt_dirty_stop(struct engine_vm *evm)
 {
 	struct dbt_vm *vm = vm_of(evm);
 
-	vm->is_dirty_logging = false;
+	set_logging(vm, false);
 	ram_log_stop(vm->ram);
 }
 
@@ -388,9 +398,15 @@ static int dbt_code_save(struct engine_vm *evm, const uint64_t *dirty, struct by
 	return xlate_code_save(vm_of(evm), dirty, out, err);
 }
 
-static int dbt_code_load(struct engine_vm *evm, const uint8_t *data, size_t len, struct error *err)
+static void dbt_code_expect(struct engine_vm *evm, const uint8_t *head, size_t len)
 {
-	return xlate_code_load(vm_of(evm), data, len, err);
+	xlate_code_expect(vm_of(evm), head, len);
+}
+
+static int dbt_code_load(struct engine_vm *evm, const uint8_t *data, size_t len,
+			 const _Atomic bool *stop, struct error *err)
+{
+	return xlate_code_load(vm_of(evm), data, len, stop, err);
 }
 
 /* ---- debug, counters, probe --------------------------------------------------------------- */
@@ -510,6 +526,7 @@ const struct engine_ops engine_dbt = {
 	.dirty_collect = dbt_dirty_collect,
 	.dirty_stop = dbt_dirty_stop,
 	.code_save = dbt_code_save,
+	.code_expect = dbt_code_expect,
 	.code_load = dbt_code_load,
 	.set_debug = dbt_set_debug,
 	.count = dbt_ops_count,

@@ -296,6 +296,7 @@ struct dbt_vm {
 	_Atomic(void *) excl_owner; /* a struct dbt_cpu, or the struct dbt_vm for a foreign thread */
 	unsigned excl_depth; /* sections that the owner has begun within its own; the owner's */
 	bool is_dirty_logging;
+	uint64_t log_epoch; /* how often the log was started, stopped or collected; under lock */
 	struct xlate_vm *xlate;
 	struct thunk_vm *thunk;
 };

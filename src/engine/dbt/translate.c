@@ -1560,9 +1560,9 @@ static uint8_t *emit_cold_entry(struct ctx *c, const uint8_t *near_entry)
 	return start;
 }
 
-bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t cold)
+bool xlate_is_verified(const struct dbt_vm *vm, const struct xlate_block *b, uint32_t cold, char why[160])
 {
-	struct xlate_vm *x = cpu->vm->xlate;
+	const struct xlate_vm *x = vm->xlate;
 	uint8_t *exec = xlate_code(x, b);
 	int mode = tr_tlb_mode(xlate_block_key(b));
 	uint32_t tlb = (uint32_t)CPU_OFF(tlb) + (uint32_t)mode * (uint32_t)sizeof(struct dbt_tlb);
@@ -1580,7 +1580,7 @@ bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t col
 		.off_rounds = (uint32_t)CPU_OFF(rounds),
 		.off_kept = { CPU_GPR_OFF(R_R9), CPU_GPR_OFF(R_R10), CPU_GPR_OFF(R_R11),
 			      CPU_GPR_OFF(R_R15) },
-		.nptr = ARRAY_SIZE(cpu->ptr),
+		.nptr = ARRAY_SIZE(vm->cpus[0]->ptr),
 		.cpu_bytes = sizeof(struct dbt_cpu),
 		.off_tlb_mask = (uint32_t)CPU_OFF(tlb_mask),
 		.off_page_mask = (uint32_t)CPU_OFF(page_mask),
@@ -1604,10 +1604,16 @@ bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t col
 
 	_Static_assert(sizeof(env.calls) == sizeof(x->string), "all of them may be called");
 	memcpy((void *)env.calls, x->string, sizeof(env.calls));
-	if (!x->has_bmi2) /* the sequence verified is the BMI2 one */
-		return true;
+	/* The sequence verified is the BMI2 one. */
+	return !x->has_bmi2 || code_verify(b->code_len, &env, why);
+}
+
+bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t cold)
+{
+	struct xlate_vm *x = cpu->vm->xlate;
+
 	dbt_fpu_to_mem(cpu);
-	if (code_verify(b->code_len, &env, x->refused))
+	if (xlate_is_verified(cpu->vm, b, cold, x->refused))
 		return true;
 	log_error("dbt", "block at physical %llx refused by the verifier: %s",
 		  (unsigned long long)xlate_block_phys(b), x->refused);

@@ -35,6 +35,7 @@
  *  1. In a segment code is only appended to; it is emptied with the world stopped and counted in generation, so that
  *     code and records are never freed under a running vCPU, and whoever comes out of a stop knows that what it
  *     remembers may be gone.  Code memory has two mappings, one writable, one executable.
+ *     Code that was kept fills segments that were reserved for it, beside the running guest (keep_load.c).
  *  2. A live block's page has RAM_PAGE_CODE, and no vCPU holds a write mapping of it.
  *  3. A dead block's far entry is patched to leave to the dispatcher, and the landing of its call to look the
  *     return address up; no live block jumps to it.
@@ -199,8 +200,10 @@ struct code_cache {
 	uint8_t *meta;		/* records of all segments */
 	struct xlate_segment seg[XLATE_SEGMENTS];
 	_Atomic uint32_t used_of[XLATE_SEGMENTS]; /* how often a block of it was looked for; any vCPU, unlocked */
-	unsigned now, nsegs; /* the segment that is being filled; how many are not empty */
-	unsigned limit;	     /* that many may be filled, and it stays between these: */
+	bool is_reserved[XLATE_SEGMENTS]; /* empty, and kept free for code that is being loaded */
+	unsigned now, nsegs; /* the segment that is being filled; how many are not empty, reserved ones included */
+	unsigned nreserved;
+	unsigned limit; /* that many may be filled, and it stays between these: */
 	unsigned limit_min, limit_max;
 	uint32_t segment_bytes; /* when one counts as full */
 	uint32_t births;	/* segments begun */
@@ -418,6 +421,9 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
  * @cold: offset of its cold part in the code cache, of @b->cold_len bytes
  */
 bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t cold);
+/** xlate_is_verified() - the same, and nothing else, on any thread that is no vCPU's; false with @why. */
+bool xlate_is_verified(const struct dbt_vm *vm, const struct xlate_block *b, uint32_t cold,
+		       char why[160]);
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
 
@@ -442,9 +448,11 @@ void xlate_cache_take(struct xlate_vm *x, struct xlate_block *b, size_t hot, siz
 struct xlate_block *xlate_cache_block(const struct xlate_vm *x, unsigned s, unsigned i);
 /** xlate_cache_name() - where the reference of block @i of segment @s stands. */
 uint32_t *xlate_cache_name(const struct xlate_vm *x, unsigned s, unsigned i);
-/** xlate_cache_is_new() - is there nothing in it yet? */
-bool xlate_cache_is_new(const struct xlate_vm *x);
-/** xlate_cache_adopt() - segment @s has these contents from now on; it was empty, or the first one with nothing in it. */
+/** xlate_cache_reserve() - nothing is translated into segment @s from now on; false: something was. */
+bool xlate_cache_reserve(struct xlate_vm *x, unsigned s);
+/** xlate_cache_release() - it may be again; was it reserved? */
+bool xlate_cache_release(struct xlate_vm *x, unsigned s);
+/** xlate_cache_adopt() - the reserved segment @s has these contents from now on. */
 void xlate_cache_adopt(struct xlate_vm *x, unsigned s, const struct xlate_segment *contents);
 /** xlate_cache_give_back() - the pages of a segment that is not to be filled at once go to the host. */
 void xlate_cache_give_back(struct xlate_vm *x, unsigned s);
@@ -491,11 +499,13 @@ void xlate_link_to(struct xlate_vm *x, struct xlate_link *l, struct xlate_block 
 void xlate_blocks_drop(struct dbt_vm *vm, unsigned s);
 /** xlate_blocks_clear() - forget all blocks; nobody runs. */
 void xlate_blocks_clear(struct dbt_vm *vm);
-/** xlate_table_prepare() - the table is empty, and gets @n blocks soon. */
+/** xlate_table_prepare() - it gets @n blocks soon; it is empty, or is rebuilt. */
 void xlate_table_prepare(struct xlate_vm *x, unsigned n);
-/** xlate_table_is_full(), xlate_table_rebuild() - the latter with the world stopped. */
-bool xlate_table_is_full(const struct xlate_vm *x);
+/** xlate_table_has_room() - for @n more blocks?  xlate_table_rebuild() - with the world stopped. */
+bool xlate_table_has_room(const struct xlate_vm *x, unsigned n);
 void xlate_table_rebuild(struct xlate_vm *x);
+/** xlate_page_release() - if page @page of RAM has no block, it may be written freely. */
+void xlate_page_release(struct dbt_vm *vm, uint64_t page);
 
 /** xlate_jc_forget() - no entry of the vCPU's branch table leads to code in [@from, @to). */
 void xlate_jc_forget(struct dbt_cpu *cpu, const uint8_t *from, const uint8_t *to);
@@ -506,10 +516,12 @@ int xlate_map_find(struct xlate_block *b, uint32_t off, unsigned *index);
 void xlate_emit_strings(struct xlate_vm *x, struct emit *e);
 
 /*
- * keep.c: translated code kept for another process (engine.h, code_save and code_load).
+ * keep.c, keep_load.c: translated code kept for another process (engine.h, code_save, code_expect and code_load).
  */
 int xlate_code_save(struct dbt_vm *vm, const uint64_t *dirty, struct bytes *out, struct error *err);
-int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, struct error *err);
+void xlate_code_expect(struct dbt_vm *vm, const uint8_t *data, size_t len);
+int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, const _Atomic bool *stop,
+		    struct error *err);
 /** xlate_code_ident() - how many of the bytes say what they are of (tests). */
 size_t xlate_code_ident(void);
 
