@@ -4,7 +4,8 @@
  *
  *	test_crash [KILLS [CUTS]]	how many of each; both have a default for every day
  *
- * Killed: a child writes, the parent kills it, opens what it left behind, and starts the next child on that.  Power cut: the
+ * Killed: a child writes, the parent kills it, opens what it left behind, and starts the next child on that; or it commits a layer to the one
+ * below.  Power cut: the
  * file calls of the host are replaced; what was written since the last sync of its file reaches the storage in part, sector
  * by sector, or not at all.
  *
@@ -434,6 +435,83 @@ static void test_killed(void **state)
 		      (unsigned long long)(ntaken + model->ntaken));
 }
 
+/* ---- killed in a commit ---- */
+
+/* A base and a top over it, both written to; nothing is in flight, everything flushed. */
+static void write_both(struct fixture *f, const struct kind *k, unsigned nrounds)
+{
+	struct kind plain = *k;
+	struct block_dev *b = open_top(f, "", false);
+
+	plain.makes_layers = false;
+	for (unsigned i = 0; i < nrounds; i++)
+		round_of_work(f, b, &plain, NULL);
+	if (!model->ntops)
+		push_layer(f, b, k);
+	for (unsigned i = 0; i < nrounds; i++)
+		round_of_work(f, b, &plain, NULL);
+	flush(f, b);
+	b->ops->close(b);
+}
+
+static int commit_top(struct fixture *f, const struct image_progress *p)
+{
+	static const struct block_backing_rule any = { .any = true };
+	const struct block_open top = { .path = testing_path(f, layer_name(model->ntops)),
+					.format = "qcow2",
+					.backing = &any };
+
+	return image_commit(&top, p, &err);
+}
+
+/* The base alone is the disk. */
+static void judge_committed(struct fixture *f)
+{
+	static uint32_t content[SIZE / 4];
+
+	must(commit_top(f, NULL));
+	model->ntops = 0;
+	struct block_dev *b = open_top(f, "", true);
+
+	assert_int_equal(testing_rw(f, b, BLOCK_READ, 0, content, SIZE), 0);
+	b->ops->close(b);
+	settle(content);
+	model->ntops = 1;
+}
+
+/* Into a base with counts that wait to be written, among others: whatever was written of it, the top has its content. */
+static void test_killed_commit(void **state)
+{
+	struct fixture *f = *state;
+	unsigned ndone = 0;
+
+	for (unsigned i = 0; i < nkills; i++) {
+		const struct kind *k = &kinds[i / 8 % ARRAY_SIZE(kinds)];
+		int status;
+
+		f->seed = i * 104729 + 1;
+		if (i % 8 == 0)
+			reset_model(f, k);
+		write_both(f, k, 2 + testing_random(f) % 6);
+		pid_t pid = fork();
+
+		assert_true(pid >= 0);
+		if (!pid)
+			_exit(commit_top(f, NULL) < 0);
+		usleep(testing_random(f) % 6000);
+		kill(pid, SIGKILL);
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		if (WIFEXITED(status)) {
+			assert_int_equal(WEXITSTATUS(status), 0);
+			ndone++;
+		}
+		judge(f, k, "");
+		if (i % 4 == 3)
+			judge_committed(f);
+	}
+	print_message("%u commits killed, %u of them at their end\n", nkills, ndone);
+}
+
 /* ---- power cuts ---- */
 
 struct pending {
@@ -631,38 +709,77 @@ static void maybe_cut(struct fixture *f)
 	free(was);
 }
 
+/* The files of the host are the simulated storage's, until power_off(). */
+static void power_on(void)
+{
+	host.pwritev = sim_pwritev;
+	host.fallocate = sim_fallocate;
+	host.fdatasync = host.fsync = sim_fdatasync;
+	host.ftruncate = sim_ftruncate;
+}
+
+static void power_off(struct fixture *f)
+{
+	host = host_calls_real;
+	for (unsigned k = 0; k < nfiles; k++) {
+		for (size_t p = 0; p < files[k].n; p++)
+			free(files[k].pending[p].data);
+		free(files[k].pending);
+		free(files[k].stable);
+	}
+	nfiles = 0;
+	testing_sh(f, "rm -f *.qcow2 cut/*");
+}
+
+static bool cut_commit(void *arg, uint64_t done, uint64_t total)
+{
+	for (unsigned i = 0; i < 8; i++)
+		maybe_cut(arg);
+	return false; /* it goes on */
+}
+
+static void test_power_cut_commit(void **state)
+{
+	struct fixture *f = *state;
+	const struct image_progress progress = { cut_commit, f };
+
+	assert_int_equal(testing_sh(f, "mkdir -p cut"), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+		cut_kind = &kinds[i];
+		cuts_left = 1 + ncuts / 3 / (unsigned)ARRAY_SIZE(kinds);
+		f->seed = (uint32_t)i + 171;
+		power_on();
+		reset_model(f, cut_kind);
+		while (cuts_left) {
+			write_both(f, cut_kind, 3);
+			must(commit_top(f, &progress));
+		}
+		judge_committed(f);
+		power_off(f);
+	}
+}
+
 static void test_power_cut(void **state)
 {
 	struct fixture *f = *state;
 	uint64_t nflushes = 0, nrequests = 0, ntaken = 0;
 
-	assert_int_equal(testing_sh(f, "mkdir cut"), 0);
+	assert_int_equal(testing_sh(f, "mkdir -p cut"), 0);
 	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
 		cut_kind = &kinds[i];
 		cuts_left = (unsigned)((ncuts + i) / ARRAY_SIZE(kinds));
 		f->seed = (uint32_t)i + 17;
-		host.pwritev = sim_pwritev;
-		host.fallocate = sim_fallocate;
-		host.fdatasync = host.fsync = sim_fdatasync;
-		host.ftruncate = sim_ftruncate;
+		power_on();
 		reset_model(f, cut_kind);
 		struct block_dev *b = open_top(f, "", false);
 		flush(f, b);
 		while (cuts_left)
 			round_of_work(f, b, cut_kind, maybe_cut);
 		b->ops->close(b);
-		host = host_calls_real;
 		nflushes += model->nflushes;
 		nrequests += model->nrequests;
 		ntaken += model->ntaken;
-		for (unsigned k = 0; k < nfiles; k++) {
-			for (size_t p = 0; p < files[k].n; p++)
-				free(files[k].pending[p].data);
-			free(files[k].pending);
-			free(files[k].stable);
-		}
-		nfiles = 0;
-		testing_sh(f, "rm -f *.qcow2 cut/*");
+		power_off(f);
 	}
 	print_message("%u power cuts, %llu requests, %llu flushes, %llu layers taken in\n", ncuts,
 		      (unsigned long long)nrequests, (unsigned long long)nflushes,
@@ -672,7 +789,8 @@ static void test_power_cut(void **state)
 int main(int argc, char **argv)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, testing_setup, testing_teardown)
-	const struct CMUnitTest tests[] = { T(test_killed), T(test_power_cut) };
+	const struct CMUnitTest tests[] = { T(test_killed), T(test_killed_commit),
+					    T(test_power_cut), T(test_power_cut_commit) };
 
 	if (argc > 1)
 		nkills = (unsigned)strtoul(argv[1], NULL, 0);
