@@ -95,10 +95,15 @@ def make_disk(target, mib, directory):
 
 
 def make_scratch(path, mib):
+    """All of it written, so that whoever reads reads data; the same in each format."""
     block = random.Random(2).randbytes(1 << 20)
-    with open(path, "wb") as out:
+    raw = path.with_suffix(".img")
+    with open(raw, "wb") as out:
         for _ in range(mib):
             out.write(block)
+    if path.suffix == ".qcow2":
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path], check=True)
+        raw.unlink()
 
 
 # ---- the other end of the network's workloads ----
@@ -359,6 +364,7 @@ def parse(argv):
     p.add_argument("--engine", default="dbt", help="of viv")
     p.add_argument("--qemu", default="qemu-system-x86_64", help="program")
     p.add_argument("--qemu-cpu", default="max", help="model of QEMU")
+    p.add_argument("--scratch", choices=["raw", "qcow2"], default="raw", help="format of the disk that fio works on in a guest")
     p.add_argument("--compiler", default="cc", help="of the small programs, which are the same file everywhere")
     p.add_argument("--full", default="full", help="image with Debian's full kernel, for the way to a login")
     p.add_argument("--only-login", action="store_true", help="measure nothing but the way to a login")
@@ -393,7 +399,7 @@ def measure(args, image, work):
 def measure_chosen(args, image, work, chosen, left_out, iperf_port):
     tree = args.out / "tree"
     parts = machines.Parts(work=work, image=image, tree=tree, payload=work / "payload", payload_disk=work / "payload.img",
-                           scratch={n: work / f"scratch-{n}.img" for n in args.names}, initrd=work / "initrd", port=start_server(),
+                           scratch={n: work / f"scratch-{n}{'.qcow2' if args.scratch == 'qcow2' and n != 'native' else '.img'}" for n in args.names}, initrd=work / "initrd", port=start_server(),
                            iperf_port=iperf_port, viv=args.viv, qemu=args.qemu, cpu=args.qemu_cpu)
     make_payload(parts.payload, chosen, args.compiler)
     make_disk(parts.payload_disk, 128, parts.payload)

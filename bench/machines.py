@@ -202,7 +202,8 @@ def start_viv(parts, log, name="bench", engine="dbt"):
 def start_qemu(parts, log):
     def disk(path, *options):
         # Without locks of its own: viv holds the image at the same time, which neither writes to.
-        return ["-drive", ",".join([f"file.filename={path}", "file.locking=off", "format=raw", "if=virtio", *options])]
+        form = "qcow2" if str(path).endswith(".qcow2") else "raw"  # as viv reads the name
+        return ["-drive", ",".join([f"file.filename={path}", "file.locking=off", f"format={form}", "if=virtio", *options])]
 
     return Machine("qemu", [
         parts.qemu, "-accel", "tcg", "-cpu", parts.cpu, "-smp", "1", "-m", f"{GUEST_MEM_MIB}M", "-nodefaults",

@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""snapshot.py [--mem 512M] [--fill 0] [--copies 10] [--no-qemu] - snapshots, restore, copies and resets of a Debian machine, and QEMU's savevm
-and loadvm beside them.
+"""snapshot.py [--mem 512M] [--large 4G] [--fork 1G] [--fill 0] [--copies 10] [--no-disk] [--no-qemu] - snapshots, restore, copies and resets of a
+Debian machine and what disks of a guest do, and QEMU's savevm, loadvm and disks beside them.
 
-Prints one row a figure: best, median and worst of some rounds.  --fill: so many MiB of memory the guest has written to before, at random places of
+Prints one row a figure: best, median and worst of some rounds.  --large, --fork: the memory of two more machines, whose pauses for snapshots and for
+a copy are measured, and nothing else; 0: none.  --fill: so many MiB of memory the guest has written to before, at random places of
 which the load writes, in place of a file that it writes again and again.  What QEMU does with a machine that stands still is shown as a pause; QEMU has
-no living copies.  Nothing of it remains afterwards.
+no living copies.  Disks: bench.py with fio, on a raw and on a qcow2 file.  Nothing of it remains afterwards.
 """
 import argparse
 import contextlib
@@ -65,7 +66,9 @@ SCATTER = 'open F, "+<", "/dev/shm/x"; while (1) { seek F, int(rand(%d)) * 4096,
 AGAIN = "while :; do dd if=/dev/zero of=/dev/shm/x bs=1M count=50; done"
 
 
-def bench_viv(home, mem, fill, copies):
+@contextlib.contextmanager
+def machine(home, mem):
+    """A Debian guest, at its agent's first answer; yields how to call viv."""
     def viv(*args):
         return subprocess.run([VIV, *args], env={**os.environ, "VIVARIUM_HOME": str(home)}, check=True, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
@@ -74,28 +77,59 @@ def bench_viv(home, mem, fill, copies):
     viv("run", "debian", "--name", "a", "--mem", mem, "--detach")
     try:
         viv("exec", "a", "--", "true")
-        if fill:
-            viv("exec", "a", "--", "sh", "-c", f"mount -o remount,size={fill + 64}M /dev/shm && dd if=/dev/zero of=/dev/shm/x bs=1M count={fill}")
-        for load in ("idle", "writing to memory"):
-            if load != "idle":
-                viv("exec", "a", "--", "systemd-run", "--unit=load", *(("perl", "-e", SCATTER % (fill * 256)) if fill else ("sh", "-c", AGAIN)))
-                time.sleep(2)
-            taken = []
-            for i in range(ROUNDS):
-                taken.append(json.loads(viv("snapshot", "create", "a", f"s{load[0]}{i}", "--json")))
-                time.sleep(5 if fill else 0)  # memory is put together again
-            row(f"viv {mem}: pause of a whole snapshot, {load}", [taken[0]["pause_us"] / 1000])
-            row(f"viv {mem}: pause of an incremental one, {load}", [t["pause_us"] / 1000 for t in taken[1:]])
-            row(f"viv {mem}: size of an incremental one, {load}", [t["bytes"] / 2**20 for t in taken[1:]], "MiB")
-        viv("exec", "a", "--", "systemctl", "stop", "load")
-        control = Control(home, "a")
-        row(f"viv {mem}: back in place to another moment", [control("restore", name=f"si{i}")["pause_us"] / 1000
-                                                              for i in range(ROUNDS)])
-        resets = [control("restore", name="si6") for _ in range(RESETS)]
-        row(f"viv {mem}: back to the same moment, again and again", [r["pause_us"] / 1000 for r in resets])
-        row("    pages put back", [r["pages"] for r in resets], "pages")
-        forked = [json.loads(viv("fork", "a", "--name", f"f{i}", "--json"))["pause_us"] / 1000 for i in range(3)]
-        row(f"viv {mem}: pause for a copy", forked)
+        yield viv
+    finally:
+        for vm in json.loads(viv("list", "--json")):
+            viv("rm", "-f", vm["name"])
+
+
+def bench_pauses(viv, mem, fill):
+    if fill:
+        viv("exec", "a", "--", "sh", "-c", f"mount -o remount,size={fill + 64}M /dev/shm && dd if=/dev/zero of=/dev/shm/x bs=1M count={fill}")
+    for load in ("idle", "writing to memory"):
+        if load != "idle":
+            viv("exec", "a", "--", "systemd-run", "--unit=load", *(("perl", "-e", SCATTER % (fill * 256)) if fill else ("sh", "-c", AGAIN)))
+            time.sleep(2)
+        taken = []
+        for i in range(ROUNDS):
+            taken.append(json.loads(viv("snapshot", "create", "a", f"s{load[0]}{i}", "--json")))
+            time.sleep(5 if fill else 0)  # memory is put together again
+        row(f"viv {mem}: pause of a whole snapshot, {load}", [taken[0]["pause_us"] / 1000])
+        row(f"viv {mem}: pause of an incremental one, {load}", [t["pause_us"] / 1000 for t in taken[1:]])
+        row(f"viv {mem}: size of an incremental one, {load}", [t["bytes"] / 2**20 for t in taken[1:]], "MiB")
+    viv("exec", "a", "--", "systemctl", "stop", "load")
+
+
+def bench_fork(viv, mem):
+    paused, running = [], []
+    for i in range(5):
+        asked = time.monotonic()
+        paused.append(json.loads(viv("fork", "a", "--name", f"f{i}", "--json"))["pause_us"] / 1000)
+        while not (first := json.loads(viv("info", "--json", f"f{i}")).get("first_instruction_ns")):
+            time.sleep(0.01)
+        running.append(first / 1e6 - asked * 1000)
+    row(f"viv {mem}: pause for a copy", paused)
+    row("    from the command to the copy's first instruction", running)
+    viv("rm", "-f", *[f"f{i}" for i in range(5)])
+
+
+def bench_resets(home, mem):
+    control = Control(home, "a")
+    row(f"viv {mem}: back in place to another moment", [control("restore", name=f"si{i}")["pause_us"] / 1000
+                                                          for i in range(ROUNDS)])
+    began = time.monotonic()
+    resets = [control("restore", name="si6") for _ in range(RESETS)]
+    row(f"viv {mem}: back to the same moment, again and again", [r["pause_us"] / 1000 for r in resets])
+    row("    pages put back", [r["pages"] for r in resets], "pages")
+    row("    of those with at most 50 pages", [r["pause_us"] / 1000 for r in resets if r["pages"] <= 50])
+    row("    so many a second, asked for one after the other", [RESETS / (time.monotonic() - began)], "a second")
+
+
+def bench_viv(home, mem, fill, copies):
+    with machine(home, mem) as viv:
+        bench_pauses(viv, mem, fill)
+        bench_resets(home, mem)
+        bench_fork(viv, mem)
         started = time.monotonic()
         viv("fork", "a", "-n", str(copies), "--name", "w{}")
         row(f"viv {mem}: {copies} copies, all running", [ms(started)])
@@ -104,7 +138,7 @@ def bench_viv(home, mem, fill, copies):
         dirty = [sum(int(line.split()[1]) for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Private"))
                  for pid in pids]
         row(f"viv {mem}: memory of an idle copy's own", [kib / 1024 for kib in dirty], "MiB")
-        viv("rm", "-f", *[f"w{i + 1}" for i in range(copies)], "f0", "f1", "f2")
+        viv("rm", "-f", *[f"w{i + 1}" for i in range(copies)])
         warm = []
         for _ in range(ROUNDS):
             started = time.monotonic()
@@ -131,9 +165,7 @@ def bench_viv(home, mem, fill, copies):
             row(f"viv {mem}: started from a snapshot on the disk, {how or 'nothing read ahead'}", ready)
             row("    from the command to the first guest instruction", first)
             row("    and the first answer after that", answer)
-    finally:
-        for vm in json.loads(viv("list", "--json")):
-            viv("rm", "-f", vm["name"])
+            row("    which is so many times a warm machine's (medians)", [statistics.median(answer) / statistics.median(warm)], "times")
 
 
 class Qemu:
@@ -181,9 +213,23 @@ def bench_qemu(home, mem):
         qemu.process.wait()
 
 
+def bench_disks(names):
+    for form in ("raw", "qcow2"):
+        with tempfile.TemporaryDirectory() as out:
+            subprocess.run([ROOT / "bench" / "bench.py", "--only", "fio.*", "--machines", names, "--scratch", form, "--rounds", "3", "--no-login",
+                            "--viv", VIV, "--out", out], check=True, stdout=subprocess.DEVNULL)
+            record = json.loads((pathlib.Path(out) / "bench.json").read_text())
+        for name in names.split(","):
+            for work in record["rows"]:
+                row(f"{name} {form}: {work['title']}", work["times"][name], "s")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mem", default="512M")
+    parser.add_argument("--large", default="4G", metavar="MEM")
+    parser.add_argument("--fork", default="1G", metavar="MEM")
+    parser.add_argument("--no-disk", action="store_true")
     parser.add_argument("--fill", type=int, default=0, metavar="MIB")
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--no-qemu", action="store_true")
@@ -193,9 +239,17 @@ def main():
     print(f"{'':<72} {'best':>9} {'median':>9} {'worst':>9}")
     with tempfile.TemporaryDirectory() as home:
         bench_viv(pathlib.Path(home), args.mem, args.fill, args.copies)
+    if args.large != "0":
+        with tempfile.TemporaryDirectory() as home, machine(pathlib.Path(home), args.large) as viv:
+            bench_pauses(viv, args.large, 0)
+    if args.fork != "0":
+        with tempfile.TemporaryDirectory() as home, machine(pathlib.Path(home), args.fork) as viv:
+            bench_fork(viv, args.fork)
     if not args.no_qemu:
         with tempfile.TemporaryDirectory() as home:
             bench_qemu(pathlib.Path(home), args.mem)
+    if not args.no_disk:
+        bench_disks("viv" if args.no_qemu else "viv,qemu")
 
 
 with contextlib.suppress(KeyboardInterrupt):
