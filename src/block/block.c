@@ -360,30 +360,45 @@ int block_keep_layer(struct block_dev *b, const char *path, struct error *err)
 	return temp_layer_keep(front_of(b)->top, path, err);
 }
 
+/* That is not filled yet; there is at most one. */
+static struct layer *kept_layer(struct block_dev *b)
+{
+	assert(b->ops == &front_ops);
+	struct layer *l = front_of(b)->top;
+
+	while (l && temp_layer_kept_fd(l) < 0)
+		l = l->backing;
+	return l;
+}
+
+void block_release_kept(struct block_dev *b)
+{
+	struct layer *l = kept_layer(b);
+
+	if (l)
+		temp_layer_release(l);
+}
+
 int block_save_kept(struct block_dev *b, const char *path, struct error *err)
 {
 	const struct block_open o = { .path = path, .format = "qcow2" };
-	const struct layer_open lo = { .o = &o, .is_writer = true, .no_backing = true };
-	struct layer *to;
+	struct layer_open lo = { .o = &o, .is_writer = true, .no_backing = true };
+	struct layer *to, *l = kept_layer(b);
 
-	assert(b->ops == &front_ops);
+	if (!l)
+		return error_set(err, -EINVAL, "no throw-away layer is kept in '%s'", path);
+	lo.fd = temp_layer_kept_fd(l);
 	int r = layer_open(&to, &lo, err);
 
 	if (r < 0)
 		return r;
 	/* What it stands on, so that clusters written in part are filled up from there. */
-	struct layer *l = front_of(b)->top;
-
-	while (l && !(l->dev == to->dev && l->ino == to->ino))
-		l = l->backing;
-	to->backing = l ? l->backing : NULL;
-	r = l ? temp_layer_save(l, to) : -ENOENT;
+	to->backing = l->backing;
+	r = temp_layer_save(l, to);
 	if (r == 0)
 		r = to->ops->flush(to);
 	to->backing = NULL;
 	to->ops->close(to);
-	if (r == -ENOENT)
-		return error_set(err, -EINVAL, "no throw-away layer is kept in '%s'", path);
 	return r < 0 ? error_set(err, r, "cannot write '%s': %s", path, strerror(-r)) : 0;
 }
 

@@ -121,6 +121,7 @@ int block_push_layer(struct block_dev *b, const struct block_open *top, struct e
 /**
  * block_keep_layer() - what was written to the throw-away layer on top shall be kept after all, in the file @path: an empty
  * qcow2 image just made by image_create() over the same file.  A new layer on top names that as its backing file; block_save_kept() fills it.
+ * It is opened here, and written through that descriptor: by then it may be a file with several names, which nobody opens for writing.
  * Returns 0, -EINVAL (the top is no throw-away layer), -errno.
  */
 int block_keep_layer(struct block_dev *b, const char *path, struct error *err);
@@ -128,9 +129,12 @@ int block_keep_layer(struct block_dev *b, const char *path, struct error *err);
 /**
  * block_save_kept() - write what the throw-away layer holds to its file, stable when this returns.  Again gives the same.
  * On any thread, or in a forked child; that layer must not be the top any more, or the machine stand still.
- * Returns 0, -EINVAL (no layer is kept in @path), -errno.
+ * @path: as block_keep_layer() was told
+ * Returns 0, -EINVAL (no layer is kept, or it was released), -errno.
  */
 int block_save_kept(struct block_dev *b, const char *path, struct error *err);
+/** block_release_kept() - it is filled: no more is written to it. */
+void block_release_kept(struct block_dev *b);
 
 /**
  * block_reset_layer() - forget everything written to the throw-away layer on top.

@@ -142,6 +142,18 @@ int image_file_peek(struct image_file *f, const char *path, struct error *err)
 	return open_file(f, path, false, false, false, err);
 }
 
+int image_file_take(struct image_file *f, int fd, const char *path, struct error *err)
+{
+	*f = (struct image_file){ .fd = fcntl(fd, F_DUPFD_CLOEXEC, 0) };
+	if (f->fd < 0)
+		return error_set(err, -errno, "cannot use disk image '%s': %s", path, strerror(errno));
+	int r = measure(f, path, err);
+
+	if (r < 0)
+		image_file_close(f);
+	return r;
+}
+
 void image_file_share(const struct image_file *f)
 {
 	struct flock lk = { .l_type = F_RDLCK, .l_whence = SEEK_SET };

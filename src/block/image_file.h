@@ -27,6 +27,8 @@ int image_file_open(struct image_file *f, const char *path, bool is_writer, bool
 		    struct error *err);
 /** image_file_peek() - for reading, without a lock: somebody may be writing to it. */
 int image_file_peek(struct image_file *f, const char *path, struct error *err);
+/** image_file_take() - @fd, borrowed, of the file @path, is used for writing, without a lock of its own. */
+int image_file_take(struct image_file *f, int fd, const char *path, struct error *err);
 /** image_file_check_raw() - 0, or -EINVAL: the size of 0 or no multiple of 512. */
 int image_file_check_raw(const struct image_file *f, const char *path, struct error *err);
 /** image_file_share() - nothing is written any more: a writer's lock becomes a reader's. */

@@ -79,6 +79,7 @@ struct layer_open {
 	bool no_backing; /* leave the backing file alone; the caller gives one or needs none */
 	bool for_repair; /* open even what only a repair may touch */
 	bool is_peek;	 /* without a lock, to look at the header */
+	int fd; /* of the file, open for writing, borrowed; no lock is taken; 0: @o->path is opened */
 	const struct layer_chain *chain;
 };
 
@@ -95,8 +96,12 @@ int qcow2_layer_open(struct layer **out, const struct layer_open *lo, struct err
 int temp_layer_open(struct layer **out, struct layer *backing, struct error *err);
 /** temp_layer_push() - takes @backing only on success. */
 int temp_layer_push(struct layer **out, struct layer *backing, struct error *err);
-/** temp_layer_keep() - it stands for the file @path from now on; -EINVAL: no such layer. */
+/** temp_layer_keep() - it stands for the file @path from now on, which it holds open for writing; -EINVAL: no such layer. */
 int temp_layer_keep(struct layer *l, const char *path, struct error *err);
+/** temp_layer_kept_fd() - of that file, borrowed; -1: none, or it was released. */
+int temp_layer_kept_fd(const struct layer *l);
+/** temp_layer_release() - nothing is written to that file any more.  Any layer is fine. */
+void temp_layer_release(struct layer *l);
 /** temp_layer_save() - what it holds to @to; -ENOENT: it stands for another file, or is no such layer. */
 int temp_layer_save(struct layer *l, struct layer *to);
 /** temp_layer_reset() - forget what was written; -EINVAL: no such layer. */

@@ -220,6 +220,7 @@ static int open_files(struct qcow2 *q, const struct layer_open *lo, struct error
 {
 	int r = lo->is_peek
 			? image_file_peek(&q->file, lo->o->path, err)
+		: lo->fd ? image_file_take(&q->file, lo->fd, lo->o->path, err)
 			: image_file_open(&q->file, lo->o->path, lo->is_writer, lo->o->use_direct, err);
 
 	if (r < 0)

@@ -15,6 +15,7 @@ struct temp {
 	struct layer layer;
 	struct overlay overlay;
 	struct image_file file; /* the overlay's descriptor, borrowed */
+	int kept_fd;		/* of the file that it stands for, until that is filled; -1 */
 	_Atomic bool no_punch, no_nowait;
 };
 
@@ -129,6 +130,7 @@ static void temp_close(struct layer *l)
 {
 	struct temp *t = temp_of(l);
 
+	temp_layer_release(l);
 	overlay_close(&t->overlay);
 	free(t);
 }
@@ -158,6 +160,7 @@ int temp_layer_push(struct layer **out, struct layer *backing, struct error *err
 		free(t);
 		return r;
 	}
+	t->kept_fd = -1;
 	t->file = (struct image_file){ .fd = t->overlay.fd, .size_bytes = backing->size_bytes };
 	t->layer = (struct layer){ .ops = &temp_ops, .backing = backing, .size_bytes = backing->size_bytes };
 	*out = &t->layer;
@@ -193,11 +196,31 @@ int temp_layer_keep(struct layer *l, const char *path, struct error *err)
 
 	if (l->ops != &temp_ops)
 		return error_set(err, -EINVAL, "the disk has no throw-away layer on top");
-	if (host.fstatat(AT_FDCWD, path, &st, 0) < 0)
-		return error_set(err, -errno, "cannot look at '%s': %s", path, strerror(errno));
+	_cleanup_close_ int fd = host.open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return error_set(err, -errno, "cannot open '%s': %s", path, strerror(errno));
+	temp_layer_release(l);
+	temp_of(l)->kept_fd = fd;
+	fd = -1;
 	l->dev = st.st_dev;
 	l->ino = st.st_ino;
 	return 0;
+}
+
+int temp_layer_kept_fd(const struct layer *l)
+{
+	return l->ops == &temp_ops ? container_of(l, const struct temp, layer)->kept_fd : -1;
+}
+
+void temp_layer_release(struct layer *l)
+{
+	int fd = temp_layer_kept_fd(l);
+
+	if (fd < 0)
+		return;
+	close(fd);
+	temp_of(l)->kept_fd = -1;
 }
 
 int temp_layer_save(struct layer *l, struct layer *to)

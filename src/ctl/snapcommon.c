@@ -138,6 +138,8 @@ int snap_layers_save(const struct snapper *s, struct error *err)
 void snap_layers_saved(struct snapper *s)
 {
 	for (unsigned i = 0; i < s->config->ndisks; i++) {
+		if (s->disks->kept[i])
+			block_release_kept(machine_block(s->m, i));
 		free(s->disks->kept[i]);
 		s->disks->kept[i] = NULL;
 	}
