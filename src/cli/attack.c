@@ -43,6 +43,25 @@ static int make_machine(struct vmconfig *c, const char *name, char **folder, str
 	return r == 0 ? vmconfig_save(c, err) : r;
 }
 
+static int make_file(const char *folder, const char *name, char **path, struct error *err)
+{
+	*path = paths_format(err, "%s/%s", folder, name);
+	return *path ? paths_write_file(*path, name, strlen(name), err) : -ENOMEM;
+}
+
+/* The attacker may read its kernel, which lies with the victim's files, and writes its disk. */
+static int add_files(struct stage *s, struct error *err)
+{
+	_cleanup_free_ char *disk = NULL;
+	int r = make_file(s->victim, "kernel", &s->attacker.kernel, err);
+
+	if (r == 0)
+		r = make_file(s->folder, "layer-0.raw", &disk, err);
+	if (r == 0)
+		r = vmconfig_add_disk(&s->attacker, disk, "raw", false, false, err);
+	return r == 0 ? vmconfig_save(&s->attacker, err) : r;
+}
+
 static int listen_tcp(struct stage *s, struct error *err)
 {
 	struct sockaddr_in sa = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
@@ -69,6 +88,8 @@ static int stage_set(struct stage *s, struct error *err)
 	if (r == 0)
 		r = make_machine(&victim, s->victim_name, &s->victim, err);
 	vmconfig_free(&victim);
+	if (r == 0)
+		r = add_files(s, err);
 	s->run_dir = paths_run(s->victim_name, NULL, err);
 	s->socket = paths_run(s->victim_name, "control.sock", err);
 	if (r == 0)

@@ -62,8 +62,11 @@ int snapshot_restore(const char *vm, const char *name, bool is_prefault, struct 
 	if (r < 0)
 		return r;
 	snapshot_info_free(&i);
-	return cli_is_running(vm) ? restore_running(vm, name, err)
-				  : start_from(vm, name, is_prefault, err);
+	r = cli_is_running(vm) ? restore_running(vm, name, err) : -ESRCH;
+	/* One that has just ended counts as off. */
+	return r == -ESRCH || r == -ENOENT || r == -ECONNREFUSED
+		       ? start_from(vm, name, is_prefault, err)
+		       : r;
 }
 
 /* ---- a machine of its own ---- */

@@ -24,15 +24,11 @@
 #include "ctl/paths.h"
 #include "ctl/snapcode.h"
 #include "ctl/snaptake.h"
-#include "ctl/socket.h"
 #include "ctl/vmconfig.h"
 #include "ctl/vmlog.h"
-#include "net/identity.h"
-#include "net/labd.h"
 
 #define CONSOLE_BACKLOG (64 * KIB)
 #define DRAIN_MAX_NS	10000000000LL
-#define LAB_LIMIT_MS	500
 /* Blocks from this size on go back to the host when they are freed: what a kernel was read into, for instance. */
 #define MMAP_FROM (128 * KIB)
 
@@ -336,27 +332,14 @@ static int create_machine(struct process *p, struct error *err)
 static void copy_main(void *arg, const char *name, const struct machine_restore *restore,
 		      const struct snapper_moment *moment, int status_fd);
 
-/*
- * Rules change while it runs; a lab that does not answer leaves it with what it said last, and so does one that cannot be asked
- * from where this process is confined.
- */
+/* A confined one asks by its broker. */
 static json_t *lab_identity(void *arg)
 {
 	struct process *p = arg;
-	json_t *identity;
-	struct error err = { "no memory" };
 
-	if (!p->host.identity || broker_door() >= 0)
-		return json_incref(p->host.identity);
-	_cleanup_free_ char *socket = paths_lab(identity_lab(p->host.identity), "control.sock", &err);
-	_cleanup_close_ int fd = socket ? socket_connect_within(socket, LAB_LIMIT_MS, &err) : -1;
-	if (fd >= 0 && labd_identity(fd, p->config.name, &identity, &err) == 0) {
-		json_decref(p->host.identity);
-		p->host.identity = identity;
-	} else if (fd != -ENOENT && fd != -ECONNREFUSED) {
-		log_info("vm", "the lab does not tell its rules: %s", err.text);
-	}
-	return json_incref(p->host.identity);
+	if (broker_door() < 0)
+		return vm_host_identity(&p->host);
+	return strncmp(p->config.net, "lab:", 4) == 0 ? broker_lab() : NULL;
 }
 
 static int create_snapper(struct process *p, struct error *err)

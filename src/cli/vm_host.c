@@ -120,6 +120,24 @@ static int attach_card(struct vm_host *h, const struct vmconfig *c, const char *
 	return 0;
 }
 
+json_t *vm_host_identity(struct vm_host *h)
+{
+	json_t *identity;
+	struct error err = { "no memory" };
+
+	if (!h->identity)
+		return NULL;
+	_cleanup_free_ char *socket = paths_lab(identity_lab(h->identity), "control.sock", &err);
+	_cleanup_close_ int fd = socket ? socket_connect_within(socket, LAB_LIMIT_MS, &err) : -1;
+	if (fd >= 0 && labd_identity(fd, identity_machine(h->identity), &identity, &err) == 0) {
+		json_decref(h->identity);
+		h->identity = identity;
+	} else if (fd != -ENOENT && fd != -ECONNREFUSED) {
+		log_info("vm", "the lab does not tell its rules: %s", err.text);
+	}
+	return json_incref(h->identity);
+}
+
 /* A copy that leaves nothing behind leaves its lab, too. */
 static void leave_lab(struct vm_host *h)
 {
@@ -268,7 +286,12 @@ static void forward_signals(pid_t machine)
 
 static int make_broker(void *arg, const char *name, pid_t pid, int reply_to);
 
-static int serve(const struct vmconfig *c, int door, bool *is_unwanted, struct error *err)
+static json_t *ask_lab(void *arg)
+{
+	return vm_host_identity(arg);
+}
+
+static int serve(struct vm_host *h, const struct vmconfig *c, int door, struct error *err)
 {
 	struct broker_policy *p = NULL;
 	int r = broker_policy_create(&p, c, err);
@@ -277,8 +300,9 @@ static int serve(const struct vmconfig *c, int door, bool *is_unwanted, struct e
 		return r;
 	prctl(PR_SET_NAME, "viv-broker");
 	prctl(PR_SET_DUMPABLE, 0);
+	broker_policy_set_lab(p, ask_lab, h);
 	broker_serve(p, door, make_broker, NULL);
-	*is_unwanted = broker_policy_is_unwanted(p);
+	h->is_throwaway |= broker_policy_is_unwanted(p);
 	broker_policy_destroy(p);
 	return 0;
 }
@@ -310,7 +334,6 @@ static void be_broker_of_copy(const char *name, pid_t pid, int reply_to)
 	struct vm_host h = { .lock_fd = -1 };
 	struct vmconfig c;
 	struct error err;
-	bool is_unwanted = false;
 
 	broker_start_init(&h.start);
 	int door = -1, r = prepare_copy(&h, &c, name, pid, &door, &err);
@@ -323,12 +346,11 @@ static void be_broker_of_copy(const char *name, pid_t pid, int reply_to)
 	close_start(&h.start);
 	if (r == 0) {
 		forward_signals(pid);
-		r = serve(&c, door, &is_unwanted, &err);
+		r = serve(&h, &c, door, &err);
 		close(door);
 	}
 	if (r < 0)
 		log_warn("broker", "%s", err.text);
-	h.is_throwaway |= is_unwanted;
 	vm_host_finish(&h);
 	vmconfig_free(&c);
 	_exit(r < 0);
@@ -364,7 +386,6 @@ static int make_broker(void *arg, const char *name, pid_t pid, int reply_to)
 
 int vm_host_broker(struct vm_host *h, struct confine *confine, const struct vmconfig *c)
 {
-	bool is_unwanted = false;
 	struct error err;
 
 	close_start(&h->start);
@@ -372,14 +393,13 @@ int vm_host_broker(struct vm_host *h, struct confine *confine, const struct vmco
 		close(h->net_ready_fd); /* the machine waits */
 	h->net_ready_fd = 0;
 	forward_signals(confine->machine_pid);
-	int r = serve(c, confine->door, &is_unwanted, &err);
+	int r = serve(h, c, confine->door, &err);
 
 	close(confine->door);
 	if (r < 0)
 		log_warn("broker", "%s", err.text);
 	int status = confine_wait(confine);
 
-	h->is_throwaway |= is_unwanted;
 	vm_host_finish(h);
 	if (!WIFSIGNALED(status))
 		return WEXITSTATUS(status);

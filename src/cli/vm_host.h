@@ -34,6 +34,11 @@ int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int
  * @is_confined: this is the machine, and the network's process its broker's child
  */
 int vm_host_await_net(struct vm_host *h, bool is_confined, struct error *err);
+/**
+ * vm_host_identity() - the machine's record in its lab, a new reference; NULL: it is in none.  Rules change while it runs; a lab that
+ * does not answer leaves it with what it said last.
+ */
+json_t *vm_host_identity(struct vm_host *h);
 /** vm_host_finish() - the machine has ended: its sockets go, and its folder if it is thrown away. */
 void vm_host_finish(struct vm_host *h);
 

@@ -113,6 +113,59 @@ static long change_configuration(const struct attack_target *t)
 	return host.renameat(AT_FDCWD, from, AT_FDCWD, to);
 }
 
+/* @disk, in its folder, as the machine's first disk. */
+static long change_disk(const struct attack_target *t, const char *disk)
+{
+	char from[PATH_MAX], to[PATH_MAX];
+	json_t *json = vmconfig_to_json(t->config),
+	       *d = json_array_get(json_object_get(json, "disks"), 0);
+
+	json_object_set_new(d, "path", json_string(disk));
+	json_object_set_new(d, "format", json_string("raw"));
+	char *text = json_dumps(json, 0);
+
+	snprintf(from, sizeof(from), "%s/other.json", t->folder);
+	snprintf(to, sizeof(to), "%s/machine.json", t->folder);
+	int fd = host.open(from, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+	if (!d || !text || fd < 0 || write(fd, text, strlen(text)) < 0)
+		return -1;
+	return host.renameat(AT_FDCWD, from, AT_FDCWD, to);
+}
+
+/* A start that writes to a file which this one may only read. */
+static long make_kernel_a_disk(const struct attack_target *t)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s/layer-0-stolen.raw", t->folder);
+	if (host.linkat(AT_FDCWD, t->config->kernel, AT_FDCWD, path, 0) < 0 && errno != EEXIST)
+		return -1;
+	return change_disk(t, path);
+}
+
+/* The same in two steps: a file of its own becomes the disk, and the kernel takes its name. */
+static long put_kernel_in_place_of_disk(const struct attack_target *t)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s/layer-0-mine.raw", t->folder);
+	if (host.open(path, O_RDWR | O_CREAT, 0600) < 0 || change_disk(t, path) < 0 ||
+	    host.unlinkat(AT_FDCWD, path, 0) < 0)
+		return -1;
+	return host.linkat(AT_FDCWD, t->config->kernel, AT_FDCWD, path, 0);
+}
+
+static long write_kernel(const struct attack_target *t)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s/linked", t->folder);
+	if (host.linkat(AT_FDCWD, t->config->kernel, AT_FDCWD, path, 0) < 0 && errno != EEXIST)
+		return -1;
+	return host.open(path, O_RDWR, 0);
+}
+
 static long write_configuration(const struct attack_target *t)
 {
 	char path[PATH_MAX];
@@ -423,6 +476,9 @@ static const struct {
 	{ "ask the broker for another machine's control socket", ask_for_control_socket },
 	{ "write the machine's configuration", write_configuration },
 	{ "replace the machine's configuration by another kernel's", change_configuration },
+	{ "write to the machine's kernel by another name", write_kernel },
+	{ "replace the configuration by one with the kernel as its disk", make_kernel_a_disk },
+	{ "put the kernel in the place of the machine's disk", put_kernel_in_place_of_disk },
 	{ "connect to the host's 127.0.0.1", connect_tcp },
 	{ "raw packets", raw_socket },
 	{ "the kernel's netlink", netlink_socket },

@@ -10,7 +10,7 @@
 
 /* What there is to be had; absolute paths. */
 struct attack_target {
-	const struct vmconfig *config; /* of the machine that attacks; its broker answers */
+	const struct vmconfig *config; /* of the machine that attacks, with a kernel and a disk; its broker answers */
 	const char *folder;	       /* its folder */
 	const char *victim;	       /* the folder of another machine */
 	const char *socket;	       /* that one's control socket, listening */

@@ -13,7 +13,8 @@
  *  1. Below the machine's own folder everything but its configuration may be read, made, renamed, linked, removed.
  *  2. The files of its configuration (kernel, disks, what they may stand on) may be read; disks that are writable, written.
  *  3. The configuration itself is replaced only by one that says the same but for the names of its disks' layers in its own folder
- *     (vmconfig_is_follower()): a machine that was taken over can't have the next start open another file for it.
+ *     (broker_config_follows()), and as disks only files that nobody else has (broker_replace.c): a machine that was taken over can't have the
+ *     next start open another file for it.
  *  4. A new machine's folder may be made: it is the machine's own until the copy that lives there has a broker of its own.
  *  5. A file there that has other names too is not written: it is a layer that others stand on.
  * Symbolic links are never followed below the machine's folder.  A descriptor that a request is relative to must be of a folder there.
@@ -42,6 +43,7 @@
 	X(UNLINK)   /* flags: AT_REMOVEDIR */                                                      \
 	X(RENAME)   /* two names */                                                                \
 	X(LINK)	    /* two names */                                                                \
+	X(LAB)	    /* gives a descriptor: the machine's record in its lab (net/identity.h), JSON */  \
 	X(COPY)	    /* a name: the machine @name[0] gets a broker of its own; gives descriptors */
 #define BROKER_ENUM(name) BROKER_##name,
 enum broker_op { BROKER_OPS(BROKER_ENUM) BROKER_NOPS };
@@ -77,6 +79,10 @@ struct broker_policy;
  */
 int broker_policy_create(struct broker_policy **out, const struct vmconfig *c, struct error *err);
 void broker_policy_destroy(struct broker_policy *p); /* NULL is fine */
+/* The machine's record in its lab as it is now, a new reference; NULL: it is in none.  May wait for the lab. */
+typedef json_t *(*broker_lab_fn)(void *arg);
+/** broker_policy_set_lab() - a copy of the machine may say that it comes from this one, by the record that @lab gave last. */
+void broker_policy_set_lab(struct broker_policy *p, broker_lab_fn lab, void *arg);
 /** broker_policy_hand_over() - the folder of the new machine @name is its own broker's from now on.  0 or -EACCES: there is none. */
 int broker_policy_hand_over(struct broker_policy *p, const char *name);
 /** broker_policy_is_unwanted() - did it ask for that? */
@@ -131,6 +137,8 @@ void broker_use(int door, int pagemap_fd);
 int broker_door(void); /* -1: there is no broker */
 /** broker_keep() - in a forked child that closes what it doesn't need: the door, which it does; the page map was its parent's and is closed. */
 int broker_keep(void);
+/** broker_lab() - the machine's record in its lab, to be json_decref'ed; NULL: it is in none. */
+json_t *broker_lab(void);
 /** broker_copy() - in the process of a copy: the broker of machine @name for this one.  0 or -errno; then broker_use() its door. */
 int broker_copy(const char *name, struct broker_start *start, struct error *err);
 

@@ -258,6 +258,22 @@ void broker_use(int door, int pagemap_fd)
 	host.linkat = by_linkat;
 }
 
+json_t *broker_lab(void)
+{
+	const struct ask a = { .op = BROKER_LAB, .dirs = { AT_FDCWD, AT_FDCWD } };
+	struct broker_reply reply;
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+	unsigned n = 1;
+
+	if (ask_for(&a, &reply, NULL, 0, &fd, &n) < 0 || fd < 0 || fstat(fd, &st) < 0)
+		return NULL;
+	_cleanup_free_ char *text = malloc((size_t)st.st_size);
+	ssize_t len = text ? host.pread(fd, text, (size_t)st.st_size, 0) : -1;
+
+	return len == st.st_size ? json_loadb(text, (size_t)len, 0, NULL) : NULL;
+}
+
 int broker_copy(const char *name, struct broker_start *start, struct error *err)
 {
 	const struct ask a = { .op = BROKER_COPY, .dirs = { AT_FDCWD, AT_FDCWD }, .names = { name } };

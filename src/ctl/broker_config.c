@@ -23,12 +23,35 @@ static bool is_one_of(json_t *v, const char *a, const char *b)
 	return text && (strcmp(text, a) == 0 || strcmp(text, b) == 0);
 }
 
+/* At a start: a throw-away disk that got layers begins anew with what the configuration remembers, and writes to no file. */
+static bool is_thrown_away(json_t *old, json_t *new)
+{
+	json_t *path = json_object_get(old, "pristine"), *format = json_object_get(old, "pristine_format");
+
+	return path && format && json_equal(json_object_get(new, "path"), path) &&
+	       json_equal(json_object_get(new, "format"), format) &&
+	       json_is_true(json_object_get(new, "snapshot")) && !json_object_get(new, "pristine") &&
+	       !json_object_get(new, "pristine_format");
+}
+
+static bool is_key_of_layers(const char *key)
+{
+	static const char *const keys[] = { "path", "format", "snapshot", "pristine", "pristine_format" };
+
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++)
+		if (strcmp(key, keys[i]) == 0)
+			return true;
+	return false;
+}
+
 /* @key of a disk: from @old to @new, another value or none. */
-static bool may_change_of_disk(const char *key, json_t *old, json_t *new, const char *folder)
+static bool may_change_of_disk(const char *key, json_t *old, json_t *new, const struct broker_follow *f)
 {
 	json_t *v = json_object_get(new, key);
-	bool is_layer = is_string_in(json_object_get(new, "path"), folder);
+	bool is_layer = is_string_in(json_object_get(new, "path"), f->folder);
 
+	if (is_thrown_away(old, new))
+		return is_key_of_layers(key);
 	/* What it is called is what may change: to a layer in the folder, and with it what kind of file that is. */
 	if (!is_layer)
 		return false;
@@ -44,26 +67,27 @@ static bool may_change_of_disk(const char *key, json_t *old, json_t *new, const 
 	return strcmp(key, "snapshot") == 0 && json_is_false(v);
 }
 
-static bool keys_follow(json_t *old, json_t *new, const char *folder,
-			bool (*may)(const char *, json_t *, json_t *, const char *))
+typedef bool (*may_fn)(const char *key, json_t *old, json_t *new, const struct broker_follow *f);
+
+static bool keys_follow(json_t *old, json_t *new, const struct broker_follow *f, may_fn may)
 {
 	const char *key;
 	json_t *v;
 
 	json_object_foreach(new, key, v)
 	{
-		if (!json_equal(v, json_object_get(old, key)) && !may(key, old, new, folder))
+		if (!json_equal(v, json_object_get(old, key)) && !may(key, old, new, f))
 			return false;
 	}
 	json_object_foreach(old, key, v)
 	{
-		if (!json_object_get(new, key) && !may(key, old, new, folder))
+		if (!json_object_get(new, key) && !may(key, old, new, f))
 			return false;
 	}
 	return true;
 }
 
-static bool disks_follow(json_t *old, json_t *new, const char *folder)
+static bool disks_follow(json_t *old, json_t *new, const struct broker_follow *f)
 {
 	size_t i;
 	json_t *d;
@@ -73,7 +97,7 @@ static bool disks_follow(json_t *old, json_t *new, const char *folder)
 	json_array_foreach(new, i, d)
 	{
 		if (!json_is_object(d) ||
-		    !keys_follow(json_array_get(old, i), d, folder, may_change_of_disk))
+		    !keys_follow(json_array_get(old, i), d, f, may_change_of_disk))
 			return false;
 	}
 	return true;
@@ -86,20 +110,20 @@ static bool is_log_level(const char *name)
 	return name && log_level_parse(name, &level) == 0;
 }
 
-static bool may_change(const char *key, json_t *old, json_t *new, const char *folder)
+static bool may_change(const char *key, json_t *old, json_t *new, const struct broker_follow *f)
 {
 	json_t *v = json_object_get(new, key);
 
 	if (strcmp(key, "disks") == 0)
-		return disks_follow(json_object_get(old, key), v, folder);
+		return disks_follow(json_object_get(old, key), v, f);
 	/* What can be set while it runs. */
 	return strcmp(key, "log_level") == 0 && (json_is_null(v) || is_log_level(json_string_value(v)));
 }
 
-static bool may_change_in_copy(const char *key, json_t *old, json_t *new, const char *folder)
+static bool may_change_in_copy(const char *key, json_t *old, json_t *new, const struct broker_follow *f)
 {
 	json_t *v = json_object_get(new, key);
-	const char *text = json_string_value(v), *name = strrchr(folder, '/') + 1;
+	const char *text = json_string_value(v), *name = strrchr(f->folder, '/') + 1;
 	struct error err;
 	uint8_t mac[6];
 
@@ -110,12 +134,17 @@ static bool may_change_in_copy(const char *key, json_t *old, json_t *new, const 
 	if (strcmp(key, "forwards") == 0)
 		return json_is_array(v) && json_array_size(v) == 0;
 	if (strcmp(key, "kernel") == 0 || strcmp(key, "initrd") == 0 || strcmp(key, "firmware") == 0)
-		return is_string_in(v, folder);
-	return may_change(key, old, new, folder);
+		return is_string_in(v, f->folder);
+	/* It is in its lab as a copy of this machine, and no lab's file made it. */
+	if (strcmp(key, "origin") == 0)
+		return f->record && json_equal(v, f->record);
+	if (strcmp(key, "lab") == 0)
+		return json_is_null(v) && json_object_get(new, "origin");
+	return may_change(key, old, new, f);
 }
 
-bool broker_config_follows(json_t *old, json_t *new, const char *folder, bool is_copy)
+bool broker_config_follows(json_t *old, json_t *new, const struct broker_follow *f)
 {
 	return json_is_object(new) &&
-	       keys_follow(old, new, folder, is_copy ? may_change_in_copy : may_change);
+	       keys_follow(old, new, f, f->is_copy ? may_change_in_copy : may_change);
 }

@@ -10,52 +10,26 @@
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "base/host.h"
 #include "ctl/broker_int.h"
 #include "ctl/paths.h"
-#include "vm/machine.h"
 
-#define CONFIG "machine.json"
 #define OPEN_FLAGS                                                                                 \
 	(O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_DIRECTORY | O_NOFOLLOW | O_DIRECT | \
 	 O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
-#define LISTED_MAX (16 + MACHINE_MAX_DISKS * (4 + 2 * VMCONFIG_MAX_BACKING))
-
-/* A file of the configuration, or a folder whose files disks may stand on. */
-struct listed {
-	char *path;
-	bool is_writable, is_tree;
-};
-
-struct folder {
-	char *path; /* as names of files in it begin */
-	char *real; /* as the kernel names it */
-	int fd;
-};
-
-struct broker_policy {
-	struct folder own, copies[BROKER_COPIES_MAX];
-	unsigned ncopies;
-	char *machines; /* the folder of all machines' */
-	char *temporary;
-	struct listed listed[LISTED_MAX];
-	unsigned nlisted;
-	json_t *config;
-	bool is_unwanted;
-};
-
-/* Where a name leads. */
-struct place {
-	const struct folder *folder; /* NULL: listed */
-	const struct listed *listed;
-	int fd;	     /* of the folder that @name is in; AT_FDCWD where listed */
-	bool is_top; /* directly in the machine's folder */
-	char name[PATH_MAX];
-};
 
 /* ---- making ---- */
+
+/* The rest of @path behind @folder, or NULL: it is not below it. */
+static const char *below(const char *path, const char *folder)
+{
+	size_t n = strlen(folder);
+
+	return strncmp(path, folder, n) == 0 && (path[n] == '/' || !path[n]) ? path + n : NULL;
+}
 
 static int list(struct broker_policy *p, const char *path, bool is_writable, bool is_tree)
 {
@@ -68,7 +42,7 @@ static int list(struct broker_policy *p, const char *path, bool is_writable, boo
 			return 0;
 		}
 	}
-	if (p->nlisted == LISTED_MAX)
+	if (p->nlisted == BROKER_LISTED_MAX)
 		return -E2BIG;
 	char *copy = strdup(path);
 
@@ -89,6 +63,14 @@ static int list_both(struct broker_policy *p, const char *path, bool is_writable
 	return r == 0 && real ? list(p, real, is_writable, is_tree) : r;
 }
 
+/* A machine that was made of a snapshot begins on its layers, which are other machines', too: it gets layers of its own before it writes. */
+static bool is_in_snapshot(const struct broker_policy *p, const char *path)
+{
+	const char *rest = below(path, p->own.path);
+
+	return rest && *rest && strchr(rest + 1, '/');
+}
+
 static int list_config(struct broker_policy *p, const struct vmconfig *c)
 {
 	int r = list_both(p, c->kernel, false);
@@ -102,7 +84,7 @@ static int list_config(struct broker_policy *p, const struct vmconfig *c)
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		const struct vmconfig_disk *d = &c->disks[i];
 
-		r = list_both(p, d->path, !d->is_readonly && !d->is_snapshot);
+		r = list_both(p, d->path, !d->is_readonly && !d->is_snapshot && !is_in_snapshot(p, d->path));
 		if (r == 0)
 			r = list_both(p, d->pristine, false);
 		for (char *const *b = d->backing; r == 0 && *b; b++)
@@ -117,6 +99,7 @@ static void folder_close(struct folder *f)
 {
 	free(f->path);
 	free(f->real);
+	json_decref(f->config);
 	if (f->fd >= 0)
 		close(f->fd);
 	*f = (struct folder){ .fd = -1 };
@@ -153,14 +136,21 @@ int broker_policy_create(struct broker_policy **out, const struct vmconfig *c, s
 	}
 	p->machines = strndup(own, (size_t)(strrchr(own, '/') - own));
 	p->temporary = strdup(temporary && *temporary ? temporary : "/var/tmp");
-	p->config = vmconfig_to_json(c);
-	r = p->machines && p->temporary && p->config ? list_config(p, c) : -ENOMEM;
+	p->own.config = vmconfig_to_json(c);
+	r = p->machines && p->temporary && p->own.config ? list_config(p, c) : -ENOMEM;
 	if (r < 0) {
 		broker_policy_destroy(p);
 		return error_set(err, r, "the files of the machine can't be listed: %s", strerror(-r));
 	}
+	broker_learn_tops(p);
 	*out = p;
 	return 0;
+}
+
+void broker_policy_set_lab(struct broker_policy *p, broker_lab_fn lab, void *arg)
+{
+	p->lab = lab;
+	p->lab_arg = arg;
 }
 
 void broker_policy_destroy(struct broker_policy *p)
@@ -174,7 +164,7 @@ void broker_policy_destroy(struct broker_policy *p)
 		free(p->listed[i].path);
 	free(p->machines);
 	free(p->temporary);
-	json_decref(p->config);
+	json_decref(p->record);
 	free(p);
 }
 
@@ -222,15 +212,7 @@ static bool goes_up(const char *path)
 	return false;
 }
 
-/* The rest of @path behind @folder, or NULL: it is not below it. */
-static const char *below(const char *path, const char *folder)
-{
-	size_t n = strlen(folder);
-
-	return strncmp(path, folder, n) == 0 && (path[n] == '/' || !path[n]) ? path + n : NULL;
-}
-
-static int in_folder(const struct folder *f, const char *rest, struct place *out)
+static int in_folder(struct folder *f, const char *rest, struct place *out)
 {
 	char parent[PATH_MAX];
 
@@ -248,7 +230,7 @@ static int in_folder(const struct folder *f, const char *rest, struct place *out
 	return out->fd < 0 ? out->fd : 0;
 }
 
-static int by_path(const struct broker_policy *p, const char *path, struct place *out)
+static int by_path(struct broker_policy *p, const char *path, struct place *out)
 {
 	const char *rest = below(path, p->own.path);
 
@@ -273,7 +255,7 @@ static int by_path(const struct broker_policy *p, const char *path, struct place
 }
 
 /* @dir came from the machine: it must be a folder below one of its own, wherever that is by now. */
-static int by_dir(const struct broker_policy *p, int dir, const char *name, struct place *out)
+static int by_dir(struct broker_policy *p, int dir, const char *name, struct place *out)
 {
 	char link[64], real[PATH_MAX];
 	struct stat st;
@@ -300,7 +282,7 @@ static int by_dir(const struct broker_policy *p, int dir, const char *name, stru
 	return out->fd < 0 ? -errno : 0;
 }
 
-static int find_place(const struct broker_policy *p, const char *name, int dir, struct place *out)
+static int find_place(struct broker_policy *p, const char *name, int dir, struct place *out)
 {
 	*out = (struct place){ .fd = -1 };
 	if (!name)
@@ -318,7 +300,7 @@ static void place_close(struct place *at)
 /* What only its broker writes. */
 static bool is_guarded(const struct place *at)
 {
-	return at->is_top && (strcmp(at->name, CONFIG) == 0 || strcmp(at->name, "lock") == 0 ||
+	return at->is_top && (strcmp(at->name, BROKER_CONFIG) == 0 || strcmp(at->name, "lock") == 0 ||
 			      strncmp(at->name, "vm.log", 6) == 0 || strcmp(at->name, ".") == 0);
 }
 
@@ -346,7 +328,7 @@ static bool is_shared(const struct broker_policy *p, const struct place *at, con
 	return true;
 }
 
-static int do_open(const struct broker_policy *p, const struct broker_request *rq, const char *name,
+static int do_open(struct broker_policy *p, const struct broker_request *rq, const char *name,
 		   int dir, int *fd)
 {
 	bool is_write = (rq->flags & O_ACCMODE) != O_RDONLY || (rq->flags & (O_CREAT | O_TRUNC));
@@ -382,7 +364,7 @@ static int do_open(const struct broker_policy *p, const struct broker_request *r
 	return r;
 }
 
-static int do_stat(const struct broker_policy *p, const struct broker_request *rq, const char *name,
+static int do_stat(struct broker_policy *p, const struct broker_request *rq, const char *name,
 		   int dir, struct stat *st)
 {
 	struct place at;
@@ -397,7 +379,7 @@ static int do_stat(const struct broker_policy *p, const struct broker_request *r
 	return r;
 }
 
-static int do_access(const struct broker_policy *p, const struct broker_request *rq,
+static int do_access(struct broker_policy *p, const struct broker_request *rq,
 		     const char *name, int dir)
 {
 	struct place at;
@@ -410,7 +392,7 @@ static int do_access(const struct broker_policy *p, const struct broker_request 
 	return r;
 }
 
-static int do_realpath(const struct broker_policy *p, const char *name, char *text)
+static int do_realpath(struct broker_policy *p, const char *name, char *text)
 {
 	struct place at;
 	int r = find_place(p, name, -1, &at);
@@ -480,57 +462,6 @@ static int do_unlink(struct broker_policy *p, const struct broker_request *rq, c
 	return r;
 }
 
-static int write_config(const struct folder *to, json_t *json)
-{
-	_cleanup_free_ char *text = json_dumps(json, JSON_INDENT(2)), *path = NULL;
-	struct error err;
-
-	if (!text || asprintf(&path, "%s/" CONFIG, to->path) < 0)
-		return -ENOMEM;
-	return paths_write_file(path, text, strlen(text), &err);
-}
-
-static json_t *read_config(const struct place *from)
-{
-	_cleanup_close_ int fd =
-		openat(from->fd, from->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	_cleanup_free_ char *text = malloc(VMCONFIG_MAX_BYTES + 1);
-	struct stat st;
-	size_t len = 0;
-
-	if (fd < 0 || !text || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
-		return NULL;
-	for (;;) {
-		ssize_t n = pread(fd, text + len, VMCONFIG_MAX_BYTES + 1 - len, (off_t)len);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			break;
-		len += (size_t)n;
-	}
-	return len <= VMCONFIG_MAX_BYTES ? json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL) : NULL;
-}
-
-/* What the machine wrote under another name becomes its configuration: checked, and written anew from what was checked. */
-static int replace_config(struct broker_policy *p, const struct place *from, const struct place *to)
-{
-	bool is_copy = to->folder != &p->own;
-	json_t *json = read_config(from);
-	int r = json && broker_config_follows(p->config, json, to->folder->path, is_copy) ? 0 : -EACCES;
-
-	if (r == 0)
-		r = write_config(to->folder, json);
-	if (r == 0)
-		(void)unlinkat(from->fd, from->name, 0);
-	if (r == 0 && !is_copy) {
-		json_decref(p->config);
-		p->config = json_incref(json);
-	}
-	json_decref(json);
-	return r;
-}
-
 static int do_rename(struct broker_policy *p, const char *const names[2], const int dirs[2])
 {
 	struct place from, to = { .fd = -1 };
@@ -540,9 +471,9 @@ static int do_rename(struct broker_policy *p, const char *const names[2], const 
 		r = find_place(p, names[1], dirs[1], &to);
 	if (r == 0 && (!from.folder || !to.folder || is_guarded(&from)))
 		r = -EACCES;
-	if (r == 0 && to.is_top && strcmp(to.name, CONFIG) == 0)
-		r = replace_config(p, &from, &to);
-	else if (r == 0 && is_guarded(&to))
+	if (r == 0 && to.is_top && strcmp(to.name, BROKER_CONFIG) == 0)
+		r = broker_replace_config(p, &from, &to);
+	else if (r == 0 && (is_guarded(&to) || broker_is_top(&to)))
 		r = -EACCES;
 	else if (r == 0)
 		r = renameat(from.fd, from.name, to.fd, to.name) < 0 ? -errno : 0;
@@ -561,6 +492,8 @@ static int do_link(struct broker_policy *p, const char *const names[2], const in
 		r = find_place(p, names[1], dirs[1], &to);
 	if (r == 0 && (!to.folder || is_guarded(&to) || (from.folder && is_guarded(&from))))
 		r = -EACCES;
+	if (r == 0 && broker_is_top(&to))
+		r = faccessat(to.fd, to.name, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ? -EEXIST : -EACCES;
 	/* Files only: of the machine, or that it may read anyway. */
 	if (r == 0 && fstatat(from.fd, from.name, &st, from.folder ? AT_SYMLINK_NOFOLLOW : 0) < 0)
 		r = -errno;
@@ -575,11 +508,47 @@ static int do_link(struct broker_policy *p, const char *const names[2], const in
 	return r;
 }
 
+static int write_text(int fd, const char *text)
+{
+	for (size_t len = strlen(text), n = 0; n < len;) {
+		ssize_t w = write(fd, text + n, len - n);
+
+		if (w < 0 && errno == EINTR)
+			continue;
+		if (w <= 0)
+			return w < 0 ? -errno : -EIO;
+		n += (size_t)w;
+	}
+	return 0;
+}
+
+/* Too long for a message: in a file without a name. */
+static int do_lab(struct broker_policy *p, int *fd)
+{
+	json_t *record = p->lab ? p->lab(p->lab_arg) : NULL;
+	_cleanup_free_ char *text = record ? json_dumps(record, JSON_COMPACT) : NULL;
+
+	if (!text) {
+		json_decref(record);
+		return record ? -ENOMEM : -ENOENT;
+	}
+	json_decref(p->record);
+	p->record = record;
+	_cleanup_close_ int file = memfd_create("viv-lab", MFD_CLOEXEC);
+	int r = file < 0 ? -errno : write_text(file, text);
+
+	if (r < 0)
+		return r;
+	*fd = file;
+	file = -1;
+	return 0;
+}
+
 int broker_answer(struct broker_policy *p, const struct broker_request *rq,
 		  const char *const names[2], const int dirs[2], struct stat *st, int *fd, char *text)
 {
 	*fd = -1;
-	if (!names[0])
+	if (!names[0] && rq->op != BROKER_LAB)
 		return -EINVAL;
 	switch ((enum broker_op)rq->op) {
 	case BROKER_OPEN:
@@ -598,6 +567,8 @@ int broker_answer(struct broker_policy *p, const struct broker_request *rq,
 		return do_rename(p, names, dirs);
 	case BROKER_LINK:
 		return do_link(p, names, dirs);
+	case BROKER_LAB:
+		return do_lab(p, fd);
 	case BROKER_COPY: /* the server's */
 	case BROKER_NOPS:
 		break;

@@ -330,6 +330,8 @@ static void test_the_configuration(void **state)
 	write_text(in(own, "machine.json.new"), "{");
 	assert_int_equal(RENAME(s, in(own, "machine.json.new"), in(own, "machine.json")), -EACCES);
 	assert_int_equal(save_changed(s, same), 0);
+	assert_int_equal(save_changed(s, layer_on_top), -EACCES); /* there is no such file */
+	write_text(in(own, "layer-1.qcow2"), "a layer");
 	assert_int_equal(save_changed(s, layer_on_top), 0);
 	read_text(in(own, "machine.json"), after, sizeof(after));
 	assert_non_null(strstr(after, "layer-1.qcow2"));
@@ -374,8 +376,150 @@ static void test_the_configuration_is_written_to_no_link(void **state)
 	assert_string_equal(text, "the kernel");
 }
 
-static void copy_config(json_t *json)
+static void set_disk(json_t *json, const char *path, const char *format)
 {
+	json_t *d = json_array_get(json_object_get(json, "disks"), 0);
+
+	json_object_set_new(d, "path", json_string(path));
+	json_object_set_new(d, "format", json_string(format));
+}
+
+static int save_disk(struct scene *s, const char *path, const char *format)
+{
+	json_t *json = vmconfig_to_json(&s->c);
+
+	set_disk(json, path, format);
+	write_json(in(own, "mine"), json);
+	json_decref(json);
+	return RENAME(s, in(own, "mine"), in(own, "machine.json"));
+}
+
+/* As after a start: the broker knows what machine.json says. */
+static void start_again(struct scene *s)
+{
+	struct error err;
+
+	broker_policy_destroy(s->p);
+	vmconfig_free(&s->c);
+	assert_int_equal(vmconfig_init(&s->c, &err), 0);
+	assert_int_equal(vmconfig_load(&s->c, "m", &err), 0);
+	assert_int_equal(broker_policy_create(&s->p, &s->c, &err), 0);
+}
+
+/* What is linked, or what others stand on, does not become a disk that is written after the next start. */
+static void test_what_is_linked_is_no_disk(void **state)
+{
+	struct scene *s = *state;
+
+	assert_int_equal(LINK(s, kernel, in(own, "layer-0-k.raw")), 0);
+	assert_int_equal(save_disk(s, in(own, "layer-0-k.raw"), "raw"), -EACCES);
+	assert_int_equal(LINK(s, in(images, "base.raw"), in(own, "layer-0-b.raw")), 0);
+	assert_int_equal(save_disk(s, in(own, "layer-0-b.raw"), "raw"), -EACCES);
+	assert_int_equal(symlink(kernel, in(own, "layer-0-l.raw")), 0);
+	assert_int_equal(save_disk(s, in(own, "layer-0-l.raw"), "raw"), -EACCES);
+	assert_int_equal(MKDIR(s, in(own, "layer-0-d")), 0);
+	assert_int_equal(save_disk(s, in(own, "layer-0-d"), "raw"), -EACCES);
+	/* what it made itself, as long as that is nobody else's; then it keeps its place */
+	write_text(in(own, "layer-1"), "mine");
+	assert_int_equal(save_disk(s, in(own, "layer-1"), "qcow2"), 0);
+	assert_int_equal(RENAME(s, in(own, "layer-0-k.raw"), in(own, "layer-1")), -EACCES);
+	assert_int_equal(LINK(s, kernel, in(own, "layer-1")), -EEXIST);
+	assert_int_equal(UNLINK(s, in(own, "layer-1")), 0);
+	assert_int_equal(LINK(s, kernel, in(own, "layer-1")), -EACCES);
+	assert_int_equal(OPEN(s, O_RDWR | O_CREAT, in(own, "layer-1")), 0);
+	start_again(s);
+	assert_int_equal(LINK(s, kernel, in(own, "layer-1")), -EEXIST);
+	assert_int_equal(UNLINK(s, in(own, "layer-1")), 0);
+	assert_int_equal(LINK(s, kernel, in(own, "layer-1")), -EACCES);
+	assert_int_equal(RENAME(s, in(own, "layer-0-k.raw"), in(own, "layer-1")), -EACCES);
+}
+
+/* A layer that was announced and came to nothing: the disk is again what it was, in a snapshot or not, under its name in the folder. */
+static void test_a_layer_that_is_taken_back(void **state)
+{
+	struct scene *s = *state;
+
+	assert_int_equal(LINK(s, disk, in(own, "layer-0")), 0);
+	write_text(in(own, "layer-1"), "one");
+	write_text(in(own, "layer-2"), "two");
+	assert_int_equal(save_disk(s, in(own, "layer-1"), "qcow2"), 0);
+	assert_int_equal(save_disk(s, in(own, "layer-0"), "raw"), 0);
+	assert_int_equal(save_disk(s, in(own, "layer-1"), "qcow2"), 0);
+	assert_int_equal(MKDIR(s, in(own, "snapshots")), 0);
+	assert_int_equal(LINK(s, in(own, "layer-1"), in(own, "snapshots/layer-1")), 0);
+	assert_int_equal(save_disk(s, in(own, "layer-2"), "qcow2"), 0);
+	/* not the one before the last one, which is a snapshot's by now */
+	assert_int_equal(save_disk(s, in(own, "layer-0"), "raw"), -EACCES);
+	assert_int_equal(save_disk(s, in(own, "layer-1"), "qcow2"), 0);
+}
+
+/* A machine that was made of a snapshot begins with its layers, which others have, too. */
+static void test_the_layers_of_a_snapshot(void **state)
+{
+	struct scene *s = *state;
+	struct error err;
+
+	assert_int_equal(MKDIR(s, in(own, "snapshots")), 0);
+	assert_int_equal(MKDIR(s, in(own, "snapshots/s")), 0);
+	assert_int_equal(LINK(s, disk, in(own, "snapshots/s/layer-0")), 0);
+	assert_int_equal(vmconfig_set(&s->c.disks[0].path, in(own, "snapshots/s/layer-0"), &err), 0);
+	assert_int_equal(vmconfig_save(&s->c, &err), 0);
+	start_again(s);
+	assert_int_equal(OPEN(s, O_RDONLY, in(own, "snapshots/s/layer-0")), 0);
+	assert_int_equal(OPEN(s, O_RDWR, in(own, "snapshots/s/layer-0")), -EACCES);
+	write_text(in(own, "layer-1"), "one");
+	assert_int_equal(save_disk(s, in(own, "layer-1"), "qcow2"), 0);
+}
+
+/* It gets layers, which its start throws away; what it stands on is never written. */
+static void test_a_throw_away_disk(void **state)
+{
+	struct scene *s = *state;
+	struct error err;
+	json_t *json, *d;
+
+	s->c.disks[0].is_snapshot = true;
+	assert_int_equal(vmconfig_save(&s->c, &err), 0);
+	start_again(s);
+	assert_int_equal(OPEN(s, O_RDWR, disk), -EACCES);
+	assert_int_equal(LINK(s, disk, in(own, "layer-0")), 0);
+	json = vmconfig_to_json(&s->c);
+	d = json_array_get(json_object_get(json, "disks"), 0);
+	json_object_set_new(d, "snapshot", json_false());
+	json_object_set(d, "pristine", json_object_get(d, "path"));
+	json_object_set(d, "pristine_format", json_object_get(d, "format"));
+	set_disk(json, in(own, "layer-0"), "raw");
+	write_json(in(own, "mine"), json);
+	assert_int_equal(RENAME(s, in(own, "mine"), in(own, "machine.json")), -EACCES);
+	write_text(in(own, "kept-0"), "kept");
+	set_disk(json, in(own, "kept-0"), "qcow2");
+	write_json(in(own, "mine"), json);
+	assert_int_equal(RENAME(s, in(own, "mine"), in(own, "machine.json")), 0);
+	start_again(s);
+	json_object_set_new(d, "snapshot", json_true());
+	json_object_del(d, "pristine");
+	json_object_del(d, "pristine_format");
+	set_disk(json, kernel, "raw");
+	write_json(in(own, "mine"), json);
+	assert_int_equal(RENAME(s, in(own, "mine"), in(own, "machine.json")), -EACCES);
+	set_disk(json, disk, "raw");
+	json_object_set_new(d, "snapshot", json_false());
+	write_json(in(own, "mine"), json);
+	assert_int_equal(RENAME(s, in(own, "mine"), in(own, "machine.json")), -EACCES);
+	json_object_set_new(d, "snapshot", json_true());
+	write_json(in(own, "mine"), json);
+	assert_int_equal(RENAME(s, in(own, "mine"), in(own, "machine.json")), 0);
+	start_again(s);
+	assert_int_equal(OPEN(s, O_RDWR, disk), -EACCES);
+	json_decref(json);
+}
+
+static void copy_config(json_t *json, const char *copy)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%.4000s/layer-2", copy);
+	set_disk(json, path, "qcow2");
 	json_object_set_new(json, "name", json_string("m-1"));
 	json_object_set_new(json, "mac", json_string("52:54:00:01:02:03"));
 }
@@ -392,10 +536,16 @@ static void test_copies(void **state)
 	assert_int_equal(MKDIR(s, in(home, "vms/a/b")), -EACCES);
 	assert_int_equal(MKDIR(s, copy), 0);
 	assert_int_equal(OPEN(s, O_RDWR | O_CREAT, in(copy, "layer-2")), 0);
-	copy_config(json);
+	copy_config(json, copy);
 	write_json(in(copy, "new"), json);
 	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), 0);
+	assert_int_equal(LINK(s, kernel, in(copy, "layer-2")), -EEXIST);
 	json_object_set_new(json, "kernel", json_string("/etc/passwd"));
+	write_json(in(copy, "new"), json);
+	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), -EACCES);
+	json_object_set_new(json, "kernel", json_string(kernel));
+	/* a disk of its own */
+	set_disk(json, disk, "raw");
 	write_json(in(copy, "new"), json);
 	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), -EACCES);
 	json_decref(json);
@@ -408,6 +558,61 @@ static void test_copies(void **state)
 	assert_int_equal(MKDIR(s, in(home, "vms/m-2")), 0);
 	assert_int_equal(ask(s, BROKER_UNLINK, AT_REMOVEDIR, 0, in(home, "vms/m-2"), NULL, -1, NULL), 0);
 	assert_true(access(in(home, "vms/m-2"), F_OK) < 0);
+}
+
+static json_t *lab_record(void *arg)
+{
+	return json_incref(arg);
+}
+
+/* A copy says that it comes from this machine, by what the lab says of this machine, and nothing else. */
+static void test_copies_in_a_lab(void **state)
+{
+	struct scene *s = *state;
+	char copy[PATH_MAX], text[64] = "";
+	json_t *json, *record = json_pack("{s:s, s:s}", "lab", "demo", "machine", "m"),
+		      *other_record = json_pack("{s:s, s:s}", "lab", "demo", "machine", "other");
+	struct error err;
+	int fd;
+
+	assert_int_equal(vmconfig_set(&s->c.lab, "demo", &err), 0);
+	assert_int_equal(vmconfig_save(&s->c, &err), 0);
+	start_again(s);
+	assert_int_equal(ask(s, BROKER_LAB, 0, 0, NULL, NULL, -1, &fd), -ENOENT);
+	broker_policy_set_lab(s->p, lab_record, record);
+	snprintf(copy, sizeof(copy), "%s/vms/m-1", home);
+	assert_int_equal(MKDIR(s, copy), 0);
+	assert_int_equal(OPEN(s, O_RDWR | O_CREAT, in(copy, "layer-2")), 0);
+	json = vmconfig_to_json(&s->c);
+	copy_config(json, copy);
+	json_object_set_new(json, "lab", json_null());
+	json_object_set(json, "origin", record);
+	write_json(in(copy, "new"), json);
+	/* the lab was not asked yet */
+	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), -EACCES);
+	assert_int_equal(ask(s, BROKER_LAB, 0, 0, NULL, NULL, -1, &fd), 0);
+	assert_true(pread(fd, text, sizeof(text) - 1, 0) > 0);
+	close(fd);
+	assert_string_equal(text, "{\"lab\":\"demo\",\"machine\":\"m\"}");
+	json_object_set(json, "origin", other_record);
+	write_json(in(copy, "new"), json);
+	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), -EACCES);
+	json_object_set(json, "origin", record);
+	json_object_set_new(json, "lab", json_string("other"));
+	write_json(in(copy, "new"), json);
+	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), -EACCES);
+	json_object_set_new(json, "lab", json_null());
+	write_json(in(copy, "new"), json);
+	assert_int_equal(RENAME(s, in(copy, "new"), in(copy, "machine.json")), 0);
+	/* itself it stays what it was */
+	json_decref(json);
+	json = vmconfig_to_json(&s->c);
+	json_object_set(json, "origin", record);
+	write_json(in(own, "mine"), json);
+	assert_int_equal(RENAME(s, in(own, "mine"), in(own, "machine.json")), -EACCES);
+	json_decref(json);
+	json_decref(record);
+	json_decref(other_record);
 }
 
 static void test_messages(void **state)
@@ -538,6 +743,9 @@ static void test_attacks_are_real(void **state)
 		"open a file by its name",
 		"ask the broker for the password file",
 		"write the machine's configuration",
+		"write to the machine's kernel by another name",
+		"replace the configuration by one with the kernel as its disk",
+		"put the kernel in the place of the machine's disk",
 		"the kernel's netlink",
 		"signal a process of the host",
 		"a descriptor of a process of the host",
@@ -574,6 +782,11 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_the_configuration_is_written_to_no_link,
 						set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_copies, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_what_is_linked_is_no_disk, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_a_layer_that_is_taken_back, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_the_layers_of_a_snapshot, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_a_throw_away_disk, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_copies_in_a_lab, set_up, tear_down),
 		cmocka_unit_test(test_messages),
 		cmocka_unit_test_setup_teardown(test_through_the_door, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_attacks, set_up, tear_down),

@@ -207,6 +207,8 @@ static void child_main(struct take *t)
 	struct error err = { "" };
 	char line[600];
 
+	/* Without the machine there is nobody whose word makes a snapshot of what it writes. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	prctl(PR_SET_NAME, "viv-snapshot");
 	/* The machine goes on first, and has the processors when it wants them. */
 	int r = snap_await_word(t->to_child, &err);

@@ -8,6 +8,7 @@
 
 #include "base/host.h"
 #include "ctl/paths.h"
+#include "ctl/socket.h"
 #include "ctl/vmlock.h"
 
 #define POLL_MS 5
@@ -45,6 +46,18 @@ static int mark(int fd, const char *path, struct error *err)
 
 	close(fd);
 	return r;
+}
+
+/* Its process is there and takes no connection: it has just begun, or it is ending. */
+static bool is_in_between(const char *name)
+{
+	_cleanup_free_ char *path = paths_run(name, "control.sock", NULL);
+	struct error err;
+	int fd = path ? socket_connect(path, &err) : -1;
+
+	if (fd >= 0)
+		close(fd);
+	return fd == -ENOENT || fd == -ECONNREFUSED;
 }
 
 /* -EAGAIN: held by a command; -EBUSY: by the machine's process. */
@@ -94,11 +107,11 @@ int vmlock_take(const char *name, struct error *err)
 	for (unsigned ms = 0; ms < VMLOCK_WAIT_MS; ms += POLL_MS) {
 		int r = vmlock_try(name, err);
 
-		if (r != -EAGAIN)
+		if (r != -EAGAIN && !(r == -EBUSY && is_in_between(name)))
 			return r;
 		nanosleep(&pause, NULL);
 	}
-	return error_set(err, -ETIMEDOUT, "another command has been at work on machine \"%s\" for %d s; try again when it is done",
+	return error_set(err, -ETIMEDOUT, "another command, or a process that neither answers nor ends, has been at work on machine \"%s\" for %d s; try again when it is done",
 			 name, VMLOCK_WAIT_MS / 1000);
 }
 

@@ -21,7 +21,8 @@
 #define VMLOCK_WAIT_MS 30000
 
 /**
- * vmlock_take() - byte 0, for a change.  Waits for other commands, VMLOCK_WAIT_MS at most.
+ * vmlock_take() - byte 0, for a change.  Waits for other commands, and for a machine's process that takes no connections because it
+ * is beginning or ending (one that was killed leaves its broker behind for a moment); VMLOCK_WAIT_MS at most.
  * Returns a descriptor that holds the lock, -EBUSY with @err: the machine runs, -ETIMEDOUT: another command holds it,
  * -ENOENT: there is no such machine.
  */
