@@ -98,8 +98,11 @@ static int dbt_vm_create(struct engine_vm **out, const struct engine_config *cfg
 	if (!vm->model.tsc_khz)
 		vm->model.tsc_khz = vm->tsc_khz;
 	vm->phys_mask = (1ULL << vm->model.phys_bits) - 1;
-	int rc = xlate_vm_create(vm, err);
+	/* Threads that execute guest code may set no handlers once they are confined. */
+	int rc = dbt_signal_init(err);
 
+	if (rc == 0)
+		rc = xlate_vm_create(vm, err);
 	if (rc) {
 		dbt_vm_destroy((struct engine_vm *)(void *)vm);
 		return rc;

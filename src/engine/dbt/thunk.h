@@ -30,7 +30,7 @@ void thunk_thread_finish(void);
 /** thunk_thread_cpu() - the vCPU of the calling thread, or NULL.  Async-signal-safe. */
 struct dbt_cpu *thunk_thread_cpu(void);
 
-/** dbt_signal_init() - SIGFPE, SIGSEGV, SIGBUS, SIGILL handlers; idempotent.  Part of thunk_thread_init(). */
+/** dbt_signal_init() - SIGFPE, SIGSEGV, SIGBUS, SIGILL handlers; idempotent.  Part of making a VM, and of thunk_thread_init(). */
 int dbt_signal_init(struct error *err);
 
 /*
