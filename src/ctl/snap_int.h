@@ -137,8 +137,8 @@ bool snap_forking_is_for(const struct forking *f, const void *ctx);
 /* ---- a process that was forked off ---- */
 /** snap_make_pipes() - @child_ends: [0] to be written, [1] to be read by the child. */
 int snap_make_pipes(int *from_child, int *to_child, int child_ends[2], struct error *err);
-/** snap_tell() - a line to the parent; one that is gone shows when its word is awaited. */
-void snap_tell(int fd, const char *text);
+/** snap_tell() - a line to the parent; false: it does not listen any more. */
+bool snap_tell(int fd, const char *text);
 /* Lines of a child, put together from what its pipe gives at a time; start with zeroes. */
 struct snap_lines {
 	char line[1024];
@@ -151,6 +151,12 @@ struct snap_lines {
 bool snap_read_lines(struct snap_lines *l, int fd, void (*take)(void *arg, const char *line), void *arg);
 /** snap_give_word() - the child waits for it; one that is gone is noticed by its pipe. */
 void snap_give_word(int fd);
+/**
+ * snap_dismiss() - the child is not wanted any more: it is killed, or, where a confined machine may kill nobody, ends when it sees that nobody
+ * speaks to it or listens.  The pipes are closed; it is still to be waited for.
+ * @from_child: NULL: what it says last is still heard
+ */
+void snap_dismiss(pid_t pid, int *to_child, int *from_child);
 /** snap_await_word() - 0, or -ECANCELED: the parent is gone. */
 int snap_await_word(int fd, struct error *err);
 /** snap_close_others() - all descriptors but @keep: a socket held open here would outlive the machine. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -256,10 +257,22 @@ int snap_make_pipes(int *from_child, int *to_child, int child_ends[2], struct er
 	return 0;
 }
 
-void snap_tell(int fd, const char *text)
+bool snap_tell(int fd, const char *text)
 {
-	if (write(fd, text, strlen(text)) < 0)
+	return write(fd, text, strlen(text)) >= 0;
+}
+
+void snap_dismiss(pid_t pid, int *to_child, int *from_child)
+{
+	(void)kill(pid, SIGKILL);
+	if (*to_child >= 0)
+		close(*to_child);
+	*to_child = -1;
+	if (!from_child)
 		return;
+	if (*from_child >= 0)
+		close(*from_child);
+	*from_child = -1;
 }
 
 bool snap_read_lines(struct snap_lines *l, int fd, void (*take)(void *arg, const char *line), void *arg)

@@ -191,6 +191,9 @@ static void hatch(struct forking *f, const int child_ends[2])
 	struct machine_restore restore = { .state = &state, .ram = &ram };
 	struct error err;
 
+	/* The machine's ends: held here, they would never seem closed. */
+	close(f->from_child);
+	close(f->to_child);
 	prctl(PR_SET_NAME, "viv-fork");
 	int r = snap_await_word(child_ends[1], &err);
 
@@ -278,14 +281,16 @@ static void on_flushed(void *arg)
 		return;
 	}
 	error_set(&f->failure, -EIO, "a disk of the machine could not be made stable");
-	kill(f->pid, SIGKILL);
+	snap_dismiss(f->pid, &f->to_child, NULL);
 }
 
 void snap_forking_cancel(struct forking *f)
 {
 	f->s->forking = NULL;
 	/* Copies that run already are machines of their own. */
-	kill(f->pid, SIGKILL);
+	loop_fd_remove(f->watch);
+	f->watch = NULL;
+	snap_dismiss(f->pid, &f->to_child, &f->from_child);
 	while (waitpid(f->pid, NULL, 0) < 0 && errno == EINTR)
 		continue;
 	if (!f->nready)

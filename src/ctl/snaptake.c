@@ -98,7 +98,9 @@ static void take_cancel(struct take *t)
 {
 	t->s->take = NULL;
 	if (t->pid > 0) {
-		kill(t->pid, SIGKILL);
+		loop_fd_remove(t->watch);
+		t->watch = NULL;
+		snap_dismiss(t->pid, &t->to_child, &t->from_child);
 		while (waitpid(t->pid, NULL, 0) < 0 && errno == EINTR)
 			continue;
 	}
@@ -154,8 +156,7 @@ static bool tell_progress(void *arg, uint64_t done, uint64_t total)
 	char line[64];
 
 	snprintf(line, sizeof(line), "p %llu %llu\n", (unsigned long long)done, (unsigned long long)total);
-	snap_tell(t->from_child, line);
-	return true;
+	return snap_tell(t->from_child, line);
 }
 
 static int child_write(struct take *t, struct error *err)
@@ -305,7 +306,7 @@ static void go_if_done(struct take *t)
 		return;
 	if (t->layers.is_failed) {
 		error_set(&t->failure, -EIO, "a disk of the machine could not be made stable");
-		kill(t->pid, SIGKILL);
+		snap_dismiss(t->pid, &t->to_child, NULL);
 		return;
 	}
 	snap_give_word(t->to_child);
@@ -334,7 +335,7 @@ static void take_line(void *arg, const char *line)
 	} else if (line[0] == 'w') {
 		t->is_written = true;
 		go_if_done(t);
-	} else if (!strncmp(line, "e ", 2)) {
+	} else if (!strncmp(line, "e ", 2) && !t->failure.text[0]) {
 		error_set(&t->failure, -EIO, "%s", line + 2);
 	}
 }
