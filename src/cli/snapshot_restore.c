@@ -146,19 +146,69 @@ static int own_disk(struct vmconfig_disk *d, const struct snapshot_info *from, c
 	return 0;
 }
 
+static bool has_disk(const struct vmconfig *c, const char *path)
+{
+	for (unsigned i = 0; i < c->ndisks; i++)
+		if (strcmp(c->disks[i].path, path) == 0)
+			return true;
+	return false;
+}
+
+static bool is_on_host(const char *net)
+{
+	return strncmp(net, "tap:", 4) == 0 || strncmp(net, "bridge:", 7) == 0;
+}
+
+/*
+ * A snapshot is its machine's word, which may have been taken over when it was written, or it comes from elsewhere: what it has of this host, files
+ * outside of it and host networks, it has only if the user gave it to the machine.
+ */
+static int check_host_parts(const struct snapshot_info *from, struct error *err)
+{
+	_cleanup_free_ char *dir = snapstore_path(from->vm, from->name, "", err);
+	const struct vmconfig *c = &from->config;
+	struct vmconfig own;
+	struct error why;
+	int r = vmconfig_init(&own, err);
+	bool has_own = r == 0 && vmconfig_load(&own, from->vm, &why) == 0;
+
+	if (r == 0 && !dir)
+		r = -ENOMEM;
+	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
+		const char *path = c->disks[i].path;
+		bool is_inside = strncmp(path, dir, strlen(dir)) == 0 && !strchr(path + strlen(dir), '/');
+
+		if (!is_inside && !(has_own && has_disk(&own, path)))
+			r = error_set(err, -EPERM, "the snapshot names %s as a disk, which is none of machine \"%s\"",
+				      path, from->vm);
+	}
+	if (r == 0 && is_on_host(c->net) && !(has_own && strcmp(own.net, c->net) == 0))
+		r = error_set(err, -EPERM, "the snapshot names %s as its network, which is not that of machine \"%s\"",
+			      c->net, from->vm);
+	vmconfig_free(&own);
+	return r;
+}
+
 /* The snapshot's configuration, and files, for the machine @c->name, which has the snapshot. */
 static int take_over(const struct snapshot_info *from, struct vmconfig *c, struct error *err)
 {
+	int r = check_host_parts(from, err);
+
+	if (r < 0)
+		return r;
 	_cleanup_free_ char *name = strdup(c->name);
 	json_t *json = vmconfig_to_json(&from->config);
-	int r = name && json ? vmconfig_from_json(c, json, err)
-			     : error_set(err, -ENOMEM, "no memory for a machine");
 
+	r = name && json ? vmconfig_from_json(c, json, err)
+			 : error_set(err, -ENOMEM, "no memory for a machine");
 	json_decref(json);
 	if (r == 0)
 		r = vmconfig_set(&c->name, name, err);
 	if (r == 0 && from->network)
 		r = vmconfig_set_origin(c, from->network, err);
+	/* Ports of the host are the first machine's; and a snapshot may come from elsewhere, or from one that was taken over. */
+	while (c->nforwards)
+		free(c->forwards[--c->nforwards]);
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++)
 		r = own_disk(&c->disks[i], from, c->name, err);
 	if (r == 0)

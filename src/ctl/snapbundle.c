@@ -207,6 +207,14 @@ static int put_all(struct stream *s, const char *dir, struct error *err)
 	return compress(s, &sum, sizeof(sum), ZSTD_e_end, err);
 }
 
+static bool is_file_in(const char *dir, const char *path)
+{
+	size_t n = strlen(dir);
+
+	/* What comes from elsewhere may say "DIR/../../x". */
+	return strncmp(path, dir, n) == 0 && path[n] == '/' && !strchr(path + n + 1, '/');
+}
+
 static int check_whole(const char *vm, const char *name, struct error *err)
 {
 	struct snapshot_info i;
@@ -218,7 +226,7 @@ static int check_whole(const char *vm, const char *name, struct error *err)
 	if (!dir)
 		r = -ENOMEM;
 	for (unsigned d = 0; r == 0 && d < i.config.ndisks; d++)
-		if (strncmp(i.config.disks[d].path, dir, strlen(dir)) != 0)
+		if (!is_file_in(dir, i.config.disks[d].path))
 			r = error_set(err, -EINVAL, "disk %u (%s) is read-only and not in the snapshot; it cannot go along",
 				      d, i.config.disks[d].path);
 	snapshot_info_free(&i);

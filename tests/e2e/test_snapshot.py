@@ -11,6 +11,8 @@ import socket
 import subprocess
 
 import pytest
+
+import guests
 import tiny
 
 COUNT = """
@@ -506,6 +508,31 @@ def test_export_and_import(empty_viv, debian, tmp_path):
     b.reaches(b.next() + 10)
     viv.fails("snapshot", "import", "b", "new", file, says=["already"])
     ends(viv, "b")
+
+
+def test_what_a_snapshot_may_not_say(empty_viv, tmp_path):
+    """It may come from elsewhere: it opens no port of this host, and takes along no file that is none of its own."""
+    viv, kernel, disk = empty_viv, tmp_path / "guest", tmp_path / "disk"
+    kernel.write_bytes(guests.multiboot(guests.SLEEP))
+    disk.write_bytes(bytes(1 << 20))
+    viv.ok("run", "--detach", "--name", "a", "--mem", "16M", "--net", "nat", "--kernel", kernel, "--disk", f"{disk},ro")
+    viv.ok("snapshot", "create", "a", "s")
+    folder = viv.home / "vms" / "a" / "snapshots" / "s"
+    said = json.loads((folder / "snapshot.json").read_text())
+    said["config"]["forwards"] = ["52223:22"]
+    (folder / "snapshot.json").write_text(json.dumps(said))
+    viv.ok("run", "--detach", "--from", "a@s", "--name", "b")
+    assert json.loads((viv.home / "vms" / "b" / "machine.json").read_text())["forwards"] == []
+    (viv.home / "secret").write_bytes(bytes(512))
+    said["config"]["disks"][0]["path"] = f"{folder}/../../../../secret"
+    (folder / "snapshot.json").write_text(json.dumps(said))
+    viv.fails("snapshot", "export", "a", "s", tmp_path / "file", says=["not in the snapshot"])
+    viv.fails("run", "--detach", "--from", "a@s", "--name", "c", says=["secret", "none of machine"])
+    said["config"]["disks"][0]["path"] = str(disk)
+    said["config"]["net"] = "bridge:br0"
+    (folder / "snapshot.json").write_text(json.dumps(said))
+    viv.fails("run", "--detach", "--from", "a@s", "--name", "c", says=["bridge:br0"])
+    ends(viv, "a", "b")
 
 
 def test_killed_at_any_moment(empty_viv, debian, tmp_path):
