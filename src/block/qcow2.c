@@ -162,16 +162,19 @@ static int open_backing(struct qcow2 *q, const struct layer_open *lo, struct lay
 				 "allowed; if that is right, allow it "
 				 "(backing=FILE or the folder)",
 				 q->path, q->backing_name);
-	if (!host.realpath(path, real))
+	/* Where it is may not even be asked, in a confined process, or it is in a folder that nobody may enter. */
+	bool is_found = host.realpath(path, real);
+
+	if (!is_found && errno != EACCES)
 		return error_set(err, -errno,
 				 "the backing file '%.200s' of disk image '%s' can't be found: %s",
 				 path, q->path, strerror(errno));
-	if (!is_allowed(lo->o->backing, real))
+	if (!is_found || !is_allowed(lo->o->backing, real))
 		return error_set(err, -EACCES,
 				 "disk image '%s' stands on the file '%.200s', which is not among "
 				 "those allowed; if that is "
 				 "right, allow it (backing=FILE or the folder)",
-				 q->path, real);
+				 q->path, is_found ? real : path);
 	if (chain.depth >= LAYER_DEPTH_MAX)
 		return error_set(err, -ELOOP,
 				 "disk image '%s' stands on too many others; flatten one of them",
@@ -218,10 +221,9 @@ static int check_chain(const struct qcow2 *q, const struct layer_open *lo, struc
 
 static int open_files(struct qcow2 *q, const struct layer_open *lo, struct error *err)
 {
-	int r = lo->is_peek
-			? image_file_peek(&q->file, lo->o->path, err)
-		: lo->fd ? image_file_take(&q->file, lo->fd, lo->o->path, err)
-			: image_file_open(&q->file, lo->o->path, lo->is_writer, lo->o->use_direct, err);
+	int r = lo->is_peek ? image_file_peek(&q->file, lo->o->path, err)
+		: lo->fd    ? image_file_take(&q->file, lo->fd, lo->o->path, err)
+			 : image_file_open(&q->file, lo->o->path, lo->is_writer, lo->o->use_direct, err);
 
 	if (r < 0)
 		return r;

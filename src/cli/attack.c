@@ -185,8 +185,7 @@ static unsigned collect(int fd, json_t *list, bool as_json, unsigned *nbad)
 
 static void print_means(const struct confine *c)
 {
-	printf("What a machine started with VIVARIUM_CONFINE=on could do if its guest had taken it "
-	       "over; others have the user's rights.\n");
+	printf("What a machine could do if its guest had taken it over.\n");
 	printf("      namespaces of its own, with an empty root: %s\n",
 	       c->has_namespaces ? "yes" : c->why_not.text);
 	printf("      seccomp, no new privileges, no capabilities: yes\n\n");

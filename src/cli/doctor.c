@@ -21,6 +21,7 @@
 #include "block/uring.h"
 #include "cli/attack.h"
 #include "cli/cli.h"
+#include "ctl/confine.h"
 #include "ctl/paths.h"
 #include "engine/pick.h"
 
@@ -163,6 +164,59 @@ static void check_landlock(struct finding *f)
 		say(f, GOOD, "ABI %ld", abi);
 	else
 		say(f, NOTE, "no (%s)", strerror(errno));
+}
+
+/* The thing itself: a process that becomes one, and ends. */
+static void try_confinement(int fd)
+{
+	const int none[] = { -1 };
+	char text[CONFINE_TEXT];
+	struct confine c;
+	struct error err;
+	int r = confine_split(&c, none, &err);
+
+	if (r == CONFINE_MACHINE)
+		_exit(0);
+	if (r == 0) {
+		close(c.door);
+		confine_describe(&c, text);
+		r = confine_wait(&c) == 0 ? 0 : -EIO;
+	} else {
+		snprintf(text, sizeof(text), "%.200s", err.text);
+	}
+	(void)!write(fd, text, strlen(text));
+	_exit(r != 0 ? 2 : !c.has_namespaces || !c.landlock_abi);
+}
+
+static void check_confinement(struct finding *f)
+{
+	char text[CONFINE_TEXT] = "";
+	int fds[2], status = 0;
+
+	if (!confine_is_wanted()) {
+		say(f, NOTE, "machines are not confined: " CONFINE_VARIABLE "=off");
+		return;
+	}
+	pid_t pid = pipe2(fds, O_CLOEXEC) < 0 ? -1 : fork();
+
+	if (pid == 0)
+		try_confinement(fds[1]);
+	if (pid < 0) {
+		say(f, NOTE, "could not be tried: %s", strerror(errno));
+		return;
+	}
+	close(fds[1]);
+	ssize_t n = read(fds[0], text, sizeof(text) - 1);
+
+	text[n > 0 ? n : 0] = 0;
+	close(fds[0]);
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		continue;
+	if (WIFEXITED(status) && WEXITSTATUS(status) < 2)
+		say(f, WEXITSTATUS(status) ? NOTE : GOOD, "machines have %s", text);
+	else
+		say(f, BAD, "machines can't be confined: %s; " CONFINE_VARIABLE "=off runs them with your rights",
+		    text[0] ? text : "the process was killed");
 }
 
 static void check_io_uring(struct finding *f)
@@ -332,6 +386,7 @@ static const struct {
 	{ "userns",         "user namespaces",         check_userns },
 	{ "seccomp",        "seccomp",                 check_seccomp },
 	{ "landlock",       "Landlock",                check_landlock },
+	{ "confinement",    "confinement",             check_confinement },
 	{ "io_uring",       "io_uring",                check_io_uring },
 	{ "userfaultfd",    "userfaultfd",             check_userfaultfd },
 	{ "huge_pages",     "huge pages",              check_huge_pages },

@@ -86,10 +86,10 @@ static int answer(struct migrate_link *l, const struct migrate_header *h, struct
 
 /* ---- a machine ---- */
 
-/* Of a process that was killed. */
+/* Of a process that was killed; its broker may be about it. */
 static void settle(const char *name)
 {
-	_cleanup_close_ int lock = migrate_is_incoming(name) ? vmlock_try(name, NULL) : -1;
+	_cleanup_close_ int lock = migrate_is_incoming(name) ? vmlock_take(name, NULL) : -1;
 	struct error err;
 
 	if (lock >= 0 && migrate_settle(name, &err) < 0)

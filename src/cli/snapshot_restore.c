@@ -176,7 +176,8 @@ static int check_host_parts(const struct snapshot_info *from, struct error *err)
 		r = -ENOMEM;
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		const char *path = c->disks[i].path;
-		bool is_inside = strncmp(path, dir, strlen(dir)) == 0 && !strchr(path + strlen(dir), '/');
+		bool is_inside =
+			strncmp(path, dir, strlen(dir)) == 0 && !strchr(path + strlen(dir), '/');
 
 		if (!is_inside && !(has_own && has_disk(&own, path)))
 			r = error_set(err, -EPERM, "the snapshot names %s as a disk, which is none of machine \"%s\"",

@@ -77,8 +77,10 @@ struct process {
 	struct loop_fd *signal_watch, *lifeline_watch, *door_watch;
 	char *vm_dir;
 	char engine_reason[256];
-	struct broker_start start; /* of it, or of its broker */
-	struct vm_host host;	   /* not confined: its own broker */
+	bool is_confined;
+	char confinement[CONFINE_TEXT]; /* by what, or why not */
+	struct broker_start start;	/* of it, or of its broker */
+	struct vm_host host;		/* not confined: its own broker */
 	/* A copy of a machine that runs: forked off its process. */
 	const struct machine_restore *restore; /* NULL: it is none */
 	const struct snapper_moment *moment;   /* of it */
@@ -239,19 +241,26 @@ static void take_cards(struct process *p, struct machine_config *cfg)
 	s->ncards = 0; /* the machine's */
 }
 
-/* "5,6": the links, and what comes first over them. */
-static int open_target(struct process *p, struct error *err)
+/* "5,6": the links. */
+static unsigned parse_links(const char *at, int fds[MIGRATE_STREAMS_MAX])
 {
-	int fds[MIGRATE_STREAMS_MAX];
-	const char *at = p->args.incoming;
 	unsigned n = 0;
 	char *end;
 
-	for (; n < MIGRATE_STREAMS_MAX; at = end + 1) {
+	for (; at && n < MIGRATE_STREAMS_MAX; at = end + 1) {
 		fds[n++] = (int)strtol(at, &end, 10);
 		if (*end != ',')
 			break;
 	}
+	return n;
+}
+
+/* And what comes first over them. */
+static int open_target(struct process *p, struct error *err)
+{
+	int fds[MIGRATE_STREAMS_MAX];
+	unsigned n = parse_links(p->args.incoming, fds);
+
 	return migrate_target_open(&p->target, p->args.name, fds, n, err);
 }
 
@@ -533,6 +542,8 @@ static int build(struct process *p, struct error *err)
 	cc.console_window = p->serial ? p->hub : NULL;
 	cc.agent = p->agent;
 	cc.engine_reason = p->engine_reason;
+	cc.is_confined = p->is_confined;
+	cc.confinement = p->confinement;
 	cc.pid = p->start.pid;
 	pthread_mutex_lock(machine_lock(p->m));
 	r = create_snapper(p, err);
@@ -669,8 +680,8 @@ static void fix_home(void)
 static int split(struct process *p, struct confine *c, struct error *err)
 {
 	const int given[] = { (int)p->args.status_fd, (int)p->args.console_fd, (int)p->args.lifeline_fd };
-	int machines[ARRAY_SIZE(given) + 1];
-	unsigned n = 0;
+	int machines[MIGRATE_STREAMS_MAX + ARRAY_SIZE(given) + 1];
+	unsigned n = parse_links(p->args.incoming, machines);
 
 	for (unsigned i = 0; i < ARRAY_SIZE(given); i++)
 		if (given[i])
@@ -688,10 +699,20 @@ static int split(struct process *p, struct confine *c, struct error *err)
 	take_start(p);
 	p->start.pid = c->machine_pid;
 	prctl(PR_SET_NAME, "viv");
-	log_write(c->has_namespaces && c->landlock_abi ? LOG_DEBUG : LOG_WARN, "vm", "confined: %s, %s",
-		  c->has_namespaces ? "in namespaces of its own, with an empty root" : c->why_not.text,
-		  c->landlock_abi ? "with Landlock" : "without Landlock");
+	p->is_confined = true;
+	confine_describe(c, p->confinement);
+	log_write(c->has_namespaces && c->landlock_abi ? LOG_DEBUG : LOG_WARN, "vm", "confined: %s",
+		  p->confinement);
 	return r;
+}
+
+/* With the rights of the user, which is told. */
+static int run_unconfined(struct process *p, const char *why)
+{
+	snprintf(p->confinement, sizeof(p->confinement), "none: %s", why);
+	log_warn("vm", "not confined, it has the user's rights: %s", why);
+	take_start(p);
+	return run(p);
 }
 
 static int run_machine(struct process *p)
@@ -700,13 +721,8 @@ static int run_machine(struct process *p)
 	struct error err;
 	int r = prepare(p, &err);
 
-	/* One that comes from another host keeps files of the migration beside its own. */
-	if (r == 0 && (!confine_is_wanted() || p->args.incoming)) {
-		if (confine_is_wanted())
-			log_warn("vm", "not confined: it comes from another host");
-		take_start(p);
-		return run(p);
-	}
+	if (r == 0 && !confine_is_wanted())
+		return run_unconfined(p, CONFINE_VARIABLE "=off");
 	if (r == 0)
 		r = split(p, &c, &err);
 	if (r < 0)
@@ -755,8 +771,11 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 			     .restore = restore,
 			     .moment = moment,
 			     .ops = machine_engine(from->m),
-			     .engine_reason = "as the machine that it is a copy of" };
+			     .engine_reason = "as the machine that it is a copy of",
+			     .is_confined = from->is_confined };
 	struct error err;
+
+	memcpy(p.confinement, from->confinement, sizeof(p.confinement));
 
 	setsid();
 	prctl(PR_SET_NAME, "viv");

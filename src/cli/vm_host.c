@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "cli/cli.h"
+#include "ctl/migrate_offer.h"
 #include "ctl/paths.h"
 #include "ctl/socket.h"
 #include "ctl/vmlock.h"
@@ -286,6 +287,32 @@ static void forward_signals(pid_t machine)
 
 static int make_broker(void *arg, const char *name, pid_t pid, int reply_to);
 
+/* One that comes from another host says so in its folder until it has arrived. */
+static int set_claim(struct broker_policy *p, const char *name, struct error *err)
+{
+	struct migrate_offer o;
+
+	if (!migrate_is_incoming(name))
+		return 0;
+	int r = migrate_offer_init(&o, err);
+
+	if (r == 0)
+		r = migrate_load_incoming(&o, name, err);
+	if (r == 0)
+		broker_policy_set_claim(p, o.id);
+	migrate_offer_free(&o);
+	return r;
+}
+
+/* One that was killed on its way is no machine, unless it was ours already. */
+static void settle(struct vm_host *h, const char *name)
+{
+	struct error err;
+
+	if (!h->is_throwaway && migrate_is_incoming(name) && migrate_settle(name, &err) < 0)
+		log_warn("broker", "%s", err.text);
+}
+
 static json_t *ask_lab(void *arg)
 {
 	return vm_host_identity(arg);
@@ -301,6 +328,11 @@ static int serve(struct vm_host *h, const struct vmconfig *c, int door, struct e
 	prctl(PR_SET_NAME, "viv-broker");
 	prctl(PR_SET_DUMPABLE, 0);
 	broker_policy_set_lab(p, ask_lab, h);
+	r = set_claim(p, c->name, err);
+	if (r < 0) {
+		broker_policy_destroy(p);
+		return r;
+	}
 	broker_serve(p, door, make_broker, NULL);
 	h->is_throwaway |= broker_policy_is_unwanted(p);
 	broker_policy_destroy(p);
@@ -400,6 +432,7 @@ int vm_host_broker(struct vm_host *h, struct confine *confine, const struct vmco
 		log_warn("broker", "%s", err.text);
 	int status = confine_wait(confine);
 
+	settle(h, c->name);
 	vm_host_finish(h);
 	if (!WIFSIGNALED(status))
 		return WEXITSTATUS(status);

@@ -11,11 +11,11 @@
 /* What there is to be had; absolute paths. */
 struct attack_target {
 	const struct vmconfig *config; /* of the machine that attacks, with a kernel and a disk; its broker answers */
-	const char *folder;	       /* its folder */
-	const char *victim;	       /* the folder of another machine */
-	const char *socket;	       /* that one's control socket, listening */
-	pid_t process;		       /* of the host: the one that called confine_split() */
-	int tcp_port;		       /* of the host's 127.0.0.1, listening */
+	const char *folder; /* its folder */
+	const char *victim; /* the folder of another machine */
+	const char *socket; /* that one's control socket, listening */
+	pid_t process;	    /* of the host: the one that called confine_split() */
+	int tcp_port;	    /* of the host's 127.0.0.1, listening */
 };
 
 enum attack_outcome { ATTACK_REFUSED, ATTACK_KILLED, ATTACK_SUCCEEDED, ATTACK_UNTRIED };

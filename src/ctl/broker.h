@@ -17,6 +17,7 @@
  *     next start open another file for it.
  *  4. A new machine's folder may be made: it is the machine's own until the copy that lives there has a broker of its own.
  *  5. A file there that has other names too is not written: it is a layer that others stand on.
+ *  6. A machine that is on its way here decides about its own migration, and says that it has arrived when it is its own.
  * Symbolic links are never followed below the machine's folder.  A descriptor that a request is relative to must be of a folder there.
  *
  * Requests are hostile: fixed size, checked, one at a time; a broker never waits for its machine.
@@ -43,10 +44,14 @@
 	X(UNLINK)   /* flags: AT_REMOVEDIR */                                                      \
 	X(RENAME)   /* two names */                                                                \
 	X(LINK)	    /* two names */                                                                \
-	X(LAB)	    /* gives a descriptor: the machine's record in its lab (net/identity.h), JSON */  \
-	X(COPY)	    /* a name: the machine @name[0] gets a broker of its own; gives descriptors */
+	X(LAB)	 /* gives a descriptor: the machine's record in its lab (net/identity.h), JSON */  \
+	X(CLAIM) /* flags: enum broker_claim, on the migration that the machine comes by */        \
+	X(COPY)	 /* a name: the machine @name[0] gets a broker of its own; gives descriptors */
 #define BROKER_ENUM(name) BROKER_##name,
 enum broker_op { BROKER_OPS(BROKER_ENUM) BROKER_NOPS };
+
+/* ctl/migrate_claim.h */
+enum broker_claim { CLAIM_OPEN, CLAIM_TAKE, CLAIM_SYNC, CLAIM_ASK, CLAIM_FORGET };
 
 /* On the wire, host byte order: both sides are one program.  Followed by the names, each with its NUL. */
 struct broker_request {
@@ -61,8 +66,8 @@ struct broker_request {
 #define BROKER_FDS_MAX	   (4 + MACHINE_MAX_NICS) /* of one message */
 
 struct broker_reply {
-	int32_t result; /* 0 or -errno; of COPY, then a sentence may follow */
-	uint32_t len;	/* of what is behind it */
+	int32_t result; /* 0 or -errno; of CLAIM_ASK the answer; of COPY, then a sentence may follow */
+	uint32_t len; /* of what is behind it */
 	struct stat st;
 };
 
@@ -83,6 +88,8 @@ void broker_policy_destroy(struct broker_policy *p); /* NULL is fine */
 typedef json_t *(*broker_lab_fn)(void *arg);
 /** broker_policy_set_lab() - a copy of the machine may say that it comes from this one, by the record that @lab gave last. */
 void broker_policy_set_lab(struct broker_policy *p, broker_lab_fn lab, void *arg);
+/** broker_policy_set_claim() - it comes by migration @id, of MIGRATE_ID_BYTES. */
+void broker_policy_set_claim(struct broker_policy *p, const uint8_t *id);
 /** broker_policy_hand_over() - the folder of the new machine @name is its own broker's from now on.  0 or -EACCES: there is none. */
 int broker_policy_hand_over(struct broker_policy *p, const char *name);
 /** broker_policy_is_unwanted() - did it ask for that? */
@@ -139,6 +146,8 @@ int broker_door(void); /* -1: there is no broker */
 int broker_keep(void);
 /** broker_lab() - the machine's record in its lab, to be json_decref'ed; NULL: it is in none. */
 json_t *broker_lab(void);
+/** broker_claim() - what claim_*() of migrate_claim.h would do, with the machine's own id. */
+int broker_claim(enum broker_claim what, struct error *err);
 /** broker_copy() - in the process of a copy: the broker of machine @name for this one.  0 or -errno; then broker_use() its door. */
 int broker_copy(const char *name, struct broker_start *start, struct error *err);
 

@@ -274,6 +274,19 @@ json_t *broker_lab(void)
 	return len == st.st_size ? json_loadb(text, (size_t)len, 0, NULL) : NULL;
 }
 
+int broker_claim(enum broker_claim what, struct error *err)
+{
+	const struct ask a = { .op = BROKER_CLAIM, .flags = (int)what, .dirs = { AT_FDCWD, AT_FDCWD } };
+	struct broker_reply reply;
+	int r = ask_for(&a, &reply, NULL, 0, NULL, NULL);
+
+	if (r == -ECANCELED)
+		return error_set(err, r, "the source has taken the machine back");
+	if (r == -EEXIST)
+		return error_set(err, r, "this migration was here before");
+	return r < 0 ? error_set(err, r, "whose machine it is can't be noted: %s", strerror(-r)) : r;
+}
+
 int broker_copy(const char *name, struct broker_start *start, struct error *err)
 {
 	const struct ask a = { .op = BROKER_COPY, .dirs = { AT_FDCWD, AT_FDCWD }, .names = { name } };

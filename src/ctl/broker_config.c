@@ -26,12 +26,13 @@ static bool is_one_of(json_t *v, const char *a, const char *b)
 /* At a start: a throw-away disk that got layers begins anew with what the configuration remembers, and writes to no file. */
 static bool is_thrown_away(json_t *old, json_t *new)
 {
-	json_t *path = json_object_get(old, "pristine"), *format = json_object_get(old, "pristine_format");
+	json_t *path = json_object_get(old, "pristine"),
+	       *format = json_object_get(old, "pristine_format");
 
 	return path && format && json_equal(json_object_get(new, "path"), path) &&
 	       json_equal(json_object_get(new, "format"), format) &&
-	       json_is_true(json_object_get(new, "snapshot")) && !json_object_get(new, "pristine") &&
-	       !json_object_get(new, "pristine_format");
+	       json_is_true(json_object_get(new, "snapshot")) &&
+	       !json_object_get(new, "pristine") && !json_object_get(new, "pristine_format");
 }
 
 static bool is_key_of_layers(const char *key)
@@ -96,8 +97,7 @@ static bool disks_follow(json_t *old, json_t *new, const struct broker_follow *f
 		return false;
 	json_array_foreach(new, i, d)
 	{
-		if (!json_is_object(d) ||
-		    !keys_follow(json_array_get(old, i), d, f, may_change_of_disk))
+		if (!json_is_object(d) || !keys_follow(json_array_get(old, i), d, f, may_change_of_disk))
 			return false;
 	}
 	return true;

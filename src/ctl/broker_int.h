@@ -7,6 +7,7 @@
 #define VIV_CTL_BROKER_INT_H
 
 #include "ctl/broker.h"
+#include "ctl/migrate_claim.h"
 #include "vm/machine.h"
 
 #define BROKER_CONFIG	  "machine.json"
@@ -44,6 +45,9 @@ struct broker_policy {
 	broker_lab_fn lab;
 	void *lab_arg;
 	json_t *record; /* what its lab said last; NULL: nothing */
+	/* The migration that it comes by. */
+	bool is_incoming, is_taken; /* taken: it is ours */
+	uint8_t id[MIGRATE_ID_BYTES];
 };
 
 /* Where a name leads. */
@@ -57,8 +61,8 @@ struct place {
 
 struct broker_follow {
 	const char *folder; /* of the machine whose configuration it is to be: absolute, its last component is the machine's name */
-	bool is_copy;	    /* it is a copy of the machine: its name, its MAC address, no forwards, its own kernel */
-	json_t *record;	    /* of the machine in its lab, which is where a copy comes from; NULL: none */
+	bool is_copy; /* it is a copy of the machine: its name, its MAC address, no forwards, its own kernel */
+	json_t *record; /* of the machine in its lab, which is where a copy comes from; NULL: none */
 };
 /** broker_config_follows() - may a machine with the configuration @old have @new? */
 bool broker_config_follows(json_t *old, json_t *new, const struct broker_follow *f);

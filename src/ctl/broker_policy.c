@@ -84,7 +84,8 @@ static int list_config(struct broker_policy *p, const struct vmconfig *c)
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		const struct vmconfig_disk *d = &c->disks[i];
 
-		r = list_both(p, d->path, !d->is_readonly && !d->is_snapshot && !is_in_snapshot(p, d->path));
+		r = list_both(p, d->path,
+			      !d->is_readonly && !d->is_snapshot && !is_in_snapshot(p, d->path));
 		if (r == 0)
 			r = list_both(p, d->pristine, false);
 		for (char *const *b = d->backing; r == 0 && *b; b++)
@@ -145,6 +146,12 @@ int broker_policy_create(struct broker_policy **out, const struct vmconfig *c, s
 	broker_learn_tops(p);
 	*out = p;
 	return 0;
+}
+
+void broker_policy_set_claim(struct broker_policy *p, const uint8_t *id)
+{
+	p->is_incoming = true;
+	memcpy(p->id, id, sizeof(p->id));
 }
 
 void broker_policy_set_lab(struct broker_policy *p, broker_lab_fn lab, void *arg)
@@ -297,11 +304,17 @@ static void place_close(struct place *at)
 	at->fd = -1;
 }
 
+static bool is_mark_of_arrival(const struct place *at)
+{
+	return at->is_top && strcmp(at->name, MIGRATE_INCOMING) == 0;
+}
+
 /* What only its broker writes. */
 static bool is_guarded(const struct place *at)
 {
-	return at->is_top && (strcmp(at->name, BROKER_CONFIG) == 0 || strcmp(at->name, "lock") == 0 ||
-			      strncmp(at->name, "vm.log", 6) == 0 || strcmp(at->name, ".") == 0);
+	return at->is_top && (strcmp(at->name, BROKER_CONFIG) == 0 ||
+			      strcmp(at->name, "lock") == 0 || strncmp(at->name, "vm.log", 6) == 0 ||
+			      strcmp(at->name, ".") == 0 || is_mark_of_arrival(at));
 }
 
 /* ---- operations ---- */
@@ -379,8 +392,7 @@ static int do_stat(struct broker_policy *p, const struct broker_request *rq, con
 	return r;
 }
 
-static int do_access(struct broker_policy *p, const struct broker_request *rq,
-		     const char *name, int dir)
+static int do_access(struct broker_policy *p, const struct broker_request *rq, const char *name, int dir)
 {
 	struct place at;
 	int r = find_place(p, name, dir, &at);
@@ -392,15 +404,27 @@ static int do_access(struct broker_policy *p, const struct broker_request *rq,
 	return r;
 }
 
+/*
+ * An image names what it stands on as it likes, over links and ".."; it is the file that counts.  Of other names nothing is told, not even whether
+ * they are there.
+ */
 static int do_realpath(struct broker_policy *p, const char *name, char *text)
 {
+	char real[PATH_MAX];
 	struct place at;
 	int r = find_place(p, name, -1, &at);
+	bool is_known = r == 0;
 
+	if (r == -EACCES && name[0] == '/' && realpath(name, real))
+		r = find_place(p, real, -1, &at);
 	if (r < 0)
 		return r;
+	bool is_listed = at.listed;
+
 	place_close(&at);
-	return realpath(name, text) ? 0 : -errno;
+	if (!is_known && !is_listed)
+		return -EACCES;
+	return realpath(is_known ? name : real, text) ? 0 : -errno;
 }
 
 /* A folder below the machine's; or a new machine's. */
@@ -454,7 +478,9 @@ static int do_unlink(struct broker_policy *p, const struct broker_request *rq, c
 
 	if (r < 0)
 		return r;
-	if (!at.folder || (at.folder == &p->own && is_guarded(&at)))
+	bool has_arrived = p->is_taken && is_mark_of_arrival(&at);
+
+	if (!at.folder || (at.folder == &p->own && is_guarded(&at) && !has_arrived))
 		r = -EACCES;
 	else
 		r = unlinkat(at.fd, at.name, is_dir ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
@@ -544,11 +570,36 @@ static int do_lab(struct broker_policy *p, int *fd)
 	return 0;
 }
 
+static int do_claim(struct broker_policy *p, int what)
+{
+	struct error err;
+	int r;
+
+	if (!p->is_incoming)
+		return -EACCES;
+	switch (what) {
+	case CLAIM_OPEN:
+		return claim_open(p->id, &err);
+	case CLAIM_TAKE:
+		r = claim_take(p->id, &err);
+		p->is_taken |= r == 0;
+		return r;
+	case CLAIM_SYNC:
+		return claim_sync(&err);
+	case CLAIM_ASK:
+		return claim_ask(p->id, &err);
+	case CLAIM_FORGET:
+		claim_forget(p->id);
+		return 0;
+	}
+	return -EINVAL;
+}
+
 int broker_answer(struct broker_policy *p, const struct broker_request *rq,
 		  const char *const names[2], const int dirs[2], struct stat *st, int *fd, char *text)
 {
 	*fd = -1;
-	if (!names[0] && rq->op != BROKER_LAB)
+	if (!names[0] && rq->op != BROKER_LAB && rq->op != BROKER_CLAIM)
 		return -EINVAL;
 	switch ((enum broker_op)rq->op) {
 	case BROKER_OPEN:
@@ -569,6 +620,8 @@ int broker_answer(struct broker_policy *p, const struct broker_request *rq,
 		return do_link(p, names, dirs);
 	case BROKER_LAB:
 		return do_lab(p, fd);
+	case BROKER_CLAIM:
+		return do_claim(p, rq->flags);
 	case BROKER_COPY: /* the server's */
 	case BROKER_NOPS:
 		break;

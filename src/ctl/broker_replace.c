@@ -74,8 +74,8 @@ bool broker_is_top(const struct place *at)
 }
 
 /* Disk @i of the new configuration: who else has that file? */
-static bool may_be_top(const struct broker_policy *p, const struct folder *to, json_t *json, size_t i,
-		       struct stat *st)
+static bool may_be_top(const struct broker_policy *p, const struct folder *to, json_t *json,
+		       size_t i, struct stat *st)
 {
 	bool is_own = to == &p->own;
 	const char *name = name_in(to, path_of(json, i));

@@ -229,6 +229,25 @@ static void test_folders_that_disks_may_stand_on(void **state)
 			 -EACCES);
 }
 
+/* As images name them; and of what they may not name they learn nothing. */
+static void test_names_that_lead_to_them(void **state)
+{
+	struct scene *s = *state;
+
+#define REALPATH(s, name) ask(s, BROKER_REALPATH, 0, 0, name, NULL, -1, NULL)
+	assert_int_equal(mkdir(in(home, "aside"), 0700), 0);
+	assert_int_equal(symlink(in(images, "base.raw"), in(home, "aside/link")), 0);
+	assert_int_equal(symlink(in(other, "secret"), in(home, "aside/bad")), 0);
+	assert_int_equal(REALPATH(s, in(home, "aside/../images/base.raw")), 0);
+	assert_int_equal(REALPATH(s, in(home, "aside/link")), 0);
+	assert_int_equal(REALPATH(s, in(home, "aside/../kernel")), 0);
+	assert_int_equal(REALPATH(s, in(home, "aside/bad")), -EACCES);
+	assert_int_equal(REALPATH(s, in(home, "aside/none")), -EACCES);
+	assert_int_equal(REALPATH(s, in(home, "aside")), -EACCES);
+	assert_int_equal(REALPATH(s, in(home, "aside/../vms/m/machine.json")), -EACCES);
+	assert_int_equal(OPEN(s, O_RDONLY, in(home, "aside/link")), -EACCES);
+}
+
 /* @edit: what a machine that was taken over would want its configuration to be. */
 static int save_changed(struct scene *s, void (*edit)(json_t *json))
 {
@@ -615,6 +634,55 @@ static void test_copies_in_a_lab(void **state)
 	json_decref(other_record);
 }
 
+#define CLAIM(s, what) ask(s, BROKER_CLAIM, what, 0, NULL, NULL, -1, NULL)
+
+/* It decides about its own migration; that it has arrived it says when it is its own. */
+static void test_a_machine_that_is_on_its_way(void **state)
+{
+	static const uint8_t id[MIGRATE_ID_BYTES] = { 0xab };
+	struct scene *s = *state;
+	const char *mark = in(own, MIGRATE_INCOMING);
+
+	for (int what = CLAIM_OPEN; what <= CLAIM_FORGET; what++)
+		assert_int_equal(CLAIM(s, what), -EACCES);
+	/* A machine's start believes that file. */
+	assert_int_equal(OPEN(s, O_WRONLY | O_CREAT, mark), -EACCES);
+	write_text(mark, "{}");
+	write_text(in(own, "other"), "{}");
+	broker_policy_set_claim(s->p, id);
+	assert_int_equal(OPEN(s, O_RDONLY, mark), 0);
+	assert_int_equal(OPEN(s, O_WRONLY, mark), -EACCES);
+	assert_int_equal(RENAME(s, in(own, "other"), mark), -EACCES);
+	assert_int_equal(RENAME(s, mark, in(own, "other")), -EACCES);
+	assert_int_equal(UNLINK(s, mark), -EACCES);
+	assert_int_equal(CLAIM(s, CLAIM_OPEN), 0);
+	assert_int_equal(CLAIM(s, CLAIM_OPEN), -EEXIST);
+	assert_int_equal(access(in(home, "migrations/ab000000000000000000000000000000.open"), F_OK), 0);
+	assert_int_equal(OPEN(s, O_RDONLY | O_DIRECTORY, in(home, "migrations")), -EACCES);
+	assert_int_equal(CLAIM(s, 99), -EINVAL);
+	assert_int_equal(CLAIM(s, CLAIM_TAKE), 0);
+	assert_int_equal(CLAIM(s, CLAIM_SYNC), 0);
+	assert_int_equal(UNLINK(s, mark), 0);
+	assert_int_equal(CLAIM(s, CLAIM_ASK), MIGRATE_ANSWER_RAN);
+	assert_int_equal(CLAIM(s, CLAIM_FORGET), 0);
+	assert_int_equal(CLAIM(s, CLAIM_ASK), MIGRATE_ANSWER_UNKNOWN);
+}
+
+/* The source asked meanwhile, and took it back. */
+static void test_a_machine_that_was_taken_back(void **state)
+{
+	static const uint8_t id[MIGRATE_ID_BYTES] = { 0xcd };
+	struct scene *s = *state;
+	struct error err;
+
+	write_text(in(own, MIGRATE_INCOMING), "{}");
+	broker_policy_set_claim(s->p, id);
+	assert_int_equal(CLAIM(s, CLAIM_OPEN), 0);
+	assert_int_equal(claim_ask(id, &err), MIGRATE_ANSWER_ABORTED);
+	assert_int_equal(CLAIM(s, CLAIM_TAKE), -ECANCELED);
+	assert_int_equal(UNLINK(s, in(own, MIGRATE_INCOMING)), -EACCES);
+}
+
 static void test_messages(void **state)
 {
 	struct broker_request rq = { .op = BROKER_RENAME, .len = { 2, 3 } }, got;
@@ -778,6 +846,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_no_way_out, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_files_of_the_configuration, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_folders_that_disks_may_stand_on, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_names_that_lead_to_them, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_the_configuration, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_the_configuration_is_written_to_no_link,
 						set_up, tear_down),
@@ -787,6 +856,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_the_layers_of_a_snapshot, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_a_throw_away_disk, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_copies_in_a_lab, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_a_machine_that_is_on_its_way, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_a_machine_that_was_taken_back, set_up, tear_down),
 		cmocka_unit_test(test_messages),
 		cmocka_unit_test_setup_teardown(test_through_the_door, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_attacks, set_up, tear_down),

@@ -23,9 +23,22 @@
 
 bool confine_is_wanted(void)
 {
-	const char *text = getenv("VIVARIUM_CONFINE");
+	const char *text = getenv(CONFINE_VARIABLE);
 
-	return text && strcmp(text, "on") == 0;
+	return !text || strcmp(text, "off") != 0;
+}
+
+void confine_describe(const struct confine *c, char text[CONFINE_TEXT])
+{
+	char landlock[32] = "no Landlock";
+
+	if (c->landlock_abi)
+		snprintf(landlock, sizeof(landlock), "Landlock (ABI %d)", c->landlock_abi);
+	if (c->has_namespaces)
+		snprintf(text, CONFINE_TEXT, "own namespaces, an empty root, %s, seccomp", landlock);
+	else
+		snprintf(text, CONFINE_TEXT, "%s, seccomp; no own namespaces: %.160s", landlock,
+			 c->why_not.text);
 }
 
 /* ---- what the machine's process gives up ---- */
@@ -298,7 +311,7 @@ static int split(struct confine *c, bool with_namespaces, const int *machines, s
 		close(status[1]);
 		return become_machine(c, door[1], sync[1], err);
 	}
-	int r = pid < 0 ? error_set(err, -errno, "%s", strerror(errno)) : 0;
+	int r = pid < 0 ? error_set(err, -errno, "the kernel gives none (%s)", strerror(errno)) : 0;
 
 	close(door[1]);
 	close(sync[1]);

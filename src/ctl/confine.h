@@ -51,7 +51,12 @@ int confine_filter_process(bool has_namespaces, struct error *err);
 /** confine_filter_vcpu() - what this thread may, on top of that. */
 int confine_filter_vcpu(struct error *err);
 
-/** confine_is_wanted() - has the user asked for it (VIVARIUM_CONFINE=on)?  It is not the default yet: docs/security.md. */
+#define CONFINE_VARIABLE "VIVARIUM_CONFINE"
+/** confine_is_wanted() - not where the user has switched it off, to look into a machine's process: VIVARIUM_CONFINE=off. */
 bool confine_is_wanted(void);
+
+#define CONFINE_TEXT 256
+/** confine_describe() - what is in force for the machine, as people are told. */
+void confine_describe(const struct confine *c, char text[CONFINE_TEXT]);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The system calls of a machine's process, and of its threads that execute guest code. */
+#include <asm/prctl.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -155,6 +156,10 @@ int confine_filter_vcpu(struct error *err)
 
 	if (r == 0)
 		r = allow_memory(ctx);
+	/* The base of GS, where the host has no FSGSBASE. */
+	if (r == 0)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(arch_prctl), 1,
+				     SCMP_A0(SCMP_CMP_EQ, ARCH_SET_GS));
 	/* The log looks how long its file is. */
 	if (r == 0)
 		r = allow_stat(ctx, SCMP_SYS(newfstatat), 3);

@@ -363,8 +363,9 @@ int ctl_create(struct ctl **out, int listen_fd, const struct ctl_config *cfg, st
 	c->listen_fd = listen_fd;
 	c->loop = machine_loop(cfg->machine);
 	c->engine_reason = strdup(cfg->engine_reason ? cfg->engine_reason : "");
+	c->confinement = strdup(cfg->confinement ? cfg->confinement : "");
 	c->watch = loop_fd_add(c->loop, listen_fd, LOOP_IN, on_listen, c);
-	if (!c->engine_reason || !c->watch) {
+	if (!c->engine_reason || !c->watch || !c->confinement) {
 		ctl_destroy(c);
 		return error_set(err, -ENOMEM, "no memory for the control socket");
 	}
@@ -383,5 +384,6 @@ void ctl_destroy(struct ctl *c)
 	loop_fd_remove(c->watch);
 	close(c->listen_fd);
 	free(c->engine_reason);
+	free(c->confinement);
 	free(c);
 }

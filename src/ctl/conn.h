@@ -30,7 +30,7 @@ struct ctl_conn {
 
 struct ctl {
 	struct ctl_config cfg;
-	char *engine_reason;
+	char *engine_reason, *confinement;
 	struct loop *loop;
 	int listen_fd;
 	struct loop_fd *watch;

@@ -107,6 +107,8 @@ static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	cmd_status(conn, request, reply, err);
 	machine_info(c->cfg.machine, &info);
 	put(reply, "engine_reason", json_string(c->engine_reason));
+	put(reply, "confined", json_boolean(c->cfg.is_confined));
+	put(reply, "confinement", json_string(c->confinement));
 	put(reply, "cpu", json_string(info.cpu));
 	put(reply, "clock_ns", json_integer(info.clock_ns));
 	put(reply, "resets", json_integer((json_int_t)info.resets));
@@ -702,6 +704,8 @@ static const struct ctl_field process_fields[] = {
 static const struct ctl_field info_answer[] = {
 	STATUS_ROWS,
 	{ "engine_reason", CTL_STRING,       false, "why that one" },
+	{ "confined",      CTL_BOOL,         false, "is its process kept from the user's files and networks" },
+	{ "confinement",   CTL_STRING,       false, "by what, or why not" },
 	{ "cpu",           CTL_STRING,       false, "the model that the guest sees" },
 	{ "clock_ns",      CTL_INT,          false, "machine time since it was switched on" },
 	{ "resets",        CTL_UINT,         false, "how often it was reset" },

@@ -46,7 +46,9 @@ struct ctl_config {
 	struct vmconfig *config;	 /* what "set" changes and saves; NULL: nothing is saved */
 	struct migrator *migrator;	 /* NULL: it is not moved */
 	const char *engine_reason;
-	pid_t pid; /* of the process as others see it */
+	bool is_confined;
+	const char *confinement; /* by what, or why not */
+	pid_t pid;		 /* of the process as others see it */
 };
 
 /** ctl_create() - serve @listen_fd (taken, also on failure).  Called with the machine's lock held. */

@@ -13,6 +13,7 @@
 
 #include "base/host.h"
 #include "base/log.h"
+#include "ctl/broker.h"
 #include "ctl/paths.h"
 
 #define FOLDER	   "migrations"
@@ -70,6 +71,8 @@ static int sync_folder(const char *folder, struct error *err)
 
 int claim_sync(struct error *err)
 {
+	if (broker_door() >= 0)
+		return broker_claim(CLAIM_SYNC, err);
 	_cleanup_free_ char *folder = paths_data(FOLDER, err);
 
 	return folder ? sync_folder(folder, err) : -ENOMEM;
@@ -93,6 +96,8 @@ static void remove_old(const char *folder)
 
 int claim_open(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 {
+	if (broker_door() >= 0)
+		return broker_claim(CLAIM_OPEN, err);
 	_cleanup_free_ char *folder = paths_data(FOLDER, err);
 	_cleanup_free_ char *path = claim_path(id, "open", err), *ran = claim_path(id, "ran", err),
 			    *aborted = claim_path(id, "aborted", err);
@@ -127,6 +132,8 @@ static int decide(const uint8_t id[MIGRATE_ID_BYTES], const char *what, struct e
 
 int claim_take(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 {
+	if (broker_door() >= 0)
+		return broker_claim(CLAIM_TAKE, err);
 	int r = decide(id, "ran", err);
 
 	return r == -ENOENT ? error_set(err, -ECANCELED, "the source has taken the machine back") : r;
@@ -134,6 +141,8 @@ int claim_take(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 
 int claim_ask(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 {
+	if (broker_door() >= 0)
+		return broker_claim(CLAIM_ASK, err);
 	_cleanup_free_ char *ran = claim_path(id, "ran", err), *aborted = claim_path(id, "aborted", err);
 	int r = ran && aborted ? decide(id, "aborted", err) : -ENOMEM;
 
@@ -150,6 +159,10 @@ int claim_ask(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 
 void claim_forget(const uint8_t id[MIGRATE_ID_BYTES])
 {
+	if (broker_door() >= 0) {
+		(void)broker_claim(CLAIM_FORGET, NULL);
+		return;
+	}
 	_cleanup_free_ char *path = claim_path(id, "ran", NULL);
 
 	if (path && host.unlinkat(AT_FDCWD, path, 0) < 0)

@@ -11,6 +11,9 @@
 #include "base/error.h"
 #include "vm/migrate_stream.h"
 
+#define MIGRATE_INCOMING                                                                           \
+	"incoming.json" /* the offer, in the machine's folder until it has arrived */
+
 /* An id as text, with its NUL. */
 #define MIGRATE_ID_TEXT (2 * MIGRATE_ID_BYTES + 1)
 void migrate_id_text(char out[MIGRATE_ID_TEXT], const uint8_t id[MIGRATE_ID_BYTES]);

@@ -15,8 +15,6 @@
 #include "ctl/vmlock.h"
 #include "vm/snapshot_state.h"
 
-#define INCOMING "incoming.json"
-
 int migrate_offer_init(struct migrate_offer *o, struct error *err)
 {
 	*o = (struct migrate_offer){ .nlinks = 1 };
@@ -238,7 +236,7 @@ static int bring_disk(struct migrate_offer *o, unsigned i, const char *folder, s
 
 static int save_incoming(const struct migrate_offer *o, struct error *err)
 {
-	_cleanup_free_ char *path = paths_vm(o->config.name, INCOMING, err);
+	_cleanup_free_ char *path = paths_vm(o->config.name, MIGRATE_INCOMING, err);
 	json_t *json = migrate_offer_json(o);
 	_cleanup_free_ char *text = json ? json_dumps(json, JSON_INDENT(1)) : NULL;
 
@@ -308,7 +306,7 @@ int migrate_make_folder(struct migrate_offer *o, struct error *err)
 
 bool migrate_is_incoming(const char *name)
 {
-	_cleanup_free_ char *path = paths_vm(name, INCOMING, NULL);
+	_cleanup_free_ char *path = paths_vm(name, MIGRATE_INCOMING, NULL);
 
 	return path && host.access(path, F_OK) == 0;
 }
@@ -349,7 +347,7 @@ int migrate_stand_in(const char *path, uint64_t size_bytes, struct error *err)
 
 int migrate_load_incoming(struct migrate_offer *o, const char *name, struct error *err)
 {
-	_cleanup_free_ char *path = paths_vm(name, INCOMING, err);
+	_cleanup_free_ char *path = paths_vm(name, MIGRATE_INCOMING, err);
 	_cleanup_free_ char *text = NULL;
 	size_t len;
 	int r = path ? paths_read_file(path, MIGRATE_PAYLOAD_MAX * 2, &text, &len, err) : -ENOMEM;
@@ -359,7 +357,7 @@ int migrate_load_incoming(struct migrate_offer *o, const char *name, struct erro
 
 int migrate_arrived(const char *name, struct error *err)
 {
-	_cleanup_free_ char *path = paths_vm(name, INCOMING, err);
+	_cleanup_free_ char *path = paths_vm(name, MIGRATE_INCOMING, err);
 
 	if (!path)
 		return -ENOMEM;

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import conftest
 import guests
 
 
@@ -114,8 +115,8 @@ def parent(pid):
 def test_killed(empty_viv, make, victim, confine):
     """A machine whose process was killed counts as stopped, and starts again; one without its broker ends."""
     viv = empty_viv
-    if confine:
-        viv.env["VIVARIUM_CONFINE"] = "on"
+    if not confine:
+        viv.env["VIVARIUM_CONFINE"] = "off"
     viv.ok("run", "--detach", "--name", "a", "--kernel", make(guests.SLEEP))
     pid = viv.list()[0]["pid"]
     while victim == "broker" and "viv" in (pathlib.Path("/proc") / str(parent(pid)) / "comm").read_text():
@@ -129,11 +130,31 @@ def test_killed(empty_viv, make, victim, confine):
     nothing_left(viv)
 
 
-def test_confined(empty_viv, make):
-    """With a broker for its files it does what others do: snapshots, copies, going back, starting again."""
+# Limits of a user namespace hold for those below it: there is none.
+BARREN = """#!/bin/sh
+exec unshare --user --map-root-user sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"' sh "{}" "$@"
+"""
+
+
+@pytest.mark.parametrize("has_namespaces", [True, False])
+def test_confined(empty_viv, make, tmp_path, monkeypatch, has_namespaces):
+    """With a broker for its files it does what others do: snapshots, copies, going back, starting again; also with a kernel that
+    gives no namespaces, which its log and viv info say."""
     viv = empty_viv
-    viv.env["VIVARIUM_CONFINE"] = "on"
-    viv.ok("run", "--detach", "--name", "a", "--mem", "16M", "--kernel", make(guests.say("up\n") + guests.ECHO))
+    if not has_namespaces:
+        barren = tmp_path / "barren"
+        barren.write_text(BARREN.format(conftest.VIV))
+        barren.chmod(0o755)
+        monkeypatch.setattr(conftest, "VIV", str(barren))
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    viv.ok("run", "--detach", "--name", "a", "--mem", "16M", "--disk", f"{disk},snapshot",
+           "--kernel", make(guests.say("up\n") + guests.ECHO))
+    info = json.loads(viv.ok("info", "--json", "a").stdout)
+    assert info["confined"] and "seccomp" in info["confinement"]
+    assert ("no own namespaces" in info["confinement"]) != has_namespaces
+    warned = "no own namespaces" in (viv.home / "vms" / "a" / "vm.log").read_text()
+    assert warned != has_namespaces
     viv.ok("snapshot", "create", "a", "s")
     viv.ok("fork", "a", "-n", 2, "--name", "w{}")
     viv.ok("fork", "w1", "--name", "x")
@@ -143,7 +164,23 @@ def test_confined(empty_viv, make):
     viv.ok("run", "--detach", "--from", "a@s", "--name", "b")
     viv.ok("stop", "--force", "a")
     viv.ok("snapshot", "restore", "a", "s")
+    viv.ok("stop", "--force", "a", "x")
+    viv.ok("start", "a")  # its disk begins anew
+    assert not list((viv.home / "vms" / "a").glob("layer-*.qcow2"))
+    viv.ok("start", "x")
     viv.ok("rm", "-f", "a", "b", "w1", "w2", "x")
+    nothing_left(viv)
+
+
+def test_not_confined(empty_viv, make):
+    """As the user asked for; which is told."""
+    viv = empty_viv
+    viv.env["VIVARIUM_CONFINE"] = "off"
+    viv.ok("run", "--detach", "--name", "a", "--mem", "16M", "--kernel", make(guests.SLEEP))
+    info = json.loads(viv.ok("info", "--json", "a").stdout)
+    assert not info["confined"] and "VIVARIUM_CONFINE=off" in info["confinement"]
+    assert "not confined" in (viv.home / "vms" / "a" / "vm.log").read_text()
+    viv.ok("rm", "-f", "a")
     nothing_left(viv)
 
 

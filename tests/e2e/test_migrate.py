@@ -80,7 +80,7 @@ def test_back_and_forth(hosts, debian, tmp_path):
         assert report["state"] == "moved" and report["downtime_us"] > 0
         assert ended(listener)[0] == 0
         a.wait_until(lambda: a.is_clean("m"), "the source is clean")
-        assert b.state("m") == "running"
+        assert b.state("m") == "running" and json.loads(b.ok("info", "--json", "m").stdout)["confined"]
         counter = Counting(b, "m")
         assert counter.next() >= n, "the guest went back"
         n = counter.next()
