@@ -185,10 +185,11 @@ static unsigned collect(int fd, json_t *list, bool as_json, unsigned *nbad)
 
 static void print_means(const struct confine *c)
 {
+	char means[CONFINE_TEXT];
+
 	printf("What a machine could do if its guest had taken it over.\n");
-	printf("      namespaces of its own, with an empty root: %s\n",
-	       c->has_namespaces ? "yes" : c->why_not.text);
-	printf("      seccomp, no new privileges, no capabilities: yes\n\n");
+	confine_describe(c, means);
+	printf("      in force: %s\n\n", means);
 	printf("      %-56s %-28s %s\n", "what it tried", "the process",
 	       "a thread that executes guest code");
 }

@@ -3,19 +3,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <linux/landlock.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+
+#include "base/jail.h"
 
 #define NAMESPACES                                                                                 \
 	(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | \
@@ -43,56 +43,18 @@ void confine_describe(const struct confine *c, char text[CONFINE_TEXT])
 
 /* ---- what the machine's process gives up ---- */
 
-static int write_file(const char *path, const char *text)
+/* 0: this kernel has none. */
+static int landlock_version(void)
 {
-	_cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
+	long have = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
 
-	return fd < 0 || write(fd, text, strlen(text)) < 0 ? -errno : 0;
-}
-
-/* In the new user namespace its user is who it was. */
-static int map_user(uid_t uid, gid_t gid)
-{
-	char text[64];
-
-	snprintf(text, sizeof(text), "%u %u 1", uid, uid);
-	int r = write_file("/proc/self/uid_map", text);
-
-	if (r == 0)
-		r = write_file("/proc/self/setgroups", "deny");
-	snprintf(text, sizeof(text), "%u %u 1", gid, gid);
-	return r == 0 ? write_file("/proc/self/gid_map", text) : r;
-}
-
-/* A root without anything in it, for all processes of the namespace. */
-static int empty_root(void)
-{
-	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
-
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-	    mount("empty", "/proc", "tmpfs", flags, "size=4k,mode=0500") < 0 || chdir("/proc") < 0 ||
-	    syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
-	    mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY | MS_BIND | flags, NULL) < 0)
-		return -errno;
-	return chdir("/") < 0 ? -errno : 0;
-}
-
-static int drop_capabilities(void)
-{
-	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct none[2] = { 0 };
-
-	for (int i = 0; i <= 63; i++)
-		if (prctl(PR_CAPBSET_DROP, i, 0, 0, 0) < 0 && errno != EINVAL && errno != EPERM)
-			return -errno;
-	(void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-	return syscall(SYS_capset, &head, none) < 0 ? -errno : 0;
+	return have > 0 ? (int)have : 0;
 }
 
 /* No file by any name, in whatever folder. */
 static int landlock_all(int *abi)
 {
-	long have = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
+	int have = landlock_version();
 	/* The rights of version 1; later ones by their numbers, where the kernel knows them (landlock.h of Debian 12 does not). */
 	uint64_t rights = (1ULL << 13) - 1;
 	struct {
@@ -101,7 +63,7 @@ static int landlock_all(int *abi)
 	size_t size = 8;
 
 	*abi = 0;
-	if (have <= 0)
+	if (!have)
 		return 0;
 	if (have >= 2)
 		rights |= 1ULL << 13; /* REFER */
@@ -122,7 +84,7 @@ static int landlock_all(int *abi)
 
 	if (fd < 0 || syscall(SYS_landlock_restrict_self, fd, 0) < 0)
 		return -errno;
-	*abi = (int)have;
+	*abi = have;
 	return 0;
 }
 
@@ -130,7 +92,7 @@ static int landlock_all(int *abi)
 static int give_up(struct confine *c, struct error *err)
 {
 	const struct rlimit none = { 0, 0 };
-	int r = drop_capabilities();
+	int r = jail_drop_capabilities();
 
 	if (r == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		r = -errno;
@@ -190,7 +152,7 @@ static int become_machine(struct confine *c, int door, int sync, struct error *e
 	c->door = door;
 	c->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (c->has_namespaces) {
-		r = empty_root();
+		r = jail_empty_root();
 		if (r < 0)
 			error_set(err, r, "the machine can't have an empty root: %s", strerror(-r));
 	}
@@ -215,7 +177,7 @@ static void be_init(pid_t machine, int status_fd)
 	int status;
 
 	prctl(PR_SET_NAME, "viv-init");
-	(void)drop_capabilities();
+	(void)jail_drop_capabilities();
 	(void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	close_range(0, (unsigned)status_fd - 1, 0);
 	close_range((unsigned)status_fd + 1, ~0u, 0);
@@ -238,7 +200,7 @@ static void be_init(pid_t machine, int status_fd)
 static int enter(struct confine *c, int door, int sync, const int status[2], uid_t uid, gid_t gid,
 		 struct error *err)
 {
-	if (map_user(uid, gid) < 0)
+	if (jail_map_user(uid, gid) < 0)
 		_exit(1);
 	pid_t pid = fork();
 
@@ -269,6 +231,7 @@ static int meet(struct confine *c, int sync, struct error *err)
 	if (r < 0)
 		return error_set(err, r, "the machine's process ended at once");
 	c->has_namespaces = w.has_namespaces;
+	c->landlock_abi = landlock_version(); /* it takes it, or ends */
 	if (!w.is_fine) {
 		*err = w.err;
 		return -EIO;

@@ -2,14 +2,17 @@
 #include "net/confine.h"
 
 #include <errno.h>
-#include <linux/capability.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "base/jail.h"
+#include "base/log.h"
 
 // clang-format off
 static const int allowed[] = {
@@ -49,17 +52,28 @@ static int add_rules(scmp_filter_ctx ctx)
 	return r;
 }
 
-/* Of root's, too: the socket of host_watch.h could change the host's addresses with them. */
-static int drop_capabilities(void)
+/* Descriptors are all that it needs: control socket, cards, folders of captures. */
+static int leave_host(void)
 {
-	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct none[2] = { 0 };
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
 
-	return syscall(SYS_capset, &head, none) < 0 ? -errno : 0;
+	tzset(); /* reads a file */
+	if (unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS |
+		    CLONE_NEWCGROUP) < 0)
+		return -errno;
+	int r = jail_map_user(uid, gid);
+
+	return r == 0 ? jail_empty_root() : r;
 }
 
-int confine_network(struct error *err)
+int confine_network(bool has_uplink, struct error *err)
 {
+	int left = has_uplink ? 0 : leave_host();
+	bool is_apart = !has_uplink && left == 0;
+
+	if (left < 0) /* what it has of them does no harm; filters remain */
+		log_info("net", "without namespaces of its own: %s", strerror(-left));
 	scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ERRNO(EPERM));
 	const struct rlimit no_core = { 0, 0 };
 	int r = ctx ? add_rules(ctx) : -ENOMEM;
@@ -68,11 +82,12 @@ int confine_network(struct error *err)
 	if (r == 0 && (prctl(PR_SET_DUMPABLE, 0) < 0 || setrlimit(RLIMIT_CORE, &no_core) < 0 ||
 		       prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0))
 		r = -errno;
+	/* Of root's, too: the socket of host_watch.h could change the host's addresses with them. */
 	if (r == 0)
-		r = drop_capabilities();
+		r = jail_drop_capabilities();
 	if (r == 0)
 		r = seccomp_load(ctx);
 	seccomp_release(ctx);
-	return r == 0 ? 0
+	return r == 0 ? is_apart
 		      : error_set(err, r, "the network's process can't be confined: %s", strerror(-r));
 }

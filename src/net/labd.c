@@ -606,6 +606,17 @@ static void tear_down(struct labd *d)
 	free(d);
 }
 
+/* Does any network lead to the host's?  None comes later. */
+static bool is_on_host(const struct labd *d)
+{
+	const struct policy *p = fabric_policy(d->f);
+
+	for (unsigned i = 0; i < p->nnetworks; i++)
+		if (p->networks[i].has_uplink || p->networks[i].is_tap)
+			return true;
+	return false;
+}
+
 static void report(const struct labd_config *cfg, const char *text)
 {
 	if (cfg->ready_fd >= 0) {
@@ -635,7 +646,9 @@ int labd_main(const struct labd_config *cfg)
 		d->clients[i].fd = d->clients[i].pass_fd = d->clients[i].got_fd = -1;
 	int r = set_up(d, cfg, &err);
 	if (r == 0 && cfg->is_confined)
-		r = confine_network(&err);
+		r = confine_network(is_on_host(d), &err);
+	d->has_namespaces = r > 0;
+	r = MIN(r, 0);
 	report(cfg, r < 0 ? err.text : "ok");
 	if (r == 0)
 		serve(d);

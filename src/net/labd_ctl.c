@@ -406,6 +406,7 @@ static int show(struct labd *d, struct lab_client *client, json_t *request, json
 	json_object_set_new(reply, "lab", json_string(p->name));
 	json_object_set_new(reply, "cards", cards);
 	json_object_set_new(reply, "rules", rules);
+	json_object_set_new(reply, "namespaces", json_boolean(d->has_namespaces));
 	return 0;
 }
 

@@ -77,7 +77,8 @@ struct labd {
 		unsigned network, pfd;
 		struct tap_uplink *uplink; /* NULL: the network has none */
 	} taps[POLICY_NETWORKS_MAX];
-	int host_watch_fd; /* -1: none */
+	int host_watch_fd;   /* -1: none */
+	bool has_namespaces; /* confine.h */
 	unsigned host_watch_pfd;
 	bool is_stopping;
 	struct lab_capture *captures[LABD_CAPTURES];

@@ -165,6 +165,7 @@ def test_plan_is_what_machines_reach(empty_viv, guest, tmp_path):
     viv.ok("net", "deny", "dmz.web -> *.*")
     assert not consoles["web"].ask([probe])
     shown = json.loads(viv.ok("net", "show", "--json").stdout)
+    assert not shown["namespaces"]  # it has an uplink
     counts = {r["rule"]: r["flows"] for r in shown["rules"]}
     assert counts["dmz.web -> mal.sus : tcp/80"] == 1
     back = f"icmp {sus}"
@@ -241,6 +242,8 @@ def test_up_by_several_at_once(empty_viv, guest, tmp_path):
     assert all("already" in says for _, says, status in ends if status), ends
     assert viv.names() == ["one"]
     assert "n.one" in viv.ok("net", "show").stdout
+    has_namespaces = json.loads(viv.run("doctor", "--json").stdout)["checks"]["userns"]["ok"]
+    assert json.loads(viv.ok("net", "show", "--json").stdout)["namespaces"] == has_namespaces
     viv.ok("down", "race")
     assert viv.names() == []
     assert viv.processes() == []
