@@ -38,7 +38,8 @@ int host_watch_open(void)
 	return r < 0 ? r : fd;
 }
 
-static void take_address(const struct nlmsghdr *h, void (*fn)(void *arg, const struct net_prefix *p), void *arg)
+static void take_address(const struct nlmsghdr *h,
+			 void (*fn)(void *arg, const struct net_prefix *p), void *arg)
 {
 	const struct ifaddrmsg *m = NLMSG_DATA(h);
 	size_t size = m->ifa_family == AF_INET ? 4 : m->ifa_family == AF_INET6 ? 16 : 0;
@@ -51,29 +52,31 @@ static void take_address(const struct nlmsghdr *h, void (*fn)(void *arg, const s
 		if ((a->rta_type != IFA_ADDRESS && a->rta_type != IFA_LOCAL) || RTA_PAYLOAD(a) != size)
 			continue;
 		struct net_addr at = size == 4 ? net_addr_v4(RTA_DATA(a)) : net_addr_v6(RTA_DATA(a));
-		struct net_prefix p =
-			net_prefix_of(&at, m->ifa_prefixlen + (size == 4 ? 96u : 0u));
+		struct net_prefix p = net_prefix_of(&at, m->ifa_prefixlen + (size == 4 ? 96u : 0u));
 		fn(arg, &p);
 	}
 }
 
-void host_watch_parse(const void *messages, size_t len, void (*fn)(void *arg, const struct net_prefix *p),
-		      void *arg)
+void host_watch_parse(const void *messages, size_t len,
+		      void (*fn)(void *arg, const struct net_prefix *p), void *arg)
 {
 	for (const struct nlmsghdr *h = messages; NLMSG_OK(h, len); h = NLMSG_NEXT(h, len))
-		if (h->nlmsg_type == RTM_NEWADDR && h->nlmsg_len >= NLMSG_LENGTH(sizeof(struct ifaddrmsg)))
+		if (h->nlmsg_type == RTM_NEWADDR &&
+		    h->nlmsg_len >= NLMSG_LENGTH(sizeof(struct ifaddrmsg)))
 			take_address(h, fn, arg);
 }
 
 int host_watch_read(int fd, void (*fn)(void *arg, const struct net_prefix *p), void *arg)
 {
-	_Alignas(struct nlmsghdr) uint8_t buf[32 * KIB]; /* of the kernel's dumps (rtnetlink.c, netlink_dump()) */
+	_Alignas(struct nlmsghdr)
+		uint8_t buf[32 * KIB]; /* of the kernel's dumps (rtnetlink.c, netlink_dump()) */
 	bool is_missing = false;
 
 	for (;;) {
 		struct sockaddr_nl from;
 		socklen_t from_len = sizeof(from);
-		ssize_t n = recvfrom(fd, buf, sizeof(buf), MSG_DONTWAIT, (struct sockaddr *)&from, &from_len);
+		ssize_t n = recvfrom(fd, buf, sizeof(buf), MSG_DONTWAIT, (struct sockaddr *)&from,
+				     &from_len);
 		if (n > 0 && from_len == sizeof(from) && !from.nl_pid)
 			host_watch_parse(buf, (size_t)n, fn, arg);
 		if (n > 0 || (n < 0 && errno == EINTR))

@@ -19,7 +19,7 @@ int host_watch_open(void);
  */
 int host_watch_read(int fd, void (*fn)(void *arg, const struct net_prefix *p), void *arg);
 /** host_watch_parse() - the addresses in messages of @len bytes, aligned as struct nlmsghdr; what is malformed ends it. */
-void host_watch_parse(const void *messages, size_t len, void (*fn)(void *arg, const struct net_prefix *p),
-		      void *arg);
+void host_watch_parse(const void *messages, size_t len,
+		      void (*fn)(void *arg, const struct net_prefix *p), void *arg);
 
 #endif

@@ -142,7 +142,8 @@ static void attach_all(void)
 
 static void send_frame(unsigned port, const struct net_offload *off, const struct frame *f)
 {
-	struct iovec iov[2] = { { (void *)(uintptr_t)off, sizeof(*off) }, { (void *)(uintptr_t)f->b, f->len } };
+	struct iovec iov[2] = { { (void *)(uintptr_t)off, sizeof(*off) },
+				{ (void *)(uintptr_t)f->b, f->len } };
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 
 	CHECK(sendmsg(t.cards[t.policy->ports[port].card], &msg, MSG_NOSIGNAL) ==
@@ -365,8 +366,9 @@ int main(int argc, char **argv)
 	unlink(t.path);
 	rmdir(t.dir);
 	policy_free(t.policy);
-	printf("%lu frames of seed %llu in %ld s: %lu came out, none that should not; %lu on the host's interfaces\n", t.frames,
-	       (unsigned long long)seed, (long)(end.tv_sec - begin.tv_sec), t.out, t.nhost);
+	printf("%lu frames of seed %llu in %ld s: %lu came out, none that should not; %lu on the "
+	       "host's interfaces\n",
+	       t.frames, (unsigned long long)seed, (long)(end.tv_sec - begin.tv_sec), t.out, t.nhost);
 	/* A run in which nothing came out has tested nothing. */
 	return t.nhost || !t.out;
 }

@@ -146,7 +146,6 @@ static bool read_ip(const uint8_t *b, size_t len, struct view *v)
 	return true;
 }
 
-
 /* Addresses that guests make, few in each network and the same link-local ones everywhere, so that they meet. */
 enum { MADE = 4, MADE_LOCAL = 2 };
 static int made_owner[4][MADE]; /* 0: nobody, else port + 1 */
@@ -337,7 +336,8 @@ static struct frame_ends random_ends(unsigned from, unsigned to, bool is_v6)
 		memcpy(e.dst_mac, policy->networks[network_of[from]].gateway_mac, 6);
 		break;
 	case 2:
-		e.dst = is_v6 ? policy->networks[hostile_rnd(4)].gateway_v6 : policy->networks[hostile_rnd(4)].gateway_v4;
+		e.dst = is_v6 ? policy->networks[hostile_rnd(4)].gateway_v6
+			      : policy->networks[hostile_rnd(4)].gateway_v4;
 		memcpy(e.dst_mac, policy->networks[network_of[from]].gateway_mac, 6);
 		break;
 	case 3:
@@ -392,8 +392,8 @@ static void quote(struct frame *f, const struct frame_ends *e, bool is_v6)
 		back.src = policy->ports[hostile_rnd(LAB_PORTS)].v4;
 	if (is_v6 == net_addr_is_v4(&back.src))
 		back.src = e->dst;
-	frame_tcp(&q, &back, some_ports[hostile_rnd(ARRAY_SIZE(some_ports))], (uint16_t)(1000 + hostile_rnd(8)),
-		  PACKET_SYN);
+	frame_tcp(&q, &back, some_ports[hostile_rnd(ARRAY_SIZE(some_ports))],
+		  (uint16_t)(1000 + hostile_rnd(8)), PACKET_SYN);
 	size_t len = MIN(q.len - ETH_HEADER, sizeof(icmp) - 8);
 	memcpy(icmp + 8, q.b + ETH_HEADER, len);
 	frame_ip(f, e, is_v6 ? IP_ICMP6 : IP_ICMP, icmp, 8 + len);
@@ -401,7 +401,8 @@ static void quote(struct frame *f, const struct frame_ends *e, bool is_v6)
 
 static void announce(struct frame *f, const struct frame_ends *e, unsigned network)
 {
-	struct net_addr target = hostile_rnd(4) ? made_addr(network, hostile_rnd(MADE)) : policy->ports[hostile_rnd(LAB_PORTS)].v6;
+	struct net_addr target = hostile_rnd(4) ? made_addr(network, hostile_rnd(MADE))
+						: policy->ports[hostile_rnd(LAB_PORTS)].v6;
 	struct frame_ends to_many = { .src = frame_addr("::"), .dst = frame_addr("ff02::1:ff00:0") };
 
 	memcpy(to_many.src_mac, e->src_mac, 6);
@@ -413,7 +414,8 @@ static void announce(struct frame *f, const struct frame_ends *e, unsigned netwo
 /* False: it is to stay as it is.  With a wrong bit it announces what the model does not know of. */
 static bool make(struct frame *f, const struct frame_ends *e, bool is_v6, unsigned from)
 {
-	uint16_t port = some_ports[hostile_rnd(ARRAY_SIZE(some_ports))], low = (uint16_t)(1000 + hostile_rnd(8));
+	uint16_t port = some_ports[hostile_rnd(ARRAY_SIZE(some_ports))],
+		 low = (uint16_t)(1000 + hostile_rnd(8));
 	bool is_back = hostile_rnd(3) == 0;
 	uint8_t payload[200] = { 0 };
 
@@ -442,14 +444,15 @@ static bool make(struct frame *f, const struct frame_ends *e, bool is_v6, unsign
 			return false;
 		}
 		if (is_v6)
-			frame_nd(f, e, (uint8_t)(133 + hostile_rnd(5)), hostile_rnd(2) ? &e->src : &e->dst,
-				 hostile_rnd(3) ? e->src_mac : NULL);
+			frame_nd(f, e, (uint8_t)(133 + hostile_rnd(5)),
+				 hostile_rnd(2) ? &e->src : &e->dst, hostile_rnd(3) ? e->src_mac : NULL);
 		else
 			frame_arp(f, e, (uint16_t)hostile_rnd(4));
 		break;
 	case 7:
 		if (hostile_rnd(2))
-			frame_dhcp(f, e->src_mac, policy->ports[hostile_rnd(4) ? from : hostile_rnd(LAB_PORTS)].mac,
+			frame_dhcp(f, e->src_mac,
+				   policy->ports[hostile_rnd(4) ? from : hostile_rnd(LAB_PORTS)].mac,
 				   (uint8_t)hostile_rnd(9));
 		else
 			frame_udp(f, e, low, port, payload, hostile_rnd(sizeof(payload)));
@@ -475,7 +478,8 @@ static void damage(struct frame *f)
 		break;
 	case 3: /* one tag, or one over the other */
 		for (unsigned i = 0; i < 1 + hostile_rnd(2) && f->len >= ETH_HEADER; i++)
-			frame_tag(f, (uint16_t)(hostile_rnd(3) ? tags[hostile_rnd(ARRAY_SIZE(tags))] : hostile_rnd(65536)));
+			frame_tag(f, (uint16_t)(hostile_rnd(3) ? tags[hostile_rnd(ARRAY_SIZE(tags))]
+							       : hostile_rnd(65536)));
 		if (f->len >= ETH_HEADER && hostile_rnd(8) == 0)
 			f->b[12] = 0x88, f->b[13] = 0xa8; /* of a provider (802.1ad) */
 		break;
@@ -483,7 +487,8 @@ static void damage(struct frame *f)
 		if (f->len > 80 && (f->b[12] == 8 || f->b[12] == 0x86)) {
 			size_t all = f->len - (f->b[12] == 8 ? 34 : 54), from = hostile_rnd(4) * 8;
 			if (all > from + 16)
-				frame_fragment(f, from, hostile_rnd(2) ? all - from : 16, hostile_rnd(2), hostile_rnd(4));
+				frame_fragment(f, from, hostile_rnd(2) ? all - from : 16,
+					       hostile_rnd(2), hostile_rnd(4));
 		}
 		break;
 	case 5:

@@ -29,8 +29,8 @@ bool netns_enter(void)
 	snprintf(uid, sizeof(uid), "0 %u 1", getuid());
 	snprintf(gid, sizeof(gid), "0 %u 1", getgid());
 	return unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0 &&
-	       write_file("/proc/self/setgroups", "deny") && write_file("/proc/self/uid_map", uid) &&
-	       write_file("/proc/self/gid_map", gid);
+	       write_file("/proc/self/setgroups", "deny") &&
+	       write_file("/proc/self/uid_map", uid) && write_file("/proc/self/gid_map", gid);
 }
 
 static bool ask(unsigned long request, void *arg)
