@@ -31,7 +31,7 @@ struct args {
 		*without, *iommu;
 	uint64_t cpus, mem, check;
 	struct opt_list disks, forwards, devices;
-	bool rm, detach, prefault, no_reboot, strict, interp_only, counting, with_input;
+	bool rm, detach, prefault, skip_time, no_reboot, strict, interp_only, counting, with_input;
 	int64_t boot_timeout;
 };
 
@@ -43,6 +43,8 @@ static const struct opt run_opts[] = {
 		   "go on from a snapshot as a machine of its own"),
 	OPT_FLAG(struct args, prefault, "prefault",
 		 "with --from: read memory ahead, not when it is touched"),
+	OPT_FLAG(struct args, skip_time, "skip-time",
+		 "with --from: the guest's clocks jump to now; for one without an agent"),
 	OPT_STRING(struct args, engine, "engine", "auto|kvm|dbt", "what executes the guest (default auto)"),
 	OPT_STRING(struct args, cpu, "cpu", "host|x86-64-v2|x86-64-v3", "CPU that the guest sees"),
 	OPT_UINT(struct args, cpus, "cpus", "N", "number of CPUs", 1, MACHINE_MAX_CPUS),
@@ -754,10 +756,11 @@ static int check_from(const struct args *a, const char *image, struct error *err
 {
 	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net ||
 	    a->cpus || a->mem || a->disks.n || a->without || a->iommu || a->devices.n)
-		return error_set(err, -EINVAL,
-				 "with --from the snapshot says what the machine is made of; "
-				 "besides it there are "
-				 "--name, --rm, --detach, --engine, --forward, --prefault");
+		return error_set(
+			err, -EINVAL,
+			"with --from the snapshot says what the machine is made of; "
+			"besides it there are "
+			"--name, --rm, --detach, --engine, --forward, --prefault, --skip-time");
 	return 0;
 }
 
@@ -792,7 +795,7 @@ static int run_from(const struct args *a, const char *image, const struct opts_r
 {
 	const char *at = strchr(a->from, '@');
 	_cleanup_free_ char *vm = at ? strndup(a->from, (size_t)(at - a->from)) : NULL;
-	struct spawn_from from = { .is_prefault = a->prefault };
+	struct spawn_from from = { .is_prefault = a->prefault, .skips_time = a->skip_time };
 	struct snapshot_info info;
 	struct vmconfig c;
 	_cleanup_close_ int lock = -1;

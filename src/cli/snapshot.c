@@ -17,6 +17,8 @@ static const struct opt snapshot_opts[] = {
 		 "create: the guest's agent freezes its file systems meanwhile"),
 	OPT_FLAG(struct snapshot_args, prefault, "prefault",
 		 "restore: read memory ahead, not when it is touched"),
+	OPT_FLAG(struct snapshot_args, skip_time, "skip-time",
+		 "restore: the guest's clocks jump to now; for one without an agent"),
 	OPT_END,
 };
 // clang-format off
@@ -199,7 +201,7 @@ static int run(const char *action, const struct opts_rest *rest, const struct sn
 	if (!strcmp(action, "verify"))
 		return snapshot_verify(vm, name, a->json, err);
 	if (!strcmp(action, "restore"))
-		return snapshot_restore(vm, name, a->prefault, err);
+		return snapshot_restore(vm, name, a->prefault, a->skip_time, err);
 	if (!strcmp(action, "export"))
 		return snapshot_export(vm, name, rest->args[3], err);
 	if (!strcmp(action, "import"))

@@ -7,7 +7,7 @@
 #include "ctl/snapstore.h"
 
 struct snapshot_args {
-	bool json, prefault, freeze;
+	bool json, prefault, skip_time, freeze;
 };
 
 /* Each returns 0, or -errno with @err set. */
@@ -16,7 +16,8 @@ int snapshot_show(const char *vm, const char *name, bool json, struct error *err
 int snapshot_verify(const char *vm, const char *name, bool json, struct error *err);
 int snapshot_export(const char *vm, const char *name, const char *path, struct error *err);
 int snapshot_import(const char *vm, const char *name, const char *path, struct error *err);
-int snapshot_restore(const char *vm, const char *name, bool is_prefault, struct error *err);
+int snapshot_restore(const char *vm, const char *name, bool is_prefault, bool skips_time,
+		     struct error *err);
 
 /**
  * snapshot_instantiate() - fill the directory of the new machine @c->name, which is empty, from a snapshot: it gets the

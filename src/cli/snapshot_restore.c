@@ -13,12 +13,13 @@
 #include "ctl/snapbundle.h"
 #include "ctl/vmlock.h"
 
-static int restore_running(const char *vm, const char *name, struct error *err)
+static int restore_running(const char *vm, const char *name, bool skips_time, struct error *err)
 {
 	json_t *reply;
-	int r = client_request(
-		vm, json_pack("{s:s, s:s, s:b}", "cmd", "restore", "name", name, "set_clock", 1),
-		CLIENT_TIMEOUT_MS, &reply, err);
+	int r = client_request(vm,
+			       json_pack("{s:s, s:s, s:b, s:b}", "cmd", "restore", "name", name,
+					 "set_clock", 1, "skip_time", (int)skips_time),
+			       CLIENT_TIMEOUT_MS, &reply, err);
 
 	if (r < 0)
 		return r;
@@ -29,9 +30,8 @@ static int restore_running(const char *vm, const char *name, struct error *err)
 	return 0;
 }
 
-static int start_from(const char *vm, const char *name, bool is_prefault, struct error *err)
+static int start_from(const char *vm, const struct spawn_from *from, struct error *err)
 {
-	struct spawn_from from = { .snapshot = name, .is_prefault = is_prefault };
 	char engine[256], reason[256];
 	struct vmconfig c;
 	struct spawned s;
@@ -43,7 +43,7 @@ static int start_from(const char *vm, const char *name, bool is_prefault, struct
 	if (r == 0)
 		r = vmconfig_load(&c, vm, err);
 	if (r == 0) {
-		r = spawn_machine(&s, &c, lock, &from, false, err);
+		r = spawn_machine(&s, &c, lock, from, false, err);
 		if (r == 0)
 			r = spawned_wait_ready(&s, engine, reason, err);
 		spawned_free(&s);
@@ -54,19 +54,21 @@ static int start_from(const char *vm, const char *name, bool is_prefault, struct
 	return r;
 }
 
-int snapshot_restore(const char *vm, const char *name, bool is_prefault, struct error *err)
+int snapshot_restore(const char *vm, const char *name, bool is_prefault, bool skips_time,
+		     struct error *err)
 {
+	const struct spawn_from from = { .snapshot = name,
+					 .is_prefault = is_prefault,
+					 .skips_time = skips_time };
 	struct snapshot_info i;
 	int r = snapstore_load(&i, vm, name, err);
 
 	if (r < 0)
 		return r;
 	snapshot_info_free(&i);
-	r = cli_is_running(vm) ? restore_running(vm, name, err) : -ESRCH;
+	r = cli_is_running(vm) ? restore_running(vm, name, skips_time, err) : -ESRCH;
 	/* One that has just ended counts as off. */
-	return r == -ESRCH || r == -ENOENT || r == -ECONNREFUSED
-		       ? start_from(vm, name, is_prefault, err)
-		       : r;
+	return r == -ESRCH || r == -ENOENT || r == -ECONNREFUSED ? start_from(vm, &from, err) : r;
 }
 
 /* ---- a machine of its own ---- */

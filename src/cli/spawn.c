@@ -175,6 +175,8 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 		}
 		if (from && from->is_prefault)
 			add_arg(&child, "--prefault");
+		if (from && from->skips_time)
+			add_arg(&child, "--skip-time");
 		add_fd(&child, "--lock-fd", lock_fd);
 		if (from && from->nlinks)
 			add_links(&child, from);

@@ -30,6 +30,7 @@ struct spawned {
 struct spawn_from {
 	const char *snapshot;
 	bool is_prefault; /* memory is read ahead */
+	bool skips_time;  /* struct snapper_waking */
 	const int *links; /* borrowed */
 	unsigned nlinks;
 };

@@ -35,7 +35,7 @@
 struct args {
 	const char *name, *from, *incoming;
 	uint64_t status_fd, console_fd, lifeline_fd, lock_fd, code_key_fd; /* 0: none */
-	bool is_prefault;
+	bool is_prefault, skips_time;
 };
 
 static const struct opt vm_opts[] = {
@@ -43,6 +43,7 @@ static const struct opt vm_opts[] = {
 	OPT_STRING(struct args, from, "from", "SNAP", "go on from this snapshot of it"),
 	OPT_STRING(struct args, incoming, "incoming", "FD,FD...", "links of a migration that it comes over"),
 	OPT_FLAG(struct args, is_prefault, "prefault", "read its memory ahead"),
+	OPT_FLAG(struct args, skips_time, "skip-time", "its clocks jump by the time since the snapshot"),
 	OPT_UINT(struct args, lock_fd, "lock-fd", "FD", "the machine's lock", 3, 65535),
 	OPT_UINT(struct args, status_fd, "status-fd", "FD", "pipe for news", 3, 65535),
 	OPT_UINT(struct args, console_fd, "console-fd", "FD", "first client of the console", 3, 65535),
@@ -495,7 +496,7 @@ static int start(struct process *p, struct error *err)
 	if (p->restore)
 		machine_skip(p->m, snap_real_ns() - from->real_ns);
 	else if (wakes)
-		machine_slept(p->m, snap_real_ns() - from->real_ns);
+		snapper_slept(p->m, from, &(struct snapper_waking){ .skips_time = p->args.skips_time });
 	if (wakes)
 		snapper_woke(p->snapper, from, !p->restore);
 	if (p->args.from)

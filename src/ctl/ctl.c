@@ -452,12 +452,15 @@ static int cmd_fork(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 static int cmd_restore(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
 {
 	const char *name = json_string_value(json_object_get(request, "name"));
+	const struct snapper_waking waking = {
+		.tells_guest = json_is_true(json_object_get(request, "set_clock")),
+		.skips_time = json_is_true(json_object_get(request, "skip_time"))
+	};
 	int r = need_snapper(conn, err);
 
 	if (r == 0)
-		r = snapper_restore(conn->ctl->cfg.snapper, name,
-				    json_is_true(json_object_get(request, "set_clock")), reply,
-				    snapshot_done, conn, err);
+		r = snapper_restore(conn->ctl->cfg.snapper, name, &waking, reply, snapshot_done,
+				    conn, err);
 	conn->awaits_snapper = r == -EINPROGRESS;
 	if (conn->awaits_snapper)
 		will_do(conn, "restored", json_pack("{s:s}", "name", name));
@@ -628,6 +631,7 @@ static const struct ctl_arg snapshot_args[] = {
 static const struct ctl_arg restore_args[] = {
 	{ "name",      CTL_STRING, true,  1, PATHS_NAME_MAX, "of the snapshot" },
 	{ "set_clock", CTL_BOOL,   false, 0, 0, "the guest's agent sets its clock afterwards" },
+	{ "skip_time", CTL_BOOL,   false, 0, 0, "all clocks of the guest jump by the time since the snapshot" },
 	ARG_END,
 };
 static const struct ctl_arg merged_args[] = {

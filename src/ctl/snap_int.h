@@ -101,7 +101,7 @@ struct snap_order {
 	enum snap_verb verb;
 	const char *const *names; /* of the copies, or of the snapshot; borrowed */
 	unsigned n;
-	bool tells_guest; /* SNAP_RESTORE */
+	struct snapper_waking waking; /* SNAP_RESTORE */
 	snapper_done_fn done;
 	void *ctx;
 };
@@ -120,8 +120,8 @@ int snap_begin_take(struct snapper *s, const char *name, int lock, snapper_done_
 		    struct error *err);
 int snap_begin_fork(struct snapper *s, const char *const *names, unsigned n, int lock,
 		    snapper_done_fn done, void *ctx, struct error *err);
-int snap_go_back(struct snapper *s, const char *name, bool tells_guest, int lock, json_t *result,
-		 struct error *err);
+int snap_go_back(struct snapper *s, const char *name, const struct snapper_waking *waking, int lock,
+		 json_t *result, struct error *err);
 
 /* ---- layers below the tops (snapbelow.c) ---- */
 bool snap_below_progress(const struct below *b, uint64_t *done_bytes, uint64_t *total_bytes);

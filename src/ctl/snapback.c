@@ -110,10 +110,22 @@ static int reopen_disks(struct snapper *s, char *tops[MACHINE_MAX_DISKS], struct
 	return r;
 }
 
+void snapper_slept(struct machine *m, const struct snapper_moment *moment,
+		   const struct snapper_waking *waking)
+{
+	int64_t ns = snap_real_ns() - moment->real_ns;
+
+	if (waking->skips_time)
+		machine_skip(m, ns);
+	else
+		machine_slept(m, ns);
+}
+
 /* Paused.  Disks, memory, then state; nothing that can be refused is left by now but by the host. */
 static int64_t go_back(struct snapper *s, const struct ram_files *files,
 		       const struct snapshot_state *state, const struct snapper_moment *moment,
-		       bool tells_guest, char *tops[MACHINE_MAX_DISKS], struct error *err)
+		       const struct snapper_waking *waking, char *tops[MACHINE_MAX_DISKS],
+		       struct error *err)
 {
 	struct guest_ram *ram = machine_ram(s->m);
 	int64_t pages = 0;
@@ -139,8 +151,8 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 	r = machine_load_state(s->m, state, err);
 	if (r == 0) {
 		machine_new_generation(s->m);
-		machine_slept(s->m, snap_real_ns() - moment->real_ns);
-		if (tells_guest)
+		snapper_slept(s->m, moment, waking);
+		if (waking->tells_guest)
 			machine_reappear(s->m);
 		if (s->agent)
 			agent_restart(s->agent);
@@ -150,10 +162,10 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 	return r < 0 ? r : pages;
 }
 
-int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_t *result,
-		    snapper_done_fn done, void *ctx, struct error *err)
+int snapper_restore(struct snapper *s, const char *name, const struct snapper_waking *waking,
+		    json_t *result, snapper_done_fn done, void *ctx, struct error *err)
 {
-	const struct snap_order order = { SNAP_RESTORE, &name, 1, tells_guest, done, ctx };
+	const struct snap_order order = { SNAP_RESTORE, &name, 1, *waking, done, ctx };
 
 	if (s->take || s->forking || s->pending)
 		return error_set(
@@ -161,14 +173,14 @@ int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_
 	int lock = snapstore_try_lock(s->config->name, false, err);
 
 	if (lock != -EAGAIN)
-		return lock < 0 ? lock : snap_go_back(s, name, tells_guest, lock, result, err);
+		return lock < 0 ? lock : snap_go_back(s, name, waking, lock, result, err);
 	int r = snap_wait(s, &order, err);
 
 	return r < 0 ? r : -EINPROGRESS;
 }
 
-static int go_back_to(struct snapper *s, const char *name, bool tells_guest, json_t *result,
-		      struct error *err)
+static int go_back_to(struct snapper *s, const char *name, const struct snapper_waking *waking,
+		      json_t *result, struct error *err)
 {
 	bool is_base = s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
 	struct snapshot_state state = { 0 };
@@ -204,7 +216,7 @@ static int go_back_to(struct snapper *s, const char *name, bool tells_guest, jso
 		ram_files_close(&files);
 		return r;
 	}
-	int64_t pages = go_back(s, is_base ? &s->base : &files, st, &moment, tells_guest, tops, err);
+	int64_t pages = go_back(s, is_base ? &s->base : &files, st, &moment, waking, tops, err);
 
 	if (pages < 0) { /* memory is neither the old nor the new */
 		error_prefix(err, "going back to %s failed half-way", name);
@@ -224,18 +236,18 @@ static int go_back_to(struct snapper *s, const char *name, bool tells_guest, jso
 	s->base_moment = moment;
 	r = machine_resume(s->m, err);
 	if (r == 0)
-		snapper_woke(s, &moment, tells_guest);
+		snapper_woke(s, &moment, waking->tells_guest);
 	(void)json_object_set_new(result, "pause_us", json_integer((json_int_t)(snap_now_us() - start)));
 	(void)json_object_set_new(result, "pages", json_integer((json_int_t)pages));
 	return r;
 }
 
-int snap_go_back(struct snapper *s, const char *name, bool tells_guest, int lock, json_t *result,
-		 struct error *err)
+int snap_go_back(struct snapper *s, const char *name, const struct snapper_waking *waking, int lock,
+		 json_t *result, struct error *err)
 {
 	snap_below_cancel(s, NULL);
 	snap_stop_threads(s);
-	int r = go_back_to(s, name, tells_guest, result, err);
+	int r = go_back_to(s, name, waking, result, err);
 
 	close(lock);
 	return r;

@@ -357,7 +357,7 @@ static int prepare(struct forking *f, const char *const *names, unsigned n, stru
 int snapper_fork(struct snapper *s, const char *const *names, unsigned n, bool freezes,
 		 snapper_done_fn done, void *ctx, struct error *err)
 {
-	const struct snap_order order = { SNAP_FORK, names, n, false, done, ctx };
+	const struct snap_order order = { SNAP_FORK, names, n, { 0 }, done, ctx };
 
 	if (s->take || s->forking || s->pending)
 		return error_set(err, -EBUSY,

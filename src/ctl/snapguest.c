@@ -33,7 +33,8 @@ struct pending {
 	enum snap_verb verb;
 	char **names;
 	unsigned n;
-	bool tells_guest, freezes;
+	bool freezes;
+	struct snapper_waking waking; /* SNAP_RESTORE */
 	struct agent_job *job; /* it is being asked to freeze; NULL: it answered, or nobody asks */
 	bool is_refused;
 	struct vtimer *timer; /* for the lock of the snapshots; NULL: it was not tried yet */
@@ -110,7 +111,7 @@ static int begin(struct snapper *s, struct pending *p, int lock, struct error *e
 		return snap_begin_fork(s, (const char *const *)p->names, p->n, lock, p->done,
 				       p->ctx, err);
 	json_t *result = json_object();
-	int r = snap_go_back(s, p->names[0], p->tells_guest, lock, result, err);
+	int r = snap_go_back(s, p->names[0], &p->waking, lock, result, err);
 
 	if (r == 0)
 		p->done(p->ctx, result, NULL);
@@ -193,7 +194,7 @@ static int make_pending(struct pending **out, const struct snap_order *o, bool f
 		return error_set(err, -ENOMEM, "no memory for a snapshot");
 	}
 	p->verb = o->verb;
-	p->tells_guest = o->tells_guest;
+	p->waking = o->waking;
 	p->freezes = freezes;
 	p->done = o->done;
 	p->ctx = o->ctx;

@@ -515,7 +515,7 @@ static int pause_and_fork(struct take *t, bool has_base, const int child_ends[2]
 int snapper_take(struct snapper *s, const char *name, bool freezes, snapper_done_fn done, void *ctx,
 		 struct error *err)
 {
-	const struct snap_order order = { SNAP_TAKE, &name, 1, false, done, ctx };
+	const struct snap_order order = { SNAP_TAKE, &name, 1, { 0 }, done, ctx };
 
 	if (s->take || s->forking || s->pending)
 		return error_set(err, -EBUSY,

@@ -23,6 +23,14 @@
 #include "ctl/agent.h"
 #include "ctl/vmdisks.h"
 
+/* How a machine goes on from a snapshot. */
+struct snapper_waking {
+	bool tells_guest; /* as for snapper_woke() */
+	/* All its clocks jump by the time that went by since (machine_skip()), in place of the real-time clock alone: a kernel that asks nobody
+	 * has the right time at once, and all that waited for so long is late. */
+	bool skips_time;
+};
+
 struct snapper;
 /** snap_real_ns() - real time since 1970, as in struct snapper_moment. */
 int64_t snap_real_ns(void);
@@ -98,14 +106,17 @@ const struct snapper_moment *snapper_base(const struct snapper *s);
  */
 void snapper_woke(struct snapper *s, const struct snapper_moment *moment, bool tells_guest);
 
+/** snapper_slept() - after its state was loaded: what its clocks know of the time since @moment. */
+void snapper_slept(struct machine *m, const struct snapper_moment *moment,
+		   const struct snapper_waking *waking);
+
 /**
  * snapper_restore() - go back to snapshot @name in place, running or paused, and go on from there.
- * @tells_guest: as for snapper_woke()
  * @result: gets "pause_us", "pages"
  * Returns 0; -EINPROGRESS: @done comes later, with a result of its own; or -errno with @err set, and the machine as it was before.
  */
-int snapper_restore(struct snapper *s, const char *name, bool tells_guest, json_t *result,
-		    snapper_done_fn done, void *ctx, struct error *err);
+int snapper_restore(struct snapper *s, const char *name, const struct snapper_waking *waking,
+		    json_t *result, snapper_done_fn done, void *ctx, struct error *err);
 
 /*
  * The log of changed pages for somebody else as well, who collects it too (migration); snapshots miss nothing by it.

@@ -54,7 +54,7 @@ def test_every_command(empty_viv, make):
     viv.ok("run", "--detach", "--name", "a", "--kernel", make(guests.SLEEP), "--mem", "16M", "--cpus", "2")
     requests = {
         "nmi": {"cpu": 1}, "resize": {"cols": 80, "rows": 25}, "exec": {"argv": ["true"], "input": "", "timeout_ms": 5},
-        "agent": {"timeout_ms": 5}, "snapshot": {"name": "s", "freeze": False}, "restore": {"name": "s", "set_clock": False},
+        "agent": {"timeout_ms": 5}, "snapshot": {"name": "s", "freeze": False}, "restore": {"name": "s", "set_clock": False, "skip_time": False},
         "file-open": {"path": "/x", "write": True}, "file-read": {"handle": 0, "count": 9}, "file-write": {"handle": 0, "data": ""},
         "file-close": {"handle": 0}, "ssh-key": {"user": "root", "key": "x"},
         "migrate": {"to": "nowhere"},

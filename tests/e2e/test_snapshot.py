@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -188,6 +189,34 @@ def test_parents_sizes_and_deleting_the_middle(counting):
     viv.fails("snapshot", "create", "a", "three", says=["already"])
     viv.fails("snapshot", "create", "a", "../x", says=["no name"])
     ends(viv, "a")
+
+
+def test_time_that_is_skipped(empty_viv, debian, tmp_path):
+    """--skip-time: a guest without an agent has the right time at once, started from the snapshot or gone back to it in place."""
+    viv = empty_viv
+    initrd = tiny.make(debian, tmp_path, 'while :; do echo "n=$($b date +%s)."; $b sleep 0.05; done')
+    viv.ok("run", "--name", "a", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--append", "console=ttyS0 quiet", "--mem", "256M")
+    a = Counter(viv, "a")
+    a.next()
+    viv.ok("snapshot", "create", "a", "s")
+    viv.ok("stop", "-f", "a")
+    then = int(time.time())
+    # As if it had been taken 100000 s earlier: the guest's time is then that much ahead.
+    file = viv.home / "vms" / "a" / "snapshots" / "s" / "snapshot.json"
+    info = json.loads(file.read_text())
+    info["real_ns"] -= 100000 * 10**9
+    file.write_text(json.dumps(info))
+    for skips in (True, False):
+        options = ["--skip-time"] if skips else []
+        for _ in ("started", "in place"):
+            viv.ok("snapshot", "restore", "a", "s", *options)
+            a = Counter(viv, "a")
+            a.flush()
+            assert (a.next() > then + 90000) == skips
+        viv.ok("stop", "-f", "a")
+    viv.ok("run", "--from", "a@s", "--skip-time", "--name", "b", "--detach")
+    assert Counter(viv, "b").next() > then + 90000
+    ends(viv, "a", "b")
 
 
 def test_a_machine_of_its_own(counting):
