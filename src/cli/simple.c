@@ -237,6 +237,8 @@ int cli_start(int argc, char **argv)
 
 /* ---- rm ---- */
 
+#define RM_WAIT_NS 10000000000LL
+
 struct rm_args {
 	bool force;
 };
@@ -286,7 +288,8 @@ static int rm_one(const char *name, bool force, struct error *err)
 		/* When it has ended, somebody else may start it once more. */
 		int r = stop_one(name, &(struct stop_args){ .force = true }, err);
 
-		if (r < 0 && cli_is_running(name))
+		/* One that ends by itself has its lock for a moment longer than it answers. */
+		if (r < 0 && !wait_unlocked(name, RM_WAIT_NS))
 			return r;
 	}
 }
