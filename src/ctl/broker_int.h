@@ -11,6 +11,7 @@
 #include "vm/machine.h"
 
 #define BROKER_CONFIG	  "machine.json"
+#define BROKER_DEPTH_MAX  3 /* snapshots/NAME/FILE: what is removed again with little effort */
 #define BROKER_LISTED_MAX (16 + MACHINE_MAX_DISKS * (4 + 2 * VMCONFIG_MAX_BACKING))
 
 /* A file of the configuration, or a folder whose files disks may stand on. */
@@ -54,8 +55,9 @@ struct broker_policy {
 struct place {
 	struct folder *folder; /* NULL: listed */
 	const struct listed *listed;
-	int fd;	     /* of the folder that @name is in; AT_FDCWD where listed */
-	bool is_top; /* directly in the machine's folder */
+	int fd;		/* of the folder that @name is in; AT_FDCWD where listed */
+	unsigned depth; /* below the machine's folder; 1: directly in it; 0: it is that folder itself */
+	bool is_top; /* not below a folder there */
 	char name[PATH_MAX];
 };
 

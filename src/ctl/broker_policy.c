@@ -219,6 +219,15 @@ static bool goes_up(const char *path)
 	return false;
 }
 
+static unsigned count_slashes(const char *path)
+{
+	unsigned n = 0;
+
+	for (; *path; path++)
+		n += *path == '/';
+	return n;
+}
+
 static int in_folder(struct folder *f, const char *rest, struct place *out)
 {
 	char parent[PATH_MAX];
@@ -233,6 +242,9 @@ static int in_folder(struct folder *f, const char *rest, struct place *out)
 	snprintf(parent, sizeof(parent), "%.*s", slash ? (int)(slash - rest) : 1, slash ? rest : ".");
 	out->folder = f;
 	out->is_top = !slash;
+	out->depth = *rest ? 1 + count_slashes(rest) : 0;
+	if (out->depth > BROKER_DEPTH_MAX)
+		return -EACCES;
 	out->fd = open_beneath(f->fd, parent);
 	return out->fd < 0 ? out->fd : 0;
 }
@@ -284,6 +296,9 @@ static int by_dir(struct broker_policy *p, int dir, const char *name, struct pla
 	if (!rest)
 		return -EACCES;
 	out->is_top = !*rest;
+	out->depth = count_slashes(rest) + (strcmp(name, ".") != 0);
+	if (out->depth > BROKER_DEPTH_MAX)
+		return -EACCES;
 	snprintf(out->name, sizeof(out->name), "%s", name);
 	out->fd = dup(dir);
 	return out->fd < 0 ? -errno : 0;
@@ -436,7 +451,9 @@ static int do_mkdir(struct broker_policy *p, const struct broker_request *rq, co
 	int r = find_place(p, name, dir, &at);
 
 	if (r == 0) {
-		r = !at.folder ? -EACCES : mkdirat(at.fd, at.name, 0700) < 0 ? -errno : 0;
+		r = !at.folder || at.depth == BROKER_DEPTH_MAX ? -EACCES
+		    : mkdirat(at.fd, at.name, 0700) < 0	       ? -errno
+							       : 0;
 		place_close(&at);
 		return r;
 	}
@@ -488,6 +505,13 @@ static int do_unlink(struct broker_policy *p, const struct broker_request *rq, c
 	return r;
 }
 
+static bool is_folder(const struct place *at)
+{
+	struct stat st;
+
+	return fstatat(at->fd, at->name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode);
+}
+
 static int do_rename(struct broker_policy *p, const char *const names[2], const int dirs[2])
 {
 	struct place from, to = { .fd = -1 };
@@ -501,6 +525,8 @@ static int do_rename(struct broker_policy *p, const char *const names[2], const 
 		r = broker_replace_config(p, &from, &to);
 	else if (r == 0 && (is_guarded(&to) || broker_is_top(&to)))
 		r = -EACCES;
+	else if (r == 0 && from.depth != to.depth && is_folder(&from))
+		r = -EACCES; /* it could get deeper and deeper */
 	else if (r == 0)
 		r = renameat(from.fd, from.name, to.fd, to.name) < 0 ? -errno : 0;
 	place_close(&from);

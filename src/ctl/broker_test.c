@@ -138,6 +138,15 @@ static void test_its_own_files(void **state)
 	assert_int_equal(OPEN(s, O_RDONLY, in(own, "none")), -ENOENT);
 	assert_int_equal(MKDIR(s, in(own, "sub")), 0);
 	assert_int_equal(MKDIR(s, own), -EEXIST);
+	/* not so deep that nobody would remove it */
+	assert_int_equal(MKDIR(s, in(own, "deep")), 0);
+	assert_int_equal(MKDIR(s, in(own, "deep/er")), 0);
+	assert_int_equal(MKDIR(s, in(own, "deep/er/still")), -EACCES);
+	assert_int_equal(OPEN(s, O_RDWR | O_CREAT, in(own, "deep/er/file")), 0);
+	assert_int_equal(OPEN(s, O_RDWR | O_CREAT, in(own, "deep/er/still/file")), -EACCES);
+	assert_int_equal(MKDIR(s, in(own, "other")), 0);
+	assert_int_equal(RENAME(s, in(own, "other"), in(own, "deep/er/other")), -EACCES);
+	assert_int_equal(RENAME(s, in(own, "deep/er"), in(own, "deep/est")), 0);
 	assert_int_equal(RENAME(s, in(own, "a"), in(own, "sub/b")), 0);
 	assert_int_equal(LINK(s, in(own, "sub/b"), in(own, "c")), 0);
 	assert_int_equal(ask(s, BROKER_ACCESS, 0, F_OK, in(own, "c"), NULL, -1, NULL), 0);
@@ -634,6 +643,121 @@ static void test_copies_in_a_lab(void **state)
 	json_decref(other_record);
 }
 
+/* ---- whatever it asks, in whatever order, over starts ---- */
+
+static const char *const some_names[] = {
+	"a",	     "b",     "layer-0",       "machine.json",	      "machine.json.new",
+	"snapshots", "sub/a", "snapshots/s/a", "snapshots/s/layer-0", "sub"
+};
+
+static unsigned pick(uint32_t *seed, unsigned n)
+{
+	*seed = *seed * 1664525 + 1013904223;
+	return (*seed >> 8) % n;
+}
+
+static const char *some_file(uint32_t *seed)
+{
+	const char *const outside[] = { kernel, disk, in(images, "base.raw"), in(other, "secret") };
+
+	return pick(seed, 3) ? in(own, some_names[pick(seed, ARRAY_SIZE(some_names))])
+			     : outside[pick(seed, ARRAY_SIZE(outside))];
+}
+
+/* Everything that it gets to write it spoils. */
+static void spoil(struct scene *s, const char *name, int flags)
+{
+	int fd;
+
+	if (ask(s, BROKER_OPEN, flags, 0600, name, NULL, -1, &fd) != 0)
+		return;
+	if (flags != O_RDONLY)
+		(void)!pwrite(fd, "spoiled", 7, 0);
+	close(fd);
+}
+
+/* A configuration with another disk, or another kind of one, in a file of its own. */
+static bool propose(struct scene *s, uint32_t *seed)
+{
+	static const char *const formats[] = { "raw", "qcow2" };
+	json_t *json = vmconfig_to_json(&s->c), *d = json_array_get(json_object_get(json, "disks"), 0);
+	const char *to = in(own, some_names[pick(seed, 2)]);
+	bool is_taken = false;
+	int fd;
+
+	set_disk(json, some_file(seed), formats[pick(seed, 2)]);
+	if (!pick(seed, 4))
+		json_object_set_new(d, "snapshot", json_boolean(pick(seed, 2)));
+	if (!pick(seed, 4)) {
+		json_object_set_new(d, "pristine", json_string(some_file(seed)));
+		json_object_set_new(d, "pristine_format", json_string("raw"));
+	}
+	char *text = json_dumps(json, 0);
+
+	if (ask(s, BROKER_OPEN, O_RDWR | O_CREAT | O_TRUNC, 0600, to, NULL, -1, &fd) == 0) {
+		assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+		close(fd);
+		is_taken = RENAME(s, to, in(own, "machine.json")) == 0;
+	}
+	free(text);
+	json_decref(json);
+	return is_taken;
+}
+
+static void expect_text(const char *path, const char *want)
+{
+	char text[32];
+
+	read_text(path, text, sizeof(text));
+	assert_string_equal(text, want);
+}
+
+static void test_what_is_only_read_stays_as_it_is(void **state)
+{
+	static const int flags[] = { O_RDONLY, O_RDWR, O_RDWR | O_CREAT, O_WRONLY | O_TRUNC };
+	struct scene *s = *state;
+	uint32_t seed = 7;
+	unsigned nlinks = 0, nconfigs = 0;
+
+	log_set_level(LOG_ERROR);
+	for (unsigned i = 0; i < 20000; i++) {
+		const char *one = some_file(&seed), *two = some_file(&seed);
+
+		switch (pick(&seed, 9)) {
+		case 0:
+		case 1:
+			spoil(s, one, flags[pick(&seed, ARRAY_SIZE(flags))]);
+			break;
+		case 2:
+			nlinks += LINK(s, one, two) == 0;
+			break;
+		case 3:
+			(void)RENAME(s, one, two);
+			break;
+		case 4:
+			(void)ask(s, BROKER_UNLINK, pick(&seed, 4) ? 0 : AT_REMOVEDIR, 0, one, NULL,
+				  -1, NULL);
+			break;
+		case 5:
+			(void)MKDIR(s, pick(&seed, 2) ? in(own, "snapshots/s") : one);
+			break;
+		case 6:
+		case 7:
+			nconfigs += propose(s, &seed);
+			break;
+		case 8:
+			if (!pick(&seed, 8))
+				start_again(s);
+			break;
+		}
+	}
+	/* Some of it was done. */
+	assert_true(nlinks > 10 && nconfigs > 10);
+	expect_text(kernel, "the kernel");
+	expect_text(in(images, "base.raw"), "base");
+	expect_text(in(other, "secret"), "secret");
+}
+
 #define CLAIM(s, what) ask(s, BROKER_CLAIM, what, 0, NULL, NULL, -1, NULL)
 
 /* It decides about its own migration; that it has arrived it says when it is its own. */
@@ -856,6 +980,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_the_layers_of_a_snapshot, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_a_throw_away_disk, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_copies_in_a_lab, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_what_is_only_read_stays_as_it_is, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_a_machine_that_is_on_its_way, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_a_machine_that_was_taken_back, set_up, tear_down),
 		cmocka_unit_test(test_messages),
