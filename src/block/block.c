@@ -9,6 +9,7 @@
  * Invariants
  *  1. What do_request() calls runs on any thread, in parallel.  The stack of layers changes only while the pool is
  *     drained, on the thread that holds the machine's lock.
+ *     Those who copy (block_copy.c) are on other threads: they hold stack_lock for reading, who changes it for writing.
  *  2. needs_seal: a layer below the top was written to and not made stable since.  A flush succeeds only after
  *     it is sealed.
  */
@@ -19,8 +20,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "block/layer.h"
-#include "block/pool.h"
+#include "block/block_int.h"
 #include "block/qcow2.h"
 
 #define FRONT_THREADS 4
@@ -35,35 +35,12 @@
 /* A limit lets through what it allows in this time at once, then waits. */
 #define LIMIT_BURST_NS 100000000LL
 
-struct limit {
-	uint64_t per_s; /* 0: none */
-	int64_t paid_until_ns;
-};
-
-struct front {
-	struct block_dev dev;
-	struct io_pool *pool;
-	struct layer *top;
-	_Atomic bool needs_seal; /* invariant 2 */
-	pthread_mutex_t seal_lock;
-	/* Of try_now: under the machine's lock. */
-	unsigned resting;   /* so many writes go to the pool */
-	unsigned next_rest; /* so many after the next slow one */
-	pthread_mutex_t limit_lock;
-	struct limit bytes, ops; /* under @limit_lock */
-};
-
 static int64_t now_ns(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
-}
-
-static struct front *front_of(const struct block_dev *b)
-{
-	return container_of(b, struct front, dev);
 }
 
 /* ---- limits ---- */
@@ -183,7 +160,8 @@ static int do_request(void *ctx, struct block_req *req)
 	case BLOCK_FLUSH:
 		return do_flush(d);
 	case BLOCK_DISCARD:
-		return l->ops->discard(l, req->len_bytes, req->offset_bytes);
+		r = l->ops->discard(l, req->len_bytes, req->offset_bytes);
+		break;
 	case BLOCK_WRITE_ZEROES:
 		r = l->ops->zero(l, req->len_bytes, req->offset_bytes, req->may_unmap);
 		break;
@@ -192,6 +170,7 @@ static int do_request(void *ctx, struct block_req *req)
 	case BLOCK_NAME_BELOW:
 		return name_below(d);
 	}
+	front_note(d, req);
 	if (r == 0 && req->is_fua)
 		r = do_flush(d);
 	return r;
@@ -203,8 +182,8 @@ static bool plan_request(void *ctx, const struct block_req *req, struct layer_pl
 	bool makes_stable = req->op == BLOCK_FLUSH || (req->op == BLOCK_WRITE && req->is_fua);
 
 	if ((req->op != BLOCK_READ && req->op != BLOCK_WRITE && req->op != BLOCK_FLUSH) ||
-	    has_limits(d) || (makes_stable && d->needs_seal) || !d->top->ops->plan ||
-	    check_req(d, req) < 0)
+	    has_limits(d) || (d->track && req->op == BLOCK_WRITE) ||
+	    (makes_stable && d->needs_seal) || !d->top->ops->plan || check_req(d, req) < 0)
 		return false;
 	return d->top->ops->plan(d->top, req->op, req->offset_bytes, out);
 }
@@ -223,6 +202,8 @@ static int write_now(struct front *d, struct block_req *req)
 	}
 	int64_t before = now_ns();
 	int r = d->top->ops->write_now(d->top, vec_of(req), req->len_bytes, req->offset_bytes);
+	if (r != -EAGAIN)
+		front_note(d, req);
 	if (now_ns() - before > NOW_SLOW_NS) {
 		d->resting = d->next_rest;
 		d->next_rest = MIN(2 * d->next_rest, NOW_REST_MAX);
@@ -284,6 +265,8 @@ static void front_close(struct block_dev *b)
 	struct front *d = front_of(b);
 	io_pool_destroy(d->pool);
 	layer_close(d->top);
+	free(d->track);
+	pthread_rwlock_destroy(&d->stack_lock);
 	pthread_mutex_destroy(&d->seal_lock);
 	pthread_mutex_destroy(&d->limit_lock);
 	free(d);
@@ -308,6 +291,7 @@ int block_open(struct block_dev **out, struct loop *loop, const struct block_ope
 	d->next_rest = NOW_REST_MIN;
 	d->bytes.per_s = o->max_bytes_per_s;
 	d->ops.per_s = o->max_ops_per_s;
+	pthread_rwlock_init(&d->stack_lock, NULL);
 	pthread_mutex_init(&d->seal_lock, NULL);
 	pthread_mutex_init(&d->limit_lock, NULL);
 	int r = layer_open_stack(&d->top, o, err);
@@ -348,7 +332,9 @@ int block_push_layer(struct block_dev *b, const struct block_open *top, struct e
 	}
 	if (r < 0)
 		return r;
+	pthread_rwlock_wrlock(&d->stack_lock);
 	d->top = l;
+	pthread_rwlock_unlock(&d->stack_lock);
 	if (!old->is_readonly)
 		d->needs_seal = true;
 	return 0;
@@ -419,7 +405,9 @@ int block_drop_below(struct block_dev *b, struct error *err)
 
 	if (!below || !qcow2_has_same_backing(d->top, below))
 		return error_set(err, -EINVAL, "the disk still needs the layer below its top");
+	pthread_rwlock_wrlock(&d->stack_lock);
 	d->top->backing = below->backing;
+	pthread_rwlock_unlock(&d->stack_lock);
 	below->backing = NULL;
 	layer_close(below);
 	return 0;
@@ -456,8 +444,10 @@ int block_reopen_below(struct block_dev *b, const struct block_backing_rule *rul
 		return error_set(err, -EINVAL, "what the disk stands on has another size than before");
 	}
 	front_drain(b);
+	pthread_rwlock_wrlock(&d->stack_lock);
 	layer_close(d->top->backing);
 	d->top->backing = l;
+	pthread_rwlock_unlock(&d->stack_lock);
 	return 0;
 }
 
@@ -476,8 +466,10 @@ int block_reopen(struct block_dev *b, const struct block_open *o, struct error *
 		return error_set(err, -EINVAL, "disk image '%s' has another size than the disk of the machine; take one of the same machine",
 				 o->path);
 	}
+	pthread_rwlock_wrlock(&d->stack_lock);
 	layer_close(d->top);
 	d->top = l;
+	pthread_rwlock_unlock(&d->stack_lock);
 	d->needs_seal = false;
 	return 0;
 }

@@ -170,4 +170,35 @@ bool block_layer_file(const struct block_dev *b, unsigned depth, dev_t *dev, ino
  */
 int block_reopen_below(struct block_dev *b, const struct block_backing_rule *rule, struct error *err);
 
+/*
+ * Copying what a device holds while a guest uses it (block_copy.c):
+ *
+ *   block_track_begin()      from here on is noted what is written, a bit for each BLOCK_TRACK_BYTES
+ *   block_copy_read() ...    of everything
+ *   block_track_collect()    of what was written meanwhile, again and again; the last time with nothing in flight
+ *   block_track_end()
+ *
+ * A bit is set after its write has ended: what is read after the bit was collected has what the write left.
+ */
+#define BLOCK_TRACK_BYTES (64 * KIB)
+
+/** block_track_begin(), block_track_end() - with the machine's lock; the device is drained.  0 or -ENOMEM.  Ending twice is fine. */
+int block_track_begin(struct block_dev *b, struct error *err);
+void block_track_end(struct block_dev *b);
+/** block_track_words() - that a bitmap for block_track_collect() has. */
+uint64_t block_track_words(const struct block_dev *b);
+/** block_track_collect() - what was written since the last time is added to @bits, and forgotten.  Any thread, between begin and end. */
+void block_track_collect(struct block_dev *b, uint64_t *bits);
+
+/*
+ * These wait for the host.  Any thread, without the lock; the caller sees to it that nobody closes the device.  @at and @len are multiples of
+ * 512 within the device, else -EIO.
+ */
+/** block_copy_status() - does it read as zeroes at @at without anybody looking, and for how long is that so or not (*@run, 512 .. @len)? */
+int block_copy_status(struct block_dev *b, uint64_t at, uint64_t len, bool *is_zero, uint64_t *run);
+int block_copy_read(struct block_dev *b, void *buf, uint64_t at, uint64_t len);
+int block_copy_write(struct block_dev *b, const void *buf, uint64_t at, uint64_t len);
+int block_copy_zero(struct block_dev *b, uint64_t at, uint64_t len);
+int block_copy_flush(struct block_dev *b);
+
 #endif

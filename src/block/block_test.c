@@ -762,6 +762,97 @@ static void test_direct(void **state)
 	b->ops->close(b);
 }
 
+static uint64_t collected(struct block_dev *b)
+{
+	uint64_t bits = 0;
+
+	assert_int_equal(block_track_words(b), 1);
+	block_track_collect(b, &bits);
+	return bits;
+}
+
+/* Every way to change a disk is noted, by unit; what is read after that has it. */
+static void test_track(void **state)
+{
+	struct fixture *f = *state;
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
+	static uint8_t data[2 * BLOCK_TRACK_BYTES], back[sizeof(data)];
+	struct iovec iov = { data, 4096 };
+	const uint64_t last = IMAGE_BYTES / BLOCK_TRACK_BYTES - 1;
+	struct error err;
+
+	memset(data, 0xa5, sizeof(data));
+	assert_int_equal(rw(f, b, BLOCK_WRITE, 0, data, 512), 0); /* before: not noted */
+	assert_int_equal(block_track_begin(b, &err), 0);
+	assert_int_equal(collected(b), 0);
+	assert_int_equal(rw(f, b, BLOCK_WRITE, 0, data, 512), 0);
+	assert_int_equal(rw(f, b, BLOCK_WRITE, IMAGE_SECTORS - 1, data, 512), 0);
+	assert_int_equal(rw(f, b, BLOCK_READ, 300, back, 512), 0);
+	assert_int_equal(collected(b), 1 | 1ULL << last);
+	assert_int_equal(collected(b), 0);
+	/* Over a border between units; and on the spot, where that is done. */
+	assert_int_equal(rw(f, b, BLOCK_WRITE, BLOCK_TRACK_BYTES / 512 - 1, data, 1024), 0);
+	assert_int_equal(collected(b), 3);
+	struct block_req now = { .op = BLOCK_WRITE,
+				 .offset_bytes = 5 * BLOCK_TRACK_BYTES,
+				 .len_bytes = 4096,
+				 .iov = &iov,
+				 .niov = 1 };
+	assert_int_equal(collected(b), b->ops->try_now(b, &now) == 0 ? 1 << 5 : 0);
+	struct block_req req = { .op = BLOCK_WRITE_ZEROES,
+				 .offset_bytes = 2 * BLOCK_TRACK_BYTES,
+				 .len_bytes = BLOCK_TRACK_BYTES };
+	assert_int_equal(run(f, b, req), 0);
+	assert_int_equal(collected(b), 4);
+	req.op = BLOCK_DISCARD;
+	req.offset_bytes = 3 * BLOCK_TRACK_BYTES;
+	assert_int_equal(run(f, b, req), 0);
+	assert_int_equal(collected(b), 8);
+	req.offset_bytes = IMAGE_BYTES; /* refused: nothing changed */
+	assert_int_equal(run(f, b, req), -EIO);
+	assert_int_equal(collected(b), 0);
+	block_track_end(b);
+	block_track_end(b);
+	b->ops->close(b);
+}
+
+static void test_copy(void **state)
+{
+	struct fixture *f = *state;
+	struct block_dev *b = open_image(f, (struct block_open){ 0 });
+	static uint8_t data[BLOCK_TRACK_BYTES], back[sizeof(data)];
+	uint64_t run_bytes;
+	bool is_zero;
+
+	memset(data, 0x5a, sizeof(data));
+	assert_int_equal(block_copy_write(b, data, 4096, sizeof(data)), 0);
+	assert_int_equal(rw(f, b, BLOCK_READ, 8, back, sizeof(back)), 0);
+	assert_memory_equal(data, back, sizeof(data));
+	assert_int_equal(block_copy_zero(b, 4096, 4096), 0);
+	assert_int_equal(block_copy_flush(b), 0);
+	memset(data, 0, 4096);
+	assert_int_equal(block_copy_read(b, back, 4096, sizeof(back)), 0);
+	assert_memory_equal(data, back, sizeof(data));
+	for (uint64_t at = 0; at < IMAGE_BYTES; at += run_bytes) {
+		assert_int_equal(block_copy_status(b, at, IMAGE_BYTES - at, &is_zero, &run_bytes), 0);
+		assert_true(run_bytes && run_bytes <= IMAGE_BYTES - at);
+		/* A hole may be told as data where the host has none, never the other way round. */
+		if (is_zero)
+			assert_true(at == 4096 && run_bytes == 4096);
+	}
+	assert_int_equal(block_copy_read(b, back, IMAGE_BYTES - 512, 1024), -EIO);
+	assert_int_equal(block_copy_write(b, back, UINT64_MAX - 511, 1024), -EIO);
+	assert_int_equal(block_copy_write(b, back, 100, 512), -EIO);
+	assert_int_equal(block_copy_status(b, IMAGE_BYTES, 0, &is_zero, &run_bytes), -EIO);
+	b->ops->close(b);
+	b = open_image(f, (struct block_open){ .is_readonly = true });
+	assert_int_equal(block_copy_read(b, back, 4096, sizeof(back)), 0);
+	assert_memory_equal(data, back, sizeof(data));
+	assert_int_equal(block_copy_write(b, back, 0, 512), -EROFS);
+	assert_int_equal(block_copy_zero(b, 0, 512), -EROFS);
+	b->ops->close(b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -779,6 +870,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_open_failures, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_drain, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_direct, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_track, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_copy, setup, teardown),
 	};
 
 	struct uring *u = NULL;

@@ -27,6 +27,8 @@ static const struct opt evacuate_opts[] = {
 		 "a second at most while a machine runs", 1024, 1ULL << 40),
 	OPT_FLAG(struct args, o.verify,
 		 "verify", "compare all of memory by checksums before a machine runs there; it stands still for that"),
+	OPT_FLAG(struct args, o.copy,
+		 "copy", "copy disks also where the target sees the same files (default: only what it does not see)"),
 	OPT_FLAG(struct args, json, "json", "print JSON"),
 	OPT_END,
 };

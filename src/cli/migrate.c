@@ -41,6 +41,8 @@ static const struct opt migrate_opts[] = {
 		   "what executes it there (default: as here)"),
 	OPT_FLAG(struct args, o.verify,
 		 "verify", "compare all of memory by checksums before it runs there; it stands still for that"),
+	OPT_FLAG(struct args, o.copy,
+		 "copy", "copy disks also where the target sees the same files (default: only what it does not see)"),
 	OPT_FLAG(struct args, recover, "recover",
 		 "the link was lost at the last moment: ask whether it runs there"),
 	OPT_FLAG(struct args, cancel, "cancel", "a migration that is under way: the machine stays here"),
@@ -77,6 +79,8 @@ static void show_line(json_t *j)
 		json_string_value(json_object_get(j, "text")), of(j, "sent_bytes") / MIB,
 		of(j, "pages_left") * 4096 / MIB, of(j, "dirty_bytes_per_s") / MIB,
 		of(j, "expected_downtime_us") / 1e3);
+	if (of(j, "disk_bytes_left") > 0)
+		fprintf(stderr, ", disks: %.1f MiB left", of(j, "disk_bytes_left") / MIB);
 	if (of(j, "throttle_percent") > 0)
 		fprintf(stderr, ", slowed down by %.0f %%", of(j, "throttle_percent"));
 	fprintf(stderr, ", %.0f s", of(j, "elapsed_us") / 1e6);
@@ -187,9 +191,9 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 
 	if (r < 0)
 		return r;
-	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:b, s:b}", "cmd", "migrate", "to", to,
-			       "name", a->name, "engine", a->engine, "verify", a->verify,
-			       "keep_running", a->priority == MIGRATE_KEEP_RUNNING_FIRST);
+	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:b, s:b, s:b}", "cmd", "migrate", "to", to,
+			       "name", a->name, "engine", a->engine, "verify", a->verify, "copy",
+			       a->copy, "keep_running", a->priority == MIGRATE_KEEP_RUNNING_FIRST);
 	int e = rq ? 0 : -1;
 
 	if (e == 0 && a->max_downtime)

@@ -15,7 +15,7 @@ struct migrate_options {
 	int64_t max_downtime, deadline; /* ns; 0: the machine's own idea, none */
 	uint64_t bandwidth, links;	/* 0: no limit, one */
 	int priority;
-	bool verify;
+	bool verify, copy;
 };
 
 /**

@@ -548,6 +548,7 @@ static int cmd_migrate(struct ctl_conn *conn, json_t *request, json_t *reply, st
 		.priority = json_is_true(json_object_get(request, "keep_running")) ? MIGRATE_KEEP_RUNNING
 										   : MIGRATE_FINISH,
 		.verifies = json_is_true(json_object_get(request, "verify")),
+		.copies_all = json_is_true(json_object_get(request, "copy")),
 	};
 	int r = need_migrator(conn, err);
 
@@ -656,7 +657,8 @@ static const struct ctl_arg migrate_args[] = {
 	{ "deadline_ms",     CTL_UINT,   false, 1, EXEC_TIMEOUT_MAX_MS, "until it has to be there" },
 	{ "bytes_per_s",     CTL_UINT,   false, 1, UINT32_MAX * 1024ULL, "that the links may carry" },
 	{ "keep_running",    CTL_BOOL,   false, 0, 0, "rather give up than slow it down" },
-	{ "verify",          CTL_BOOL,   false, 0, 0, "compare all pages by checksum before it runs there" },
+	{ "verify",          CTL_BOOL,   false, 0, 0, "compare all pages and copied disks by checksum before it runs there" },
+	{ "copy",            CTL_BOOL,   false, 0, 0, "copy disks also where the target sees them" },
 	ARG_END,
 };
 static const struct ctl_arg file_open_args[] = {
@@ -780,7 +782,9 @@ static const struct ctl_field fork_answer[] = {
 	{ "dirty_bytes_per_s",    CTL_UINT,   false, "that the guest changes" }, \
 	{ "rounds",               CTL_UINT,   false, "of memory" }, \
 	{ "throttle_percent",     CTL_UINT,   false, "that the guest's CPUs are held" }, \
-	{ "expected_downtime_us", CTL_UINT,   false, "if it paused now" }
+	{ "expected_downtime_us", CTL_UINT,   false, "if it paused now" }, \
+	{ "disk_bytes_sent",      CTL_UINT,   false, "of disks and the like" }, \
+	{ "disk_bytes_left",      CTL_UINT,   false, "of this round of disks, or written since" }
 static const struct ctl_field migrate_answer[] = {
 	MIGRATE_FIELDS,
 	{ "downtime_us",    CTL_UINT, false, "that the machine stood still" },

@@ -47,7 +47,8 @@ struct migrate_request {
 	uint64_t deadline_ns; /* from now; 0: none */
 	uint64_t bytes_per_s; /* 0: no limit; not while the machine stands still */
 	enum migrate_priority priority;
-	bool verifies; /* compare all pages by checksum at the target before it runs; the machine stands still for it */
+	bool verifies; /* compare all pages, and disks that are copied, by checksum at the target before it runs; the machine stands still for it */
+	bool copies_all; /* disks and the like are copied also where the target sees them */
 };
 
 /* Called once, on the loop, with the lock: with the report, or NULL and the reason.  The machine ends right after the report of a move. */

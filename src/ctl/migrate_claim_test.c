@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -104,7 +106,7 @@ static void make_offer(struct migrate_offer *o)
 	o->mapping_bytes = o->config.mem_bytes + 256 * KIB;
 	o->nlinks = 3;
 	o->verifies = true;
-	o->disks[0] = (struct migrate_file){ 1, 2, 1 * GIB };
+	o->disks[0] = (struct migrate_file){ 1, 2, 1 * GIB, 5 * MIB, true };
 	snprintf(o->viv, sizeof(o->viv), "1.2.3");
 	snprintf(o->host_boot, sizeof(o->host_boot), "a-host");
 }
@@ -161,13 +163,90 @@ static void test_offer(void **state)
 	migrate_offer_free(&o);
 }
 
+static int accept_parse(struct migrate_offer *o, const char *text)
+{
+	o->disks[0].is_copied = o->kernel.is_copied = false;
+	return migrate_accept_parse(o, text, strlen(text), &err);
+}
+
+static void test_accept(void **state)
+{
+	static const char *const bad[] = { "",
+					   "[]",
+					   "{}",
+					   "{\"copy\": 1}",
+					   "{\"copy\": [1]}",
+					   "{\"copy\": [257]}",
+					   "{\"copy\": [-1]}",
+					   "{\"copy\": [\"0\"]}",
+					   "{\"copy\": [4294967296]}",
+					   "{\"copy\": [0.5]}",
+					   "{\"copy\": [], \"copy\": []}" };
+	struct migrate_offer o;
+
+	make_offer(&o);
+	must(vmconfig_set(&o.config.kernel, "/k", &err));
+	o.kernel.is_copied = true;
+	json_t *j = migrate_accept_json(&o);
+	_cleanup_free_ char *text = json_dumps(j, 0);
+
+	json_decref(j);
+	must(accept_parse(&o, text));
+	assert_true(o.disks[0].is_copied && o.kernel.is_copied);
+	must(accept_parse(&o, "{\"copy\": []}"));
+	assert_false(o.disks[0].is_copied || o.kernel.is_copied);
+	/* What the machine does not have cannot be asked for. */
+	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++)
+		assert_int_equal(accept_parse(&o, bad[i]), -EPROTO);
+	migrate_offer_free(&o);
+}
+
+/* The folder of a machine none of whose files are seen here: empty files in their place; nothing is left where there is no room. */
+static void test_folder(void **state)
+{
+	_cleanup_free_ char *folder = paths_vm("web", NULL, &err);
+	struct migrate_offer o, got;
+	struct stat st;
+
+	make_offer(&o);
+	must(vmconfig_set(&o.config.kernel, "/etc/passwd", &err)); /* ours: not what the source has there */
+	o.kernel.size_bytes = 12345;
+	o.disks[0].is_copied = false; /* not the source's to say */
+	int lock = migrate_make_folder(&o, &err);
+
+	must(lock);
+	close(lock);
+	assert_true(!strncmp(o.config.kernel, folder, strlen(folder)));
+	assert_true(!strncmp(o.config.disks[0].path, folder, strlen(folder)));
+	assert_int_equal(stat(o.config.kernel, &st), 0);
+	assert_int_equal(st.st_size, 12345);
+	assert_int_equal(stat(o.config.disks[0].path, &st), 0);
+	assert_int_equal(st.st_size, 1 * GIB);
+	must(migrate_offer_init(&got, &err));
+	must(migrate_load_incoming(&got, "web", &err));
+	assert_true(got.kernel.is_copied && got.disks[0].is_copied && !got.initrd.is_copied);
+	migrate_offer_free(&got);
+	migrate_offer_free(&o);
+	must(migrate_settle("web", &err));
+	assert_int_equal(stat(folder, &st), -1);
+
+	make_offer(&o);
+	o.disks[0].size_bytes = o.disks[0].used_bytes = 1ULL << 50;
+	vmconfig_free(&o.config);
+	must(vmconfig_init(&o.config, &err));
+	must(vmconfig_set(&o.config.name, "web", &err));
+	must(vmconfig_add_disk(&o.config, "/nowhere/d", "qcow2", false, false, &err));
+	assert_true(migrate_make_folder(&o, &err) < 0);
+	assert_int_equal(stat(folder, &st), -1);
+	migrate_offer_free(&o);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_claim),
-		cmocka_unit_test(test_ids),
-		cmocka_unit_test(test_mark),
-		cmocka_unit_test(test_offer),
+		cmocka_unit_test(test_claim),  cmocka_unit_test(test_ids),
+		cmocka_unit_test(test_mark),   cmocka_unit_test(test_offer),
+		cmocka_unit_test(test_accept), cmocka_unit_test(test_folder),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

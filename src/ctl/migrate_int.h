@@ -38,6 +38,18 @@ struct migrate_figures {
 	_Atomic uint64_t expected_downtime_ns;
 	_Atomic int64_t begin_ns, end_ns; /* CLOCK_MONOTONIC */
 	_Atomic uint64_t first_pause_ns, downtime_ns;
+	_Atomic uint64_t disk_bytes_sent, disk_bytes_left;
+};
+
+/* What is copied of files (migrate_disk.c). */
+struct migrate_disks {
+	bool any, is_first;		   /* in the first pass what is zero need not be said */
+	uint64_t *todo[MACHINE_MAX_DISKS]; /* a bit for each BLOCK_TRACK_BYTES; NULL: not copied */
+	uint8_t *buf;			   /* MIGRATE_CHUNK_BYTES */
+	uint32_t round;
+	uint64_t unsynced_bytes;	     /* that the target has not made stable */
+	double byte_ns, pack_ns, pack_ratio; /* of the link; of zstd: a byte, and what is left of it */
+	unsigned since_trial;
 };
 
 struct migrator {
@@ -63,6 +75,7 @@ struct migrator {
 	struct migrate_link links[MIGRATE_STREAMS_MAX];
 	struct migrate_sender senders[MIGRATE_STREAMS_MAX];
 	unsigned nlinks;
+	struct migrate_disks disks;
 	struct bytes first_state;
 	uint64_t *todo; /* a bit a page: to be sent in this round */
 	uint32_t round;
@@ -81,5 +94,21 @@ int migrate_send_round(struct migrator *g, bool waits, struct error *err);
 int migrate_senders_init(struct migrator *g, struct error *err);
 void migrate_senders_free(struct migrator *g);
 uint64_t migrate_count_pages(const struct migrator *g);
+/** migrate_flush_link0() - send what is in link 0's buffer.  0; -ECONNREFUSED: the target said why not; -errno. */
+int migrate_flush_link0(struct migrator *g, struct error *err);
+
+/* All without the machine's lock, but for the last. */
+/** migrate_disks_measure() - used_bytes of the offer's disks. */
+int migrate_disks_measure(struct migrator *g, struct error *err);
+/** migrate_disks_copy() - everything that the target has asked for, until few of it changes; or the deadline is over. */
+int migrate_disks_copy(struct migrator *g, struct error *err);
+/** migrate_disks_round() - what was written since. */
+int migrate_disks_round(struct migrator *g, struct error *err);
+/** migrate_disks_left_ns() - that the rest would take now. */
+uint64_t migrate_disks_left_ns(const struct migrator *g);
+/** migrate_disks_rest() - the last of it; the machine stands still. */
+int migrate_disks_rest(struct migrator *g, struct error *err);
+/** migrate_disks_end() - with the lock; zeroed is fine. */
+void migrate_disks_end(struct migrator *g);
 
 #endif

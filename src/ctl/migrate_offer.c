@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include "base/host.h"
 #include "base/log.h"
@@ -32,8 +33,9 @@ void migrate_offer_free(struct migrate_offer *o)
 
 static json_t *file_json(const struct migrate_file *f)
 {
-	return json_pack("{s:I, s:I, s:I}", "dev", (json_int_t)f->dev, "ino", (json_int_t)f->ino,
-			 "size", (json_int_t)f->size_bytes);
+	return json_pack("{s:I, s:I, s:I, s:I, s:b}", "dev", (json_int_t)f->dev, "ino",
+			 (json_int_t)f->ino, "size", (json_int_t)f->size_bytes, "used",
+			 (json_int_t)f->used_bytes, "copied", f->is_copied);
 }
 
 json_t *migrate_offer_json(const struct migrate_offer *o)
@@ -47,12 +49,12 @@ json_t *migrate_offer_json(const struct migrate_offer *o)
 			json_decref(disks);
 			disks = NULL;
 		}
-	return json_pack("{s:i, s:s, s:s, s:i, s:b, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}",
+	return json_pack("{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}",
 			 "format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links", (int)o->nlinks,
-			 "verify", o->verifies, "host", o->host_boot, "folder", o->folder,
-			 "mapping", (json_int_t)o->mapping_bytes, "config", config, "disks", disks,
-			 "kernel", file_json(&o->kernel), "initrd", file_json(&o->initrd),
-			 "firmware", file_json(&o->firmware));
+			 "verify", o->verifies, "copy", o->copies_all, "host", o->host_boot,
+			 "folder", o->folder, "mapping", (json_int_t)o->mapping_bytes, "config",
+			 config, "disks", disks, "kernel", file_json(&o->kernel), "initrd",
+			 file_json(&o->initrd), "firmware", file_json(&o->firmware));
 }
 
 static int bad(struct error *err, const char *what)
@@ -62,12 +64,15 @@ static int bad(struct error *err, const char *what)
 
 static int get_file(struct migrate_file *f, json_t *json, const char *what, struct error *err)
 {
-	json_int_t dev, ino, size;
+	json_int_t dev, ino, size, used;
+	int is_copied;
 
-	if (json_unpack(json, "{s:I, s:I, s:I !}", "dev", &dev, "ino", &ino, "size", &size) < 0 ||
-	    size < 0)
+	if (json_unpack(json, "{s:I, s:I, s:I, s:I, s:b !}", "dev", &dev, "ino", &ino, "size",
+			&size, "used", &used, "copied", &is_copied) < 0 ||
+	    size < 0 || used < 0 || used > size)
 		return bad(err, what);
-	*f = (struct migrate_file){ (uint64_t)dev, (uint64_t)ino, (uint64_t)size };
+	*f = (struct migrate_file){ (uint64_t)dev, (uint64_t)ino, (uint64_t)size, (uint64_t)used,
+				    is_copied };
 	return 0;
 }
 
@@ -94,7 +99,7 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 {
 	char id[MIGRATE_ID_TEXT];
 	json_t *links = json_object_get(j, "links"), *mapping = json_object_get(j, "mapping");
-	json_t *verify = json_object_get(j, "verify");
+	json_t *verify = json_object_get(j, "verify"), *copy = json_object_get(j, "copy");
 	const char *folder = json_string_value(json_object_get(j, "folder"));
 	int r = get_text(id, sizeof(id), json_object_get(j, "id"), "id", err);
 
@@ -116,6 +121,8 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 		r = bad(err, "mapping");
 	if (r == 0 && !json_is_boolean(verify))
 		r = bad(err, "verify");
+	if (r == 0 && !json_is_boolean(copy))
+		r = bad(err, "copy");
 	if (r == 0)
 		r = vmconfig_from_json(&o->config, json_object_get(j, "config"), err);
 	if (r < 0)
@@ -123,6 +130,7 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 	o->nlinks = (unsigned)json_integer_value(links);
 	o->mapping_bytes = (uint64_t)json_integer_value(mapping);
 	o->verifies = json_is_true(verify);
+	o->copies_all = json_is_true(copy);
 	r = get_disks(o, json_object_get(j, "disks"), err);
 	if (r == 0)
 		r = get_file(&o->kernel, json_object_get(j, "kernel"), "kernel", err);
@@ -155,6 +163,63 @@ int migrate_offer_parse(struct migrate_offer *o, const void *data, size_t len, s
 	return r;
 }
 
+/* ---- which files ---- */
+
+struct migrate_file *migrate_file_of(struct migrate_offer *o, uint32_t n, const char **path)
+{
+	const struct vmconfig *c = &o->config;
+
+	*path = n < c->ndisks		     ? c->disks[n].path
+		: n == MIGRATE_FILE_KERNEL   ? c->kernel
+		: n == MIGRATE_FILE_INITRD   ? c->initrd
+		: n == MIGRATE_FILE_FIRMWARE ? c->firmware
+					     : NULL;
+	return !*path			  ? NULL
+	       : n < c->ndisks		  ? &o->disks[n]
+	       : n == MIGRATE_FILE_KERNEL ? &o->kernel
+	       : n == MIGRATE_FILE_INITRD ? &o->initrd
+					  : &o->firmware;
+}
+
+json_t *migrate_accept_json(struct migrate_offer *o)
+{
+	json_t *list = json_array();
+	const char *path;
+
+	for (uint32_t n = 0; list && n <= MIGRATE_FILE_FIRMWARE; n++) {
+		const struct migrate_file *f = migrate_file_of(o, n, &path);
+
+		if (f && f->is_copied && json_array_append_new(list, json_integer(n)) < 0) {
+			json_decref(list);
+			return NULL;
+		}
+	}
+	return json_pack("{s:o}", "copy", list);
+}
+
+int migrate_accept_parse(struct migrate_offer *o, const void *data, size_t len, struct error *err)
+{
+	json_t *j = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
+	json_t *list = json_object_get(j, "copy");
+	int r = json_is_array(list) ? 0 : -EPROTO;
+	const char *path;
+
+	for (size_t i = 0; r == 0 && i < json_array_size(list); i++) {
+		json_t *number = json_array_get(list, i);
+		json_int_t n = json_is_integer(number) ? json_integer_value(number) : -1;
+		struct migrate_file *f = n >= 0 && n <= MIGRATE_FILE_FIRMWARE
+						 ? migrate_file_of(o, (uint32_t)n, &path)
+						 : NULL;
+
+		if (f)
+			f->is_copied = true;
+		else
+			r = -EPROTO;
+	}
+	json_decref(j);
+	return r < 0 ? error_set(err, r, "the target does not say what it wants to be copied") : 0;
+}
+
 /* ---- the folder ---- */
 
 static const char *name_in(const char *path, const char *folder)
@@ -167,38 +232,30 @@ static const char *name_in(const char *path, const char *folder)
 }
 
 /* Is @path here the file that the source has under this name? */
-static int check_same(const struct migrate_offer *o, const char *path, const struct migrate_file *f,
-		      struct error *err)
+static bool is_same(const struct migrate_offer *o, const char *path, const struct migrate_file *f)
 {
 	char boot[40];
 	struct stat st;
 
 	snapshot_host_boot(boot);
-	if (!boot[0] || strcmp(boot, o->host_boot) != 0)
-		return error_set(err, -ENODEV,
-				 "%s is on another host, and files are not copied yet", path);
-	if (host.fstatat(AT_FDCWD, path, &st, 0) < 0)
-		return error_set(err, -errno, "cannot open %s here: %s", path, strerror(errno));
-	if (!S_ISREG(st.st_mode) || st.st_dev != f->dev || st.st_ino != f->ino)
-		return error_set(err, -ENODEV, "%s is here another file than at the source", path);
-	return 0;
+	return !o->copies_all && boot[0] && !strcmp(boot, o->host_boot) &&
+	       host.fstatat(AT_FDCWD, path, &st, 0) == 0 && S_ISREG(st.st_mode) &&
+	       st.st_dev == f->dev && st.st_ino == f->ino;
 }
 
-/* Kernel, initrd, firmware: where they are, or linked from the source's folder. */
-static int bring_file(struct migrate_offer *o, char **path, const struct migrate_file *f,
-		      const char *folder, struct error *err)
+/* For a file that is copied: an empty one, in place of *@path. */
+static int make_empty(char **path, const char *folder, const char *name,
+		      const struct migrate_file *f, struct error *err)
 {
-	const char *name = *path ? name_in(*path, o->folder) : NULL;
-	int r = *path ? check_same(o, *path, f, err) : 0;
-
-	if (r < 0 || !name)
-		return r;
 	char *own = paths_format(err, "%s/%s", folder, name);
 
 	if (!own)
 		return -ENOMEM;
-	if (host.linkat(AT_FDCWD, *path, AT_FDCWD, own, 0) < 0 && errno != EEXIST) {
-		r = error_set(err, -errno, "cannot link %s to %s: %s", *path, own, strerror(errno));
+	_cleanup_close_ int fd = host.open(own, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	if (fd < 0 || ftruncate(fd, (off_t)f->size_bytes) < 0) {
+		int r = error_set(err, -errno, "cannot make %s: %s", own, strerror(errno));
+
 		free(own);
 		return r;
 	}
@@ -207,13 +264,62 @@ static int bring_file(struct migrate_offer *o, char **path, const struct migrate
 	return 0;
 }
 
-static int bring_disk(struct migrate_offer *o, unsigned i, const char *folder, struct error *err)
+/* Kernel, initrd, firmware: where they are, linked from the source's folder, or to be copied. */
+static int bring_file(struct migrate_offer *o, char **path, struct migrate_file *f, const char *as,
+		      const char *folder, struct error *err)
+{
+	const char *name = *path ? name_in(*path, o->folder) : NULL;
+
+	f->is_copied = *path && !is_same(o, *path, f);
+	if (!*path || (!f->is_copied && !name))
+		return 0;
+	char *own = f->is_copied ? NULL : paths_format(err, "%s/%s", folder, name);
+
+	if (!own && !f->is_copied)
+		return -ENOMEM;
+	if (own && host.linkat(AT_FDCWD, *path, AT_FDCWD, own, 0) < 0 && errno != EEXIST) {
+		free(own); /* on another file system, for instance */
+		f->is_copied = true;
+	}
+	if (f->is_copied)
+		return make_empty(path, folder, as, f, err);
+	free(*path);
+	*path = own;
+	return 0;
+}
+
+/* The whole disk comes: into one file of its own format, which stands on nothing. */
+static int make_empty_disk(struct migrate_offer *o, unsigned i, const char *folder, struct error *err)
+{
+	struct vmconfig_disk *d = &o->config.disks[i];
+	char *own = paths_format(err, "%s/disk-%u.%s", folder, i, d->format);
+	const struct image_create c = { .format = d->format, .size_bytes = o->disks[i].size_bytes };
+	int r = own ? image_create(own, &c, err) : -ENOMEM;
+
+	if (r < 0) {
+		free(own);
+		return r;
+	}
+	free(d->path);
+	d->path = own;
+	d->use_direct = false; /* not every file system has it */
+	for (unsigned k = 0; k < VMCONFIG_MAX_BACKING; k++) {
+		free(d->backing[k]);
+		d->backing[k] = NULL;
+	}
+	return 0;
+}
+
+/* 0: the disk is one that both see; 1: it is not; -errno: it is, but it cannot be used. */
+static int share_disk(struct migrate_offer *o, unsigned i, const char *folder, struct error *err)
 {
 	struct vmconfig_disk *d = &o->config.disks[i];
 	struct image_info info;
-	int r = check_same(o, d->path, &o->disks[i], err);
+	int r = 0;
 
-	if (r == 0 && host.access(d->path, d->is_readonly ? R_OK : R_OK | W_OK) < 0)
+	if (!is_same(o, d->path, &o->disks[i]))
+		return 1;
+	if (host.access(d->path, d->is_readonly ? R_OK : R_OK | W_OK) < 0)
 		r = error_set(err, -errno, "cannot use disk %s here: %s", d->path, strerror(errno));
 	if (r == 0)
 		r = image_info(d->path, d->format, &info, err);
@@ -228,10 +334,45 @@ static int bring_disk(struct migrate_offer *o, unsigned i, const char *folder, s
 
 	r = vmdisks_link_chain(d->path, d->format, o->folder, folder, &top, err);
 	if (r < 0)
-		return r;
+		return r == -EXDEV ? 1 : r;
 	free(d->path);
 	d->path = top;
 	return 0;
+}
+
+static int bring_disk(struct migrate_offer *o, unsigned i, const char *folder, struct error *err)
+{
+	int r = share_disk(o, i, folder, err);
+
+	o->disks[i].is_copied = r > 0;
+	return r > 0 ? make_empty_disk(o, i, folder, err) : r;
+}
+
+/* Is there room for what is copied? */
+static int check_space(struct migrate_offer *o, const char *folder, struct error *err)
+{
+	uint64_t want = 0;
+	struct statvfs fs;
+	const char *path;
+
+	for (uint32_t n = 0; n <= MIGRATE_FILE_FIRMWARE; n++) {
+		const struct migrate_file *f = migrate_file_of(o, n, &path);
+
+		if (f && f->is_copied && __builtin_add_overflow(want, f->used_bytes, &want))
+			return bad(err, "used");
+	}
+	if (!want)
+		return 0;
+	if (statvfs(folder, &fs) < 0)
+		return error_set(err, -errno, "cannot see how much room there is in %s: %s", folder,
+				 strerror(errno));
+	uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
+
+	return want <= room
+		       ? 0
+		       : error_set(err, -ENOSPC, "what the machine takes along needs %llu MiB, and in %s there is room for %llu MiB",
+				   (unsigned long long)(want >> 20), folder,
+				   (unsigned long long)(room >> 20));
 }
 
 static int save_incoming(const struct migrate_offer *o, struct error *err)
@@ -251,13 +392,17 @@ static int fill_folder(struct migrate_offer *o, const char *folder, struct error
 	int r = save_incoming(o, err); /* first: from here on it is known what the folder is */
 
 	if (r == 0)
-		r = bring_file(o, &o->config.kernel, &o->kernel, folder, err);
+		r = bring_file(o, &o->config.kernel, &o->kernel, "kernel", folder, err);
 	if (r == 0)
-		r = bring_file(o, &o->config.initrd, &o->initrd, folder, err);
+		r = bring_file(o, &o->config.initrd, &o->initrd, "initrd", folder, err);
 	if (r == 0)
-		r = bring_file(o, &o->config.firmware, &o->firmware, folder, err);
+		r = bring_file(o, &o->config.firmware, &o->firmware, "firmware", folder, err);
 	for (unsigned i = 0; r == 0 && i < o->config.ndisks; i++)
 		r = bring_disk(o, i, folder, err);
+	if (r == 0)
+		r = check_space(o, folder, err);
+	if (r == 0)
+		r = save_incoming(o, err); /* with what is copied */
 	return r == 0 ? vmconfig_save(&o->config, err) : r;
 }
 

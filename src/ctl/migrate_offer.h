@@ -2,25 +2,29 @@
 /*
  * The offer: what a HELLO record says, and what the target keeps in incoming.json until the machine is its own.
  *
- * The target makes the machine's folder from it (migrate_make_folder()): its own machine.json, and links to the files of the source's folder that are
- * reachable here.  Nothing there names a file of the source's folder afterwards.
+ * The target makes the machine's folder from it (migrate_make_folder()): its own machine.json, links to the files of the source's folder that are
+ * reachable here, and empty files for those that are not, which it has copied.  Nothing there names a file of the source's folder afterwards.
  */
 #ifndef VIV_CTL_MIGRATE_OFFER_H
 #define VIV_CTL_MIGRATE_OFFER_H
 
 #include "ctl/migrate_claim.h"
 #include "ctl/vmconfig.h"
+#include "vm/migrate_disk.h"
 
 /* Which file on which host, if it is reachable at all. */
 struct migrate_file {
 	uint64_t dev, ino;
 	uint64_t size_bytes; /* disks: of the disk, others: of the file */
+	uint64_t used_bytes; /* that are not known to be zero */
+	bool is_copied;	     /* the target's word: it does not see it, and has made an empty one */
 };
 
 struct migrate_offer {
 	uint8_t id[MIGRATE_ID_BYTES];
 	unsigned nlinks;
-	bool verifies;		/* checksums of all pages come */
+	bool verifies;		/* checksums of all pages, and of what is copied, come */
+	bool copies_all;	/* also what the target sees is copied */
 	char viv[32];		/* version of the source */
 	char host_boot[40];	/* of the source, snapshot_host_boot() */
 	char *folder;		/* the source's, of the machine */
@@ -37,9 +41,16 @@ json_t *migrate_offer_json(const struct migrate_offer *o);
 /** migrate_offer_parse() - hostile bytes; after migrate_offer_init().  0, -EINVAL, -ENOTSUP (another version), -ENOMEM with @err set. */
 int migrate_offer_parse(struct migrate_offer *o, const void *data, size_t len, struct error *err);
 
+/** migrate_file_of() - file number @n of vm/migrate_disk.h, and its path in *@path; NULL: the machine has none such. */
+struct migrate_file *migrate_file_of(struct migrate_offer *o, uint32_t n, const char **path);
+/** migrate_accept_json() - what the target wants to be copied; NULL: no memory. */
+json_t *migrate_accept_json(struct migrate_offer *o);
+/** migrate_accept_parse() - hostile; sets is_copied.  0 or -EPROTO. */
+int migrate_accept_parse(struct migrate_offer *o, const void *data, size_t len, struct error *err);
+
 /**
- * migrate_make_folder() - vms/NAME for what @o offers: machine.json, incoming.json, links.  Changes paths in o->config.
- * Returns a descriptor that holds the machine's lock (vmlock.h); -EEXIST (there is such a machine), -ENODEV (a file of it is not reachable here), -errno, nothing left behind.
+ * migrate_make_folder() - vms/NAME for what @o offers: machine.json, incoming.json, links, and empty files for what is to be copied.  Changes paths in o->config.
+ * Returns a descriptor that holds the machine's lock (vmlock.h); -EEXIST (there is such a machine), -ENOSPC (for what is copied), -errno, nothing left behind.
  */
 int migrate_make_folder(struct migrate_offer *o, struct error *err);
 /**

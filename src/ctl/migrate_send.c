@@ -111,6 +111,11 @@ static int flush(struct migrate_sender *s, struct error *err)
 	return r < 0 ? r : obey_limit(g, n, err);
 }
 
+int migrate_flush_link0(struct migrator *g, struct error *err)
+{
+	return flush(&g->senders[0], err);
+}
+
 /* ---- pages ---- */
 
 static void put_zero_run(struct migrate_sender *s)

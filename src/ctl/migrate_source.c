@@ -56,7 +56,10 @@ static void describe_file(struct migrate_file *f, const char *path)
 	struct stat st;
 
 	if (path && host.fstatat(AT_FDCWD, path, &st, 0) == 0)
-		*f = (struct migrate_file){ st.st_dev, st.st_ino, (uint64_t)st.st_size };
+		*f = (struct migrate_file){ .dev = st.st_dev,
+					    .ino = st.st_ino,
+					    .size_bytes = (uint64_t)st.st_size,
+					    .used_bytes = (uint64_t)st.st_size };
 }
 
 /* With the lock. */
@@ -81,6 +84,7 @@ static int describe(struct migrator *g, const struct migrate_request *rq, struct
 		return r;
 	o->nlinks = rq->nfds;
 	o->verifies = rq->verifies;
+	o->copies_all = rq->copies_all;
 	o->mapping_bytes = machine_ram(g->cfg.machine)->size_bytes;
 	o->folder = paths_vm(g->cfg.config->name, NULL, err);
 	snprintf(o->viv, sizeof(o->viv), "%s", VIV_VERSION);
@@ -132,10 +136,12 @@ static int do_offer(struct migrator *g, struct error *err)
 {
 	struct migrate_link *l = &g->links[0];
 	struct bytes *b = &l->out;
+	int r = migrate_disks_measure(g, err);
 
+	if (r < 0)
+		return r;
 	pthread_mutex_lock(lock_of(g));
-	int r = first_look(g, err);
-
+	r = first_look(g, err);
 	pthread_mutex_unlock(lock_of(g));
 	if (r < 0)
 		return r;
@@ -207,19 +213,25 @@ static int do_copy(struct migrator *g, struct error *err)
 {
 	uint64_t npages = g->offer.mapping_bytes >> GUEST_PAGE_SHIFT, last = npages;
 	unsigned nfutile = 0, nfits = 0, percent = 0;
+	int r = migrate_disks_copy(g, err);
 
+	if (r < 0)
+		return r;
 	for (uint64_t p = 0; p < npages; p++)
 		g->todo[p / 64] |= 1ULL << p % 64;
 	for (;;) {
+		r = migrate_disks_round(g, err);
 		int64_t from = migrate_now_ns();
-		int r = migrate_send_round(g, true, err);
 
+		if (r == 0)
+			r = migrate_send_round(g, true, err);
 		if (r == 0 && !g->was_paused)
 			r = collect(g, err);
 		if (r < 0)
 			return r;
 		int64_t now = migrate_now_ns();
-		uint64_t left = migrate_count_pages(g), expected = expected_downtime(g, left);
+		uint64_t left = migrate_count_pages(g);
+		uint64_t expected = expected_downtime(g, left) + migrate_disks_left_ns(g);
 		bool shrinks = left < last - last / 4;
 
 		g->f.pages_left = left;
@@ -286,9 +298,12 @@ static int do_rest(struct migrator *g, struct error *err)
 {
 	struct migrate_link *l = &g->links[0];
 	_cleanup_bytes_ struct bytes state = { 0 };
+	int r = migrate_disks_rest(g, err);
 
+	if (r < 0)
+		return r;
 	pthread_mutex_lock(lock_of(g));
-	int r = machine_save_state(g->cfg.machine, &state, err);
+	r = machine_save_state(g->cfg.machine, &state, err);
 
 	if (r == 0)
 		r = snapper_collect_log(g->cfg.snapper, g->todo, err);
@@ -473,7 +488,9 @@ static enum migrate_event await_word(struct migrator *g, struct error *err)
 		return event_of(r);
 	switch (h.type) {
 	case MIGRATE_R_ACCEPT:
-		return MIGRATE_EV_ACCEPTED;
+		return migrate_accept_parse(&g->offer, l->payload, h.len, err) < 0
+			       ? MIGRATE_EV_LOST
+			       : MIGRATE_EV_ACCEPTED;
 	case MIGRATE_R_LOADED:
 		return MIGRATE_EV_LOADED;
 	case MIGRATE_R_RUNNING:
@@ -621,6 +638,7 @@ static void clean_up(struct migrator *g)
 	g->todo = NULL;
 	pthread_mutex_lock(lock_of(g));
 	machine_throttle(m, 0);
+	migrate_disks_end(g);
 	if (g->is_sharing_log && migrate_source_runs(g->state)) {
 		bool runs = machine_state(m) == MACHINE_RUNNING;
 
@@ -867,17 +885,18 @@ void migrator_status(const struct migrator *g, json_t *out)
 {
 	const struct migrate_figures *f = &g->f;
 	int64_t end = f->end_ns ? f->end_ns : migrate_now_ns();
-	json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
-			      "state", migrate_source_name(g->state), "text",
-			      migrate_source_text(g->state), "to", g->to ? g->to : "", "elapsed_us",
-			      (json_int_t)(f->begin_ns ? (end - f->begin_ns) / 1000 : 0),
-			      "sent_bytes", (json_int_t)f->bytes_sent, "pages_sent",
-			      (json_int_t)f->pages_sent, "pages_zero", (json_int_t)f->pages_zero,
-			      "pages_packed", (json_int_t)f->pages_zstd, "pages_left",
-			      (json_int_t)f->pages_left, "dirty_bytes_per_s",
-			      (json_int_t)(f->dirty_pages_per_s * GUEST_PAGE_SIZE), "rounds",
-			      (json_int_t)f->rounds, "throttle_percent", (json_int_t)f->throttle_percent,
-			      "expected_downtime_us", (json_int_t)(f->expected_downtime_ns / 1000));
+	json_t *j = json_pack(
+		"{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+		"state", migrate_source_name(g->state), "text", migrate_source_text(g->state), "to",
+		g->to ? g->to : "", "elapsed_us",
+		(json_int_t)(f->begin_ns ? (end - f->begin_ns) / 1000 : 0), "sent_bytes",
+		(json_int_t)f->bytes_sent, "pages_sent", (json_int_t)f->pages_sent, "pages_zero",
+		(json_int_t)f->pages_zero, "pages_packed", (json_int_t)f->pages_zstd, "pages_left",
+		(json_int_t)f->pages_left, "dirty_bytes_per_s",
+		(json_int_t)(f->dirty_pages_per_s * GUEST_PAGE_SIZE), "rounds", (json_int_t)f->rounds,
+		"throttle_percent", (json_int_t)f->throttle_percent, "expected_downtime_us",
+		(json_int_t)(f->expected_downtime_ns / 1000), "disk_bytes_sent",
+		(json_int_t)f->disk_bytes_sent, "disk_bytes_left", (json_int_t)f->disk_bytes_left);
 
 	(void)json_object_update(out, j);
 	json_decref(j);

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "base/log.h"
+#include "ctl/migrate_files.h"
 #include "ctl/migrate_link.h"
 #include "ctl/migrate_target.h"
 #include "ctl/paths.h"
@@ -54,6 +55,8 @@ struct migrate_target {
 	struct error failure;
 
 	/* Of link 0's thread. */
+	struct migrate_files files;
+	uint32_t disk_round;
 	enum migrate_target_state state;
 	struct migrate_state_in last;
 	struct migrate_rest rest;
@@ -155,7 +158,7 @@ const struct machine_restore *migrate_target_restore(const struct migrate_target
 
 int migrate_target_stand_in(const struct migrate_target *t, unsigned i, char **path, struct error *err)
 {
-	if (t->offer.config.disks[i].is_readonly) {
+	if (t->offer.config.disks[i].is_readonly && !t->offer.disks[i].is_copied) {
 		*path = NULL;
 		return 0;
 	}
@@ -202,16 +205,18 @@ static int take_disks(struct migrate_target *t, struct error *err)
 	const struct vmconfig *c = t->cfg.config;
 	int r = 0;
 
+	migrate_files_close(&t->files);
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		const struct vmconfig_disk *d = &c->disks[i];
 		const struct block_open o = { .path = d->path,
 					      .format = d->format,
+					      .is_readonly = d->is_readonly,
 					      .use_direct = d->use_direct,
 					      .backing = t->cfg.backing,
 					      .max_bytes_per_s = d->max_bytes_per_s,
 					      .max_ops_per_s = d->max_ops_per_s };
 
-		if (!d->is_readonly)
+		if (!d->is_readonly || t->offer.disks[i].is_copied)
 			r = block_reopen(machine_block(t->cfg.machine, i), &o, err);
 	}
 	return r;
@@ -232,6 +237,16 @@ static int resume(struct migrate_target *t, struct error *err)
 	return machine_resume(m, err);
 }
 
+static int tell_accepted(struct migrate_target *t, struct error *err)
+{
+	json_t *json = migrate_accept_json(&t->offer);
+	_cleanup_free_ char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
+
+	json_decref(json);
+	return text ? migrate_link_tell(&t->links[0], MIGRATE_R_ACCEPT, text, strlen(text), err)
+		    : error_set(err, -ENOMEM, "no memory to accept a machine");
+}
+
 static int act(struct migrate_target *t, uint32_t action, struct error *err)
 {
 	pthread_mutex_t *lock = machine_lock(t->cfg.machine);
@@ -239,7 +254,7 @@ static int act(struct migrate_target *t, uint32_t action, struct error *err)
 
 	switch (action) {
 	case MIGRATE_ACCEPT:
-		return migrate_link_tell(&t->links[0], MIGRATE_R_ACCEPT, "{}", 2, err);
+		return tell_accepted(t, err);
 	case MIGRATE_TELL_LOADED:
 		return migrate_link_tell(&t->links[0], MIGRATE_R_LOADED, NULL, 0, err);
 	case MIGRATE_TAKE:
@@ -360,6 +375,21 @@ static int check_sums(struct migrate_target *t, const struct migrate_header *h, 
 		(unsigned long long)nbad, (long long)n, (unsigned long long)bad);
 }
 
+static int end_disk_round(struct migrate_target *t, const struct migrate_header *h, struct error *err)
+{
+	uint32_t round;
+
+	if (h->len != sizeof(round))
+		return error_set(err, -EPROTO, "a round without a number");
+	memcpy(&round, t->links[0].payload, sizeof(round));
+	if (round != t->disk_round++)
+		return error_set(err, -EPROTO, "a round is missing");
+	int r = migrate_files_flush(&t->files, err);
+
+	return r < 0 ? r
+		     : migrate_link_tell(&t->links[0], MIGRATE_R_DISK_DONE, &round, sizeof(round), err);
+}
+
 static int load(struct migrate_target *t, const struct migrate_header *h, struct error *err)
 {
 	struct machine *m = t->cfg.machine;
@@ -369,6 +399,9 @@ static int load(struct migrate_target *t, const struct migrate_header *h, struct
 	t->rest_at_ns = migrate_now_ns();
 	if (r == 0 && (!t->last.total || t->last.data.len != t->last.total))
 		r = error_set(err, -EPROTO, "the machine's state is not complete");
+	/* With the commit the source forgets them. */
+	if (r == 0)
+		r = migrate_files_flush(&t->files, err);
 	if (r == 0)
 		r = snapshot_state_parse(&s, t->last.data.data, t->last.data.len, err);
 	if (r < 0)
@@ -397,6 +430,12 @@ static int take_record(struct migrate_target *t, const struct migrate_header *h,
 		return r < 0 ? r : migrate_link_tell(l, MIGRATE_R_ROUND_DONE, &round, sizeof(round), err);
 	case MIGRATE_R_SUMS:
 		return check_sums(t, h, err);
+	case MIGRATE_R_DISK:
+		return migrate_files_take(&t->files, l->payload, h->len, err);
+	case MIGRATE_R_DISK_ROUND:
+		return end_disk_round(t, h, err);
+	case MIGRATE_R_DISK_SUMS:
+		return migrate_files_check(&t->files, l->payload, h->len, err);
 	case MIGRATE_R_STATE:
 		r = migrate_state_add(&t->last, l->payload, h->len, err);
 		return r < 0 ? r : 0;
@@ -507,6 +546,10 @@ int migrate_target_begin(struct migrate_target *t, const struct migrate_target_c
 {
 	t->cfg = *cfg;
 	machine_forbid_resume(cfg->machine, not_here_yet);
+	int r = migrate_files_open(&t->files, &t->offer, cfg->config, machine_loop(cfg->machine), err);
+
+	if (r < 0)
+		return r;
 	for (unsigned i = 0; i < t->nlinks; i++)
 		t->threads[i] =
 			(struct link_thread){ .t = t, .index = i, .unpacker.touched = t->touched };
@@ -543,6 +586,11 @@ bool migrate_target_destroy(struct migrate_target *t)
 	}
 	bool has_arrived = t->has_arrived;
 
+	if (t->cfg.machine) {
+		pthread_mutex_lock(machine_lock(t->cfg.machine));
+		migrate_files_close(&t->files);
+		pthread_mutex_unlock(machine_lock(t->cfg.machine));
+	}
 	for (unsigned i = 0; i < t->nlinks; i++)
 		migrate_link_close(&t->links[i]);
 	bytes_free(&t->last.data);

@@ -44,7 +44,11 @@
 	X(LOADED,     13, false, true)  /* the machine is complete */                                        \
 	X(COMMIT,     14, true,  false) /* it is yours */                                                    \
 	X(RUNNING,    15, false, true)  /* it runs; u64 ns that it stood still */                              \
-	X(PING,       16, true,  true)  /* I am there */
+	X(PING,       16, true,  true)  /* I am there */                                                     \
+	X(DISK,       32, true,  false) /* a piece of a file: vm/migrate_disk.h */                           \
+	X(DISK_ROUND, 33, true,  false) /* u32: what came of files is to be stable */                        \
+	X(DISK_DONE,  34, false, true)  /* u32: it is */                                                     \
+	X(DISK_SUMS,  35, true,  false) /* checksums of a file */
 // clang-format on
 
 enum migrate_record {

@@ -111,6 +111,37 @@ def test_disk_goes_along(hosts, debian, tmp_path):
     a.ok("rm", "-f", "m")
 
 
+def test_disk_is_copied(hosts, debian, tmp_path):
+    """Where the target does not see the files, their content goes over, also what is written meanwhile."""
+    a, b = hosts
+    base, disk, iso = tmp_path / "base.raw", tmp_path / "disk.qcow2", tmp_path / "some.iso"
+    base.write_bytes(bytes(48 << 20) + os.urandom(16 << 20))
+    iso.write_bytes(os.urandom(3 << 20))
+    a.ok("image", "create", disk, "--backing", base, "--backing-format", "raw")
+    counter = start(a, debian, tmp_path, COUNT_ON_DISK, "--disk", f"{disk},backing={base}",
+                    "--disk", f"{iso},ro")
+    initrd = (tmp_path / "tiny.cpio").read_bytes()
+    for i in range(2):
+        listener = b.receive("--once")
+        report = a.migrate("m", b.socket, "--verify", "--copy", *(["--links", 3] if i else []))
+        assert ended(listener)[0] == 0
+        assert report["disk_bytes_sent"] > 19 << 20 and report["disk_bytes_left"] == 0
+        counter = Counting(b, "m")
+        counter.reaches(counter.next() + 5)  # it reads what it is going to write: STALE
+        a.wait_until(lambda: a.is_clean("m"), "the source is clean")
+        a, b = b, a
+    folder = a.home / "vms" / "m"
+    assert (folder / "disk-1.raw").read_bytes() == iso.read_bytes()
+    assert (folder / "kernel").read_bytes() == (debian / "vmlinuz").read_bytes()
+    assert (folder / "initrd").read_bytes() == initrd
+    a.ok("stop", "-f", "m")
+    iso.unlink()
+    base.unlink()
+    a.ok("start", "m")  # it stands on nothing of the other host
+    Counter(a, "m").child.expect("STALE sector 1")  # what it wrote before it moved
+    a.ok("rm", "-f", "m")
+
+
 def test_paused_machine_stays_paused(hosts, debian, tmp_path):
     a, b = hosts
     counter = start(a, debian, tmp_path)
@@ -166,11 +197,12 @@ def test_evacuate(hosts, make, tmp_path):
     b.ok("rm", "-f", "one", "two", "three")
 
 
-def test_cancel(hosts, debian, tmp_path):
+@pytest.mark.parametrize("what", [[], ["--copy"]], ids=["memory", "files"])
+def test_cancel(hosts, debian, tmp_path, what):
     a, b = hosts
     counter = start(a, debian, tmp_path)
     listener = b.receive("--once")
-    moving = a.spawn("migrate", "m", f"unix:{b.socket}", "--bandwidth", "1M")
+    moving = a.spawn("migrate", "m", f"unix:{b.socket}", "--bandwidth", "1M", *what)
     moving.expect("copying memory: .* sent")
     assert '"precopy"' in a.ok("migrate", "m", "--status").stdout
     a.fails("snapshot", "create", "m", "one", says=["moved"])

@@ -64,6 +64,37 @@ static void take_hello(const uint8_t *payload, size_t len)
 	migrate_offer_free(&again);
 }
 
+/* What a target says goes to the source's parser. */
+static void take_accept(const uint8_t *payload, size_t len)
+{
+	struct migrate_offer o;
+	struct error err;
+
+	if (migrate_offer_init(&o, &err) < 0 ||
+	    vmconfig_add_disk(&o.config, "/m/d", "raw", false, false, NULL) < 0)
+		abort();
+	if (migrate_accept_parse(&o, payload, len, &err) == 0 &&
+	    (o.kernel.is_copied || o.disks[1].is_copied))
+		abort();
+	migrate_offer_free(&o);
+}
+
+static void take_chunk(const uint8_t *payload, size_t len)
+{
+	static uint8_t out[MIGRATE_CHUNK_BYTES];
+	struct migrate_chunk_reader r = { 0 };
+	struct migrate_chunk c;
+	struct error err;
+
+	if (migrate_chunk_get(&r, &c, payload, len, &err) == 0) {
+		if (!c.len || c.offset + c.len < c.len || (c.data && c.len > sizeof(out)))
+			abort();
+		if (c.data)
+			memcpy(out, c.data, c.len);
+	}
+	migrate_chunk_reader_free(&r);
+}
+
 size_t fuzz_seed(uint8_t *data, size_t cap)
 {
 	static const uint64_t pages[] = { 3, 4, 200 };
@@ -82,6 +113,15 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 	migrate_put_state(&b, &seq, (const uint8_t *)"a state", 7);
 	migrate_put_rest(&b, &seq, &(struct migrate_rest){ .paused_ns = 1000 });
 	put_hello(&b, &seq);
+	for (unsigned i = 0; i < 3; i++)
+		if (migrate_chunk_put(&p, &b, &seq, i == 2,
+				      &(struct migrate_chunk){ .file = i,
+							       .offset = 4096,
+							       .len = sizeof(contents),
+							       .data = i ? contents : NULL }) < 0)
+			abort();
+	migrate_units_put(&b, &seq, 0, 1, (const uint64_t *)(const void *)contents, 3);
+	migrate_record_put(&b, MIGRATE_R_HELLO, &seq, "{\"copy\": [0]}", 13);
 	migrate_packer_free(&p);
 	if (b.is_failed || b.len > cap)
 		abort();
@@ -96,12 +136,22 @@ static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
 		 const struct migrate_header *h, const uint8_t *payload)
 {
 	struct migrate_rest rest;
+	static uint64_t sums[MIGRATE_UNITS_MAX];
+	struct migrate_units units;
 	uint64_t n = 0, bad, nbad;
 	struct error err;
 
 	switch (h->type) {
 	case MIGRATE_R_HELLO:
 		take_hello(payload, h->len);
+		take_accept(payload, h->len);
+		break;
+	case MIGRATE_R_DISK:
+		take_chunk(payload, h->len);
+		break;
+	case MIGRATE_R_DISK_SUMS:
+		if (migrate_units_get(&units, payload, h->len, &err) == 0)
+			memcpy(sums, units.sums, 8ULL * units.n);
 		break;
 	case MIGRATE_R_RAM:
 		if (migrate_unpack(u, &ram, h->seq % LINKS, LINKS, payload, h->len, &n, &err) == 0 &&
