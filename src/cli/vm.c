@@ -668,13 +668,21 @@ static void take_start(struct process *p)
 	broker_start_init(&p->host.start);
 }
 
-/* A name of the user's home is found without asking for files later. */
-static void fix_home(void)
+/* Names of the user's home and of viv's are found without asking for files, or for the current folder, later. */
+static int fix_home(struct error *err)
 {
+	const char *home = getenv("VIVARIUM_HOME");
+	bool is_relative = home && home[0] && home[0] != '/';
+	_cleanup_free_ char *cwd = is_relative ? getcwd(NULL, 0) : NULL;
+	_cleanup_free_ char *full = cwd ? paths_format(err, "%s/%s", cwd, home) : NULL;
 	struct passwd *pw = getenv("HOME") ? NULL : getpwuid(getuid());
 
 	if (pw)
 		setenv("HOME", pw->pw_dir, 0);
+	if (is_relative && (!full || setenv("VIVARIUM_HOME", full, 1) < 0))
+		return error_set(err, -ENOENT,
+				 "the current folder, which VIVARIUM_HOME is relative to, is gone");
+	return 0;
 }
 
 /* The process that was started becomes the broker, and another one the machine. */
@@ -688,9 +696,11 @@ static int split(struct process *p, struct confine *c, struct error *err)
 		if (given[i])
 			machines[n++] = given[i];
 	machines[n] = -1;
-	fix_home();
-	int r = confine_split(c, machines, err);
+	int r = fix_home(err);
 
+	if (r < 0)
+		return r;
+	r = confine_split(c, machines, err);
 	if (r != CONFINE_MACHINE) {
 		/* What is to be removed is the broker's to remove. */
 		p->host.is_dir_ours &= !c->is_machine;

@@ -356,6 +356,21 @@ static bool is_shared(const struct broker_policy *p, const struct place *at, con
 	return true;
 }
 
+static int open_temporary(const char *dir)
+{
+	char path[PATH_MAX];
+	int fd = host.open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
+
+	if (fd >= 0 || snprintf(path, sizeof(path), "%s/viv-XXXXXX", dir) >= (int)sizeof(path))
+		return fd >= 0 ? fd : -errno;
+	/* Not every file system has such. */
+	fd = mkostemp(path, O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	(void)unlink(path);
+	return fd;
+}
+
 static int do_open(struct broker_policy *p, const struct broker_request *rq, const char *name,
 		   int dir, int *fd)
 {
@@ -364,8 +379,8 @@ static int do_open(struct broker_policy *p, const struct broker_request *rq, con
 
 	/* A file without a name: what is thrown away at the end is written to it. */
 	if (dir < 0 && is_temporary(p, name, rq->flags)) {
-		*fd = open(name, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
-		return *fd < 0 ? -errno : 0;
+		*fd = open_temporary(name);
+		return *fd < 0 ? *fd : 0;
 	}
 	if (rq->flags & ~OPEN_FLAGS)
 		return -EINVAL;

@@ -2,6 +2,7 @@
 /* What the broker does and refuses, asked directly and through its door; and that no try of a process that was taken over succeeds. */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -160,6 +161,30 @@ static void test_its_own_files(void **state)
 	/* a file without a name, in the folder for such */
 	assert_int_equal(OPEN(s, O_TMPFILE | O_RDWR, home), 0);
 	assert_int_equal(OPEN(s, O_RDONLY | O_DIRECTORY, home), -EACCES);
+}
+
+static int no_tmpfile(const char *path, int flags, mode_t mode)
+{
+	errno = EOPNOTSUPP;
+	return (flags & O_TMPFILE) == O_TMPFILE ? -1 : open(path, flags, mode);
+}
+
+/* On a file system that has no files without a name. */
+static void test_a_temporary_file(void **state)
+{
+	struct scene *s = *state;
+	struct stat st;
+	int fd;
+
+	host.open = no_tmpfile;
+	int r = ask(s, BROKER_OPEN, O_TMPFILE | O_RDWR, 0600, home, NULL, -1, &fd);
+
+	host = host_calls_real;
+	assert_int_equal(r, 0);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_true(S_ISREG(st.st_mode) && st.st_nlink == 0);
+	assert_int_equal(write(fd, "x", 1), 1);
+	close(fd);
 }
 
 static void test_by_a_folders_descriptor(void **state)
@@ -898,6 +923,56 @@ static void test_through_the_door(void **state)
 	assert_int_equal(run_confined(*state, use_files), 0);
 }
 
+enum { NTHREADS = 12 };
+static pthread_barrier_t begin, end;
+
+static int compare_ints(const void *a, const void *b)
+{
+	return *(const int *)a - *(const int *)b;
+}
+
+/* What a C library asks the kernel for when a thread does nothing but compute. */
+static void *use_the_library(void *arg)
+{
+	enum { N = 4096 };
+	struct error err;
+
+	if (confine_filter_vcpu(&err) < 0)
+		_exit(1);
+	pthread_barrier_wait(&begin);
+	/* an arena for each thread, one of them more than there are without counting processors */
+	int *p = malloc(N * sizeof(*p));
+
+	pthread_barrier_wait(&end);
+	for (int i = 0; i < N; i++)
+		p[i] = (i * 7919) % N;
+	qsort(p, N, sizeof(*p), compare_ints);
+	for (int i = 0; i < N; i++)
+		if (p[i] != i)
+			_exit(2);
+	free(p);
+	return NULL;
+}
+
+static void use_threads(void)
+{
+	pthread_t threads[NTHREADS];
+
+	pthread_barrier_init(&begin, NULL, NTHREADS);
+	pthread_barrier_init(&end, NULL, NTHREADS);
+	for (int i = 0; i < NTHREADS; i++)
+		if (pthread_create(&threads[i], NULL, use_the_library, NULL) != 0)
+			_exit(3);
+	for (int i = 0; i < NTHREADS; i++)
+		pthread_join(threads[i], NULL);
+	_exit(0);
+}
+
+static void test_threads_of_guests_compute(void **state)
+{
+	assert_int_equal(run_confined(*state, use_threads), 0);
+}
+
 static struct attack_target target;
 
 static void attack(void)
@@ -966,6 +1041,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_its_own_files, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_a_temporary_file, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_by_a_folders_descriptor, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_no_way_out, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_files_of_the_configuration, set_up, tear_down),
@@ -985,6 +1061,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_a_machine_that_was_taken_back, set_up, tear_down),
 		cmocka_unit_test(test_messages),
 		cmocka_unit_test_setup_teardown(test_through_the_door, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_threads_of_guests_compute, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_attacks, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_attacks_are_real, set_up, tear_down),
 	};

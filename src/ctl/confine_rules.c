@@ -21,20 +21,22 @@
 	X(futex) X(munmap) X(madvise) X(brk) X(mremap)                                                          \
 	X(clock_gettime) X(clock_nanosleep) X(getrandom) X(sched_yield)                                         \
 	X(rt_sigreturn) X(rt_sigprocmask) X(sigaltstack) X(tgkill) X(gettid) X(getpid) X(set_robust_list)       \
-	X(fstat) X(lseek) X(rseq) X(restart_syscall) X(exit) X(exit_group)
+	X(fstat) X(lseek) X(rseq) X(restart_syscall) X(exit) X(exit_group)                                      \
+	/* a C library's: how many arenas malloc() may make, how much qsort() may take */                        \
+	X(sched_getaffinity) X(sysinfo)
 /* The process: besides them what starts and ends threads, waits for events, looks after files that it has, forks copies. */
 #define PROCESS_CALLS(X)                                                                                      \
 	X(poll) X(ppoll) X(epoll_create1) X(epoll_wait) X(epoll_pwait) X(eventfd2) X(timerfd_create)   \
 	X(timerfd_gettime) X(timer_create) X(timer_settime) X(timer_delete) X(signalfd4) X(fstat) X(fsync) X(fdatasync) X(sync_file_range) X(syncfs) X(copy_file_range)    \
 	X(getdents64) X(flock) X(dup) X(dup2) X(dup3) X(fcntl) X(pipe2) X(close_range) X(memfd_create)          \
 	X(accept4) X(accept) X(shutdown) X(getsockopt) X(setsockopt) X(getsockname) X(getpeername)              \
-	X(getrusage) X(fstatfs) X(mincore) X(mlock) X(nanosleep) X(gettimeofday) X(time) X(getuid) X(geteuid) X(getgid) X(getegid) X(sysinfo) X(uname) \
-	X(rt_sigaction) X(rt_sigpending) X(rt_sigtimedwait) X(arch_prctl) X(sched_getaffinity)                  \
+	X(getrusage) X(fstatfs) X(mincore) X(mlock) X(nanosleep) X(gettimeofday) X(time) X(getuid) X(geteuid) X(getgid) X(getegid) X(uname) \
+	X(rt_sigaction) X(rt_sigpending) X(rt_sigtimedwait) X(arch_prctl)                                       \
 	X(sched_setaffinity) X(getpriority) X(setpriority) X(sched_getparam) X(sched_getscheduler) X(wait4) X(waitid) X(setsid) X(umask) \
 	X(set_tid_address) X(seccomp) X(io_uring_setup) X(io_uring_register)
 /* Names of files lead nowhere; C libraries ask all the same, and do without. */
 #define NAME_CALLS(X)                                                                                         \
-	X(open) X(openat) X(stat) X(lstat) X(access) X(faccessat) X(faccessat2) X(readlink) X(readlinkat)
+	X(open) X(openat) X(stat) X(lstat) X(access) X(faccessat) X(faccessat2) X(readlink) X(readlinkat) X(getcwd)
 // clang-format on
 
 #define NUMBER(name) SCMP_SYS(name),
@@ -109,6 +111,15 @@ static int allow_stat(scmp_filter_ctx ctx, int call, unsigned arg)
 	return r == 0 ? seccomp_rule_add_array(ctx, SCMP_ACT_ERRNO(ENOENT), call, 1, &by_name) : r;
 }
 
+static int refuse_names(scmp_filter_ctx ctx)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(name_calls); i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOENT), name_calls[i], 0);
+	return r;
+}
+
 static int load(scmp_filter_ctx ctx, int r, struct error *err)
 {
 	/* It has no new privileges already; and a tree is searched faster than a list. */
@@ -133,8 +144,8 @@ int confine_filter_process(bool has_namespaces, struct error *err)
 		r = allow_memory(ctx);
 	if (r == 0)
 		r = allow_threads(ctx);
-	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(name_calls); i++)
-		r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOENT), name_calls[i], 0);
+	if (r == 0)
+		r = refuse_names(ctx);
 	if (r == 0)
 		r = allow_stat(ctx, SCMP_SYS(newfstatat), 3);
 	if (r == 0)
@@ -160,6 +171,8 @@ int confine_filter_vcpu(struct error *err)
 	if (r == 0)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(arch_prctl), 1,
 				     SCMP_A0(SCMP_CMP_EQ, ARCH_SET_GS));
+	if (r == 0)
+		r = refuse_names(ctx);
 	/* The log looks how long its file is. */
 	if (r == 0)
 		r = allow_stat(ctx, SCMP_SYS(newfstatat), 3);

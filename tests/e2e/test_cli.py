@@ -172,6 +172,17 @@ def test_confined(empty_viv, make, tmp_path, monkeypatch, has_namespaces):
     nothing_left(viv)
 
 
+def test_relative_home(empty_viv, make, tmp_path):
+    """The machine's process has no current folder to be relative to."""
+    viv = empty_viv
+    viv.env["VIVARIUM_HOME"] = os.path.relpath(viv.home, tmp_path)
+    viv.ok("run", "--detach", "--name", "a", "--mem", "16M", "--kernel", make(guests.SLEEP), cwd=tmp_path)
+    viv.ok("snapshot", "create", "a", "s", cwd=tmp_path)
+    viv.ok("fork", "a", "--name", "w", cwd=tmp_path)
+    viv.ok("rm", "-f", "a", "w", cwd=tmp_path)
+    assert not list((viv.home / "vms").iterdir())
+
+
 def test_not_confined(empty_viv, make):
     """As the user asked for; which is told."""
     viv = empty_viv
