@@ -8,6 +8,7 @@ set -eu
 # (libslirp's pkg-config file asks for GLib's, its package does not.)
 build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev libglib2.0-dev libcmocka-dev libzydis-dev libxxhash-dev"
 build="$build zlib1g-dev libzstd-dev nettle-dev" # compressed clusters; files of translated code
+build="$build libgnutls28-dev" # links of migrations
 build="$build liburing-dev"	       # disks; not required
 build="$build libyaml-dev libpcap-dev libseccomp-dev" # lab files, filters of captures, confinement
 # The image is put together by mmdebstrap in a user namespace (uidmap, fakeroot), or directly by root.  SeaBIOS
@@ -20,6 +21,7 @@ test="$build $image $boot clang clang-format libclang-rt-dev python3 python3-pyt
 test="$test python3-pytest-xdist" # as many files of tests at a time as there are CPUs
 test="$test qemu-utils" # the other opinion on qcow2
 test="$test bash zsh fish man-db groff mandoc" # completion in real shells; readers of the manual pages
+test="$test openssl" # gives certificates, and speaks TLS 1.2
 test="$test systemd" # reads the units of viv service
 test="$test python3-jsonschema" # checks every message of the control protocol
 test="$test python3-prometheus-client" # another reader of viv metrics

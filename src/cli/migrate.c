@@ -41,6 +41,10 @@ static const struct opt migrate_opts[] = {
 		   "what executes it there (default: as here)"),
 	OPT_FLAG(struct args, o.verify,
 		 "verify", "compare all of memory by checksums before it runs there; it stands still for that"),
+	OPT_STRING(struct args, o.transport.certificates, "certificates", "FOLDER",
+		   "ca.pem, cert.pem and key.pem for tls:// (default: tls in viv's data folder)"),
+	OPT_FLAG(struct args, o.transport.is_insecure, "insecure",
+		 "also over tcp://, where everybody on the way sees and changes it"),
 	OPT_FLAG(struct args, o.copy,
 		 "copy", "copy disks also where the target sees the same files (default: only what it does not see)"),
 	OPT_FLAG(struct args, recover, "recover",
@@ -55,9 +59,12 @@ const struct opts_cmd cli_migrate_cmd = {
 	.usage = "NAME [TARGET]",
 	.summary = "move a running machine to another host",
 	.details =
-		"TARGET is ssh://[USER@]HOST[:PORT], where viv receive is then run, unix:PATH, "
-		"where viv receive\n"
-		"--listen unix:PATH waits, or fd:N, a connected stream socket.\n\n"
+		"TARGET is ssh://[USER@]HOST[:PORT], where viv receive is then run, "
+		"tls://HOST:PORT or unix:PATH,\n"
+		"where viv receive --listen waits, or fd:N, a connected stream socket.\n\n"
+		"Disks, kernel and initrd that the target does not see are copied, disks as they "
+		"are for the guest:\n"
+		"in one piece, without snapshots.\n\n"
 		"The machine runs on while its memory is copied, and stands still for the last of "
 		"it.  Until the\n"
 		"target has everything, the machine stays here whatever happens; Ctrl-C cancels.",
@@ -187,7 +194,7 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 		    json_t **report, struct error *err)
 {
 	struct transport t;
-	int r = transport_connect(&t, to, a->links ? (unsigned)a->links : 1, err);
+	int r = transport_connect(&t, to, a->links ? (unsigned)a->links : 1, &a->transport, err);
 
 	if (r < 0)
 		return r;
@@ -250,7 +257,8 @@ static int recover_folder(const char *name, struct transport *t, struct migrate_
 	return r;
 }
 
-static int recover(const char *name, const char *to, json_t **report, struct error *err)
+static int recover(const char *name, const char *to, const struct transport_options *o,
+		   json_t **report, struct error *err)
 {
 	struct migrate_mark mark;
 	struct transport t;
@@ -266,7 +274,7 @@ static int recover(const char *name, const char *to, json_t **report, struct err
 			"machine \"%s\" moved to %s; viv rm %s removes what is left of it here",
 			name, mark.to, name);
 	if (r == 0)
-		r = transport_connect(&t, to ? to : mark.to, 1, err);
+		r = transport_connect(&t, to ? to : mark.to, 1, o, err);
 	if (r < 0)
 		return r;
 	r = cli_is_running(name)
@@ -310,7 +318,7 @@ int cli_migrate(int argc, char **argv)
 	} else {
 		r = a.cancel	? simple(rest.args[0], "migrate-cancel", false, &err)
 		    : a.status	? simple(rest.args[0], "migrate-status", true, &err)
-		    : a.recover ? recover(rest.args[0], to, &report, &err)
+		    : a.recover ? recover(rest.args[0], to, &a.o.transport, &report, &err)
 				: migrate_machine(rest.args[0], to, &a.o, &report, &err);
 		status = r < 0 ? cli_fail(&err) : EXIT_FINE;
 		if (report && a.json)

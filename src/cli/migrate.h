@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "base/error.h"
+#include "cli/transport.h"
 
 enum { MIGRATE_KEEP_RUNNING_FIRST, MIGRATE_FINISH_FIRST };
 extern const char *const migrate_priorities[]; /* in this order, ends with NULL */
@@ -15,6 +16,7 @@ struct migrate_options {
 	int64_t max_downtime, deadline; /* ns; 0: the machine's own idea, none */
 	uint64_t bandwidth, links;	/* 0: no limit, one */
 	int priority;
+	struct transport_options transport;
 	bool verify, copy;
 };
 

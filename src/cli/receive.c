@@ -15,8 +15,12 @@
 
 #include "cli/cli.h"
 #include "cli/spawn.h"
+#include "cli/tcplink.h"
+#include "cli/tls.h"
+#include "cli/transport.h"
 #include "ctl/migrate_link.h"
 #include "ctl/migrate_offer.h"
+#include "ctl/paths.h"
 #include "ctl/socket.h"
 #include "ctl/vmlock.h"
 
@@ -24,11 +28,16 @@
 
 struct args {
 	const char *listen;
+	struct transport_options transport;
 	bool once, stdio;
 };
 
 static const struct opt receive_opts[] = {
-	OPT_STRING(struct args, listen, "listen", "unix:PATH", "where to wait for them"),
+	OPT_STRING(struct args, listen, "listen", "tls://[HOST]:PORT|unix:PATH", "where to wait for them"),
+	OPT_STRING(struct args, transport.certificates, "certificates", "FOLDER",
+		   "ca.pem, cert.pem and key.pem for tls:// (default: tls in viv's data folder)"),
+	OPT_FLAG(struct args, transport.is_insecure, "insecure",
+		 "listen on tcp://, too, where anybody may send a machine here"),
 	OPT_FLAG(struct args, stdio, "stdio", "take one over standard input and output, as ssh runs it"),
 	OPT_FLAG(struct args, once, "once",
 		 "end after the first one, with status 1 if it did not come through"),
@@ -249,19 +258,16 @@ static struct arrival *take_link(int fd, int listen_fd, bool is_once)
 	return NULL;
 }
 
-static int listen_on(const char *where, struct error *err)
+static int listen_unix(const char *where, struct error *err)
 {
 	char path[4096];
 
-	if (strncmp(where, "unix:", 5) != 0)
-		return error_set(err, -EINVAL, "\"%s\" is nothing to listen on; there is unix:PATH",
-				 where);
-	if (where[5] == '/')
-		snprintf(path, sizeof(path), "%s", where + 5);
-	else if (!getcwd(path, sizeof(path)) || strlen(path) + strlen(where) >= sizeof(path))
+	if (where[0] == '/')
+		snprintf(path, sizeof(path), "%s", where);
+	else if (!getcwd(path, sizeof(path)) || strlen(path) + strlen(where) + 2 > sizeof(path))
 		return error_set(err, -ENAMETOOLONG, "the path of the socket is too long");
 	else
-		strcat(strcat(path, "/"), where + 5);
+		strcat(strcat(path, "/"), where);
 	int fd = socket_listen(path, err);
 
 	if (fd >= 0 && fcntl(fd, F_SETFL, 0) < 0) { /* waiting is all there is to do */
@@ -271,31 +277,104 @@ static int listen_on(const char *where, struct error *err)
 	return fd;
 }
 
-static int serve(const struct args *a, struct error *err)
+/* Where links come from. */
+struct listener {
+	int fd;
+	char where[300]; /* for people: with the port that it got */
+	char *inner;	 /* a socket to which viv-tls connects who is believed; NULL: none */
+};
+
+static void listener_close(struct listener *l)
 {
-	_cleanup_close_ int fd = listen_on(a->listen, err);
+	close(l->fd);
+	if (l->inner && unlink(l->inner) < 0)
+		cli_note("cannot remove %s: %s", l->inner, strerror(errno));
+	free(l->inner);
+}
+
+static int listen_tls(struct listener *l, int net_fd, const struct args *a, struct error *err)
+{
+	_cleanup_free_ char *dir = paths_run("", NULL, err);
+	int r = dir ? paths_make(dir, err) : -ENOMEM;
+
+	l->inner = r == 0 ? paths_format(err, "%s/.receive-%d.sock", dir, (int)getpid()) : NULL;
+	if (!l->inner)
+		return r < 0 ? r : -ENOMEM;
+	l->fd = listen_unix(l->inner, err);
+	if (l->fd < 0)
+		return l->fd;
+	r = tls_start_listener(net_fd, l->inner, a->transport.certificates, err);
+	if (r < 0)
+		listener_close(l);
+	return MIN(r, 0);
+}
+
+static int listen_tcp(struct listener *l, const struct args *a, struct error *err)
+{
+	bool is_tls = !strncmp(a->listen, "tls", 3);
+	struct tcplink_address at;
+	int r = is_tls ? 0 : transport_may_be_plain(a->listen, &a->transport, err);
+
+	if (r == 0)
+		r = tcplink_parse(&at, is_tls ? "tls" : "tcp", a->listen + 6, err);
+	int fd = r < 0 ? r : tcplink_listen(&at, err);
 
 	if (fd < 0)
+		return fd;
+	snprintf(l->where, sizeof(l->where), strchr(at.host, ':') ? "%.6s[%s]:%s" : "%.6s%s:%s",
+		 a->listen, at.host, at.port);
+	l->fd = fd;
+	if (!is_tls)
+		return 0;
+	r = listen_tls(l, fd, a, err);
+	close(fd);
+	return r;
+}
+
+static int listen_on(struct listener *l, const struct args *a, struct error *err)
+{
+	*l = (struct listener){ .fd = -1 };
+	if (!strncmp(a->listen, "tls://", 6) || !strncmp(a->listen, "tcp://", 6))
+		return listen_tcp(l, a, err);
+	snprintf(l->where, sizeof(l->where), "%s", a->listen);
+	if (strncmp(a->listen, "unix:", 5) != 0)
+		return error_set(
+			err, -EINVAL,
+			"\"%s\" is nothing to listen on; there are tls://[HOST]:PORT and unix:PATH",
+			a->listen);
+	l->fd = listen_unix(a->listen + 5, err);
+	return MIN(l->fd, 0);
+}
+
+static int serve(const struct args *a, struct error *err)
+{
+	struct listener l;
+	int status = -1;
+
+	if (listen_on(&l, a, err) < 0)
 		return cli_fail(err);
-	cli_note("waiting for machines on %s", a->listen);
-	for (;;) {
-		int link = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+	cli_note("waiting for machines on %s", l.where);
+	while (status < 0) {
+		int link = accept4(l.fd, NULL, NULL, SOCK_CLOEXEC);
 
 		if (link < 0 && (errno == EINTR || errno == ECONNABORTED))
 			continue;
 		if (link < 0) {
 			error_set(err, -errno, "cannot accept a connection: %s", strerror(errno));
-			return cli_fail(err);
+			status = cli_fail(err);
+			break;
 		}
-		struct arrival *arrival = take_link(link, fd, a->once);
+		if (!strncmp(a->listen, "tcp", 3))
+			tcplink_tune(link);
+		struct arrival *arrival = take_link(link, l.fd, a->once);
 
 		if (arrival) {
-			int status = arrival->status;
-
+			status = arrival->status;
 			arrival_free(arrival);
-			return status;
 		}
 	}
+	listener_close(&l);
+	return status;
 }
 
 /* ---- over standard input and output ---- */

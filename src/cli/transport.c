@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 
 #include "base/opts.h"
+#include "cli/tcplink.h"
+#include "cli/tls.h"
 #include "ctl/paths.h"
 #include "ctl/socket.h"
 
@@ -140,19 +142,55 @@ static int connect_ssh(struct transport *t, const char *text, struct error *err)
 	return 0;
 }
 
-int transport_connect(struct transport *t, const char *where, unsigned n, struct error *err)
+int transport_may_be_plain(const char *where, const struct transport_options *o, struct error *err)
+{
+	return o->is_insecure
+		       ? 0
+		       : error_set(err, -EPERM,
+				   "over %s everybody on the way reads and changes the machine's "
+				   "memory, and anybody can be the peer; tls:// and ssh:// "
+				   "are safe, and --insecure says that you know",
+				   where);
+}
+
+static int connect_tcp(struct transport *t, const char *where, unsigned n,
+		       const struct transport_options *o, struct error *err)
+{
+	bool is_tls = !strncmp(where, "tls", 3);
+	struct tcplink_address a;
+	int r = is_tls ? 0 : transport_may_be_plain(where, o, err);
+
+	if (r == 0)
+		r = tcplink_parse(&a, is_tls ? "tls" : "tcp", where + 6, err);
+	while (r == 0 && t->n < n) {
+		int fd = tcplink_connect(&a, err);
+
+		if (fd >= 0 && is_tls)
+			fd = tls_open_link(fd, a.host, o->certificates, err);
+		if (fd < 0)
+			r = fd;
+		else
+			t->fds[t->n++] = fd;
+	}
+	return r;
+}
+
+int transport_connect(struct transport *t, const char *where, unsigned n,
+		      const struct transport_options *o, struct error *err)
 {
 	int r;
 
 	*t = (struct transport){ .n = 0 };
 	if (!strncmp(where, "unix:", 5))
 		r = connect_unix(t, where + 5, n, err);
+	else if (!strncmp(where, "tls://", 6) || !strncmp(where, "tcp://", 6))
+		r = connect_tcp(t, where, n, o, err);
 	else if (!strncmp(where, "ssh://", 6))
 		r = connect_ssh(t, where + 6, err);
 	else if (!strncmp(where, "fd:", 3))
 		r = take_fds(t, where + 3, err);
 	else
-		r = error_set(err, -EINVAL, "\"%s\" is no way to another host; there are ssh://HOST, unix:PATH and fd:N",
+		r = error_set(err, -EINVAL, "\"%s\" is no way to another host; there are ssh://HOST, tls://HOST:PORT, unix:PATH and fd:N",
 			      where);
 	if (r < 0)
 		transport_close(t);
