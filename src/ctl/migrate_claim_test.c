@@ -230,6 +230,30 @@ static void test_folder(void **state)
 	must(migrate_settle("web", &err));
 	assert_int_equal(stat(folder, &st), -1);
 
+	/* A source elsewhere cannot have a file of this host's used as what a disk begins with. */
+	for (unsigned i = 0; i < 4; i++) {
+		make_offer(&o);
+		o.disks[0].size_bytes = 1 * MIB;
+		o.config.is_throwaway = i & 1;
+		o.config.disks[0].is_snapshot = i & 2;
+		must(vmconfig_set(&o.config.disks[0].path, "/etc/passwd", &err));
+		if (!(i & 2))
+			must(vmconfig_set(&o.config.disks[0].pristine, "/etc/passwd", &err));
+		must(vmconfig_allow_backing(&o.config, "/etc", &err));
+		lock = migrate_make_folder(&o, &err);
+		assert_int_equal(lock >= 0, i & 1);
+		if (lock >= 0) {
+			assert_null(o.config.disks[0].pristine);
+			assert_null(o.config.disks[0].backing[0]);
+			assert_false(o.config.disks[0].is_snapshot);
+			assert_non_null(strstr(o.config.disks[0].path, "disk-0.raw"));
+			close(lock);
+			must(migrate_settle("web", &err));
+		}
+		assert_int_equal(stat(folder, &st), -1);
+		migrate_offer_free(&o);
+	}
+
 	make_offer(&o);
 	o.disks[0].size_bytes = o.disks[0].used_bytes = 1ULL << 50;
 	vmconfig_free(&o.config);

@@ -231,16 +231,27 @@ static const char *name_in(const char *path, const char *folder)
 		       : NULL;
 }
 
-/* Is @path here the file that the source has under this name? */
-static bool is_same(const struct migrate_offer *o, const char *path, const struct migrate_file *f)
+static bool is_same_host(const struct migrate_offer *o)
 {
 	char boot[40];
-	struct stat st;
 
 	snapshot_host_boot(boot);
-	return !o->copies_all && boot[0] && !strcmp(boot, o->host_boot) &&
-	       host.fstatat(AT_FDCWD, path, &st, 0) == 0 && S_ISREG(st.st_mode) &&
-	       st.st_dev == f->dev && st.st_ino == f->ino;
+	return boot[0] && !strcmp(boot, o->host_boot);
+}
+
+/* Is @path here the file that the source has under this name? */
+static bool is_seen(const struct migrate_offer *o, const char *path, const struct migrate_file *f)
+{
+	struct stat st;
+
+	return is_same_host(o) && host.fstatat(AT_FDCWD, path, &st, 0) == 0 &&
+	       S_ISREG(st.st_mode) && st.st_dev == f->dev && st.st_ino == f->ino;
+}
+
+/* ... and shall it be used? */
+static bool is_same(const struct migrate_offer *o, const char *path, const struct migrate_file *f)
+{
+	return !o->copies_all && is_seen(o, path, f);
 }
 
 /* For a file that is copied: an empty one, in place of *@path. */
@@ -303,7 +314,7 @@ static int make_empty_disk(struct migrate_offer *o, unsigned i, const char *fold
 	free(d->path);
 	d->path = own;
 	d->use_direct = false; /* not every file system has it */
-	for (unsigned k = 0; k < VMCONFIG_MAX_BACKING; k++) {
+	for (unsigned k = 0; k < VMCONFIG_MAX_BACKING && !d->pristine; k++) {
 		free(d->backing[k]);
 		d->backing[k] = NULL;
 	}
@@ -340,10 +351,57 @@ static int share_disk(struct migrate_offer *o, unsigned i, const char *folder, s
 	return 0;
 }
 
+/*
+ * What a disk that is thrown away begins with at each start has to be here, unless this machine is never started again.  It is believed by name only on the
+ * source's host: elsewhere a source could name any file.
+ */
+static int check_pristine(const struct migrate_offer *o, unsigned i, bool is_seen_here, struct error *err)
+{
+	return is_seen_here || o->config.is_throwaway
+		       ? 0
+		       : error_set(err, -ENODEV, "disk %u begins anew at each start, from a file that this host does not see",
+				   i);
+}
+
+static void forget_pristine(struct vmconfig_disk *d)
+{
+	free(d->pristine);
+	free(d->pristine_format);
+	d->pristine = d->pristine_format = NULL;
+}
+
+/* What was written to it is there for this run: it gets a file, as for a snapshot (vmdisks_keep()). */
+static int bring_throw_away(struct migrate_offer *o, unsigned i, const char *folder, struct error *err)
+{
+	struct vmconfig_disk *d = &o->config.disks[i];
+	bool sees = is_seen(o, d->path, &o->disks[i]);
+	int r = check_pristine(o, i, sees, err);
+
+	forget_pristine(d);
+	if (r == 0 && sees)
+		r = vmconfig_set(&d->pristine, d->path, err);
+	if (r == 0 && sees)
+		r = vmconfig_set(&d->pristine_format, d->format, err);
+	if (r < 0)
+		return r;
+	o->disks[i].is_copied = true;
+	d->is_snapshot = false;
+	return make_empty_disk(o, i, folder, err);
+}
+
 static int bring_disk(struct migrate_offer *o, unsigned i, const char *folder, struct error *err)
 {
-	int r = share_disk(o, i, folder, err);
+	struct vmconfig_disk *d = &o->config.disks[i];
+	int r = 0;
 
+	if (d->is_snapshot)
+		return bring_throw_away(o, i, folder, err);
+	if (d->pristine && !is_same_host(o)) {
+		r = check_pristine(o, i, false, err);
+		forget_pristine(d);
+	}
+	if (r == 0)
+		r = share_disk(o, i, folder, err);
 	o->disks[i].is_copied = r > 0;
 	return r > 0 ? make_empty_disk(o, i, folder, err) : r;
 }

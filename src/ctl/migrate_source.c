@@ -96,9 +96,6 @@ static int describe(struct migrator *g, const struct migrate_request *rq, struct
 		struct block_dev *b = machine_block(g->cfg.machine, i);
 		struct block_info info;
 
-		if (o->config.disks[i].is_snapshot)
-			return error_set(err, -ENOTSUP, "disk %u is thrown away when the machine ends, and such disks cannot be moved yet",
-					 i);
 		describe_file(&o->disks[i], o->config.disks[i].path);
 		b->ops->info(b, &info);
 		o->disks[i].size_bytes = info.size_bytes;
@@ -343,6 +340,12 @@ static int put_stand_in(struct migrator *g, unsigned i, struct error *err)
 	return r;
 }
 
+/* Of one that is thrown away nobody else writes the file, and what it holds would be lost. */
+static bool is_given_away(const struct vmconfig_disk *d)
+{
+	return !d->is_readonly && !d->is_snapshot;
+}
+
 static int do_release(struct migrator *g, struct error *err)
 {
 	const struct vmconfig *c = g->cfg.config;
@@ -351,7 +354,7 @@ static int do_release(struct migrator *g, struct error *err)
 	pthread_mutex_lock(lock_of(g));
 	g->are_disks_away = true;
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++)
-		if (!c->disks[i].is_readonly)
+		if (is_given_away(&c->disks[i]))
 			r = put_stand_in(g, i, err);
 	pthread_mutex_unlock(lock_of(g));
 	return r;
@@ -385,7 +388,7 @@ static int do_retake(struct migrator *g, struct error *err)
 
 	pthread_mutex_lock(lock_of(g));
 	for (unsigned i = 0; g->are_disks_away && r == 0 && i < c->ndisks; i++)
-		if (!c->disks[i].is_readonly)
+		if (is_given_away(&c->disks[i]))
 			r = take_disk(g, i, err);
 	g->are_disks_away &= r < 0;
 	pthread_mutex_unlock(lock_of(g));

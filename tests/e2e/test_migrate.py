@@ -142,6 +142,31 @@ def test_disk_is_copied(hosts, debian, tmp_path):
     a.ok("rm", "-f", "m")
 
 
+def test_throw_away_disk(hosts, debian, tmp_path):
+    """What was written to it goes along, and is thrown away there."""
+    a, b = hosts
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(8 << 20))
+    counter = start(a, debian, tmp_path, COUNT_ON_DISK, "--disk", f"{disk},snapshot")
+    link = Link(tmp_path / "link.sock", b.socket, cut_before=COMMIT)
+    listener = b.receive()
+    a.fails("migrate", "m", f"unix:{link.path}", "--verify", says=["only the target knows"])
+    a.ok("migrate", "m", "--recover", f"unix:{b.socket}")  # it stays, with what it wrote
+    link.close()
+    counter.reaches(counter.next() + 3)
+    a.migrate("m", b.socket, "--verify")
+    listener.terminate()
+    listener.wait()
+    counter = Counting(b, "m")
+    n = counter.next()
+    counter.reaches(n + 3)
+    b.ok("stop", "-f", "m")
+    assert not any(disk.read_bytes())
+    b.ok("start", "m")
+    assert Counting(b, "m").next() < n  # from the beginning, and none of it is STALE
+    b.ok("rm", "-f", "m")
+
+
 def test_paused_machine_stays_paused(hosts, debian, tmp_path):
     a, b = hosts
     counter = start(a, debian, tmp_path)
