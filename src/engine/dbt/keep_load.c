@@ -2,10 +2,11 @@
 /*
  * Taking over kept code (keep.h), beside the running guest.
  *
- *   what can be wrong   the bytes are only read; no lock
+ *   what can be wrong   the bytes are only read, in strict mode by the verifier, too; no lock
  *   making room         segments are reserved, so that the translator does not begin them; under vm->lock
- *   putting             bytes into the reserved segments, every block dead; decoded, in strict mode verified; no lock: nobody looks there
- *   entering            a segment is adopted, and its blocks come to life, a few at a time; under vm->lock
+ *   then for each segment, so that the guest has the first of them soon:
+ *     putting           bytes into the reserved segment, every block dead; no lock: nobody looks there
+ *     entering          it is adopted, and its blocks come to life, a few at a time; under vm->lock
  *   linking             likewise
  *
  * Invariants
@@ -184,6 +185,53 @@ static bool is_good(const struct dbt_vm *vm, const struct keep_head *head, uint8
 	return true;
 }
 
+static bool is_kept(const struct keep_parts *p, unsigned i)
+{
+	return !keep_block(p, p->names[i])->is_dead;
+}
+
+/* A decoded instruction behind a record once more from its bytes; false: it is none. */
+static bool decode_again(const struct insn *in, struct insn *out)
+{
+	if ((in->mode != 16 && in->mode != 32 && in->mode != 64) || in->len > INSN_MAX_LEN ||
+	    insn_decode(out, in->bytes, INSN_MAX_LEN, in->mode) != DECODE_OK || out->len > in->len)
+		return false;
+	out->len = in->len; /* a prefix that means nothing to this model is not among the bytes (interp_decode()) */
+	return true;
+}
+
+static bool is_block_fit(const struct dbt_vm *vm, const struct keep_parts *p, unsigned i, char why[160])
+{
+	struct xlate_block *b = keep_block(p, p->names[i]);
+	const struct insn *in = keep_decoded(b, keep_map_end(b, p->meta + p->s.meta));
+	uint32_t cold = xlate_cold_at(p->s.index) + p->colds[i];
+	struct insn d;
+
+	for (unsigned k = 0; k < b->ndecoded; k++)
+		if (!decode_again(&in[k], &d))
+			return false;
+	return !vm->cfg.is_strict ||
+	       xlate_is_verified(vm, b, p->hot + (b->code - xlate_hot_at(p->s.index)), cold,
+				 p->cold + p->colds[i], why);
+}
+
+static int are_blocks_fit(const struct dbt_vm *vm, const struct keep_head *head,
+			  const struct keep_parts *all, const _Atomic bool *stop, struct error *err)
+{
+	char why[160] = "an instruction is damaged";
+
+	for (unsigned i = 0; i < head->nsegments; i++) {
+		if (stop && atomic_load_explicit(stop, memory_order_relaxed))
+			return error_set(err, -ECANCELED, "canceled");
+		for (unsigned k = 0; k < all[i].s.n; k++)
+			if (is_kept(&all[i], k) && !is_block_fit(vm, &all[i], k, why))
+				return error_set(
+					err, -EINVAL,
+					"the kept code is damaged, or refused by the verifier: %s", why);
+	}
+	return 0;
+}
+
 /* ---- making room -------------------------------------------------------------------------- */
 
 static bool is_stopped(const struct load *l)
@@ -284,6 +332,21 @@ static void fill(uint8_t *to, const uint8_t *from, size_t len)
 	memcpy(to, from, len);
 }
 
+/* Its decoded instructions have an address in them, which is this process's own. */
+static void describe(struct xlate_block *b)
+{
+	if (!b->ndecoded)
+		return;
+	struct insn *in = keep_decoded(b, keep_map_end(b, (const uint8_t *)b + XLATE_META_BYTES));
+
+	for (unsigned i = 0; i < b->ndecoded; i++) {
+		struct insn d;
+
+		if (decode_again(&in[i], &d)) /* it was looked at before */
+			in[i] = d;
+	}
+}
+
 static void put_segment(struct xlate_vm *x, const struct keep_parts *p)
 {
 	unsigned s = p->s.index;
@@ -298,81 +361,9 @@ static void put_segment(struct xlate_vm *x, const struct keep_parts *p)
 		b->is_dead = true;
 		for (unsigned k = 0; k < b->nlinks; k++)
 			b->links[k].to = 0;
+		if (is_kept(p, i))
+			describe(b);
 	}
-}
-
-/* The decoded instructions behind the record once more from their bytes; false: they are none. */
-static bool decode_again(struct xlate_vm *x, struct xlate_block *b)
-{
-	if (!b->ndecoded)
-		return true;
-	struct insn *in =
-		keep_decoded(b, keep_map_end(b, x->cc.meta + XLATE_SEGMENTS * XLATE_META_BYTES));
-
-	for (unsigned i = 0; i < b->ndecoded; i++, in++) {
-		struct insn d;
-		uint8_t len = in->len, mode = in->mode;
-
-		if ((mode != 16 && mode != 32 && mode != 64) || len > INSN_MAX_LEN ||
-		    insn_decode(&d, in->bytes, INSN_MAX_LEN, mode) != DECODE_OK || d.len > len)
-			return false;
-		d.len = len; /* a prefix that means nothing to this model is not among the bytes (interp_decode()) */
-		*in = d;
-	}
-	return true;
-}
-
-static bool is_kept(const struct keep_parts *p, unsigned i)
-{
-	return !keep_block(p, p->names[i])->is_dead;
-}
-
-static bool is_segment_fit(const struct load *l, const struct keep_parts *p, char why[160])
-{
-	struct xlate_vm *x = l->vm->xlate;
-
-	for (unsigned i = 0; i < p->s.n; i++) {
-		struct xlate_block *b = xlate_block_at(x, p->names[i]);
-
-		if (!is_kept(p, i))
-			continue;
-		if (!decode_again(x, b))
-			return false;
-		if (l->vm->cfg.is_strict &&
-		    !xlate_is_verified(l->vm, b, xlate_cold_at(p->s.index) + p->colds[i], why))
-			return false;
-	}
-	return true;
-}
-
-static int put_all(const struct load *l, struct error *err)
-{
-	char why[160] = "an instruction is damaged";
-
-	for (unsigned i = 0; i < l->head->nsegments; i++) {
-		if (is_stopped(l))
-			return error_set(err, -ECANCELED, "canceled");
-		if (!l->all[i].s.n)
-			continue;
-		put_segment(l->vm->xlate, &l->all[i]);
-		if (!is_segment_fit(l, &l->all[i], why))
-			return error_set(err, -EINVAL,
-					 "the kept code is damaged, or refused by the verifier: %s",
-					 why);
-	}
-	return 0;
-}
-
-static void give_up(const struct load *l)
-{
-	struct xlate_vm *x = l->vm->xlate;
-
-	pthread_mutex_lock(&l->vm->lock);
-	for (unsigned i = 0; i < l->head->nsegments; i++)
-		if (l->all[i].s.n)
-			xlate_cache_give_back(x, l->all[i].s.index);
-	release_all(x);
-	pthread_mutex_unlock(&l->vm->lock);
 }
 
 /* ---- entering, under vm->lock ------------------------------------------------------------- */
@@ -424,15 +415,20 @@ static void enter_block(struct load *l, struct xlate_block *b)
 
 static void enter_segment(struct load *l, const struct keep_parts *p)
 {
-	struct xlate_vm *x = l->vm->xlate;
+	struct dbt_vm *vm = l->vm;
 	const struct xlate_segment contents = {
 		.hot = p->s.hot, .cold = p->s.cold, .meta = p->s.meta, .n = p->s.n
 	};
 
-	xlate_cache_adopt(x, p->s.index, &contents);
+	put_segment(vm->xlate, p);
+	pthread_mutex_lock(&vm->lock);
+	l->held = SLICE; /* what has happened meanwhile is looked at first */
+	if (go_on(l))
+		xlate_cache_adopt(vm->xlate, p->s.index, &contents);
 	for (unsigned i = 0; i < p->s.n && go_on(l); i++)
 		if (is_kept(p, i))
-			enter_block(l, xlate_block_at(x, p->names[i]));
+			enter_block(l, xlate_block_at(vm->xlate, p->names[i]));
+	pthread_mutex_unlock(&vm->lock);
 }
 
 /* ---- linking, under vm->lock -------------------------------------------------------------- */
@@ -511,11 +507,11 @@ static void enter_all(struct load *l)
 	struct dbt_vm *vm = l->vm;
 	bool is_linking = !(vm->cfg.without & ENGINE_CHAINING) && !vm->cfg.check_every;
 
-	pthread_mutex_lock(&vm->lock);
-	l->held = SLICE;
-	for (unsigned i = 0; i < l->head->nsegments && go_on(l); i++)
+	for (unsigned i = 0; i < l->head->nsegments && !l->is_over; i++)
 		if (l->all[i].s.n)
 			enter_segment(l, &l->all[i]);
+	pthread_mutex_lock(&vm->lock);
+	l->held = SLICE;
 	for (unsigned i = 0; is_linking && i < l->head->nsegments && go_on(l); i++)
 		link_segment(l, &l->all[i]);
 	vm->xlate->loaded += l->entered;
@@ -532,16 +528,13 @@ static int load(struct load *l, struct error *err)
 
 	if (r < 0)
 		return r;
-	if (!find_starts(l))
-		r = error_set(err, -ENOMEM, "no memory to load kept code");
-	if (r == 0)
-		r = put_all(l, err);
-	if (r < 0)
-		give_up(l);
-	else
-		enter_all(l);
+	if (!find_starts(l)) {
+		xlate_code_expect(l->vm, NULL, 0);
+		return error_set(err, -ENOMEM, "no memory to load kept code");
+	}
+	enter_all(l);
 	free(l->starts);
-	return r < 0 ? r : (int)l->entered;
+	return is_stopped(l) && !l->entered ? error_set(err, -ECANCELED, "canceled") : (int)l->entered;
 }
 
 int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, const _Atomic bool *stop,
@@ -550,12 +543,13 @@ int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, const _A
 	struct keep_parts all[KEEP_SEGMENTS_MAX];
 	struct keep_ident ours;
 	struct keep_head head;
-	int r;
+	int r = 0;
 
+	if (len >= sizeof(head))
+		memcpy(&head, data, sizeof(head));
 	if (len < sizeof(head) || (uintptr_t)data % 8)
 		r = error_set(err, -EINVAL, "the kept code is damaged");
-	else if (memcpy(&head, data, sizeof(head)),
-		 !keep_ident(vm, &ours) || memcmp(&ours, &head.ident, sizeof(ours)))
+	else if (!keep_ident(vm, &ours) || memcmp(&ours, &head.ident, sizeof(ours)))
 		r = error_set(err, -ESTALE,
 			      "the kept code is of another build of viv, or of another machine");
 	else if (vm->cfg.use_interp_only || !vm->ncpus || !vm->cpus[0])
@@ -564,6 +558,8 @@ int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, const _A
 	else if (!is_good(vm, &head, (uint8_t *)(uintptr_t)data, len, all))
 		r = error_set(err, -EINVAL, "the kept code is damaged");
 	else
+		r = are_blocks_fit(vm, &head, all, stop, err);
+	if (r == 0)
 		return load(&(struct load){ .vm = vm, .head = &head, .all = all, .stop = stop }, err);
 	xlate_code_expect(vm, NULL, 0);
 	return r;

@@ -1560,7 +1560,8 @@ static uint8_t *emit_cold_entry(struct ctx *c, const uint8_t *near_entry)
 	return start;
 }
 
-bool xlate_is_verified(const struct dbt_vm *vm, const struct xlate_block *b, uint32_t cold, char why[160])
+bool xlate_is_verified(const struct dbt_vm *vm, const struct xlate_block *b, const uint8_t *code,
+		       uint32_t cold, const uint8_t *cold_code, char why[160])
 {
 	const struct xlate_vm *x = vm->xlate;
 	uint8_t *exec = xlate_code(x, b);
@@ -1570,9 +1571,9 @@ bool xlate_is_verified(const struct dbt_vm *vm, const struct xlate_block *b, uin
 		.stubs = { x->exit_branch, x->exit_link, x->exit_interp, x->exit_poll, x->ret_again,
 			   x->exit_call, x->exit_syscall, x->exit_sysret, x->exit_far },
 		.miss = { x->miss, x->miss_group },
-		.code = x->cc.rw + b->code,
+		.code = code,
 		.exec = exec,
-		.cold_code = x->cc.rw + cold,
+		.cold_code = cold_code,
 		.cold_exec = x->cc.rx + cold,
 		.cold_len = b->cold_len,
 		.near_entry = b->near,
@@ -1613,7 +1614,7 @@ bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t col
 	struct xlate_vm *x = cpu->vm->xlate;
 
 	dbt_fpu_to_mem(cpu);
-	if (xlate_is_verified(cpu->vm, b, cold, x->refused))
+	if (xlate_is_verified(cpu->vm, b, x->cc.rw + b->code, cold, x->cc.rw + cold, x->refused))
 		return true;
 	log_error("dbt", "block at physical %llx refused by the verifier: %s",
 		  (unsigned long long)xlate_block_phys(b), x->refused);

@@ -421,9 +421,12 @@ struct xlate_block *xlate_translate(struct dbt_cpu *cpu, uint64_t phys, uint64_t
  * @cold: offset of its cold part in the code cache, of @b->cold_len bytes
  */
 bool xlate_verify(struct dbt_cpu *cpu, const struct xlate_block *b, uint32_t cold);
-/** xlate_is_verified() - the same, and nothing else, on any thread that is no vCPU's; false with @why. */
-bool xlate_is_verified(const struct dbt_vm *vm, const struct xlate_block *b, uint32_t cold,
-		       char why[160]);
+/**
+ * xlate_is_verified() - the same, and nothing else, on any thread that is no vCPU's; false with @why.
+ * @code, @cold_code: copies of its parts, wherever they are
+ */
+bool xlate_is_verified(const struct dbt_vm *vm, const struct xlate_block *b, const uint8_t *code,
+		       uint32_t cold, const uint8_t *cold_code, char why[160]);
 /* stubs.c */
 int xlate_emit_stubs(struct dbt_vm *vm, struct error *err);
 
