@@ -90,7 +90,8 @@ struct process {
 	bool has_arrived;		      /* it came from another host, and is ours */
 	uint8_t code_key[CODE_SET_KEY_BYTES]; /* of the snapshot's translated code */
 	bool has_code_key;
-	struct snapcode_reader *code; /* that is being read; or NULL */
+	struct snapcode_reader *code;	  /* that is being read; or NULL */
+	struct working_set_reader *ahead; /* memory that is being read; or NULL */
 };
 
 static void tell(struct process *p, json_t *msg)
@@ -160,16 +161,17 @@ struct origin {
 	struct ram_files files;
 	struct working_set set; /* empty: none is known */
 	struct machine_restore restore;
+	struct working_set_reader **ahead; /* the process's */
 	bool is_prefault;
 };
 
 static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 {
-	const struct origin *o = arg;
+	struct origin *o = arg;
 	int r = ram_files_map(&o->files, ram, true, err);
 
 	if (r == 0 && !o->is_prefault)
-		working_set_prefetch(&o->set, ram);
+		*o->ahead = working_set_read_ahead(&o->set, ram);
 	return r;
 }
 
@@ -180,9 +182,9 @@ static void origin_close(struct origin *o)
 	working_set_free(&o->set);
 }
 
-static int origin_open(struct origin *o, const struct process *p, struct error *err)
+static int origin_open(struct origin *o, struct process *p, struct error *err)
 {
-	*o = (struct origin){ .is_prefault = p->args.is_prefault };
+	*o = (struct origin){ .is_prefault = p->args.is_prefault, .ahead = &p->ahead };
 	int r = snapstore_open_state(p->args.name, p->args.from, &o->state, err);
 
 	if (r == 0)
@@ -374,11 +376,12 @@ static int create_snapper(struct process *p, struct error *err)
 		r = migrator_create(&p->migrator, &mc, err);
 	if (r == 0 && p->args.from)
 		r = snapper_restored(p->snapper, p->args.from, err);
-	if (r == 0 && p->code)
-		snapper_load_code(p->snapper, p->code);
-	if (r == 0)
-		p->code = NULL; /* the snapper's */
-	return r;
+	if (r < 0)
+		return r;
+	snapper_take_readers(p->snapper, p->code, p->ahead);
+	p->code = NULL;
+	p->ahead = NULL;
+	return 0;
 }
 
 /* ---- events of the process ---- */
@@ -590,6 +593,7 @@ static void destroy(struct process *p)
 	p->has_moved = migrator_has_moved(p->migrator);
 	p->has_arrived = migrate_target_destroy(p->target);
 	snapcode_read_end(p->code);
+	working_set_read_end(p->ahead);
 	if (p->m) {
 		pthread_mutex_lock(machine_lock(p->m));
 		ctl_destroy(p->ctl);

@@ -34,11 +34,13 @@ struct snapper {
 	bool is_logging;
 	uint64_t writes[MACHINE_MAX_DISKS]; /* machine_block_writes() at that time */
 	struct snapper_moment base_moment;
-	struct ram_mend *mend;	      /* memory being put together again; or NULL */
-	struct snapcode_reader *code; /* translated code being loaded, or it was; or NULL */
-	struct below *below;	      /* layers of a disk being merged; or NULL */
-	struct agent *agent;	      /* the guest's; or NULL */
-	struct vclock *clock;	      /* never stops */
+	struct ram_mend *mend; /* memory being put together again; or NULL */
+	/* Threads of a start from a snapshot, under way or at their end: its code, and its memory; or NULL. */
+	struct snapcode_reader *code;
+	struct working_set_reader *ahead;
+	struct below *below;  /* layers of a disk being merged; or NULL */
+	struct agent *agent;  /* the guest's; or NULL */
+	struct vclock *clock; /* never stops */
 	struct pending *pending; /* what waits for the guest, or for a lock, before it begins; or NULL */
 	bool is_frozen;		 /* they are, at this very moment */
 	struct agent_job *thaw_job; /* it is being asked to thaw them; or NULL */
@@ -53,7 +55,7 @@ struct snapper {
 };
 
 uint64_t snap_now_us(void);
-/** snap_stop_threads() - that put memory together again or load code: before memory is mapped anew, logged anew or forked. */
+/** snap_stop_threads() - that put memory together again, read it ahead or load code: before memory is mapped anew, logged anew or forked. */
 void snap_stop_threads(struct snapper *s);
 
 /* ---- the log of changed pages ---- */

@@ -10,6 +10,7 @@
 #include "ctl/broker.h"
 #include "ctl/snap_int.h"
 #include "ctl/snapcode.h"
+#include "vm/working_set.h"
 
 uint64_t snap_now_us(void)
 {
@@ -25,12 +26,16 @@ void snap_stop_threads(struct snapper *s)
 	s->mend = NULL;
 	snapcode_read_end(s->code);
 	s->code = NULL;
+	working_set_read_end(s->ahead);
+	s->ahead = NULL;
 }
 
-void snapper_load_code(struct snapper *s, struct snapcode_reader *code)
+void snapper_take_readers(struct snapper *s, struct snapcode_reader *code, struct working_set_reader *ahead)
 {
 	s->code = code;
-	snapcode_load(code, machine_engine(s->m), machine_vm(s->m));
+	s->ahead = ahead;
+	if (code)
+		snapcode_load(code, machine_engine(s->m), machine_vm(s->m));
 }
 
 /* ---- the log of changed pages ---- */

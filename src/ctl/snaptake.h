@@ -91,8 +91,10 @@ bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *t
 int snapper_restored(struct snapper *s, const char *name, struct error *err);
 
 struct snapcode_reader;
-/** snapper_load_code() - and, after that, load its code beside the guest; takes @code. */
-void snapper_load_code(struct snapper *s, struct snapcode_reader *code);
+struct working_set_reader;
+/** snapper_take_readers() - after that: takes those of its code, which is loaded beside the guest from here on, and of its memory; or NULL. */
+void snapper_take_readers(struct snapper *s, struct snapcode_reader *code,
+			  struct working_set_reader *ahead);
 
 /** snapper_record() - some seconds from now: the working set of the snapshot that snapper_restored() was told,
  * unless it has one (vm/working_set.h), and the code that was translated, unless most of it was loaded (vm/code_set.h). */

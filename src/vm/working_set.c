@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <xxhash.h>
@@ -15,6 +17,7 @@ static const char magic[8] = "VIVWKSET";
 #define PAGEMAP_BYTES 8
 #define PAGEMAP_THERE (1ull << 63)
 #define PAGEMAP_CHUNK 4096u /* entries read at once */
+#define PIECE_PAGES   256u  /* read at once: who ends it waits for so much */
 #define PREFETCH_GAP  16u   /* pages between two runs that are read with them: less than a seek */
 
 void working_set_free(struct working_set *w)
@@ -137,17 +140,70 @@ int working_set_parse(struct working_set *out, const uint8_t *data, size_t len, 
 	return 0;
 }
 
-void working_set_prefetch(const struct working_set *w, const struct guest_ram *ram)
+/* ---- reading ahead ---- */
+
+struct working_set_reader {
+	pthread_t thread;
+	struct working_set set;
+	uint8_t *base; /* of the mapping */
+	_Atomic bool is_ending;
+};
+
+/* A hint: what the host refuses is read when it is touched. */
+static void advise(const struct working_set_reader *r, uint64_t first, uint64_t end, int advice)
 {
-	if (w->ram_bytes != ram->size_bytes)
-		return;
-	for (size_t i = 0, next; i < w->nruns; i = next) {
+	for (uint64_t n; first < end && !r->is_ending; first += n) {
+		n = MIN(end - first, (uint64_t)PIECE_PAGES);
+		(void)madvise(r->base + (first << GUEST_PAGE_SHIFT), n << GUEST_PAGE_SHIFT, advice);
+	}
+}
+
+/* All that is to be read is known to the host before anything is waited for. */
+static void *reader_main(void *arg)
+{
+	struct working_set_reader *r = arg;
+	const struct working_set *w = &r->set;
+
+	for (size_t i = 0, next; i < w->nruns && !r->is_ending; i = next) {
 		uint64_t first = w->runs[i].first, end = first + w->runs[i].n;
 
 		for (next = i + 1; next < w->nruns && w->runs[next].first - end <= PREFETCH_GAP; next++)
 			end = (uint64_t)w->runs[next].first + w->runs[next].n;
-		/* A hint: what the host refuses is read when it is touched. */
-		(void)madvise(ram->base + (first << GUEST_PAGE_SHIFT),
-			      (end - first) << GUEST_PAGE_SHIFT, MADV_WILLNEED);
+		advise(r, first, end, MADV_WILLNEED);
 	}
+	for (size_t i = 0; i < w->nruns && !r->is_ending; i++)
+		advise(r, w->runs[i].first, (uint64_t)w->runs[i].first + w->runs[i].n, MADV_POPULATE_READ);
+	return NULL;
+}
+
+struct working_set_reader *working_set_read_ahead(struct working_set *w, const struct guest_ram *ram)
+{
+	struct working_set_reader *r = w->ram_bytes == ram->size_bytes ? calloc(1, sizeof(*r)) : NULL;
+	sigset_t all, old;
+
+	if (!r)
+		return NULL;
+	r->base = ram->base;
+	r->set = *w;
+	*w = (struct working_set){ 0 };
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	int rc = pthread_create(&r->thread, NULL, reader_main, r);
+
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (rc == 0)
+		return r;
+	working_set_free(&r->set);
+	free(r);
+	return NULL;
+}
+
+void working_set_read_end(struct working_set_reader *r)
+{
+	if (!r)
+		return;
+	r->is_ending = true;
+	pthread_join(r->thread, NULL);
+	working_set_free(&r->set);
+	free(r);
 }

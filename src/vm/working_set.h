@@ -43,7 +43,13 @@ int working_set_save(const struct working_set *w, struct bytes *out, struct erro
 /** working_set_parse() - hostile bytes.  0, -EINVAL, -ENOMEM; working_set_free() after success. */
 int working_set_parse(struct working_set *w, const uint8_t *data, size_t len, struct error *err);
 
-/** working_set_prefetch() - have the host begin to read these pages of @ram, which is mapped from files.  Waits for nothing. */
-void working_set_prefetch(const struct working_set *w, const struct guest_ram *ram);
+struct working_set_reader;
+/**
+ * working_set_read_ahead() - have a thread read these pages of @ram, which is mapped from files, and put them in place, beside all else.
+ * Takes the runs of @w.  NULL: it does not, as they are of another machine, or the host has no thread.
+ */
+struct working_set_reader *working_set_read_ahead(struct working_set *w, const struct guest_ram *ram);
+/** working_set_read_end() - stop that, before memory is mapped anew, or goes, and before a fork.  NULL is fine. */
+void working_set_read_end(struct working_set_reader *r);
 
 #endif

@@ -2,6 +2,8 @@
 #include "base/unit.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <xxhash.h>
@@ -51,13 +53,52 @@ static void test_touched_pages(void **state)
 	assert_int_equal(working_set_save(&back, &b, &err), 0);
 	assert_int_equal(a.len, b.len);
 	assert_memory_equal(a.data, b.data, a.len);
-	working_set_prefetch(&back, &ram);
-	back.ram_bytes /= 2; /* of another machine: nothing */
-	working_set_prefetch(&back, &ram);
+	back.ram_bytes /= 2;
+	assert_null(working_set_read_ahead(&back, &ram)); /* of another machine */
 	working_set_free(&w);
 	working_set_free(&back);
 	bytes_free(&a);
 	bytes_free(&b);
+}
+
+static bool is_in_place(uint64_t page)
+{
+	struct working_set w = { 0 };
+
+	assert_int_equal(working_set_add(&w, &ram, page, 1, &err), 0);
+	bool is_there = has(&w, (uint32_t)page);
+
+	working_set_free(&w);
+	return is_there;
+}
+
+/* Pages of a file are put in place by the thread; it can be ended at any time. */
+static void test_read_ahead(void **state)
+{
+	int fd = memfd_create("ahead", MFD_CLOEXEC);
+
+	assert_int_equal(ftruncate(fd, RAM_BYTES), 0);
+	assert_int_equal(pwrite(fd, "x", 1, 7 * GUEST_PAGE_SIZE), 1);
+	assert_int_equal(pwrite(fd, "y", 1, 901 * GUEST_PAGE_SIZE), 1);
+	for (unsigned i = 0; i < 20; i++) {
+		struct working_set w = { .ram_bytes = RAM_BYTES, .nruns = 2 };
+
+		w.runs = calloc(2, sizeof(*w.runs));
+		w.runs[0] = (struct page_run){ 7, 1 };
+		w.runs[1] = (struct page_run){ 901, 1 };
+		assert_int_equal(ram_map(&ram, 0, RAM_BYTES, fd, &err), 0);
+		assert_false(is_in_place(7) || is_in_place(901));
+		struct working_set_reader *r = working_set_read_ahead(&w, &ram);
+
+		assert_non_null(r);
+		assert_null(w.runs);
+		while (i % 2 && !(is_in_place(7) && is_in_place(901)))
+			sched_yield();
+		working_set_read_end(r);
+	}
+	assert_int_equal(ram.base[901 * GUEST_PAGE_SIZE], 'y');
+	assert_int_equal(ram_map(&ram, 0, RAM_BYTES, -1, &err), 0);
+	close(fd);
 }
 
 static void expect_refused(struct bytes *b)
@@ -99,6 +140,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_touched_pages, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_read_ahead, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damaged_ones, setup, teardown),
 	};
 
