@@ -9,6 +9,7 @@
 
 #include "cli/cli.h"
 #include "cli/migrate.h"
+#include "cli/tokens.h"
 #include "cli/transport.h"
 #include "ctl/client.h"
 #include "ctl/migrate_claim.h"
@@ -194,12 +195,20 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 		    json_t **report, struct error *err)
 {
 	struct transport t;
+	struct tokens tokens;
 	int r = transport_connect(&t, to, a->links ? (unsigned)a->links : 1, &a->transport, err);
 
 	if (r < 0)
 		return r;
-	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:b, s:b, s:b}", "cmd", "migrate", "to", to,
-			       "name", a->name, "engine", a->engine, "verify", a->verify, "copy",
+	r = tokens_leave(&tokens, name, err);
+	if (r < 0) {
+		tokens_remove(&tokens);
+		transport_close(&t);
+		return r;
+	}
+	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:b, s:b, s:b}", "cmd", "migrate",
+			       "to", to, "name", a->name, "engine", a->engine, "token",
+			       tokens.text[0] ? tokens.text : NULL, "verify", a->verify, "copy",
 			       a->copy, "keep_running", a->priority == MIGRATE_KEEP_RUNNING_FIRST);
 	int e = rq ? 0 : -1;
 
@@ -215,6 +224,7 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 	}
 	r = request_over(name, rq, &t, report, err);
 	transport_close(&t);
+	tokens_remove(&tokens);
 	return r;
 }
 

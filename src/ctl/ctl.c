@@ -542,6 +542,7 @@ static int cmd_migrate(struct ctl_conn *conn, json_t *request, json_t *reply, st
 		.to = json_string_value(json_object_get(request, "to")),
 		.name = json_string_value(json_object_get(request, "name")),
 		.engine = json_string_value(json_object_get(request, "engine")),
+		.token = json_string_value(json_object_get(request, "token")),
 		.max_downtime_ns = arg_uint(request, "max_downtime_us", 0) * 1000,
 		.deadline_ns = arg_uint(request, "deadline_ms", 0) * 1000000,
 		.bytes_per_s = arg_uint(request, "bytes_per_s", 0),
@@ -658,6 +659,7 @@ static const struct ctl_arg migrate_args[] = {
 	{ "bytes_per_s",     CTL_UINT,   false, 1, UINT32_MAX * 1024ULL, "that the links may carry" },
 	{ "keep_running",    CTL_BOOL,   false, 0, 0, "rather give up than slow it down" },
 	{ "verify",          CTL_BOOL,   false, 0, 0, "compare all pages and copied disks by checksum before it runs there" },
+	{ "token",           CTL_STRING, false, 32, 32, "in the name of files beside the machine's, which shows that the target sees them" },
 	{ "copy",            CTL_BOOL,   false, 0, 0, "copy disks also where the target sees them" },
 	ARG_END,
 };

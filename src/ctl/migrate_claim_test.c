@@ -230,6 +230,36 @@ static void test_folder(void **state)
 	must(migrate_settle("web", &err));
 	assert_int_equal(stat(folder, &st), -1);
 
+	/* Storage that another host shares: the file is the same, and the source has left its token beside it. */
+	_cleanup_free_ char *disk = paths_format(&err, "%s/d.raw", home);
+	_cleanup_free_ char *token = migrate_token_path(disk, "00112233445566778899aabbccddeeff", &err);
+
+	for (unsigned i = 0; i < 5; i++) {
+		make_offer(&o);
+		snprintf(o.token, sizeof(o.token), "00112233445566778899aabbccddeeff");
+		must(vmconfig_set(&o.config.disks[0].path, disk, &err));
+		must(paths_write_file(disk, "x", 1, &err));
+		assert_int_equal(truncate(disk, 1 * MIB), 0);
+		assert_int_equal(stat(disk, &st), 0);
+		/* 1: no token; 2: another file; 3: it is a link; 4: copied all the same */
+		o.disks[0] = (struct migrate_file){ .dev = 99,
+						    .ino = st.st_ino + (i == 2),
+						    .size_bytes = 1 * MIB };
+		o.copies_all = i == 4;
+		unlink(token);
+		if (i == 3)
+			assert_int_equal(symlink(disk, token), 0);
+		else if (i != 1)
+			must(paths_write_file(token, "", 0, &err));
+		lock = migrate_make_folder(&o, &err);
+		must(lock);
+		close(lock);
+		assert_int_equal(o.disks[0].is_copied, i > 0);
+		assert_int_equal(!strcmp(o.config.disks[0].path, disk), i == 0);
+		must(migrate_settle("web", &err));
+		migrate_offer_free(&o);
+	}
+
 	/* A source elsewhere cannot have a file of this host's used as what a disk begins with. */
 	for (unsigned i = 0; i < 4; i++) {
 		make_offer(&o);

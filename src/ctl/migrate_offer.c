@@ -49,12 +49,13 @@ json_t *migrate_offer_json(const struct migrate_offer *o)
 			json_decref(disks);
 			disks = NULL;
 		}
-	return json_pack("{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}",
-			 "format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links", (int)o->nlinks,
-			 "verify", o->verifies, "copy", o->copies_all, "host", o->host_boot,
-			 "folder", o->folder, "mapping", (json_int_t)o->mapping_bytes, "config",
-			 config, "disks", disks, "kernel", file_json(&o->kernel), "initrd",
-			 file_json(&o->initrd), "firmware", file_json(&o->firmware));
+	return json_pack(
+		"{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}",
+		"format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links", (int)o->nlinks,
+		"verify", o->verifies, "copy", o->copies_all, "host", o->host_boot, "token",
+		o->token, "folder", o->folder, "mapping", (json_int_t)o->mapping_bytes, "config",
+		config, "disks", disks, "kernel", file_json(&o->kernel), "initrd",
+		file_json(&o->initrd), "firmware", file_json(&o->firmware));
 }
 
 static int bad(struct error *err, const char *what)
@@ -98,6 +99,7 @@ static int get_disks(struct migrate_offer *o, json_t *list, struct error *err)
 static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 {
 	char id[MIGRATE_ID_TEXT];
+	uint8_t token[MIGRATE_ID_BYTES];
 	json_t *links = json_object_get(j, "links"), *mapping = json_object_get(j, "mapping");
 	json_t *verify = json_object_get(j, "verify"), *copy = json_object_get(j, "copy");
 	const char *folder = json_string_value(json_object_get(j, "folder"));
@@ -109,6 +111,10 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 		r = get_text(o->viv, sizeof(o->viv), json_object_get(j, "viv"), "viv", err);
 	if (r == 0)
 		r = get_text(o->host_boot, sizeof(o->host_boot), json_object_get(j, "host"), "host", err);
+	if (r == 0)
+		r = get_text(o->token, sizeof(o->token), json_object_get(j, "token"), "token", err);
+	if (r == 0 && o->token[0])
+		r = migrate_id_parse(token, o->token, err);
 	if (r == 0 && (!folder || folder[0] != '/' || strlen(folder) >= 4096))
 		r = bad(err, "folder");
 	if (r == 0)
@@ -239,13 +245,31 @@ static bool is_same_host(const struct migrate_offer *o)
 	return boot[0] && !strcmp(boot, o->host_boot);
 }
 
-/* Is @path here the file that the source has under this name? */
+char *migrate_token_path(const char *file, const char *token, struct error *err)
+{
+	const char *slash = strrchr(file, '/');
+
+	return paths_format(err, "%.*s/.viv-%s", slash ? (int)(slash - file) : 1,
+			    slash ? file : ".", token);
+}
+
+/* Has the source left its token beside @path? */
+static bool has_token(const struct migrate_offer *o, const char *path)
+{
+	_cleanup_free_ char *at = o->token[0] ? migrate_token_path(path, o->token, NULL) : NULL;
+	struct stat st;
+
+	return at && host.fstatat(AT_FDCWD, at, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       S_ISREG(st.st_mode) && st.st_uid == geteuid();
+}
+
+/* Is @path here the file that the source has under this name?  Numbers of file systems mean something on one host only. */
 static bool is_seen(const struct migrate_offer *o, const char *path, const struct migrate_file *f)
 {
 	struct stat st;
 
-	return is_same_host(o) && host.fstatat(AT_FDCWD, path, &st, 0) == 0 &&
-	       S_ISREG(st.st_mode) && st.st_dev == f->dev && st.st_ino == f->ino;
+	return host.fstatat(AT_FDCWD, path, &st, 0) == 0 && S_ISREG(st.st_mode) &&
+	       st.st_ino == f->ino && (is_same_host(o) ? st.st_dev == f->dev : has_token(o, path));
 }
 
 /* ... and shall it be used? */

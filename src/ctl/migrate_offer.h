@@ -23,13 +23,14 @@ struct migrate_file {
 struct migrate_offer {
 	uint8_t id[MIGRATE_ID_BYTES];
 	unsigned nlinks;
-	bool verifies;		/* checksums of all pages, and of what is copied, come */
-	bool copies_all;	/* also what the target sees is copied */
-	char viv[32];		/* version of the source */
-	char host_boot[40];	/* of the source, snapshot_host_boot() */
-	char *folder;		/* the source's, of the machine */
-	uint64_t mapping_bytes; /* RAM and ROM */
-	struct vmconfig config; /* with the name that it shall have at the target */
+	bool verifies;		     /* checksums of all pages, and of what is copied, come */
+	bool copies_all;	     /* also what the target sees is copied */
+	char viv[32];		     /* version of the source */
+	char host_boot[40];	     /* of the source, snapshot_host_boot() */
+	char token[MIGRATE_ID_TEXT]; /* of shared storage; "": none */
+	char *folder;		     /* the source's, of the machine */
+	uint64_t mapping_bytes;	     /* RAM and ROM */
+	struct vmconfig config;	     /* with the name that it shall have at the target */
 	struct migrate_file kernel, initrd, firmware, disks[MACHINE_MAX_DISKS];
 };
 
@@ -40,6 +41,13 @@ void migrate_offer_free(struct migrate_offer *o);
 json_t *migrate_offer_json(const struct migrate_offer *o);
 /** migrate_offer_parse() - hostile bytes; after migrate_offer_init().  0, -EINVAL, -ENOTSUP (another version), -ENOMEM with @err set. */
 int migrate_offer_parse(struct migrate_offer *o, const void *data, size_t len, struct error *err);
+
+/**
+ * migrate_token_path() - the file beside @file that shows a target on another host that it sees the source's file: ".viv-TOKEN".  Who made it may write that
+ * folder, and @token is a random number; so a source elsewhere can't have any file of the target's taken for its own.
+ * Allocated; NULL with @err set.
+ */
+char *migrate_token_path(const char *file, const char *token, struct error *err);
 
 /** migrate_file_of() - file number @n of vm/migrate_disk.h, and its path in *@path; NULL: the machine has none such. */
 struct migrate_file *migrate_file_of(struct migrate_offer *o, uint32_t n, const char **path);

@@ -78,6 +78,13 @@ static int describe(struct migrator *g, const struct migrate_request *rq, struct
 		r = vmconfig_set(&o->config.name, rq->name, err);
 	if (r == 0 && rq->engine)
 		r = vmconfig_set(&o->config.engine, rq->engine, err);
+	if (r == 0 && rq->token) {
+		uint8_t token[MIGRATE_ID_BYTES];
+
+		r = migrate_id_parse(token, rq->token, err);
+		if (r == 0)
+			migrate_id_text(o->token, token);
+	}
 	if (r == 0)
 		r = migrate_id_new(o->id, err);
 	if (r < 0)

@@ -130,6 +130,7 @@ def test_disk_is_copied(hosts, debian, tmp_path):
         counter.reaches(counter.next() + 5)  # it reads what it is going to write: STALE
         a.wait_until(lambda: a.is_clean("m"), "the source is clean")
         a, b = b, a
+    assert not list(tmp_path.glob(".viv-*"))  # what shows shared storage goes with the migration
     folder = a.home / "vms" / "m"
     assert (folder / "disk-1.raw").read_bytes() == iso.read_bytes()
     assert (folder / "kernel").read_bytes() == (debian / "vmlinuz").read_bytes()
