@@ -203,7 +203,7 @@ static int be_broker(struct stage *s, int result_fd, bool as_json)
 	struct error err;
 
 	fflush(NULL);
-	int r = confine_split(&c, machines, &err);
+	int r = confine_split(&c, machines, false, &err);
 
 	if (r == CONFINE_MACHINE) {
 		broker_use(c.door, c.pagemap_fd);

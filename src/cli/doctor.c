@@ -173,7 +173,7 @@ static void try_confinement(int fd)
 	char text[CONFINE_TEXT];
 	struct confine c;
 	struct error err;
-	int r = confine_split(&c, none, &err);
+	int r = confine_split(&c, none, false, &err);
 
 	if (r == CONFINE_MACHINE)
 		_exit(0);

@@ -15,6 +15,7 @@
 #include "ctl/migrate_claim.h"
 #include "ctl/migrate_link.h"
 #include "ctl/paths.h"
+#include "ctl/vmlock.h"
 
 #define TICK_MS 250
 
@@ -29,7 +30,7 @@ static const struct opt migrate_opts[] = {
 	OPT_STRING(struct args, o.name, "name", "NAME", "of the machine there (default: as here)"),
 	OPT_DURATION(struct args, o.max_downtime, "max-downtime", "TIME",
 		     "that it may stand still (default 100ms)", 1000000, 3600LL * 1000000000),
-	OPT_DURATION(struct args, o.deadline, "deadline", "TIME", "by when it has to be there",
+	OPT_DURATION(struct args, o.deadline, "deadline", "TIME", "by when it has to run there",
 		     1000000, 7LL * 24 * 3600 * 1000000000),
 	OPT_CHOICE(struct args, o.priority, "priority",
 		   "keep-running|finish", "what counts more: that the guest is not slowed down, or that it gets there (default finish)",
@@ -48,8 +49,8 @@ static const struct opt migrate_opts[] = {
 		 "also over tcp://, where everybody on the way sees and changes it"),
 	OPT_FLAG(struct args, o.copy,
 		 "copy", "copy disks also where the target sees the same files (default: only what it does not see)"),
-	OPT_FLAG(struct args, recover, "recover",
-		 "the link was lost at the last moment: ask whether it runs there"),
+	OPT_FLAG(struct args, recover,
+		 "recover", "the link was lost at the last moment: ask whether it runs there, and bring it the rest of its memory"),
 	OPT_FLAG(struct args, cancel, "cancel", "a migration that is under way: the machine stays here"),
 	OPT_FLAG(struct args, status, "status", "show one that is under way"),
 	OPT_FLAG(struct args, json, "json", "print JSON"),
@@ -68,7 +69,15 @@ const struct opts_cmd cli_migrate_cmd = {
 		"in one piece, without snapshots.\n\n"
 		"The machine runs on while its memory is copied, and stands still for the last of "
 		"it.  Until the\n"
-		"target has everything, the machine stays here whatever happens; Ctrl-C cancels.",
+		"target has everything, the machine stays here whatever happens; Ctrl-C cancels.  "
+		"If it "
+		"cannot be there by the\n"
+		"deadline, or changes its memory faster than the link carries it, it runs there "
+		"before the rest "
+		"of its memory has\n"
+		"come, and waits for what it touches; should the link be lost then, it stands "
+		"still until "
+		"--recover.",
 	.opts = migrate_opts,
 	.min_args = 1,
 	.max_args = 2,
@@ -164,6 +173,10 @@ void migrate_print(const char *name, json_t *j)
 	       "ms\n",
 	       name, json_string_value(json_object_get(j, "to")), of(j, "elapsed_us") / 1e6,
 	       of(j, "sent_bytes") / MIB, of(j, "rounds"), of(j, "downtime_us") / 1e3);
+	if (of(j, "pages_late") > 0)
+		printf("%.1f MiB of that went after it, %.0f pages of them because it waited for "
+		       "them\n",
+		       of(j, "pages_late") * 4096 / MIB, of(j, "pages_wanted"));
 }
 
 /* ---- requests ---- */
@@ -259,6 +272,12 @@ static int recover_folder(const char *name, struct transport *t, struct migrate_
 			cli_note("%s did not move; viv start %s starts it", name, name);
 		return r;
 	}
+	if (answer == MIGRATE_ANSWER_LACKING)
+		return error_set(err, -ENODATA,
+				 "%s stands still at %s for want of memory that was lost with its "
+				 "process here; viv stop -f "
+				 "there ends it, and viv start switches it on again",
+				 name, mark->to);
 	mark->has_moved = true;
 	r = mark_put(name, mark, err);
 	if (r == 0)
@@ -283,13 +302,16 @@ static int recover(const char *name, const char *to, const struct transport_opti
 			err, -EALREADY,
 			"machine \"%s\" moved to %s; viv rm %s removes what is left of it here",
 			name, mark.to, name);
-	if (r == 0)
-		r = transport_connect(&t, to ? to : mark.to, 1, o, err);
+	/* One whose process was killed may have a broker for a moment. */
+	_cleanup_close_ int lock = r == 0 ? vmlock_take(name, err) : r;
+
+	if (lock < 0 && lock != -EBUSY)
+		return lock;
+	r = transport_connect(&t, to ? to : mark.to, 1, o, err);
 	if (r < 0)
 		return r;
-	r = cli_is_running(name)
-		    ? request_over(name, json_pack("{s:s}", "cmd", "migrate-recover"), &t, report, err)
-		    : recover_folder(name, &t, &mark, err);
+	r = lock < 0 ? request_over(name, json_pack("{s:s}", "cmd", "migrate-recover"), &t, report, err)
+		     : recover_folder(name, &t, &mark, err);
 	transport_close(&t);
 	return r;
 }

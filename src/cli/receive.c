@@ -18,6 +18,7 @@
 #include "cli/tcplink.h"
 #include "cli/tls.h"
 #include "cli/transport.h"
+#include "ctl/migrate_lazy.h"
 #include "ctl/migrate_link.h"
 #include "ctl/migrate_offer.h"
 #include "ctl/paths.h"
@@ -87,6 +88,13 @@ static int answer(struct migrate_link *l, const struct migrate_header *h, struct
 		return error_set(err, -EPROTO, "a question about no migration");
 	int r = claim_ask(l->payload, err);
 
+	if (r == MIGRATE_ANSWER_RAN) {
+		/* A machine that lacks memory answers itself, and goes on with this link. */
+		int passed = migrate_door_pass(l->payload, l->fd, err);
+
+		if (passed != -ENOENT)
+			return passed;
+	}
 	if (r < 0)
 		return r;
 	what = (uint8_t)r;
@@ -115,6 +123,7 @@ static void *await_machine(void *arg)
 
 	a->status = spawned_wait_ready(&a->process, engine, reason, &err) < 0 ? EXIT_FAILED : EXIT_FINE;
 	spawned_free(&a->process);
+	migrate_door_close(a->offer.id); /* all of its memory is here, or it is gone */
 	if (a->status == EXIT_FINE)
 		cli_note("%s is here, on engine %s", name, engine);
 	else
@@ -132,16 +141,18 @@ static void *await_machine(void *arg)
 
 static int start_machine(struct arrival *a, struct error *err)
 {
-	int fds[MIGRATE_STREAMS_MAX];
-	const struct spawn_from from = { .links = fds, .nlinks = a->nlinks };
+	int fds[MIGRATE_FDS_MAX];
+	const struct spawn_from from = { .links = fds, .nlinks = a->nlinks + 1 };
 	struct error why;
 
 	for (unsigned i = 0; i < a->nlinks; i++)
 		fds[i] = a->links[i].fd;
-	_cleanup_close_ int lock = migrate_make_folder(&a->offer, err);
+	_cleanup_close_ int door = migrate_door_listen(a->offer.id, err);
+	_cleanup_close_ int lock = door < 0 ? door : migrate_make_folder(&a->offer, err);
 
 	if (lock < 0)
 		return lock;
+	fds[a->nlinks] = door;
 	int r = spawn_machine(&a->process, &a->offer.config, lock, &from, false, err);
 
 	if (r < 0 && migrate_settle(a->offer.config.name, &why) < 0)

@@ -21,7 +21,7 @@ struct pass {
 };
 #define MAX_PASS  5
 #define MAX_ARGS  24
-#define MAX_LINKS 16
+#define MAX_LINKS 17
 
 struct child {
 	const char *args[MAX_ARGS];

@@ -31,7 +31,7 @@ struct spawn_from {
 	const char *snapshot;
 	bool is_prefault; /* memory is read ahead */
 	bool skips_time;  /* struct snapper_waking */
-	const int *links; /* borrowed */
+	const int *links; /* borrowed; the last is the door (ctl/migrate_lazy.h) */
 	unsigned nlinks;
 };
 

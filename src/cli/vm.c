@@ -20,6 +20,7 @@
 #include "ctl/ctl.h"
 #include "ctl/events.h"
 #include "ctl/migrate.h"
+#include "ctl/migrate_lazy.h"
 #include "ctl/migrate_target.h"
 #include "ctl/paths.h"
 #include "ctl/snapcode.h"
@@ -41,7 +42,8 @@ struct args {
 static const struct opt vm_opts[] = {
 	OPT_STRING(struct args, name, "name", "NAME", "which machine"),
 	OPT_STRING(struct args, from, "from", "SNAP", "go on from this snapshot of it"),
-	OPT_STRING(struct args, incoming, "incoming", "FD,FD...", "links of a migration that it comes over"),
+	OPT_STRING(struct args, incoming, "incoming", "FD,...,FD",
+		   "links of a migration that it comes over, and the door for another"),
 	OPT_FLAG(struct args, is_prefault, "prefault", "read its memory ahead"),
 	OPT_FLAG(struct args, skips_time, "skip-time", "its clocks jump by the time since the snapshot"),
 	OPT_UINT(struct args, lock_fd, "lock-fd", "FD", "the machine's lock", 3, 65535),
@@ -78,6 +80,7 @@ struct process {
 	struct loop_fd *signal_watch, *lifeline_watch, *door_watch;
 	char *vm_dir;
 	char engine_reason[256];
+	int faults_fd; /* of one that comes (ctl/migrate_lazy.h); -1: none */
 	bool is_confined;
 	char confinement[CONFINE_TEXT]; /* by what, or why not */
 	struct broker_start start;	/* of it, or of its broker */
@@ -244,13 +247,13 @@ static void take_cards(struct process *p, struct machine_config *cfg)
 	s->ncards = 0; /* the machine's */
 }
 
-/* "5,6": the links. */
-static unsigned parse_links(const char *at, int fds[MIGRATE_STREAMS_MAX])
+/* "5,6,7": the links; the last is the door. */
+static unsigned parse_links(const char *at, int fds[MIGRATE_FDS_MAX])
 {
 	unsigned n = 0;
 	char *end;
 
-	for (; at && n < MIGRATE_STREAMS_MAX; at = end + 1) {
+	for (; at && n < MIGRATE_FDS_MAX; at = end + 1) {
 		fds[n++] = (int)strtol(at, &end, 10);
 		if (*end != ',')
 			break;
@@ -261,10 +264,15 @@ static unsigned parse_links(const char *at, int fds[MIGRATE_STREAMS_MAX])
 /* And what comes first over them. */
 static int open_target(struct process *p, struct error *err)
 {
-	int fds[MIGRATE_STREAMS_MAX];
-	unsigned n = parse_links(p->args.incoming, fds);
+	struct migrate_fds fds = { .faults = p->faults_fd };
+	int all[MIGRATE_FDS_MAX];
+	unsigned n = parse_links(p->args.incoming, all);
 
-	return migrate_target_open(&p->target, p->args.name, fds, n, err);
+	fds.links = all;
+	fds.nlinks = n - 1;
+	fds.door = all[n - 1];
+	p->faults_fd = -1; /* the target's */
+	return migrate_target_open(&p->target, p->args.name, &fds, err);
 }
 
 /* Its disks are the source's until the last moment. */
@@ -476,6 +484,19 @@ static void on_arrived(void *ctx, const struct error *err)
 	machine_end(p->m, END_FAILED, 1, err->text);
 }
 
+/* What waits for memory that will not come must not go on without it. */
+static void on_ending(void *arg)
+{
+	struct process *p = arg;
+
+	if (!migrate_target_forgo(p->target))
+		return;
+	log_warn("vm", "the machine ends before all of its memory is here");
+	tell(p, json_pack("{s:s, s:i, s:i, s:s}", "event", "end", "status", 0, "reason", (int)END_STOPPED,
+			  "text", "the machine was stopped before all of its memory was here"));
+	_exit(EXIT_FINE);
+}
+
 static int await_incoming(struct process *p, struct error *err)
 {
 	const struct migrate_target_config tc = {
@@ -483,6 +504,7 @@ static int await_incoming(struct process *p, struct error *err)
 	};
 	int r = machine_start(p->m, true, err);
 
+	machine_before_end(p->m, on_ending, p);
 	return r == 0 ? migrate_target_begin(p->target, &tc, err) : r;
 }
 
@@ -693,7 +715,7 @@ static int fix_home(struct error *err)
 static int split(struct process *p, struct confine *c, struct error *err)
 {
 	const int given[] = { (int)p->args.status_fd, (int)p->args.console_fd, (int)p->args.lifeline_fd };
-	int machines[MIGRATE_STREAMS_MAX + ARRAY_SIZE(given) + 1];
+	int machines[MIGRATE_FDS_MAX + ARRAY_SIZE(given) + 1];
 	unsigned n = parse_links(p->args.incoming, machines);
 
 	for (unsigned i = 0; i < ARRAY_SIZE(given); i++)
@@ -704,7 +726,7 @@ static int split(struct process *p, struct confine *c, struct error *err)
 
 	if (r < 0)
 		return r;
-	r = confine_split(c, machines, err);
+	r = confine_split(c, machines, p->args.incoming != NULL, err);
 	if (r != CONFINE_MACHINE) {
 		/* What is to be removed is the broker's to remove. */
 		p->host.is_dir_ours &= !c->is_machine;
@@ -715,6 +737,7 @@ static int split(struct process *p, struct confine *c, struct error *err)
 	p->start.pid = c->machine_pid;
 	prctl(PR_SET_NAME, "viv");
 	p->is_confined = true;
+	p->faults_fd = c->faults_fd;
 	confine_describe(c, p->confinement);
 	log_write(c->has_namespaces && c->landlock_abi ? LOG_DEBUG : LOG_WARN, "vm", "confined: %s",
 		  p->confinement);
@@ -727,6 +750,8 @@ static int run_unconfined(struct process *p, const char *why)
 	snprintf(p->confinement, sizeof(p->confinement), "none: %s", why);
 	log_warn("vm", "not confined, it has the user's rights: %s", why);
 	take_start(p);
+	if (p->args.incoming)
+		p->faults_fd = migrate_faults_open(NULL);
 	return run(p);
 }
 
@@ -783,6 +808,7 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 	const struct process *from = arg;
 	struct process p = { .args = { .name = name, .status_fd = (uint64_t)status_fd },
 			     .signal_fd = -1,
+			     .faults_fd = -1,
 			     .restore = restore,
 			     .moment = moment,
 			     .ops = machine_engine(from->m),
@@ -821,7 +847,7 @@ static void take_code_key(struct process *p)
 
 int cli_vm(int argc, char **argv)
 {
-	struct process p = { .signal_fd = -1 };
+	struct process p = { .signal_fd = -1, .faults_fd = -1 };
 	struct opts_rest rest;
 	struct error err;
 	int status;

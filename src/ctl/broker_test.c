@@ -900,7 +900,7 @@ static int run_confined(struct scene *s, void (*machine)(void))
 		const int none[] = { -1 };
 		struct confine c;
 		struct error err;
-		int r = confine_split(&c, none, &err);
+		int r = confine_split(&c, none, false, &err);
 
 		if (r == CONFINE_MACHINE) {
 			broker_use(c.door, c.pagemap_fd);

@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 
 #include "base/jail.h"
+#include "ctl/migrate_lazy.h"
 
 #define NAMESPACES                                                                                 \
 	(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | \
@@ -151,6 +152,7 @@ static int become_machine(struct confine *c, int door, int sync, struct error *e
 
 	c->door = door;
 	c->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	c->faults_fd = c->is_incoming ? migrate_faults_open(NULL) : -1;
 	if (c->has_namespaces) {
 		r = jail_empty_root();
 		if (r < 0)
@@ -298,11 +300,14 @@ static int split(struct confine *c, bool with_namespaces, const int *machines, s
 	return r;
 }
 
-int confine_split(struct confine *c, const int *machines, struct error *err)
+int confine_split(struct confine *c, const int *machines, bool is_incoming, struct error *err)
 {
+	const struct confine none = {
+		.door = -1, .pagemap_fd = -1, .faults_fd = -1, .status_fd = -1, .is_incoming = is_incoming
+	};
 	struct error why;
 
-	*c = (struct confine){ .door = -1, .pagemap_fd = -1, .status_fd = -1 };
+	*c = none;
 	int r = split(c, true, machines, &why);
 
 	if (r >= 0 || c->is_machine) {
@@ -310,7 +315,8 @@ int confine_split(struct confine *c, const int *machines, struct error *err)
 			*err = why;
 		return r;
 	}
-	*c = (struct confine){ .door = -1, .pagemap_fd = -1, .status_fd = -1, .why_not = why };
+	*c = none;
+	c->why_not = why;
 	return split(c, false, machines, err);
 }
 

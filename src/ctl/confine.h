@@ -26,12 +26,14 @@ struct confine {
 	int door;	   /* the broker: where requests come; the machine: to the broker */
 	pid_t machine_pid; /* as the host counts */
 	int pagemap_fd;	   /* the machine: its own /proc/self/pagemap; -1: none */
+	int faults_fd; /* the machine: of migrate_faults_open() (migrate_lazy.h), which the filter forbids; -1: none */
 	/* in force for the machine */
 	bool has_namespaces;
 	int landlock_abi;     /* 0: no Landlock */
 	struct error why_not; /* why there are no namespaces; empty: there are */
 	/* the broker's */
-	pid_t child;	 /* init, or the machine */
+	pid_t child; /* init, or the machine */
+	bool is_incoming;
 	bool is_machine; /* this process is; also where confine_split() failed in it */
 	int status_fd;
 };
@@ -39,9 +41,10 @@ struct confine {
 /**
  * confine_split() - become two processes.  Called without other threads.
  * @machines: descriptors that are the machine's alone, which the broker closes; ends with -1
+ * @is_incoming: it comes from another host, and may have to wait for its memory: faults_fd
  * Returns twice: CONFINE_BROKER, CONFINE_MACHINE (from then on confined); or -errno with @err set.
  */
-int confine_split(struct confine *c, const int *machines, struct error *err);
+int confine_split(struct confine *c, const int *machines, bool is_incoming, struct error *err);
 
 /** confine_wait() - in the broker, when its door was closed: how the machine ended, as waitpid(2) tells. */
 int confine_wait(struct confine *c);

@@ -376,6 +376,10 @@ static int need_snapper(struct ctl_conn *conn, struct error *err)
 		return error_set(err, -EBUSY, "%s", away);
 	if (migrator_is_active(conn->ctl->cfg.migrator))
 		return error_set(err, -EBUSY, "the machine is being moved to another host");
+	if (machine_ram(conn->ctl->cfg.machine)->is_lazy)
+		return error_set(
+			err, -EBUSY,
+			"a part of the machine's memory is still on its way here; wait for that");
 	return conn->ctl->cfg.snapper ? 0 : error_set(err, -ENODEV, "this machine takes no snapshots");
 }
 
@@ -772,7 +776,7 @@ static const struct ctl_field fork_answer[] = {
 	END,
 };
 #define MIGRATE_FIELDS \
-	{ "state",                CTL_STRING, false, "offered, precopy, switching, releasing, committed, doubt, moved, kept" }, \
+	{ "state",                CTL_STRING, false, "offered, precopy, switching, releasing, committed, doubt, serving, stranded, moved, kept" }, \
 	{ "text",                 CTL_STRING, false, "the same for people" }, \
 	{ "to",                   CTL_STRING, false, "where to" }, \
 	{ "elapsed_us",           CTL_UINT,   false, "since it began" }, \
@@ -786,7 +790,9 @@ static const struct ctl_field fork_answer[] = {
 	{ "throttle_percent",     CTL_UINT,   false, "that the guest's CPUs are held" }, \
 	{ "expected_downtime_us", CTL_UINT,   false, "if it paused now" }, \
 	{ "disk_bytes_sent",      CTL_UINT,   false, "of disks and the like" }, \
-	{ "disk_bytes_left",      CTL_UINT,   false, "of this round of disks, or written since" }
+	{ "disk_bytes_left",      CTL_UINT,   false, "of this round of disks, or written since" }, \
+	{ "pages_late",           CTL_UINT,   false, "sent after the machine had gone" }, \
+	{ "pages_wanted",         CTL_UINT,   false, "of those, waited for by the guest" }
 static const struct ctl_field migrate_answer[] = {
 	MIGRATE_FIELDS,
 	{ "downtime_us",    CTL_UINT, false, "that the machine stood still" },

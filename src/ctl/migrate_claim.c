@@ -87,7 +87,7 @@ static void remove_old(const char *folder)
 
 	while (d && (e = readdir(d)))
 		if (host.fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-		    S_ISREG(st.st_mode) && st.st_mtime < now - KEEP_S &&
+		    (S_ISREG(st.st_mode) || S_ISSOCK(st.st_mode)) && st.st_mtime < now - KEEP_S &&
 		    host.unlinkat(dirfd(d), e->d_name, 0) < 0)
 			log_debug("migrate", "cannot remove %s: %s", e->d_name, strerror(errno));
 	if (d)

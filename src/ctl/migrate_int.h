@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside of the source: migrate_source.c (states and what they ask for), migrate_send.c (rounds of memory).
+ * Inside of the source: migrate_source.c (states and what they ask for), migrate_send.c (rounds of memory), migrate_serve.c (post-copy).
  *
  * Fields of struct migrator are the migration's thread's while it lives, but for those marked.
  */
@@ -39,6 +39,7 @@ struct migrate_figures {
 	_Atomic int64_t begin_ns, end_ns; /* CLOCK_MONOTONIC */
 	_Atomic uint64_t first_pause_ns, downtime_ns;
 	_Atomic uint64_t disk_bytes_sent, disk_bytes_left;
+	_Atomic uint64_t pages_late, pages_wanted; /* sent after the machine had gone; of these, asked for */
 };
 
 /* What is copied of files (migrate_disk.c). */
@@ -77,20 +78,37 @@ struct migrator {
 	unsigned nlinks;
 	struct migrate_disks disks;
 	struct bytes first_state;
-	uint64_t *todo; /* a bit a page: to be sent in this round */
+	uint64_t *todo; /* a bit a page: to be sent; in a round each word is one link's thread's */
 	uint32_t round;
 	bool has_mark, is_sharing_log, was_paused, are_disks_away, is_paused;
 	int64_t paused_at_ns;
+	/* Post-copy. */
+	bool can_be_lazy;	  /* the target says so */
+	bool is_lazy;		  /* what is in todo goes after the machine */
+	uint64_t cursor;	  /* where todo is looked at next */
+	uint64_t nahead;	  /* pages sent that the target has not said to have */
 	double page_ns, trip_ns;  /* measured: of a page with everything; of a round without any */
 	uint64_t throttled_bytes; /* sent since limit_from_ns */
 	int64_t limit_from_ns;
 };
 
 /**
- * migrate_send_round() - the pages of g->todo over all links, with a ROUND record after them; clears todo.
+ * migrate_send_round() - the pages of g->todo over all links, with a ROUND record after them.  What was sent is not in todo any more: nothing is, but
+ * when the deadline came, and the rest can go after the machine.
  * @waits: until the target has them (ROUND_DONE), and learn from it
  */
 int migrate_send_round(struct migrator *g, bool waits, struct error *err);
+/** migrate_send_pages() - @n pages, ascending, over link 0 at once; a page of zeros costs next to nothing. */
+int migrate_send_pages(struct migrator *g, const uint64_t *pages, unsigned n, struct error *err);
+
+/** migrate_serve_record() - of a target that lacks memory, while something else is awaited: true if it was one (WANT, GOT) that is dealt with, *@r then
+ * 0 or -errno. */
+bool migrate_serve_record(struct migrator *g, const struct migrate_header *h, int *r, struct error *err);
+/** migrate_serve() - send todo, what is asked for first, until the target lacks nothing: 0, or -errno as of links. */
+int migrate_serve(struct migrator *g, struct error *err);
+/** migrate_serve_again() - over a new link: todo is what the target says.  0 or -errno. */
+int migrate_serve_again(struct migrator *g, struct error *err);
+
 int migrate_senders_init(struct migrator *g, struct error *err);
 void migrate_senders_free(struct migrator *g);
 uint64_t migrate_count_pages(const struct migrator *g);

@@ -200,7 +200,7 @@ json_t *migrate_accept_json(struct migrate_offer *o)
 			return NULL;
 		}
 	}
-	return json_pack("{s:o}", "copy", list);
+	return json_pack("{s:o, s:b}", "copy", list, "post_copy", o->can_post_copy);
 }
 
 int migrate_accept_parse(struct migrate_offer *o, const void *data, size_t len, struct error *err)
@@ -222,6 +222,7 @@ int migrate_accept_parse(struct migrate_offer *o, const void *data, size_t len, 
 		else
 			r = -EPROTO;
 	}
+	o->can_post_copy = json_is_true(json_object_get(j, "post_copy"));
 	json_decref(j);
 	return r < 0 ? error_set(err, r, "the target does not say what it wants to be copied") : 0;
 }

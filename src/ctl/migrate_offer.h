@@ -23,6 +23,7 @@ struct migrate_file {
 struct migrate_offer {
 	uint8_t id[MIGRATE_ID_BYTES];
 	unsigned nlinks;
+	bool can_post_copy;	     /* the target's: memory may come after the machine */
 	bool verifies;		     /* checksums of all pages, and of what is copied, come */
 	bool copies_all;	     /* also what the target sees is copied */
 	char viv[32];		     /* version of the source */

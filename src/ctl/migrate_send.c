@@ -184,11 +184,12 @@ static int send_piece(struct migrate_sender *s, uint64_t first, struct error *er
 	unsigned n = 0, nlooked = 0;
 
 	for (unsigned w = 0; w < MIGRATE_PAGES_MAX / 64; w++) {
-		uint64_t at = first / 64 + w,
-			 bits = first + 64ULL * w < g->offer.mapping_bytes >> GUEST_PAGE_SHIFT
-					? g->todo[at]
-					: 0;
+		uint64_t at = first / 64 + w, bits = 0;
 
+		if (first + 64ULL * w < g->offer.mapping_bytes >> GUEST_PAGE_SHIFT) {
+			bits = g->todo[at];
+			g->todo[at] = 0;
+		}
 		for (; bits; bits &= bits - 1, nlooked++) {
 			uint64_t page = at * 64 + (uint64_t)__builtin_ctzll(bits);
 			uint8_t *copy = s->pages + n * GUEST_PAGE_SIZE;
@@ -204,6 +205,36 @@ static int send_piece(struct migrate_sender *s, uint64_t first, struct error *er
 	return n ? put_pages(s, pages, n, err) : 0;
 }
 
+int migrate_send_pages(struct migrator *g, const uint64_t *pages, unsigned n, struct error *err)
+{
+	struct migrate_sender *s = &g->senders[0];
+	const uint8_t *base = machine_ram(g->cfg.machine)->base;
+	uint64_t full[MIGRATE_PAGES_MAX];
+	unsigned nfull = 0;
+	int r = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint8_t *copy = s->pages + nfull * GUEST_PAGE_SIZE;
+
+		memcpy(copy, base + (pages[i] << GUEST_PAGE_SHIFT), GUEST_PAGE_SIZE);
+		if (migrate_page_is_zero(copy))
+			add_zero(s, pages[i]);
+		else
+			full[nfull++] = pages[i];
+	}
+	if (nfull)
+		r = put_pages(s, full, nfull, err);
+	put_zero_run(s);
+	return r < 0 ? r : flush(s, err);
+}
+
+/* The machine has to be there now, and what is left can go after it. */
+static bool is_late(const struct migrator *g)
+{
+	return g->can_be_lazy && !g->is_paused && g->deadline_ns && g->priority == MIGRATE_FINISH &&
+	       migrate_now_ns() - g->f.begin_ns > (int64_t)g->deadline_ns;
+}
+
 static int send_all(struct migrate_sender *s, struct error *err)
 {
 	struct migrator *g = s->g;
@@ -212,7 +243,8 @@ static int send_all(struct migrate_sender *s, struct error *err)
 	uint64_t step = (uint64_t)g->nlinks * MIGRATE_PAGES_MAX;
 	int r = 0;
 
-	for (uint64_t p = (uint64_t)s->index * MIGRATE_PAGES_MAX; r == 0 && p < npages; p += step)
+	for (uint64_t p = (uint64_t)s->index * MIGRATE_PAGES_MAX;
+	     r == 0 && p < npages && !is_late(g); p += step)
 		r = send_piece(s, p, err);
 	if (r < 0)
 		return r;
@@ -290,8 +322,8 @@ int migrate_send_round(struct migrator *g, bool waits, struct error *err)
 	if (r == 0 && waits)
 		r = await_round(g, err);
 	if (r == 0 && waits)
-		learn_from_round(g, npages - (g->f.pages_zero - zero_before), migrate_now_ns() - from);
-	memset(g->todo, 0, ((g->offer.mapping_bytes >> GUEST_PAGE_SHIFT) / 64 + 1) * 8);
+		learn_from_round(g, npages - migrate_count_pages(g) - (g->f.pages_zero - zero_before),
+				 migrate_now_ns() - from);
 	g->round++;
 	g->f.rounds++;
 	return r;

@@ -29,11 +29,16 @@
 #define FEW_PAGES	64
 #define TRIES_TO_SHRINK 6
 #define THROTTLE_STEP	15
+#define THROTTLE_ENOUGH                                                                            \
+	75 /* who would have to be slowed down further is better served by post-copy */
 
 static const char not_here[] =
 	"the machine is being handed over to another host; it runs again if that fails";
 static const char in_doubt[] =
 	"it is not known whether the machine runs at the target; viv migrate --recover asks";
+
+static const char in_parts[] = "the machine is at the target, and a part of its memory is still "
+			       "here; viv migrate --recover brings it there";
 
 static pthread_mutex_t *lock_of(const struct migrator *g)
 {
@@ -212,6 +217,13 @@ static uint64_t expected_downtime(const struct migrator *g, uint64_t npages)
 	return (uint64_t)(g->page_ns * (double)npages + 2 * g->trip_ns);
 }
 
+/* The rest of memory goes after the machine, if the target can do with that; else the machine stands still for it. */
+static int leave_memory(struct migrator *g, struct error *err)
+{
+	g->is_lazy = g->can_be_lazy && !g->was_paused;
+	return do_mark(g, err);
+}
+
 /* Copy until little is left.  Returns 0: switch over. */
 static int do_copy(struct migrator *g, struct error *err)
 {
@@ -250,7 +262,7 @@ static int do_copy(struct migrator *g, struct error *err)
 		}
 		if (g->deadline_ns && now - g->f.begin_ns > (int64_t)g->deadline_ns) {
 			if (g->priority == MIGRATE_FINISH)
-				return do_mark(g, err);
+				return leave_memory(g, err);
 			return error_set(err, -ETIME,
 					 "the machine changes its memory faster than the link "
 					 "carries it, and the "
@@ -258,6 +270,8 @@ static int do_copy(struct migrator *g, struct error *err)
 		}
 		if (shrinks || ++nfutile < 2 || g->priority == MIGRATE_KEEP_RUNNING)
 			continue;
+		if (percent >= THROTTLE_ENOUGH && g->can_be_lazy)
+			return leave_memory(g, err);
 		percent = percent ? MIN(percent + THROTTLE_STEP, (unsigned)MACHINE_THROTTLE_MAX)
 				  : 2 * THROTTLE_STEP;
 		throttle(g, percent);
@@ -312,7 +326,10 @@ static int do_rest(struct migrator *g, struct error *err)
 	if (r == 0)
 		r = snapper_collect_log(g->cfg.snapper, g->todo, err);
 	pthread_mutex_unlock(lock_of(g));
-	if (r == 0)
+	if (r == 0 && g->is_lazy)
+		migrate_put_missing(&l->out, &l->seq_out, g->todo,
+				    g->offer.mapping_bytes >> GUEST_PAGE_SHIFT);
+	else if (r == 0)
 		r = migrate_send_round(g, false, err);
 	if (r == 0 && g->offer.verifies)
 		r = send_sums(g, err);
@@ -443,9 +460,20 @@ static int do_ask(struct migrator *g, struct error *err)
 		return MIGRATE_EV_RAN;
 	case MIGRATE_ANSWER_ABORTED:
 		return MIGRATE_EV_ABORTED;
+	case MIGRATE_ANSWER_LACKING:
+		r = migrate_serve_again(g, err);
+		return r < 0 ? r : MIGRATE_EV_LACKING;
 	default:
 		return error_set(err, -ENOENT, "the host that answers knows nothing of this migration");
 	}
+}
+
+/* @g->todo is what the target lacks; the thread waits for its word in here.  The event is given by go(). */
+static int serve(struct migrator *g, struct error *err)
+{
+	/* Nobody can stop it any more, see COMMIT. */
+	g->links[0].stop_fd = -1;
+	return migrate_serve(g, err);
 }
 
 /* A row an action, in the order of the bits. */
@@ -471,6 +499,8 @@ static int act(struct migrator *g, uint32_t action, struct error *err)
 	case MIGRATE_HANG_UP:
 		hang_up(g);
 		return 0;
+	case MIGRATE_SERVE:
+		return serve(g, err);
 	case MIGRATE_RETAKE:
 		return do_retake(g, err);
 	case MIGRATE_RESUME:
@@ -493,14 +523,16 @@ static enum migrate_event await_word(struct migrator *g, struct error *err)
 	do /* the last round is not waited for, but answered */
 		r = migrate_link_receive(
 			l, &h, g->state == SOURCE_OFFERED ? ANSWER_MS : MIGRATE_SILENCE_MS, err);
-	while (r == 0 && g->state == SOURCE_SWITCHING && h.type == MIGRATE_R_ROUND_DONE);
+	while (r == 0 && ((g->state == SOURCE_SWITCHING && h.type == MIGRATE_R_ROUND_DONE) ||
+			  migrate_serve_record(g, &h, &r, err)));
 	if (r < 0)
 		return event_of(r);
 	switch (h.type) {
 	case MIGRATE_R_ACCEPT:
-		return migrate_accept_parse(&g->offer, l->payload, h.len, err) < 0
-			       ? MIGRATE_EV_LOST
-			       : MIGRATE_EV_ACCEPTED;
+		if (migrate_accept_parse(&g->offer, l->payload, h.len, err) < 0)
+			return MIGRATE_EV_LOST;
+		g->can_be_lazy = g->offer.can_post_copy;
+		return MIGRATE_EV_ACCEPTED;
 	case MIGRATE_R_LOADED:
 		return MIGRATE_EV_LOADED;
 	case MIGRATE_R_RUNNING:
@@ -510,7 +542,7 @@ static enum migrate_event await_word(struct migrator *g, struct error *err)
 			memcpy(&ns, l->payload, sizeof(ns));
 			g->f.downtime_ns = ns;
 		}
-		return MIGRATE_EV_RUNNING;
+		return g->is_lazy ? MIGRATE_EV_LACKING : MIGRATE_EV_RUNNING;
 	case MIGRATE_R_REFUSE:
 		migrate_link_text(l, &h, err);
 		return MIGRATE_EV_REFUSED;
@@ -531,6 +563,8 @@ static bool step(struct migrator *g, enum migrate_event event, uint32_t *actions
 
 	if (g->state == SOURCE_DOUBT)
 		machine_forbid_resume(g->cfg.machine, in_doubt);
+	if (g->state == SOURCE_SERVING)
+		machine_forbid_resume(g->cfg.machine, in_parts);
 	pthread_mutex_unlock(lock_of(g));
 	return is_known;
 }
@@ -572,12 +606,13 @@ static void go(struct migrator *g, enum migrate_event event)
 			pthread_mutex_unlock(lock_of(g));
 			return;
 		}
-		if (migrate_source_is_end(g->state) || g->state == SOURCE_DOUBT)
+		if (migrate_source_is_end(g->state) || migrate_source_waits(g->state))
 			return;
 		if (failed)
 			continue;
 		event = g->state == SOURCE_PRECOPY     ? MIGRATE_EV_SWITCH
 			: g->state == SOURCE_RELEASING ? MIGRATE_EV_RELEASED
+			: g->state == SOURCE_SERVING   ? MIGRATE_EV_FETCHED
 						       : await_word(g, &err);
 	}
 }
@@ -606,7 +641,7 @@ static void on_finished(void *arg)
 	pthread_join(g->thread, NULL);
 	g->has_thread = false;
 	g->done = NULL;
-	g->is_active = g->state == SOURCE_DOUBT;
+	g->is_active = migrate_source_waits(g->state);
 	if (g->state == SOURCE_MOVED) {
 		json_t *j = report(g);
 
@@ -629,6 +664,10 @@ static void on_finished(void *arg)
 		error_prefix(&g->failure, "the link was lost at the very moment of the hand-over, "
 					  "and only the target knows whether "
 					  "the machine runs there; viv migrate --recover asks it");
+	if (g->state == SOURCE_STRANDED)
+		error_prefix(&g->failure, "the machine stands still at the target, as a part of "
+					  "its memory is still here; "
+					  "viv migrate --recover goes on with it");
 	if (done)
 		done(g->ctx, NULL, &g->failure);
 	else
@@ -697,13 +736,26 @@ static void *source_thread(void *arg)
 	return NULL;
 }
 
+/* What clean_up() has given back, if the machine left without some of its memory. */
+static int prepare_to_serve(struct migrator *g, struct error *err)
+{
+	if (!g->is_lazy)
+		return 0;
+	g->todo = calloc((g->offer.mapping_bytes >> GUEST_PAGE_SHIFT) / 64 + 1, 8);
+	return g->todo ? migrate_senders_init(g, err)
+		       : error_set(err, -ENOMEM, "no memory for a migration");
+}
+
 static void *recover_thread(void *arg)
 {
 	struct migrator *g = arg;
 	struct error err;
-	int r = do_ask(g, &err);
+	int r = prepare_to_serve(g, &err);
 
-	hang_up(g);
+	if (r == 0)
+		r = do_ask(g, &err);
+	if (r != MIGRATE_EV_LACKING)
+		hang_up(g);
 	if (r >= 0)
 		go(g, (enum migrate_event)r);
 	if (g->state == SOURCE_MOVED && put_mark(g, true, &err) < 0)
@@ -810,6 +862,8 @@ static int prepare(struct migrator *g, const struct migrate_request *rq, struct 
 	g->throttled_bytes = 0;
 	g->limit_from_ns = migrate_now_ns();
 	g->is_paused = g->are_disks_away = false;
+	g->can_be_lazy = g->is_lazy = false;
+	g->cursor = g->nahead = 0;
 	memset(&g->f, 0, sizeof(g->f));
 	g->f.begin_ns = migrate_now_ns();
 	migrate_offer_free(&g->offer);
@@ -831,6 +885,10 @@ int migrator_begin(struct migrator *g, const struct migrate_request *rq, migrato
 
 	if (g->is_active)
 		r = error_set(err, -EBUSY, "the machine is being moved to %s already", g->to);
+	else if (machine_ram(g->cfg.machine)->is_lazy)
+		r = error_set(
+			err, -EBUSY,
+			"a part of the machine's memory is still on its way here; wait for that");
 	else if (snapper_is_busy(g->cfg.snapper))
 		r = error_set(err, -EBUSY,
 			      "a snapshot or copies of this machine are being made; wait for that");
@@ -858,7 +916,7 @@ int migrator_begin(struct migrator *g, const struct migrate_request *rq, migrato
 
 int migrator_recover(struct migrator *g, int fd, migrator_done_fn done, void *ctx, struct error *err)
 {
-	if (g->state != SOURCE_DOUBT || g->has_thread) {
+	if (!migrate_source_waits(g->state) || g->has_thread) {
 		close(fd);
 		return error_set(err, -EALREADY,
 				 "this machine's whereabouts are not in doubt: it is here");
@@ -896,7 +954,8 @@ void migrator_status(const struct migrator *g, json_t *out)
 	const struct migrate_figures *f = &g->f;
 	int64_t end = f->end_ns ? f->end_ns : migrate_now_ns();
 	json_t *j = json_pack(
-		"{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+		"{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+		"s:I}",
 		"state", migrate_source_name(g->state), "text", migrate_source_text(g->state), "to",
 		g->to ? g->to : "", "elapsed_us",
 		(json_int_t)(f->begin_ns ? (end - f->begin_ns) / 1000 : 0), "sent_bytes",
@@ -906,7 +965,8 @@ void migrator_status(const struct migrator *g, json_t *out)
 		(json_int_t)(f->dirty_pages_per_s * GUEST_PAGE_SIZE), "rounds", (json_int_t)f->rounds,
 		"throttle_percent", (json_int_t)f->throttle_percent, "expected_downtime_us",
 		(json_int_t)(f->expected_downtime_ns / 1000), "disk_bytes_sent",
-		(json_int_t)f->disk_bytes_sent, "disk_bytes_left", (json_int_t)f->disk_bytes_left);
+		(json_int_t)f->disk_bytes_sent, "disk_bytes_left", (json_int_t)f->disk_bytes_left,
+		"pages_late", (json_int_t)f->pages_late, "pages_wanted", (json_int_t)f->pages_wanted);
 
 	(void)json_object_update(out, j);
 	json_decref(j);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The target.  Link 0 has a thread that goes through the states of vm/migrate.h; each other link has one that puts pages into memory.
+ * The target.  Link 0 has a thread that goes through the states of vm/migrate.h; each other link has one that puts pages into memory.  When memory is
+ * to come after the machine (post-copy), migrate_lazy.c reads link 0 from REST on, and this thread hears from there what happens.
  *
  * Invariants
  *  1. Memory is written by the links' threads, each its own pages, and read by nobody until all links are at the end of the last round.
@@ -15,6 +16,7 @@
 
 #include "base/log.h"
 #include "ctl/migrate_files.h"
+#include "ctl/migrate_lazy.h"
 #include "ctl/migrate_link.h"
 #include "ctl/migrate_target.h"
 #include "ctl/paths.h"
@@ -23,6 +25,9 @@
 #define COMMIT_MS    120000 /* that a source may take for giving away disks */
 #define LAST_WORD_MS 10000
 
+static const char cut_off[] = "the machine lacks memory that is still at the source, to which the "
+			      "link was lost; viv migrate --recover there "
+			      "brings it back";
 static const char not_here_yet[] = "the machine is still on its way here";
 
 struct link_thread {
@@ -45,6 +50,9 @@ struct migrate_target {
 	bool has_claim;
 
 	struct link_thread threads[MIGRATE_STREAMS_MAX];
+	struct migrate_lazy *lazy; /* NULL: it cannot run before its memory is there */
+	_Atomic bool is_lazy;	   /* and does */
+	int door_fd, faults_fd;
 	_Atomic uint64_t *touched;
 	int stop_fd;
 	_Atomic bool has_arrived, is_ended;
@@ -62,8 +70,15 @@ struct migrate_target {
 	struct migrate_rest rest;
 	int64_t rest_at_ns;
 	uint64_t downtime_ns;
+	bool is_standing; /* for want of a link */
 	struct error why; /* it is GONE */
 };
+
+static void close_fd(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
 
 /* ---- before there is a machine ---- */
 
@@ -120,18 +135,23 @@ static int open_all(struct migrate_target *t, const char *name, const int *fds, 
 	return t->touched ? 0 : error_set(err, -ENOMEM, "no memory to receive a machine");
 }
 
-int migrate_target_open(struct migrate_target **out, const char *name, const int *fds,
-			unsigned nfds, struct error *err)
+int migrate_target_open(struct migrate_target **out, const char *name,
+			const struct migrate_fds *fds, struct error *err)
 {
-	struct migrate_target *t = nfds && nfds <= MIGRATE_STREAMS_MAX ? calloc(1, sizeof(*t)) : NULL;
+	struct migrate_target *t =
+		fds->nlinks && fds->nlinks <= MIGRATE_STREAMS_MAX ? calloc(1, sizeof(*t)) : NULL;
 
 	if (!t) {
-		for (unsigned i = 0; i < nfds; i++)
-			close(fds[i]);
+		for (unsigned i = 0; i < fds->nlinks; i++)
+			close(fds->links[i]);
+		close_fd(fds->door);
+		close_fd(fds->faults);
 		return error_set(err, -ENOMEM, "no memory to receive a machine");
 	}
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_cond_init(&t->cond, NULL);
+	t->door_fd = fds->door;
+	t->faults_fd = fds->faults;
 	t->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	t->name = strdup(name);
 	int r = migrate_offer_init(&t->offer, err);
@@ -139,7 +159,7 @@ int migrate_target_open(struct migrate_target **out, const char *name, const int
 	if (r == 0 && (t->stop_fd < 0 || !t->name))
 		r = error_set(err, -ENOMEM, "no memory to receive a machine");
 	if (r == 0)
-		r = open_all(t, name, fds, nfds, err);
+		r = open_all(t, name, fds->links, fds->nlinks, err);
 	t->state = TARGET_BUILDING;
 	t->restore = (struct machine_restore){ .state = &t->first, .is_shape = true };
 	if (r < 0) {
@@ -175,12 +195,19 @@ int migrate_target_stand_in(const struct migrate_target *t, unsigned i, char **p
 
 /* ---- actions ---- */
 
+static int tell(struct migrate_target *t, enum migrate_record type, const void *payload, size_t len,
+		struct error *err)
+{
+	return t->is_lazy ? migrate_lazy_tell(t->lazy, type, payload, len, err)
+			  : migrate_link_tell(&t->links[0], type, payload, len, err);
+}
+
 static void tell_refused(struct migrate_target *t, const struct error *why)
 {
 	struct error err;
 
 	if (t->nlinks && t->links[0].payload &&
-	    migrate_link_tell(&t->links[0], MIGRATE_R_REFUSE, why->text, strlen(why->text), &err) < 0)
+	    tell(t, MIGRATE_R_REFUSE, why->text, strlen(why->text), &err) < 0)
 		log_debug("migrate", "%s", err.text);
 }
 
@@ -222,6 +249,24 @@ static int take_disks(struct migrate_target *t, struct error *err)
 	return r;
 }
 
+/* With the machine's lock: its link is lost, and memory is missing. */
+static int stand(struct migrate_target *t, struct error *err)
+{
+	struct machine *m = t->cfg.machine;
+
+	machine_forbid_resume(m, cut_off);
+	t->is_standing = machine_state(m) == MACHINE_RUNNING;
+	return t->is_standing ? machine_pause(m, err) : 0;
+}
+
+static int go_on(struct migrate_target *t, struct error *err)
+{
+	struct machine *m = t->cfg.machine;
+
+	machine_forbid_resume(m, NULL);
+	return t->is_standing ? machine_resume(m, err) : 0;
+}
+
 /* With the machine's lock. */
 static int resume(struct migrate_target *t, struct error *err)
 {
@@ -239,6 +284,18 @@ static int resume(struct migrate_target *t, struct error *err)
 
 static int tell_accepted(struct migrate_target *t, struct error *err)
 {
+	const struct migrate_lazy_config lc = { .ram = machine_ram(t->cfg.machine),
+						.link = &t->links[0],
+						.engine = machine_engine(t->cfg.machine),
+						.door_fd = t->door_fd,
+						.faults_fd = t->faults_fd };
+	struct error why;
+	int r = migrate_lazy_create(&t->lazy, &lc, &why);
+
+	t->door_fd = t->faults_fd = -1; /* its own */
+	if (r < 0)
+		log_info("migrate", "all of memory has to come before the machine: %s", why.text);
+	t->offer.can_post_copy = r == 0;
 	json_t *json = migrate_accept_json(&t->offer);
 	_cleanup_free_ char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
 
@@ -256,7 +313,18 @@ static int act(struct migrate_target *t, uint32_t action, struct error *err)
 	case MIGRATE_ACCEPT:
 		return tell_accepted(t, err);
 	case MIGRATE_TELL_LOADED:
-		return migrate_link_tell(&t->links[0], MIGRATE_R_LOADED, NULL, 0, err);
+		return tell(t, MIGRATE_R_LOADED, NULL, 0, err);
+	case MIGRATE_TELL_FETCHED:
+		r = tell(t, MIGRATE_R_FETCHED, NULL, 0, err);
+		migrate_lazy_end(t->lazy);
+		t->is_lazy = false;
+		return r;
+	case MIGRATE_STAND:
+	case MIGRATE_GO_ON:
+		pthread_mutex_lock(lock);
+		r = action == MIGRATE_STAND ? stand(t, err) : go_on(t, err);
+		pthread_mutex_unlock(lock);
+		return r;
 	case MIGRATE_TAKE:
 		pthread_mutex_lock(lock);
 		r = take_disks(t, err);
@@ -275,9 +343,10 @@ static int act(struct migrate_target *t, uint32_t action, struct error *err)
 		r = claim_sync(err);
 		if (r == 0)
 			r = migrate_arrived(t->name, err);
-		return r < 0 ? r
-			     : migrate_link_tell(&t->links[0], MIGRATE_R_RUNNING, &t->downtime_ns,
-						 sizeof(t->downtime_ns), err);
+		if (r == 0)
+			r = tell(t, MIGRATE_R_RUNNING, &t->downtime_ns, sizeof(t->downtime_ns), err);
+		/* That a link is lost comes by migrate_lazy_next(), once. */
+		return t->is_lazy ? 0 : r;
 	case MIGRATE_ABORT_CLAIM:
 		abort_claim(t);
 		return 0;
@@ -363,6 +432,8 @@ static int await_links(struct migrate_target *t, uint32_t round, struct error *e
 
 static int check_sums(struct migrate_target *t, const struct migrate_header *h, struct error *err)
 {
+	if (t->lazy && migrate_lazy_is_noted(t->lazy))
+		return migrate_lazy_sums(t->lazy, t->links[0].payload, h->len, err);
 	uint64_t bad, nbad;
 	int64_t n = migrate_check_sums(machine_ram(t->cfg.machine), t->links[0].payload, h->len,
 				       &bad, &nbad, err);
@@ -406,6 +477,18 @@ static int load(struct migrate_target *t, const struct migrate_header *h, struct
 		r = snapshot_state_parse(&s, t->last.data.data, t->last.data.len, err);
 	if (r < 0)
 		return r;
+	/* Devices look at memory already. */
+	t->is_lazy = t->lazy && migrate_lazy_is_noted(t->lazy);
+	if (t->is_lazy) {
+		r = migrate_lazy_begin(t->lazy, err);
+	} else {
+		migrate_lazy_destroy(t->lazy);
+		t->lazy = NULL;
+	}
+	if (r < 0) {
+		snapshot_state_free(&s);
+		return r;
+	}
 	pthread_mutex_lock(machine_lock(m));
 	r = machine_load_state(m, &s, err);
 	pthread_mutex_unlock(machine_lock(m));
@@ -439,6 +522,10 @@ static int take_record(struct migrate_target *t, const struct migrate_header *h,
 	case MIGRATE_R_STATE:
 		r = migrate_state_add(&t->last, l->payload, h->len, err);
 		return r < 0 ? r : 0;
+	case MIGRATE_R_MISSING:
+		return t->lazy ? migrate_lazy_note(t->lazy, l->payload, h->len, err)
+			       : error_set(err, -EPROTO,
+					   "the source keeps memory back, which cannot be here");
 	case MIGRATE_R_REST:
 		r = load(t, h, err);
 		return r < 0 ? r : 1;
@@ -460,6 +547,8 @@ static enum migrate_event await_event(struct migrate_target *t, struct error *er
 	struct migrate_header h;
 	int r = 0;
 
+	if (t->is_lazy)
+		return migrate_lazy_next(t->lazy, t->state == TARGET_LOADED ? COMMIT_MS : -1, err);
 	while (t->state == TARGET_RECEIVING && r == 0) {
 		r = migrate_link_receive(&t->links[0], &h, COMMIT_MS, err);
 		if (r == 0)
@@ -494,7 +583,8 @@ static void go(struct migrate_target *t)
 			int r = act(t, action, &err);
 
 			if (action == MIGRATE_CLAIM)
-				event = r == 0		  ? MIGRATE_EV_CLAIMED
+				event = r == 0		  ? (t->is_lazy ? MIGRATE_EV_CLAIMED_LACKING
+									: MIGRATE_EV_CLAIMED)
 					: r == -ECANCELED ? MIGRATE_EV_DENIED
 							  : MIGRATE_EV_TROUBLE;
 			else if (r < 0)
@@ -564,6 +654,17 @@ int migrate_target_begin(struct migrate_target *t, const struct migrate_target_c
 	return 0;
 }
 
+bool migrate_target_forgo(struct migrate_target *t)
+{
+	struct error err;
+
+	if (!t || !t->has_arrived || !t->is_lazy || !migrate_lazy_is_lacking(t->lazy))
+		return false;
+	if (migrate_lazy_tell(t->lazy, MIGRATE_R_FETCHED, NULL, 0, &err) < 0)
+		log_info("migrate", "the source is not told that the machine has ended: %s", err.text);
+	return true;
+}
+
 bool migrate_target_has_arrived(const struct migrate_target *t)
 {
 	return t && t->has_arrived;
@@ -591,6 +692,9 @@ bool migrate_target_destroy(struct migrate_target *t)
 		migrate_files_close(&t->files);
 		pthread_mutex_unlock(machine_lock(t->cfg.machine));
 	}
+	migrate_lazy_destroy(t->lazy);
+	close_fd(t->door_fd);
+	close_fd(t->faults_fd);
 	for (unsigned i = 0; i < t->nlinks; i++)
 		migrate_link_close(&t->links[i]);
 	bytes_free(&t->last.data);

@@ -18,13 +18,20 @@
 
 struct migrate_target;
 
+struct migrate_fds {
+	const int *links; /* in their order, each behind its first record */
+	unsigned nlinks;
+	int door;   /* migrate_door_listen()'s, or -1 */
+	int faults; /* migrate_faults_open()'s, or -1 */
+};
+
 /**
  * migrate_target_open() - for machine @name, whose folder migrate_make_folder() made.
- * @fds: the links in their order, each behind its first record; taken, also on failure
+ * @fds: taken, also on failure
  * Waits for the first state.  0 or -errno; migrate_target_destroy() after success.
  */
-int migrate_target_open(struct migrate_target **out, const char *name, const int *fds,
-			unsigned nfds, struct error *err);
+int migrate_target_open(struct migrate_target **out, const char *name,
+			const struct migrate_fds *fds, struct error *err);
 /** migrate_target_destroy() - without the lock; threads end first.  NULL is fine.  Returns migrate_target_has_arrived() of then. */
 bool migrate_target_destroy(struct migrate_target *t);
 
@@ -48,6 +55,12 @@ struct migrate_target_config {
 /** migrate_target_begin() - with the lock.  0 or -errno. */
 int migrate_target_begin(struct migrate_target *t, const struct migrate_target_config *cfg,
 			 struct error *err);
+
+/**
+ * migrate_target_forgo() - the machine is to end.  True: memory is missing, for which a CPU or a device may wait for ever, and none must go on without it, so
+ * the process has to end at once, as in a power cut; the source has been told that no more is needed.  No lock.
+ */
+bool migrate_target_forgo(struct migrate_target *t);
 
 /** migrate_target_has_arrived() - the machine is this host's; any thread. */
 bool migrate_target_has_arrived(const struct migrate_target *t);

@@ -126,8 +126,9 @@ struct engine_debug { /* guest debug by the host (gdb stub) */
 };
 
 struct engine_ops {
-	const char *name; /* "dbt", "kvm" */
-	bool owns_lapic;  /* LAPIC is inside the engine: set_intr is ExtINT only, use deliver_msi */
+	const char *name;    /* "dbt", "kvm" */
+	bool runs_in_kernel; /* the guest touches memory inside of the host's kernel */
+	bool owns_lapic; /* LAPIC is inside the engine: set_intr is ExtINT only, use deliver_msi */
 
 	/* Takes at most 200 ms; never prints. */
 	void (*probe)(struct engine_probe *out);

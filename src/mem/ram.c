@@ -243,6 +243,15 @@ int ram_write(struct guest_ram *ram, gpa_t gpa, const void *src, uint64_t len)
 	return 0;
 }
 
+/* Invariant 6. */
+static void touch(const uint8_t *p, uint64_t len)
+{
+	const uint8_t *end = p + len;
+
+	for (; p < end; p = (const uint8_t *)(((uintptr_t)p & ~(GUEST_PAGE_SIZE - 1)) + GUEST_PAGE_SIZE))
+		(void)*(const volatile uint8_t *)p;
+}
+
 int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write, struct iovec *iov,
 	    unsigned max, unsigned *n)
 {
@@ -255,6 +264,8 @@ int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write
 		uint8_t *p = piece(ram, gpa, len, &part);
 		if (used >= max)
 			return -E2BIG;
+		if (unlikely(atomic_load_explicit(&ram->is_lazy, memory_order_relaxed)))
+			touch(p, part);
 		iov[used++] = (struct iovec){ .iov_base = p, .iov_len = part };
 		gpa += part;
 		len -= part;

@@ -17,6 +17,8 @@
  *     it enters a write mapping of the page; whoever sets CODE, TRACK or WATCH sees in the old
  *     value whether some vCPU may hold one.  If so: stop the vCPUs, drop their mappings (only then
  *     clear WMAP), go on.  If not, nobody holds one and none can come.
+ *  6. While is_lazy, a page may not be there yet: who touches it waits for it (userfaultfd), but a system call that is given its address
+ *     fails.  So ram_iov, which is where such addresses come from, touches what it gives out.
  */
 #ifndef VIV_MEM_RAM_H
 #define VIV_MEM_RAM_H
@@ -58,6 +60,7 @@ struct guest_ram {
 	_Atomic uint8_t *page_flags; /* size_bytes >> 12 bytes */
 	unsigned nregions;
 	struct ram_region regions[RAM_MAX_REGIONS];
+	_Atomic bool is_lazy; /* invariant 6 */
 	/* Called after a write by ram_note_write hit a RAM_PAGE_CODE page; set by the engine. */
 	void (*on_code_write)(void *arg, uint64_t offset, uint64_t len);
 	void *on_code_write_arg;
@@ -110,6 +113,7 @@ int ram_write(struct guest_ram *ram, gpa_t gpa, const void *src, uint64_t len);
 /**
  * ram_iov() - translate a guest range to at most @max host vectors (appends at *@n).
  * @for_write: refuse read-only regions; the caller calls ram_note_write after writing.
+ * What it gives may be passed to system calls (invariant 6).
  * Returns 0, -EFAULT, or -E2BIG.
  */
 int ram_iov(const struct guest_ram *ram, gpa_t gpa, uint64_t len, bool for_write, struct iovec *iov,

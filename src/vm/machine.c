@@ -499,9 +499,17 @@ int machine_start(struct machine *m, bool is_paused, struct error *err)
 	return 0;
 }
 
+void machine_before_end(struct machine *m, void (*fn)(void *arg), void *arg)
+{
+	m->before_end = fn;
+	m->before_end_arg = arg;
+}
+
 void machine_run(struct machine *m, struct machine_end *end)
 {
 	loop_run(m->loop);
+	if (m->before_end)
+		m->before_end(m->before_end_arg);
 	pthread_mutex_lock(&m->lock);
 	assert(m->is_end_set);
 	machine_hold(m);

@@ -151,6 +151,9 @@ void machine_abandon(struct machine *m);
 /** machine_start() - power on: CPUs start, or the state stays paused when @is_paused. */
 int machine_start(struct machine *m, bool is_paused, struct error *err);
 
+/** machine_before_end() - call @fn on the thread of machine_run() when the machine is to end, without the lock and before its CPUs are waited for; once. */
+void machine_before_end(struct machine *m, void (*fn)(void *arg), void *arg);
+
 /** machine_run() - serve the machine on this thread until it ended.  Called without the lock. */
 void machine_run(struct machine *m, struct machine_end *end);
 

@@ -124,6 +124,8 @@ struct machine {
 	bool is_reset_queued;
 	bool is_loaded; /* not started yet, and its state is another machine's */
 	bool is_quitting;
+	void (*before_end)(void *arg); /* the loop thread's */
+	void *before_end_arg;
 	const char *no_resume; /* why not; NULL: it may */
 	unsigned throttle_percent;
 	bool is_throttled;	       /* held by it at this moment */

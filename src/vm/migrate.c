@@ -45,9 +45,18 @@ static const struct row source_rows[] = {
 	S(COMMITTED, RUNNING,  MOVED,     MIGRATE_END),
 	S(COMMITTED, REFUSED,  KEPT,      MIGRATE_HANG_UP | MIGRATE_RETAKE | MIGRATE_RESUME | MIGRATE_UNMARK),
 	S(COMMITTED, LOST,     DOUBT,     MIGRATE_HANG_UP | MIGRATE_ASK),
+	S(COMMITTED, LACKING,  SERVING,   MIGRATE_SERVE),
 
 	S(DOUBT,     RAN,      MOVED,     MIGRATE_END),
 	S(DOUBT,     ABORTED,  KEPT,      MIGRATE_RETAKE | MIGRATE_RESUME | MIGRATE_UNMARK),
+	S(DOUBT,     LACKING,  SERVING,   MIGRATE_SERVE),
+
+	S(SERVING,   FETCHED,  MOVED,     MIGRATE_END),
+	S(SERVING,   LOST,     STRANDED,  MIGRATE_HANG_UP),
+	S(SERVING,   TROUBLE,  STRANDED,  MIGRATE_HANG_UP),
+
+	S(STRANDED,  LACKING,  SERVING,   MIGRATE_SERVE),
+	S(STRANDED,  RAN,      MOVED,     MIGRATE_END),
 };
 #undef S
 
@@ -72,6 +81,12 @@ static const struct row target_rows[] = {
 	T(CLAIMING,  CLAIMED,  RUNS,      MIGRATE_RESUME | MIGRATE_TELL_RUNNING),
 	T(CLAIMING,  DENIED,   GONE,      MIGRATE_TELL_REFUSED | MIGRATE_CLEAN),
 	T(CLAIMING,  TROUBLE,  GONE,      MIGRATE_ABORT_CLAIM | MIGRATE_TELL_REFUSED | MIGRATE_CLEAN),
+
+	T(CLAIMING,  CLAIMED_LACKING, FETCHING, MIGRATE_RESUME | MIGRATE_TELL_RUNNING),
+
+	T(FETCHING,  FETCHED,  RUNS,      MIGRATE_TELL_FETCHED),
+	T(FETCHING,  LOST,     CUT_OFF,   MIGRATE_STAND),
+	T(CUT_OFF,   BACK,     FETCHING,  MIGRATE_GO_ON),
 
 	/* Nobody is needed any more. */
 	T(RUNS,      LOST,     RUNS,      0),
@@ -115,6 +130,16 @@ bool migrate_source_runs(enum migrate_source_state state)
 	       state == SOURCE_KEPT;
 }
 
+bool migrate_target_runs(enum migrate_target_state state)
+{
+	return state == TARGET_RUNS || state == TARGET_FETCHING;
+}
+
+bool migrate_source_waits(enum migrate_source_state state)
+{
+	return state == SOURCE_DOUBT || state == SOURCE_STRANDED;
+}
+
 bool migrate_source_is_end(enum migrate_source_state state)
 {
 	return state == SOURCE_MOVED || state == SOURCE_KEPT;
@@ -149,7 +174,8 @@ const char *migrate_source_name(enum migrate_source_state state)
 {
 	static const char *const names[SOURCE_NSTATES] = { "idle",	"offered",   "precopy",
 							   "switching", "releasing", "committed",
-							   "doubt",	"moved",     "kept" };
+							   "doubt",	"serving",   "stranded",
+							   "moved",	"kept" };
 
 	return names[state];
 }

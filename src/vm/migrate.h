@@ -10,9 +10,16 @@
  *   target   IDLE -> BUILDING -> RECEIVING -> LOADED -> CLAIMING -> RUNS
  *                        \___________\____________\_________\---> GONE
  *
+ * and, where the machine runs at the target before all of its memory is there (post-copy):
+ *
+ *   source   COMMITTED, DOUBT -> SERVING -> MOVED            target   CLAIMING -> FETCHING -> RUNS
+ *                                 |   ^                                           |   ^
+ *                                 v   |                                           v   |
+ *                               STRANDED -> MOVED                                CUT_OFF
+ *
  * Invariants
  *  1. Never do both sides run.
- *  2. The source runs in IDLE, OFFERED, PRECOPY and KEPT, the target in RUNS; nowhere else does anything run.
+ *  2. The source runs in IDLE, OFFERED, PRECOPY and KEPT, the target in RUNS and FETCHING; nowhere else does anything run.
  *  3. The source gives its disks away only after the target has loaded everything (LOADED), and commits after that.  Until
  *     it has committed, it may take everything back without asking: a target without a commit never runs.
  *  4. The CLAIM is what decides: a file on the target's side that is "open" when the offer is taken, and changes once, in one
@@ -22,6 +29,9 @@
  *  6. Before it commits, the source leaves a mark in its folder, so that nobody starts the machine there while its fate is
  *     unknown; who finds the mark after a crash asks as in 5.
  *  7. Whatever the link loses, once links work again and nobody crashed, exactly one side runs.
+ *  8. The source keeps the machine's memory until the target has all of it, or has said that it wants no more: from SERVING and STRANDED it
+ *     goes to MOVED by the target's word (FETCHED, or the answer RAN) only.
+ *  9. A target whose link is lost while it lacks memory stands still until there is another one.
  */
 #ifndef VIV_VM_MIGRATE_H
 #define VIV_VM_MIGRATE_H
@@ -39,6 +49,8 @@
 	X(RELEASING, "giving the disks away")	/* the target has loaded everything */                             \
 	X(COMMITTED, "handed over")		/* the target may run; it has not said so */                       \
 	X(DOUBT,     "in doubt")		/* the link was lost then: does the target run? */                 \
+	X(SERVING,   "sending the rest of memory") /* the target runs, and fetches what it lacks */                \
+	X(STRANDED,  "cut off with memory that the target lacks") /* the link was lost then; nothing runs */       \
 	X(MOVED,     "moved")			/* the target runs; the end */                                     \
 	X(KEPT,      "kept")			/* it did not come to that, the machine runs here; the end */
 
@@ -48,6 +60,8 @@
 	X(RECEIVING, "receiving memory")	/* and everything else up to the state of devices */               \
 	X(LOADED,    "loaded")			/* complete; waits for the commit */                               \
 	X(CLAIMING,  "taking over")		/* the commit has come; opens disks, then claims */                \
+	X(FETCHING,  "running, with memory still to come") /* what is touched before it comes waits for it */      \
+	X(CUT_OFF,   "cut off from its memory")	/* the link was lost then: it stands still */                      \
 	X(RUNS,      "running")			/* the end */                                                      \
 	X(GONE,      "gone")			/* nothing is left here; the end */
 
@@ -68,7 +82,11 @@
 	X(CANCEL)	/* somebody does not want it any more */                                                   \
 	X(TROUBLE)	/* something failed on this side */                                                        \
 	X(RAN)		/* source: the answer to the question: the claim is "ran" */                               \
-	X(ABORTED)	/* source: it is "aborted" */
+	X(ABORTED)	/* source: it is "aborted" */                                                              \
+	X(LACKING)	/* source: the target runs, or stands still, and lacks memory: there is a link to it */    \
+	X(CLAIMED_LACKING) /* target: as CLAIMED, but memory is missing */                                         \
+	X(FETCHED)	/* source: the target lacks nothing; target: the last page is there */                     \
+	X(BACK)		/* target: there is a link again */
 // clang-format on
 
 enum migrate_source_state {
@@ -119,6 +137,11 @@ enum migrate_action {
 	MIGRATE_ABORT_CLAIM = 1 << 19,	/* change the claim to "aborted", unless that is done */
 	MIGRATE_TELL_REFUSED = 1 << 20, /* send it, if the link is there */
 	MIGRATE_CLEAN = 1 << 21,	/* remove all that was made */
+	/* post-copy */
+	MIGRATE_SERVE = 1 << 22,	/* source: send pages, those first that are asked for */
+	MIGRATE_STAND = 1 << 23,	/* target: stand still */
+	MIGRATE_GO_ON = 1 << 24,	/* target: run again */
+	MIGRATE_TELL_FETCHED = 1 << 25, /* target: the source may forget the machine */
 };
 
 /**
@@ -131,6 +154,10 @@ bool migrate_target_next(enum migrate_target_state *state, enum migrate_event ev
 
 /** migrate_source_runs() - does the machine run at the source in this state (invariant 2)? */
 bool migrate_source_runs(enum migrate_source_state state);
+/** migrate_target_runs() - does it at the target? */
+bool migrate_target_runs(enum migrate_target_state state);
+/** migrate_source_waits() - nothing more happens by itself: somebody has to give it another link. */
+bool migrate_source_waits(enum migrate_source_state state);
 bool migrate_source_is_end(enum migrate_source_state state);
 bool migrate_target_is_end(enum migrate_target_state state);
 

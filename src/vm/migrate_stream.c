@@ -261,14 +261,16 @@ static void touch(struct migrate_unpacker *u, uint64_t page)
 		atomic_fetch_or_explicit(&u->touched[page / 64], 1ULL << page % 64, memory_order_relaxed);
 }
 
-static void put_page(struct migrate_unpacker *u, struct guest_ram *ram, enum migrate_codec codec,
-		     uint64_t page, const uint8_t *data)
+static int put_page(struct migrate_unpacker *u, struct guest_ram *ram, enum migrate_codec codec,
+		    uint64_t page, const uint8_t *data, struct error *err)
 {
 	uint8_t *to = ram->base + (page << GUEST_PAGE_SHIFT);
 
+	if (u->put)
+		return u->put(u->put_arg, page, codec == MIGRATE_ZERO ? NULL : data, err);
 	if (codec == MIGRATE_ZERO) {
 		if (!is_touched(u, page)) /* it is zero, and costs the host nothing as long as nobody touches it */
-			return;
+			return 0;
 		memset(to, 0, GUEST_PAGE_SIZE);
 	} else if (codec == MIGRATE_DELTA) {
 		uint64_t *a = (void *)to;
@@ -282,6 +284,7 @@ static void put_page(struct migrate_unpacker *u, struct guest_ram *ram, enum mig
 		memcpy(to, data, GUEST_PAGE_SIZE);
 	}
 	ram_note_write_ptr(ram, to, GUEST_PAGE_SIZE);
+	return 0;
 }
 
 /* The contents, in u->buf. */
@@ -308,7 +311,7 @@ int migrate_unpack(struct migrate_unpacker *u, struct guest_ram *ram, unsigned l
 
 	runs.n = bytes_get_u16(in);
 	if (in->is_failed || codec >= MIGRATE_NCODECS || zero || !runs.n ||
-	    in->len - in->pos < runs.n * RUN_BYTES)
+	    in->len - in->pos < runs.n * RUN_BYTES || (u->put && codec == MIGRATE_DELTA))
 		return bad(err, "pages of a kind that this version does not know");
 	int r = check_runs(&runs, ram, codec, link, nlinks, err);
 	struct byte_reader data = { .data = payload, .len = len, .pos = RAM_BYTES + runs.n * RUN_BYTES };
@@ -332,11 +335,12 @@ int migrate_unpack(struct migrate_unpacker *u, struct guest_ram *ram, unsigned l
 		uint64_t first = bytes_get_u64(in);
 		uint32_t n = bytes_get_u32(in);
 
-		for (uint32_t k = 0; k < n; k++, from += codec == MIGRATE_ZERO ? 0 : GUEST_PAGE_SIZE)
-			put_page(u, ram, codec, first + k, from);
+		for (uint32_t k = 0; r == 0 && k < n;
+		     k++, from += codec == MIGRATE_ZERO ? 0 : GUEST_PAGE_SIZE)
+			r = put_page(u, ram, codec, first + k, from, err);
 	}
 	*npages = runs.npages;
-	return 0;
+	return r;
 }
 
 /* ---- checksums of pages ---- */
@@ -377,6 +381,44 @@ int64_t migrate_check_sums(const struct guest_ram *ram, const uint8_t *payload, 
 		(*nbad)++;
 	}
 	return n;
+}
+
+/* ---- pages that the target lacks ---- */
+
+void migrate_put_missing(struct bytes *out, uint32_t *seq, const uint64_t *bitmap, uint64_t npages)
+{
+	for (uint64_t first = 0, n; first < npages; first += n) {
+		size_t begin = migrate_record_begin(out, MIGRATE_R_MISSING);
+
+		n = MIN(npages - first, MIGRATE_MISSING_MAX);
+		bytes_put_u64(out, first);
+		bytes_put_u32(out, (uint32_t)n);
+		for (uint64_t w = 0; w < (n + 63) / 64; w++)
+			bytes_put_u64(out, bitmap[first / 64 + w]);
+		migrate_record_end(out, begin, seq);
+	}
+}
+
+int migrate_get_missing(uint64_t *bitmap, uint64_t npages, uint64_t *next, const uint8_t *payload,
+			size_t len, struct error *err)
+{
+	struct byte_reader in = { .data = payload, .len = len };
+	uint64_t first = bytes_get_u64(&in);
+	uint32_t n = bytes_get_u32(&in);
+
+	/* Whole words but at the end of memory, so that the next one begins with one. */
+	if (in.is_failed || first != *next || first >= npages || !n || n > MIGRATE_MISSING_MAX ||
+	    n > npages - first || (n % 64 && n != npages - first) ||
+	    in.len - in.pos != (n + 63ULL) / 64 * 8)
+		return bad(err, "a map of missing pages that does not fit");
+	for (uint64_t w = 0; w < (n + 63ULL) / 64; w++)
+		bitmap[first / 64 + w] = bytes_get_u64(&in);
+	*next = first + n;
+	if (*next < npages)
+		return 0;
+	if (npages % 64)
+		bitmap[npages / 64] &= (1ULL << npages % 64) - 1;
+	return 1;
 }
 
 /* ---- state ---- */

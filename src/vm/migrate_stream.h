@@ -24,7 +24,9 @@
 #define MIGRATE_ZERO_MAX     65536 /* zero pages in one record */
 #define MIGRATE_PAYLOAD_MAX  (1 * MIB + 16 * KIB)
 #define MIGRATE_STREAMS_MAX  16
-#define MIGRATE_ID_BYTES     16
+#define MIGRATE_FDS_MAX                                                                            \
+	(MIGRATE_STREAMS_MAX + 1) /* that the target's process gets: links, and the door */
+#define MIGRATE_ID_BYTES 16
 
 // clang-format off
 /* X(name, number, from the source, from the target) */
@@ -45,6 +47,10 @@
 	X(COMMIT,     14, true,  false) /* it is yours */                                                    \
 	X(RUNNING,    15, false, true)  /* it runs; u64 ns that it stood still */                              \
 	X(PING,       16, true,  true)  /* I am there */                                                     \
+	X(MISSING,    17, true,  true)  /* a part of the map of pages that the target lacks */               \
+	X(WANT,       18, false, true)  /* u64: this page is waited for */                                   \
+	X(GOT,        19, false, true)  /* u32: so many pages have come since the last such record */        \
+	X(FETCHED,    20, false, true)  /* nothing is missing any more */                                                     \
 	X(DISK,       32, true,  false) /* a piece of a file: vm/migrate_disk.h */                           \
 	X(DISK_ROUND, 33, true,  false) /* u32: what came of files is to be stable */                        \
 	X(DISK_DONE,  34, false, true)  /* u32: it is */                                                     \
@@ -57,7 +63,13 @@ enum migrate_record {
 #undef X
 };
 
-enum migrate_answer { MIGRATE_ANSWER_UNKNOWN, MIGRATE_ANSWER_RAN, MIGRATE_ANSWER_ABORTED };
+/* LACKING: it ran there, and its memory is not complete; the link is that machine's from here on, and the map of what it lacks comes next. */
+enum migrate_answer {
+	MIGRATE_ANSWER_UNKNOWN,
+	MIGRATE_ANSWER_RAN,
+	MIGRATE_ANSWER_ABORTED,
+	MIGRATE_ANSWER_LACKING
+};
 
 /** migrate_record_name() - "HELLO"; NULL: there is none of this number. */
 const char *migrate_record_name(unsigned type);
@@ -128,6 +140,12 @@ struct migrate_unpacker {
 	uint8_t *buf; /* MIGRATE_PAGES_MAX pages; made when needed */
 	/* A bit a page of memory: it may differ from zero; shared by all links, each of which has pages of its own (migrate_page_link()). */
 	_Atomic uint64_t *touched;
+	/*
+	 * Not NULL: pages are not put into memory but handed to this, @data NULL for a zero one; deltas are refused then.  Negative results end the
+	 * record.
+	 */
+	int (*put)(void *arg, uint64_t page, const uint8_t *data, struct error *err);
+	void *put_arg;
 };
 void migrate_unpacker_free(struct migrate_unpacker *u); /* not @touched */
 
@@ -162,6 +180,24 @@ void migrate_put_sums(struct bytes *out, uint32_t *seq, const struct guest_ram *
  */
 int64_t migrate_check_sums(const struct guest_ram *ram, const uint8_t *payload, size_t len,
 			   uint64_t *bad, uint64_t *nbad, struct error *err);
+
+/* ---- pages that the target lacks ---- */
+
+#define MIGRATE_MISSING_MAX (1U << 20) /* pages in one record */
+
+/*
+ *   MISSING = u64 first page, u32 pages, u64... a bit a page
+ * In order, from page 0 to the end of memory; the first page of each record is a multiple of 64.
+ */
+/** migrate_put_missing() - records with all of @bitmap, which has a bit for each of @npages pages and room for whole words. */
+void migrate_put_missing(struct bytes *out, uint32_t *seq, const uint64_t *bitmap, uint64_t npages);
+/**
+ * migrate_get_missing() - one of them into @bitmap.
+ * @next: the page at which it has to begin, 0 at first; gets where the next one does
+ * Returns 1: that was all; 0; -EPROTO.
+ */
+int migrate_get_missing(uint64_t *bitmap, uint64_t npages, uint64_t *next, const uint8_t *payload,
+			size_t len, struct error *err);
 
 /* ---- the machine's state ---- */
 

@@ -287,6 +287,50 @@ static void test_state_in_pieces(void **state)
 	assert_int_equal(migrate_state_add(&in, huge, sizeof(huge), &err), -EPROTO);
 }
 
+/* A map in records, and ones that do not fit. */
+static void test_missing(void **state)
+{
+	enum { N = MIGRATE_MISSING_MAX + 100 };
+	_cleanup_free_ uint64_t *map = calloc(N / 64 + 1, 8), *got = calloc(N / 64 + 1, 8);
+	_cleanup_bytes_ struct bytes b = { 0 };
+	struct migrate_header h;
+	uint64_t next = 0;
+	uint32_t seq = 0;
+	int r = 0;
+
+	for (unsigned i = 0; i < N; i += 1 + i % 7)
+		map[i / 64] |= 1ULL << i % 64;
+	migrate_put_missing(&b, &seq, map, N);
+	assert_int_equal(seq, 2);
+	for (size_t at = 0; at < b.len; at += MIGRATE_HEADER_BYTES + h.len) {
+		assert_int_equal(r, 0);
+		assert_int_equal(migrate_header_parse(&h, b.data + at, at ? 1 : 0, true, &err), 0);
+		r = migrate_get_missing(got, N, &next, b.data + at + MIGRATE_HEADER_BYTES, h.len, &err);
+	}
+	assert_int_equal(r, 1);
+	assert_memory_equal(map, got, N / 64 * 8);
+
+	const uint8_t *payload = b.data + MIGRATE_HEADER_BYTES;
+	size_t len = 12 + MIGRATE_MISSING_MAX / 8;
+	uint32_t *pages = (void *)(b.data + MIGRATE_HEADER_BYTES + 8);
+
+	for (size_t cut = 0; cut < len; cut += cut < 40 ? 1 : 999)
+		assert_int_equal(migrate_get_missing(got, N, (next = 0, &next), payload, cut, &err),
+				 -EPROTO);
+	assert_int_equal(migrate_get_missing(got, N, (next = 64, &next), payload, len, &err), -EPROTO);
+	assert_int_equal(migrate_get_missing(got, 4096, (next = 0, &next), payload, len, &err), -EPROTO);
+	for (unsigned i = 0; i < 4; i++) {
+		static const uint32_t bad[] = { 0, 63, MIGRATE_MISSING_MAX - 1, UINT32_MAX };
+
+		*pages = bad[i];
+		assert_int_equal(migrate_get_missing(got, N, (next = 0, &next), payload, len, &err),
+				 -EPROTO);
+		assert_int_equal(migrate_get_missing(got, N, (next = 0, &next), payload,
+						     12 + (bad[i] + 63ULL) / 64 * 8 % len, &err),
+				 -EPROTO);
+	}
+}
+
 static void test_rest(void **state)
 {
 	const struct migrate_rest in = { .paused_ns = 123456789, .is_paused = true };
@@ -314,6 +358,7 @@ int main(void)
 		cmocka_unit_test(test_headers),
 		cmocka_unit_test_setup_teardown(test_sums, setup, teardown),
 		cmocka_unit_test(test_state_in_pieces),
+		cmocka_unit_test(test_missing),
 		cmocka_unit_test(test_rest),
 	};
 

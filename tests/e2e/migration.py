@@ -41,21 +41,23 @@ class Host(Viv):
 
 
 HEADER = 24  # docs/formats/migration.md
-COMMIT, RUNNING = 14, 15
+COMMIT, RUNNING, GOT, FETCHED = 14, 15, 19, 20
 
 
 class Records:
-    """Finds a record of type @wanted in a stream that comes in pieces."""
+    """Finds a record of type @wanted, the first behind one of type @behind, in a stream that comes in pieces."""
 
-    def __init__(self, wanted):
-        self.wanted, self.buffer = wanted, b""
+    def __init__(self, wanted, behind=None):
+        self.wanted, self.behind, self.buffer = wanted, behind, b""
 
     def before(self, data):
         """How much of @data comes before the record; None: it is not there yet."""
         self.buffer += data
         while len(self.buffer) >= HEADER:
             kind, length = int.from_bytes(self.buffer[4:6], "little"), int.from_bytes(self.buffer[8:12], "little")
-            if kind == self.wanted:
+            if kind == self.behind:
+                self.behind = None
+            if kind == self.wanted and not self.behind:
                 return max(len(data) - len(self.buffer), 0)
             if len(self.buffer) < HEADER + length:
                 break
@@ -80,10 +82,11 @@ VIVARIUM_HOME={host.home} PATH={pathlib.Path(VIV).parent}:$PATH exec sh -c "$*"
 class Link:
     """A socket that passes bytes on to another, each way, until told otherwise."""
 
-    def __init__(self, path, target, cut_after=None, flip_at=None, cut_before=None, at_cut=None):
+    def __init__(self, path, target, cut_after=None, flip_at=None, cut_before=None, at_cut=None, behind=None):
         self.path, self.target = pathlib.Path(path), target
         self.cut_after, self.flip_at = cut_after, flip_at  # bytes from the source
         self.cut_before = cut_before  # a type of record, from either side
+        self.behind = behind  # the first behind one of this type
         self.at_cut = at_cut  # called in place of cutting after so many bytes
         self.passed = 0
         self.sockets = []
@@ -105,7 +108,7 @@ class Link:
                 threading.Thread(target=self.carry, args=(target, source, False), daemon=True).start()
 
     def carry(self, a, b, is_from_source):
-        records = Records(self.cut_before)
+        records = Records(self.cut_before, self.behind)
         try:
             while data := a.recv(65536):
                 if self.cut_before and (n := records.before(data)) is not None:

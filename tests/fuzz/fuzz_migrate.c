@@ -112,6 +112,7 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 	migrate_put_sums(&b, &seq, &ram, 4, 3);
 	migrate_put_state(&b, &seq, (const uint8_t *)"a state", 7);
 	migrate_put_rest(&b, &seq, &(struct migrate_rest){ .paused_ns = 1000 });
+	migrate_put_missing(&b, &seq, (const uint64_t[PAGES / 64]){ 5, 6, 7 }, PAGES);
 	put_hello(&b, &seq);
 	for (unsigned i = 0; i < 3; i++)
 		if (migrate_chunk_put(&p, &b, &seq, i == 2,
@@ -138,7 +139,7 @@ static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
 	struct migrate_rest rest;
 	static uint64_t sums[MIGRATE_UNITS_MAX];
 	struct migrate_units units;
-	uint64_t n = 0, bad, nbad;
+	uint64_t n = 0, bad, nbad, missing[PAGES / 64 + 1] = { 0 }, next;
 	struct error err;
 
 	switch (h->type) {
@@ -158,6 +159,11 @@ static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
 		    (!n || n > PAGES))
 			abort();
 		if (migrate_unpack(u, &ram, 0, 1, payload, h->len, &n, &err) == 0 && (!n || n > PAGES))
+			abort();
+		break;
+	case MIGRATE_R_MISSING:
+		next = h->seq % 2 * 64;
+		if (migrate_get_missing(missing, PAGES, &next, payload, h->len, &err) == 1 && next != PAGES)
 			abort();
 		break;
 	case MIGRATE_R_SUMS:

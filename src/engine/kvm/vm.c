@@ -469,6 +469,7 @@ static unsigned vcpu_counters(struct engine_vcpu *v, const char **names, uint64_
 
 const struct engine_ops engine_kvm = {
 	.name = "kvm",
+	.runs_in_kernel = true,
 	.owns_lapic = true,
 	.probe = kvm_probe,
 	.vm_create = vm_create,
