@@ -78,6 +78,8 @@ struct migrator {
 	unsigned nlinks;
 	struct migrate_disks disks;
 	struct bytes first_state;
+	uint8_t *resets; /* of the guest's connections through NAT; NULL: none */
+	size_t resets_bytes;
 	uint64_t *todo; /* a bit a page: to be sent; in a round each word is one link's thread's */
 	uint32_t round;
 	bool has_mark, is_sharing_log, was_paused, are_disks_away, is_paused;

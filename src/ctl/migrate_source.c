@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "ctl/migrate_int.h"
 #include "ctl/paths.h"
+#include "net/port.h"
 #include "vm/snapshot_state.h"
 
 #define ANSWER_MS	120000	      /* that building a machine may take at the target */
@@ -311,6 +312,18 @@ static int send_sums(struct migrator *g, struct error *err)
 	return r;
 }
 
+/* With the lock.  NAT's sockets stay: its guest is told, at the target, that these connections are over. */
+static void take_resets(struct migrator *g)
+{
+	g->resets_bytes = 0;
+	if (strcmp(g->cfg.config->net, "nat") != 0)
+		return;
+	if (!g->resets)
+		g->resets = malloc(NET_FRAME_MAX);
+	if (g->resets)
+		g->resets_bytes = machine_take_resets(g->cfg.machine, g->resets, NET_FRAME_MAX);
+}
+
 /* The machine stands still: what is left, and the state. */
 static int do_rest(struct migrator *g, struct error *err)
 {
@@ -321,6 +334,7 @@ static int do_rest(struct migrator *g, struct error *err)
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(lock_of(g));
+	take_resets(g);
 	r = machine_save_state(g->cfg.machine, &state, err);
 
 	if (r == 0)
@@ -339,6 +353,8 @@ static int do_rest(struct migrator *g, struct error *err)
 					   .is_paused = g->was_paused };
 
 	migrate_put_state(&l->out, &l->seq_out, state.data, state.len);
+	if (g->resets_bytes)
+		migrate_record_put(&l->out, MIGRATE_R_RESETS, &l->seq_out, g->resets, g->resets_bytes);
 	migrate_put_rest(&l->out, &l->seq_out, &rest);
 	return migrate_link_send(l, &l->out, err);
 }
@@ -685,6 +701,8 @@ static void clean_up(struct migrator *g)
 	bytes_free(&g->first_state);
 	free(g->todo);
 	g->todo = NULL;
+	free(g->resets);
+	g->resets = NULL;
 	pthread_mutex_lock(lock_of(g));
 	machine_throttle(m, 0);
 	migrate_disks_end(g);

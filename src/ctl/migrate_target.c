@@ -20,6 +20,7 @@
 #include "ctl/migrate_link.h"
 #include "ctl/migrate_target.h"
 #include "ctl/paths.h"
+#include "net/port.h"
 #include "vm/migrate.h"
 
 #define COMMIT_MS    120000 /* that a source may take for giving away disks */
@@ -65,6 +66,7 @@ struct migrate_target {
 	/* Of link 0's thread. */
 	struct migrate_files files;
 	uint32_t disk_round;
+	struct bytes resets; /* frames for the guest, once it runs */
 	enum migrate_target_state state;
 	struct migrate_state_in last;
 	struct migrate_rest rest;
@@ -279,7 +281,11 @@ static int resume(struct migrate_target *t, struct error *err)
 	/* As in a process that was not scheduled for a moment. */
 	t->downtime_ns = t->rest.paused_ns + (uint64_t)(migrate_now_ns() - t->rest_at_ns);
 	machine_skip(m, (int64_t)t->downtime_ns);
-	return machine_resume(m, err);
+	int r = machine_resume(m, err);
+
+	if (r == 0)
+		machine_give_resets(m, t->resets.data, t->resets.len);
+	return r;
 }
 
 static int tell_accepted(struct migrate_target *t, struct error *err)
@@ -519,6 +525,10 @@ static int take_record(struct migrate_target *t, const struct migrate_header *h,
 		return end_disk_round(t, h, err);
 	case MIGRATE_R_DISK_SUMS:
 		return migrate_files_check(&t->files, l->payload, h->len, err);
+	case MIGRATE_R_RESETS:
+		t->resets.len = 0;
+		bytes_put(&t->resets, l->payload, MIN(h->len, (uint32_t)NET_FRAME_MAX));
+		return t->resets.is_failed ? error_set(err, -ENOMEM, "no memory for frames") : 0;
 	case MIGRATE_R_STATE:
 		r = migrate_state_add(&t->last, l->payload, h->len, err);
 		return r < 0 ? r : 0;
@@ -698,6 +708,7 @@ bool migrate_target_destroy(struct migrate_target *t)
 	for (unsigned i = 0; i < t->nlinks; i++)
 		migrate_link_close(&t->links[i]);
 	bytes_free(&t->last.data);
+	bytes_free(&t->resets);
 	snapshot_state_free(&t->first);
 	migrate_offer_free(&t->offer);
 	if (t->stop_fd >= 0)

@@ -12,7 +12,7 @@
 #define SOCKET_SPACE (1 << 20) /* asked for; the host may give less */
 #define MESSAGES_MAX 64	       /* that are no frames, read in a row */
 
-enum { ASK = 'R', MEMORY = 'M', MAPPED = 'O', BELL = 'B' };
+enum { ASK = 'R', MEMORY = 'M', MAPPED = 'O', BELL = 'B', RESETS = 'X' };
 
 /* ---- messages ---- */
 
@@ -82,6 +82,8 @@ static void take_message(struct net_link *l, uint8_t kind, int fd)
 		l->has_rings = true;
 	else if (kind == BELL)
 		l->is_asleep = false;
+	else if (kind == RESETS && !l->asks)
+		l->wants_resets = true;
 }
 
 /* ---- life ---- */
@@ -135,6 +137,44 @@ int net_link_ring(struct net_link *l)
 	l->owes_bell = false;
 	int r = send_message(l->fd, BELL, -1);
 	return r == -EAGAIN ? 0 : r; /* a full socket is a bell, too */
+}
+
+static const uint8_t all_ones[sizeof(struct net_offload)] = { [0 ... sizeof(struct net_offload) - 1] =
+								      0xff };
+
+void net_link_give_resets(struct net_link *l, const uint8_t *frames, size_t len)
+{
+	const struct iovec iov = { (void *)(uintptr_t)frames, len };
+	struct net_offload off;
+
+	l->wants_resets = false;
+	memcpy(&off, all_ones, sizeof(off));
+	if (send_packet(l->fd, &off, &iov, 1) < 0)
+		log_debug("net", "a machine that leaves is not told of its connections");
+}
+
+size_t net_link_ask_resets(struct net_link *l, uint8_t *out, size_t cap, int timeout_ms)
+{
+	struct net_offload off;
+	struct iovec iov[2] = { { &off, sizeof(off) }, { out, cap } };
+
+	if (l->fd < 0 || send_message(l->fd, RESETS, -1) < 0)
+		return 0;
+	for (;;) {
+		struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
+		struct pollfd p = { .fd = l->fd, .events = POLLIN };
+
+		if (poll(&p, 1, timeout_ms) != 1)
+			return 0;
+		ssize_t n = recvmsg(l->fd, &msg, MSG_DONTWAIT);
+
+		if (n <= 0)
+			return 0;
+		if (n == 1)
+			take_message(l, *(const uint8_t *)&off, -1);
+		else if (n >= (ssize_t)sizeof(off) && !memcmp(&off, all_ones, sizeof(off)))
+			return (size_t)n - sizeof(off);
+	}
 }
 
 bool net_link_has_room(struct net_link *l)

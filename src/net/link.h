@@ -10,6 +10,8 @@
  *   machine <-- 'M' ---- network    here is their memory (a descriptor)
  *   machine --- 'O' ---> network    it is mapped: from here on frames go through it
  *           <-- 'B' --->            a bell: look at the rings
+ *   machine --- 'X' ---> network    which connections end if the machine goes elsewhere?  Answered by a packet of hints that are all ones, and a frame
+ *                                   for each, which would tell its guest; over the socket.  Who has no NAT does not answer
  *
  * So frames go over the socket until both know the rings, and for ever where one of them does not.  The socket tells when the other
  * side is gone.
@@ -36,6 +38,7 @@ struct net_link {
 	bool is_asleep;	     /* nothing is in the ring until a bell comes */
 	bool is_from_socket; /* the last net_link_next()'s */
 	bool owes_bell;	     /* the other side is to be rung */
+	bool wants_resets;   /* the machine has asked: net_link_give_resets() */
 };
 
 /** net_link_open() - takes @fd.  @asks: this is the machine's side, which asks for rings. */
@@ -48,6 +51,12 @@ void net_link_close(struct net_link *l); /* closed already is fine */
  */
 int net_link_send(struct net_link *l, const struct net_offload *off, const struct iovec *iov,
 		  unsigned niov);
+/**
+ * net_link_ask_resets() - 'X', and the frames of the answer into @out.  What else comes meanwhile is lost; the guest stands still.
+ * Returns their bytes; 0: none, or no answer within @timeout_ms.
+ */
+size_t net_link_ask_resets(struct net_link *l, uint8_t *out, size_t cap, int timeout_ms);
+void net_link_give_resets(struct net_link *l, const uint8_t *frames, size_t len);
 /** net_link_has_room() - for any frame.  False: not now, or frames go over the socket, where only LOOP_OUT tells. */
 bool net_link_has_room(struct net_link *l);
 

@@ -149,6 +149,11 @@ static void read_guest(struct netd *n)
 	}
 }
 
+static void tell_resets(struct netd *n)
+{
+	net_link_give_resets(&n->link, n->rx.frame, uplink_resets(n->uplink, n->rx.frame, NET_FRAME_MAX));
+}
+
 /* ---- the loop ---- */
 
 static void serve(struct netd *n)
@@ -174,6 +179,8 @@ static void serve(struct netd *n)
 		uplink_polled(n->uplink, n->pfds + 1, npfds, r < 0);
 		read_guest(n);
 		uplink_flush(n->uplink);
+		if (n->link.wants_resets)
+			tell_resets(n);
 	}
 }
 

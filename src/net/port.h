@@ -41,6 +41,8 @@ struct net_ops {
 		    unsigned niov);
 	void (*rx_ready)(struct net_port *p); /* the guest posted buffers again */
 	void (*close)(struct net_port *p);
+	/* Frames for the guest that end the connections which do not go along with it elsewhere; it stands still.  Returns the bytes of them.  NULL: there are no such. */
+	size_t (*resets)(struct net_port *p, uint8_t *out, size_t cap);
 };
 struct net_port {
 	const struct net_ops *ops;

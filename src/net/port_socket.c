@@ -14,6 +14,7 @@
 #include "net/port.h"
 
 #define BATCH	   64		 /* frames a round, so that one port never holds the loop */
+#define RESETS_MS  100		 /* that the network may take for its answer */
 #define IOV_DIRECT (IOV_MAX - 1) /* vectors that go to the link as they are */
 
 struct socket_port {
@@ -188,6 +189,13 @@ static void socket_rx_ready(struct net_port *port)
 	watch(p);
 }
 
+static size_t socket_resets(struct net_port *port, uint8_t *out, size_t cap)
+{
+	struct socket_port *p = container_of(port, struct socket_port, port);
+
+	return p->watch ? net_link_ask_resets(&p->link, out, cap, RESETS_MS) : 0;
+}
+
 static void socket_close(struct net_port *port)
 {
 	if (!port)
@@ -205,6 +213,7 @@ static const struct net_ops socket_ops = {
 	.send = socket_send,
 	.rx_ready = socket_rx_ready,
 	.close = socket_close,
+	.resets = socket_resets,
 };
 
 static int check_socket(int fd, struct error *err)

@@ -854,6 +854,27 @@ bool tcp_nat_input(struct tcp_nat *t, const uint8_t *frame, size_t len)
 	return true;
 }
 
+size_t tcp_nat_resets(const struct tcp_nat *t, uint8_t *out, size_t cap)
+{
+	size_t n = 0;
+
+	for (unsigned i = 0; i < t->nflows && cap - n >= TCP_NAT_RESET_BYTES; i++) {
+		const struct flow *f = t->flows[i];
+		const struct tcp_segment s = { .ends = tcp_reverse(&f->ends),
+					       .seq = f->nxt,
+					       .ack = f->rcv_nxt,
+					       .flags = TCP_RST | TCP_ACK };
+		uint8_t headers[TCP_HEADERS_MAX];
+		struct net_offload hints;
+
+		if (f->state != OPEN || tcp_build(&s, f->mss, headers, &hints) != TCP_NAT_RESET_BYTES)
+			continue;
+		memcpy(out + n, headers, TCP_NAT_RESET_BYTES);
+		n += TCP_NAT_RESET_BYTES;
+	}
+	return n;
+}
+
 /* ---- rounds ---- */
 
 void tcp_nat_flush(struct tcp_nat *t)

@@ -57,6 +57,13 @@ void tcp_nat_destroy(struct tcp_nat *t);
  */
 int tcp_nat_forward(struct tcp_nat *t, int fd, uint32_t guest_ip, uint16_t guest_port);
 
+/**
+ * tcp_nat_resets() - for each connection that stands a frame that tells the guest that it is over (RST), one after the other, TCP_NAT_RESET_BYTES each; nothing
+ * changes here.  Their checksums are to be filled in (net_offload).  Returns the bytes of them, at most @cap.
+ */
+#define TCP_NAT_RESET_BYTES 54
+size_t tcp_nat_resets(const struct tcp_nat *t, uint8_t *out, size_t cap);
+
 /** tcp_nat_guest_mac() - where frames for the guest go: it was heard from there.  Before that nothing is forwarded. */
 void tcp_nat_guest_mac(struct tcp_nat *t, const uint8_t mac[6]);
 

@@ -220,6 +220,29 @@ static void establish(void)
 	assert_int_equal(g.nframes, 0);
 }
 
+/* A guest that is gone elsewhere is told by frames that are made before; here nothing changes. */
+static void test_farewell(void **state)
+{
+	uint8_t out[2 * TCP_NAT_RESET_BYTES + 1];
+	struct tcp_segment s;
+
+	(void)state;
+	assert_int_equal(tcp_nat_resets(g.nat, out, sizeof(out)), 0);
+	establish();
+	assert_int_equal(write(g.far, "hello", 5), 5);
+	poll_round();
+	g.ack += (uint32_t)only_frame().len;
+	assert_int_equal(tcp_nat_resets(g.nat, out, TCP_NAT_RESET_BYTES - 1), 0);
+	assert_int_equal(tcp_nat_resets(g.nat, out, sizeof(out)), TCP_NAT_RESET_BYTES);
+	assert_true(tcp_parse(out, TCP_NAT_RESET_BYTES, &s));
+	assert_int_equal(s.flags, TCP_RST | TCP_ACK);
+	assert_int_equal(s.seq, g.ack); /* RFC 5961: no other is believed */
+	assert_int_equal(s.ends.dst_port, g.ends.src_port);
+	assert_int_equal(s.ends.src_port, g.ends.dst_port);
+	assert_true(guest(TCP_ACK, "x", 1));
+	assert_int_equal(tcp_nat_resets(g.nat, out, sizeof(out)), TCP_NAT_RESET_BYTES);
+}
+
 /* ---- the door ---- */
 
 static void test_parse(void **state)
@@ -928,6 +951,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
+		T(test_farewell),
 		T(test_parse),
 		T(test_who_is_ours),
 		T(test_no_host_loopback),

@@ -353,6 +353,11 @@ void uplink_polled(struct uplink *u, struct pollfd *pfds, unsigned n, bool has_f
 	tcp_nat_polled(u->tcp, pfds, u->ntcp);
 }
 
+size_t uplink_resets(const struct uplink *u, uint8_t *out, size_t cap)
+{
+	return tcp_nat_resets(u->tcp, out, cap);
+}
+
 void uplink_flush(struct uplink *u)
 {
 	tcp_nat_flush(u->tcp);

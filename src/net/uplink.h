@@ -56,6 +56,8 @@ unsigned uplink_fill(struct uplink *u, struct pollfd *pfds, unsigned max, bool i
 /** uplink_polled() - after poll(), with what uplink_fill() filled; @has_failed: poll() did. */
 void uplink_polled(struct uplink *u, struct pollfd *pfds, unsigned n, bool has_failed);
 void uplink_flush(struct uplink *u);
+/** uplink_resets() - tcp_nat_resets(). */
+size_t uplink_resets(const struct uplink *u, uint8_t *out, size_t cap);
 bool uplink_wants_room(const struct uplink *u);
 
 #endif

@@ -213,6 +213,10 @@ void machine_new_generation(struct machine *m);
 /** machine_reappear() - after a state was loaded into another machine: network cards have their own MACs, and their drivers
  * announce themselves (dev/virtio/virtio_net.h). */
 void machine_reappear(struct machine *m);
+/** machine_take_resets() - net_ops.resets of the first card; the machine stands still. */
+size_t machine_take_resets(struct machine *m, uint8_t *out, size_t cap);
+/** machine_give_resets() - these, to the guest of the first card, as many as it has room for; hostile. */
+void machine_give_resets(struct machine *m, const uint8_t *frames, size_t len);
 /** machine_card_mac() - the one that the driver of card @i works with; false: there is no such card. */
 bool machine_card_mac(const struct machine *m, unsigned i, uint8_t mac[6]);
 /** machine_slept() - after a state was loaded: @ns of real time went by since it was saved.  Machine time knows nothing of it, the real-time clock does. */

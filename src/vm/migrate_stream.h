@@ -54,7 +54,8 @@
 	X(DISK,       32, true,  false) /* a piece of a file: vm/migrate_disk.h */                           \
 	X(DISK_ROUND, 33, true,  false) /* u32: what came of files is to be stable */                        \
 	X(DISK_DONE,  34, false, true)  /* u32: it is */                                                     \
-	X(DISK_SUMS,  35, true,  false) /* checksums of a file */
+	X(DISK_SUMS,  35, true,  false) /* checksums of a file */                                            \
+	X(RESETS,     36, true,  false) /* frames for the guest: connections that end here */
 // clang-format on
 
 enum migrate_record {

@@ -16,6 +16,7 @@
 #include "dev/virtio/virtio_net.h"
 #include "dev/virtio/virtio_rng.h"
 #include "net/tap.h"
+#include "net/tcp_nat.h"
 #include "vm/machine_int.h"
 
 /* ---- what devices ask of the machine ---- */
@@ -404,6 +405,27 @@ void machine_reappear(struct machine *m)
 {
 	for (unsigned i = 0; i < m->cfg.nnics; i++)
 		virtio_net_reappear(m->cards[i]);
+}
+
+size_t machine_take_resets(struct machine *m, uint8_t *out, size_t cap)
+{
+	struct net_port *p = m->cfg.nnics ? m->ports[0] : NULL;
+
+	return p && p->ops->resets ? p->ops->resets(p, out, cap) : 0;
+}
+
+void machine_give_resets(struct machine *m, const uint8_t *frames, size_t len)
+{
+	static const struct net_offload sums = { .flags = 1, .csum_start = 14 + 20, .csum_offset = 16 };
+	struct net_port *p = m->cfg.nnics ? m->ports[0] : NULL;
+
+	for (size_t at = 0; p && p->card.receive && len - at >= TCP_NAT_RESET_BYTES;
+	     at += TCP_NAT_RESET_BYTES) {
+		const struct iovec iov = { (void *)(uintptr_t)(frames + at), TCP_NAT_RESET_BYTES };
+
+		if (p->card.receive(p->card.ctx, &sums, &iov, 1) < 0)
+			return;
+	}
 }
 
 bool machine_card_mac(const struct machine *m, unsigned i, uint8_t mac[6])

@@ -8,6 +8,7 @@ import subprocess
 
 import guests
 import pytest
+import tiny
 from conftest import VIV, processes_in
 from migration import Host
 
@@ -124,6 +125,37 @@ def test_peers_that_are_not_believed(hosts, authority, tmp_path):
             socket.create_connection(("127.0.0.1", port)).close()
     b.ok("rm", "-f", "m")
     b.fails("receive", "--listen", "tls://127.0.0.1:0", says=["ca.pem"])
+
+
+def test_connections_through_nat_end(debian, tmp_path):
+    """A guest that waits for what never comes is told that its connection is over."""
+    a, b = Host(tmp_path / "a"), Host(tmp_path / "b")
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    script = f"""
+$b ip link set eth0 up; $b ip addr add 10.0.2.15/24 dev eth0
+$b nc 10.0.2.2 {port} -e $b sh -c 'echo here; read x; echo "ended" >/dev/console'
+$b sleep 1000
+"""
+    initrd = tiny.make(debian, tmp_path, script, tiny.NETWORK)
+    try:
+        a.ok("run", "--name", "m", "--detach", "--kernel", debian / "vmlinuz", "--initrd", initrd, "--append", "console=ttyS0 quiet",
+             "--mem", "128M", "--net", "nat")
+        server.settimeout(60)
+        peer, _ = server.accept()
+        peer.settimeout(60)
+        assert peer.recv(5) == b"here\n"  # it is there, and waits
+        listener = b.receive("--once")
+        a.migrate("m", b.socket, "--verify")
+        assert listener.wait(60) == 0
+        console = b.spawn("console", "m")
+        console.expect("ended")
+        console.close(force=True)
+        b.ok("rm", "-f", "m")
+    finally:
+        for host in (a, b):
+            for pid in processes_in(host.home):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_in_the_clear(hosts, tmp_path):
