@@ -269,6 +269,14 @@ static int go_on(struct migrate_target *t, struct error *err)
 	return t->is_standing ? machine_resume(m, err) : 0;
 }
 
+/* On the loop, with the lock: a page that is still to come is waited for there as for any other device's. */
+static void give_resets(void *arg)
+{
+	struct migrate_target *t = arg;
+
+	machine_give_resets(t->cfg.machine, t->resets.data, t->resets.len);
+}
+
 /* With the machine's lock. */
 static int resume(struct migrate_target *t, struct error *err)
 {
@@ -284,7 +292,11 @@ static int resume(struct migrate_target *t, struct error *err)
 	int r = machine_resume(m, err);
 
 	if (r == 0)
-		machine_give_resets(m, t->resets.data, t->resets.len);
+		r = loop_post(machine_loop(m), give_resets, t);
+	if (r < 0 && machine_state(m) == MACHINE_RUNNING) {
+		log_warn("migrate", "no memory to tell the guest of connections that ended");
+		r = 0;
+	}
 	return r;
 }
 
