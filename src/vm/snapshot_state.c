@@ -347,15 +347,16 @@ int snapshot_cpu_model(const struct snapshot_state *s, struct cpu_model *model, 
 	char missing[200] = "";
 	size_t n = 0;
 
+	/* First: what one vendor's CPUs have and the other's lack would be a long list that says the same. */
+	if (strcmp(h->vendor, model->vendor) != 0)
+		return error_set(err, -ENOTSUP, "the saved machine's CPU is of %s, this host's of %s",
+				 h->vendor, model->vendor);
 	for (unsigned i = 1; i < CPUF_COUNT; i++)
 		if (s->has[i] && !model->has[i] && n < sizeof(missing))
 			n += (size_t)snprintf(missing + n, sizeof(missing) - n, " %s", feature_names[i]);
 	if (n)
 		return error_set(err, -ENOTSUP,
 				 "this host's CPU lacks what the saved machine's has:%s", missing);
-	if (strcmp(h->vendor, model->vendor) != 0)
-		return error_set(err, -ENOTSUP, "the saved machine's CPU is of %s, this host's of %s",
-				 h->vendor, model->vendor);
 	if (h->xcr0_mask & ~model->xcr0_mask || h->phys_bits > model->phys_bits ||
 	    (h->has_kvm_pv && !model->has_kvm_pv) ||
 	    h->has_fpu_error_pointers != model->has_fpu_error_pointers)
