@@ -101,7 +101,7 @@ def test_a_part_that_is_cut_off_is_told_and_the_next_one_runs(monkeypatch):
     parts = ["compile", "openssl", "python", "stress"]
     record = soak.soak(args, 1, parts, {"compile": "", "openssl": "", "python": "", "stress": "cpu"}, native)
     assert [p for p, _ in FakeGuest.ends] == parts
-    assert FakeGuest.ends[0][1] == 1000 + 0.2 * 6000 and FakeGuest.ends[3][1] == 1000 + 6000
+    assert FakeGuest.ends[0][1] == 1000 + soak.SHARES["compile"] * 6000 and FakeGuest.ends[3][1] == 1000 + 6000
     assert not record["ran"] and [w.split()[0] for w in record["cut off"]] == parts
     assert not record["differences"]
     assert record["crashes"] == ["stress has no results"]  # a part that tells nothing is no success
