@@ -390,9 +390,14 @@ static int take_fd(int conn)
 		return -1;
 	const struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
 
-	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-	    c->cmsg_len == CMSG_LEN(sizeof(int)))
-		memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+	if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+		return -1;
+	/* CMSG_SPACE() of one has room for two: only the last is kept. */
+	for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+		if (fd >= 0)
+			close(fd);
+		memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+	}
 	return fd;
 }
 

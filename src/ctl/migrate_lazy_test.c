@@ -3,6 +3,9 @@
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <unistd.h>
+#include <poll.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,6 +16,9 @@
 #include <cmocka.h>
 
 #include "ctl/migrate_lazy.h"
+
+#include "ctl/migrate_claim.h"
+#include "ctl/socket.h"
 #include "ctl/paths.h"
 #include "engine/engine.h"
 
@@ -224,6 +230,40 @@ static void test_system_calls(void **state)
 }
 
 /* A link that is lost, or carries nonsense; over another one it is told again what is missing. */
+/* Two descriptors come to the door at once, neither of them a link: none is kept. */
+static void pass_two(const struct rig *r)
+{
+	char text[MIGRATE_ID_TEXT], path[256], byte = 0;
+	union {
+		struct cmsghdr h;
+		char room[CMSG_SPACE(2 * sizeof(int))];
+	} control = { .h = { CMSG_LEN(2 * sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct iovec iov = { &byte, 1 };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = CMSG_SPACE(2 * sizeof(int)) };
+	int pipes[2][2];
+
+	migrate_id_text(text, id);
+	snprintf(path, sizeof(path), "%s/migrations/%s.door", r->home, text);
+	int conn = socket_connect(path, &err);
+
+	assert_true(conn >= 0);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(pipe2(pipes[i], O_CLOEXEC), 0);
+		memcpy(CMSG_DATA(&control.h) + i * sizeof(int), &pipes[i][1], sizeof(int));
+	}
+	assert_int_equal(sendmsg(conn, &msg, 0), 1);
+	close(conn);
+	for (unsigned i = 0; i < 2; i++)
+		close(pipes[i][1]);
+	struct pollfd p = { .fd = pipes[0][0], .events = POLLIN };
+	assert_int_equal(poll(&p, 1, 20000), 1); /* nobody holds its other end */
+	for (unsigned i = 0; i < 2; i++)
+		close(pipes[i][0]);
+}
+
 static void test_lost_and_back(void **state)
 {
 	struct rig *r = *state;
@@ -247,6 +287,7 @@ static void test_lost_and_back(void **state)
 	assert_true(migrate_lazy_tell(r->z, MIGRATE_R_RUNNING, NULL, 0, &err) < 0);
 
 	migrate_link_close(&r->source);
+	pass_two(r);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
 	assert_int_equal(migrate_link_init(&r->source, fds[0], -1, true, &err), 0);
 	r->source.seq_out = 1; /* ASK, that somebody else has read */
