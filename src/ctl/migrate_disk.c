@@ -65,25 +65,17 @@ static int want_done(struct migrator *g, struct error *err)
 {
 	struct migrate_disks *d = &g->disks;
 	struct migrate_link *l = &g->links[0];
-	struct migrate_header h;
-	uint32_t round;
 
 	migrate_record_put(&l->out, MIGRATE_R_DISK_ROUND, &l->seq_out, &d->round, sizeof(d->round));
 	int r = migrate_flush_link0(g, err);
 
 	if (r == 0)
-		r = migrate_link_receive(l, &h, SYNC_MS, err);
+		r = migrate_await_round(g, MIGRATE_R_DISK_DONE, d->round, SYNC_MS, err);
 	if (r < 0)
 		return r;
-	if (h.type == MIGRATE_R_REFUSE) {
-		migrate_link_text(l, &h, err);
-		return -ECONNREFUSED;
-	}
-	if (h.type != MIGRATE_R_DISK_DONE || h.len != sizeof(round))
-		return error_set(err, -EPROTO, "the target answers out of turn");
-	memcpy(&round, l->payload, sizeof(round));
 	d->unsynced_bytes = 0;
-	return round == d->round++ ? 0 : error_set(err, -EPROTO, "the target is at another round");
+	d->round++;
+	return 0;
 }
 
 /* Does zstd pay?  What is not known yet is tried. */

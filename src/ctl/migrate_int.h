@@ -116,6 +116,9 @@ void migrate_senders_free(struct migrator *g);
 uint64_t migrate_count_pages(const struct migrator *g);
 /** migrate_flush_link0() - send what is in link 0's buffer.  0; -ECONNREFUSED: the target said why not; -errno. */
 int migrate_flush_link0(struct migrator *g, struct error *err);
+/** migrate_await_round() - the target's word, @type, that it has all up to round @want.  0, -ECONNREFUSED: it said why not; -EPROTO, -errno. */
+int migrate_await_round(struct migrator *g, enum migrate_record type, uint32_t want, int limit_ms,
+			struct error *err);
 
 /* All without the machine's lock, but for the last. */
 /** migrate_disks_measure() - used_bytes of the offer's disks. */

@@ -263,12 +263,13 @@ static void *sender_thread(void *arg)
 
 /* ---- a round ---- */
 
-static int await_round(struct migrator *g, struct error *err)
+int migrate_await_round(struct migrator *g, enum migrate_record type, uint32_t want, int limit_ms,
+			struct error *err)
 {
 	struct migrate_link *l = &g->links[0];
 	struct migrate_header h;
 	uint32_t round;
-	int r = migrate_link_receive(l, &h, MIGRATE_SILENCE_MS, err);
+	int r = migrate_link_receive(l, &h, limit_ms, err);
 
 	if (r < 0)
 		return r;
@@ -276,10 +277,10 @@ static int await_round(struct migrator *g, struct error *err)
 		migrate_link_text(l, &h, err);
 		return -ECONNREFUSED;
 	}
-	if (h.type != MIGRATE_R_ROUND_DONE || h.len != sizeof(round))
+	if (h.type != type || h.len != sizeof(round))
 		return error_set(err, -EPROTO, "the target answers out of turn");
 	memcpy(&round, l->payload, sizeof(round));
-	return round == g->round ? 0 : error_set(err, -EPROTO, "the target is at another round");
+	return round == want ? 0 : error_set(err, -EPROTO, "the target is at another round");
 }
 
 /* What a page, and a round, cost. */
@@ -320,7 +321,7 @@ int migrate_send_round(struct migrator *g, bool waits, struct error *err)
 		}
 	}
 	if (r == 0 && waits)
-		r = await_round(g, err);
+		r = migrate_await_round(g, MIGRATE_R_ROUND_DONE, g->round, MIGRATE_SILENCE_MS, err);
 	if (r == 0 && waits)
 		learn_from_round(g, npages - migrate_count_pages(g) - (g->f.pages_zero - zero_before),
 				 migrate_now_ns() - from);
