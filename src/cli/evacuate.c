@@ -27,12 +27,7 @@ static const struct opt evacuate_opts[] = {
 		 "a second at most while a machine runs", 1024, 1ULL << 40),
 	OPT_FLAG(struct args, o.verify,
 		 "verify", "compare all of memory by checksums before a machine runs there; it stands still for that"),
-	OPT_STRING(struct args, o.transport.certificates, "certificates", "FOLDER",
-		   "ca.pem, cert.pem and key.pem for tls:// (default: tls in viv's data folder)"),
-	OPT_FLAG(struct args, o.transport.is_insecure, "insecure",
-		 "also over tcp://, where everybody on the way sees and changes it"),
-	OPT_FLAG(struct args, o.copy,
-		 "copy", "copy disks also where the target sees the same files (default: only what it does not see)"),
+	MIGRATE_TRANSPORT_OPTS(struct args),
 	OPT_FLAG(struct args, json, "json", "print JSON"),
 	OPT_END,
 };
