@@ -5,10 +5,12 @@ import json
 import os
 import pathlib
 import socket
+import signal
 import subprocess
 import threading
 
-from conftest import VIV, Viv
+import pytest
+from conftest import VIV, Viv, processes_in
 
 
 class Host(Viv):
@@ -146,3 +148,16 @@ class Link:
     def close(self):
         self.listener.close()
         self.cut()
+
+
+@pytest.fixture
+def hosts(empty_viv, debian, tmp_path):
+    """The hosts "a" and "b"."""
+    a, b = Host(tmp_path / "a", debian.parent), Host(tmp_path / "b", debian.parent)
+    yield a, b
+    for host in (a, b):
+        for child in host.terminals:
+            child.close(force=True)
+            child.log.close()
+        for pid in processes_in(host.home):
+            os.kill(pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ import guests
 import pytest
 import tiny
 from conftest import processes_in
-from migration import COMMIT, RUNNING, Host, Link, fake_ssh
+from migration import COMMIT, RUNNING, Link, fake_ssh, hosts  # noqa: F401  pylint: disable=unused-import
 from test_snapshot import COUNT_ON_DISK, Counter
 
 # Counts, and rewrites memory in bursts: a lost page shows as a wrong checksum of what was written.
@@ -25,19 +25,6 @@ while :; do
 	echo "n=$n."; $b sleep 0.02
 done
 """
-
-
-@pytest.fixture
-def hosts(empty_viv, debian, tmp_path):
-    """The hosts "a" and "b"."""
-    a, b = Host(tmp_path / "a", debian.parent), Host(tmp_path / "b", debian.parent)
-    yield a, b
-    for host in (a, b):
-        for child in host.terminals:
-            child.close(force=True)
-            child.log.close()
-        for pid in processes_in(host.home):
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -3,26 +3,11 @@
 import os
 import signal
 
-import pytest
-from conftest import processes_in
-from migration import FETCHED, GOT, RUNNING, Host, Link
+from migration import FETCHED, GOT, RUNNING, Link, hosts  # noqa: F401  pylint: disable=unused-import
 from test_migrate import Counting, ended, start
 
 # The deadline comes while most of memory is still here.
 LATE = ("--bandwidth", "1M", "--deadline", "1s", "--verify")
-
-
-@pytest.fixture
-def hosts(empty_viv, debian, tmp_path):
-    """The hosts "a" and "b"."""
-    a, b = Host(tmp_path / "a", debian.parent), Host(tmp_path / "b", debian.parent)
-    yield a, b
-    for host in (a, b):
-        for child in host.terminals:
-            child.close(force=True)
-            child.log.close()
-        for pid in processes_in(host.home):
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_memory_after_the_machine(hosts, debian, tmp_path):
