@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -25,6 +26,7 @@
 #include "ctl/socket.h"
 #include "ctl/vmlock.h"
 
+#define SETTLE_POLL_MS	20
 #define FIRST_RECORD_MS 10000
 
 struct args {
@@ -103,13 +105,23 @@ static int answer(struct migrate_link *l, const struct migrate_header *h, struct
 
 /* ---- a machine ---- */
 
-/* Of a process that was killed; its broker may be about it. */
+/* Of a process that was killed; its broker may be about it.  Of such a process the end of its status is seen before its lock, and its control
+ * socket, are gone: for that moment it looks as if it ran. */
 static void settle(const char *name)
 {
-	_cleanup_close_ int lock = migrate_is_incoming(name) ? vmlock_take(name, NULL) : -1;
+	const struct timespec pause = { .tv_nsec = SETTLE_POLL_MS * 1000000L };
 	struct error err;
+	int r = -EBUSY;
 
-	if (lock >= 0 && migrate_settle(name, &err) < 0)
+	for (unsigned ms = 0; r == -EBUSY && ms < VMLOCK_WAIT_MS && migrate_is_incoming(name);
+	     ms += SETTLE_POLL_MS) {
+		_cleanup_close_ int lock = vmlock_take(name, &err);
+
+		r = lock < 0 ? lock : migrate_settle(name, &err);
+		if (r == -EBUSY)
+			nanosleep(&pause, NULL);
+	}
+	if (r < 0 && migrate_is_incoming(name))
 		cli_note("%s", err.text);
 }
 
