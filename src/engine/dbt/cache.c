@@ -18,11 +18,20 @@
 
 #include "engine/dbt/xlate.h"
 
-#define LIMIT_MIN 52u /* segments that every guest may fill */
+/*
+ * Segments that every guest may fill, of one vCPU; fewer by what every further one has for tables of its own, so that what is resident
+ * after a boot is bounded whatever the number of vCPUs.
+ */
+#define LIMIT_MIN     50u
+#define LIMIT_PER_CPU 2u
+#define LIMIT_LEAST   32u
 /* With ENGINE_CODE_ROOM off, for tests: so small that blocks are dropped all the time. */
 #define TINY_LIMIT	   2u
 #define TINY_SEGMENT_BYTES (32 * KIB)
-/* GROW_BY more if one of so many blocks had been dropped before; one less if not even one of so many had. */
+/*
+ * GROW_BY more if one of so many blocks had been dropped before; one less if not even one of so many had.  Each segment before the last
+ * counts half of the one after it: a single one that should not have been dropped is no reason.
+ */
 #define GROW_FROM   2u
 #define GROW_BY	    2u
 #define SHRINK_FROM 64u
@@ -100,7 +109,8 @@ static void begin(struct xlate_vm *x, unsigned s)
 	atomic_store_explicit(&cc->used_of[s], 0, memory_order_relaxed);
 	cc->now = s;
 	cc->nsegs++;
-	cc->fresh = cc->again = 0;
+	cc->fresh /= 2;
+	cc->again /= 2;
 }
 
 /* One that is neither in use nor reserved, or XLATE_SEGMENTS. */
@@ -203,6 +213,7 @@ int xlate_cache_create(struct dbt_vm *vm, struct error *err)
 	struct xlate_vm *x = vm->xlate;
 	struct code_cache *cc = &x->cc;
 	bool is_tiny = vm->cfg.without & ENGINE_CODE_ROOM;
+	unsigned fewer = MIN(LIMIT_PER_CPU * (vm->ncpus - 1), LIMIT_MIN - LIMIT_LEAST);
 
 	cc->rw = cc->rx = cc->meta = MAP_FAILED;
 	int rc = map(cc, err);
@@ -212,7 +223,7 @@ int xlate_cache_create(struct dbt_vm *vm, struct error *err)
 	cc->dropped = calloc(1u << XLATE_DROPPED_BITS, sizeof(*cc->dropped));
 	if (!cc->dropped)
 		return error_set(err, -ENOMEM, "no memory for what is remembered of translated blocks");
-	cc->limit = cc->limit_min = is_tiny ? TINY_LIMIT : LIMIT_MIN;
+	cc->limit = cc->limit_min = is_tiny ? TINY_LIMIT : LIMIT_MIN - fewer;
 	cc->limit_max = is_tiny ? TINY_LIMIT : XLATE_SEGMENTS;
 	cc->segment_bytes = is_tiny ? TINY_SEGMENT_BYTES : XLATE_SEGMENT_BYTES;
 	begin(x, 0);

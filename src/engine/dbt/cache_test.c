@@ -239,6 +239,39 @@ static void test_limit(void **state)
 	check_tables();
 }
 
+/* The next segment, as if of @fresh translations in the last one @again had been dropped before. */
+static unsigned limit_after(unsigned fresh, unsigned again)
+{
+	uint32_t bytes = x->cc.segment_bytes;
+
+	x->cc.fresh += fresh;
+	x->cc.again += again;
+	x->cc.segment_bytes = 0; /* so it is full */
+	xlate_cache_make_room(cpu);
+	x->cc.segment_bytes = bytes;
+	return x->cc.limit;
+}
+
+/* One segment that should not have been dropped is no reason to have more of them; several in a row are. */
+static void test_limit_after_one(void **state)
+{
+	xlate_flush(cpu->vm);
+	x->cc.limit_max = 100;
+	unsigned limit = x->cc.limit;
+
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(limit_after(2000, 200), limit);
+	assert_int_equal(limit_after(2000, 1400), limit);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(limit_after(2000, 200), limit);
+	assert_int_equal(limit_after(2000, 1400), limit);
+	assert_true(limit_after(2000, 1400) > limit);
+	xlate_flush(cpu->vm);
+	x->cc.limit = x->cc.limit_max = x->cc.limit_min;
+	run(0, 100);
+	check_tables();
+}
+
 static void test_map(void **state)
 {
 	run(7, 2);
@@ -257,9 +290,8 @@ static void test_map(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_map),
-		cmocka_unit_test(test_nothing_is_left),
-		cmocka_unit_test(test_written_and_dropped),
+		cmocka_unit_test(test_limit_after_one), cmocka_unit_test(test_map),
+		cmocka_unit_test(test_nothing_is_left), cmocka_unit_test(test_written_and_dropped),
 		cmocka_unit_test(test_limit),
 	};
 

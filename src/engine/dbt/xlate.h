@@ -207,8 +207,8 @@ struct code_cache {
 	unsigned limit_min, limit_max;
 	uint32_t segment_bytes; /* when one counts as full */
 	uint32_t births;	/* segments begun */
-	unsigned fresh, again; /* translations since then; blocks among them that had been dropped */
-	uint16_t *dropped;     /* what is remembered of blocks that were dropped (cache.c) */
+	unsigned fresh, again; /* translations, the last segment's most; blocks among them that had been dropped */
+	uint16_t *dropped; /* what is remembered of blocks that were dropped (cache.c) */
 };
 
 /*
