@@ -364,6 +364,7 @@ def parse(argv):
     p.add_argument("--engine", default="dbt", help="of viv")
     p.add_argument("--qemu", default="qemu-system-x86_64", help="program")
     p.add_argument("--qemu-cpu", default="max", help="model of QEMU")
+    p.add_argument("--cpus", type=int, default=1, help="of each guest")
     p.add_argument("--scratch", choices=["raw", "qcow2"], default="raw", help="format of the disk that fio works on in a guest")
     p.add_argument("--compiler", default="cc", help="of the small programs, which are the same file everywhere")
     p.add_argument("--full", default="full", help="image with Debian's full kernel, for the way to a login")
@@ -400,7 +401,7 @@ def measure_chosen(args, image, work, chosen, left_out, iperf_port):
     tree = args.out / "tree"
     parts = machines.Parts(work=work, image=image, tree=tree, payload=work / "payload", payload_disk=work / "payload.img",
                            scratch={n: work / f"scratch-{n}{'.qcow2' if args.scratch == 'qcow2' and n != 'native' else '.img'}" for n in args.names}, initrd=work / "initrd", port=start_server(),
-                           iperf_port=iperf_port, viv=args.viv, qemu=args.qemu, cpu=args.qemu_cpu)
+                           iperf_port=iperf_port, viv=args.viv, qemu=args.qemu, cpu=args.qemu_cpu, cpus=args.cpus)
     make_payload(parts.payload, chosen, args.compiler)
     make_disk(parts.payload_disk, 128, parts.payload)
     for path in parts.scratch.values():
@@ -418,12 +419,12 @@ def measure_chosen(args, image, work, chosen, left_out, iperf_port):
         starts += logins(args, parts, image, deadline, left_out)
     host["load_after"] = os.getloadavg()[0]
     versions = {"image": image.get("title", args.image), "viv": machines.first_line(args.viv, "version"),
-                "QEMU": machines.first_line(args.qemu, "--version") + f", -accel tcg -cpu {args.qemu_cpu}"}
+                "QEMU": machines.first_line(args.qemu, "--version") + f", -accel tcg -cpu {args.qemu_cpu} -smp {args.cpus}"}
     if "qemu" not in args.names:
         del versions["QEMU"]
     rows = [r for r in run.rows.values() if any(r["times"].values()) or r["failed"]]
     return {"format": 1, "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "host": host, "versions": versions, "machines": args.names, "viv_engine": args.engine, "rows": rows,
+            "host": host, "versions": versions, "machines": args.names, "viv_engine": args.engine, "cpus": args.cpus, "rows": rows,
             "means": report.means(rows, workloads.FIRST_16), "starts": starts, "resident_mib": run.resident,
             "left_out": left_out,
             "viv_info": {k: run.info[k] for k in ("engine", "counters", "devices") if k in run.info}}

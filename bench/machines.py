@@ -172,6 +172,7 @@ class Parts:
     viv: str
     qemu: str
     cpu: str  # of QEMU
+    cpus: int  # of a guest
 
 
 def start_native(parts, log):
@@ -191,7 +192,7 @@ def start_viv(parts, log, name="bench", engine="dbt"):
     home = parts.work / "viv-home"
     home.mkdir(exist_ok=True)
     command = [parts.viv, "run", "--name", name, "--rm", "--engine", engine, "--net", "nat", "--mem", f"{GUEST_MEM_MIB}M",
-               "--kernel", parts.image["kernel"], "--initrd", str(parts.initrd), "--append", append(parts),
+               "--cpus", str(parts.cpus), "--kernel", parts.image["kernel"], "--initrd", str(parts.initrd), "--append", append(parts),
                "--disk", f"{parts.image['disk']},snapshot", "--disk", f"{parts.payload_disk},ro",
                "--disk", str(parts.scratch["viv"])]
     machine = Machine("viv", command, log, env={**os.environ, "VIVARIUM_HOME": str(home)})
@@ -206,7 +207,7 @@ def start_qemu(parts, log):
         return ["-drive", ",".join([f"file.filename={path}", "file.locking=off", f"format={form}", "if=virtio", *options])]
 
     return Machine("qemu", [
-        parts.qemu, "-accel", "tcg", "-cpu", parts.cpu, "-smp", "1", "-m", f"{GUEST_MEM_MIB}M", "-nodefaults",
+        parts.qemu, "-accel", "tcg", "-cpu", parts.cpu, "-smp", str(parts.cpus), "-m", f"{GUEST_MEM_MIB}M", "-nodefaults",
         "-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", parts.image["kernel"], "-initrd",
         str(parts.initrd), "-append", append(parts), *disk(parts.image["disk"], "snapshot=on"),
         *disk(parts.payload_disk, "read-only=on"), *disk(parts.scratch["qemu"]), "-nic", "user,model=virtio-net-pci",

@@ -126,7 +126,7 @@ def describe(record):
     counts = {len(t) for r in record["rows"] for t in r["times"].values()}
     rounds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts, default=0))
     return (f"{record['date']}; {host['cpu']}, {host['cores']} CPUs, {host['memory_mib']} MiB, Linux {host['kernel']}, "
-            f"load {host['load_before']:.2f} before and {host['load_after']:.2f} after; guest: {versions['image']}, 1 vCPU; "
+            f"load {host['load_before']:.2f} before and {host['load_after']:.2f} after; guest: {versions['image']}, {record.get('cpus', 1)} vCPU; "
             + "; ".join(f"{k}: {v}" for k, v in versions.items() if k != "image")
             + f"; medians of {rounds} runs that alternate between the machines.")
 
