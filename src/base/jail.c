@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/landlock.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -45,6 +46,21 @@ int jail_empty_root(void)
 	return chdir("/") < 0 ? -errno : 0;
 }
 
+int jail_root(const char *path, bool is_readonly)
+{
+	const struct mount_attr attr = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
+						     MOUNT_ATTR_NOEXEC |
+						     (is_readonly ? MOUNT_ATTR_RDONLY : 0) };
+
+	/* Of what is mounted below as well: the kernel does not let go of a part of it. */
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount(path, "/proc", NULL, MS_BIND | MS_REC, NULL) < 0 || chdir("/proc") < 0 ||
+	    mount_setattr(AT_FDCWD, ".", AT_RECURSIVE, (void *)(uintptr_t)&attr, sizeof(attr)) < 0 ||
+	    syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0)
+		return -errno;
+	return chdir("/") < 0 ? -errno : 0;
+}
+
 int jail_drop_capabilities(void)
 {
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
@@ -55,4 +71,50 @@ int jail_drop_capabilities(void)
 			return -errno;
 	(void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	return syscall(SYS_capset, &head, none) < 0 ? -errno : 0;
+}
+
+int jail_landlock_abi(void)
+{
+	long have = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
+
+	return have > 0 ? (int)have : 0;
+}
+
+int jail_landlock(int dir, uint64_t rights, int *abi)
+{
+	int have = jail_landlock_abi();
+	uint64_t files = JAIL_LANDLOCK_FILES;
+	struct {
+		uint64_t fs, net, scoped;
+	} attr = { 0 };
+	size_t size = 8;
+
+	*abi = 0;
+	if (!have)
+		return 0;
+	if (have >= 2)
+		files |= JAIL_LANDLOCK_REFER;
+	if (have >= 3)
+		files |= JAIL_LANDLOCK_TRUNCATE;
+	if (have >= 5)
+		files |= 1ULL << 15; /* IOCTL_DEV */
+	attr.fs = files;
+	if (have >= 4) {
+		attr.net = 3; /* TCP: bind, connect */
+		size = 16;
+	}
+	if (have >= 6) {
+		attr.scoped = 3; /* abstract sockets, signals: of this domain only */
+		size = 24;
+	}
+	_cleanup_close_ int fd = (int)syscall(SYS_landlock_create_ruleset, &attr, size, 0);
+	const struct landlock_path_beneath_attr below = { .allowed_access = rights & files,
+							  .parent_fd = dir };
+
+	if (fd < 0 ||
+	    (dir >= 0 && syscall(SYS_landlock_add_rule, fd, LANDLOCK_RULE_PATH_BENEATH, &below, 0) < 0) ||
+	    syscall(SYS_landlock_restrict_self, fd, 0) < 0)
+		return -errno;
+	*abi = have;
+	return 0;
 }

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/landlock.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -44,51 +43,6 @@ void confine_describe(const struct confine *c, char text[CONFINE_TEXT])
 
 /* ---- what the machine's process gives up ---- */
 
-/* 0: this kernel has none. */
-static int landlock_version(void)
-{
-	long have = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
-
-	return have > 0 ? (int)have : 0;
-}
-
-/* No file by any name, in whatever folder. */
-static int landlock_all(int *abi)
-{
-	int have = landlock_version();
-	/* The rights of version 1; later ones by their numbers, where the kernel knows them (landlock.h of Debian 12 does not). */
-	uint64_t rights = (1ULL << 13) - 1;
-	struct {
-		uint64_t fs, net, scoped;
-	} attr = { 0 };
-	size_t size = 8;
-
-	*abi = 0;
-	if (!have)
-		return 0;
-	if (have >= 2)
-		rights |= 1ULL << 13; /* REFER */
-	if (have >= 3)
-		rights |= 1ULL << 14; /* TRUNCATE */
-	if (have >= 5)
-		rights |= 1ULL << 15; /* IOCTL_DEV */
-	attr.fs = rights;
-	if (have >= 4) {
-		attr.net = 3; /* TCP: bind, connect */
-		size = 16;
-	}
-	if (have >= 6) {
-		attr.scoped = 3; /* abstract sockets, signals: of this domain only */
-		size = 24;
-	}
-	_cleanup_close_ int fd = (int)syscall(SYS_landlock_create_ruleset, &attr, size, 0);
-
-	if (fd < 0 || syscall(SYS_landlock_restrict_self, fd, 0) < 0)
-		return -errno;
-	*abi = have;
-	return 0;
-}
-
 /* What needs no namespaces. */
 static int give_up(struct confine *c, struct error *err)
 {
@@ -98,7 +52,7 @@ static int give_up(struct confine *c, struct error *err)
 	if (r == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		r = -errno;
 	if (r == 0)
-		r = landlock_all(&c->landlock_abi);
+		r = jail_landlock(-1, 0, &c->landlock_abi);
 	if (r == 0 && (setrlimit(RLIMIT_CORE, &none) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0))
 		r = -errno;
 	if (r < 0)
@@ -233,7 +187,7 @@ static int meet(struct confine *c, int sync, struct error *err)
 	if (r < 0)
 		return error_set(err, r, "the machine's process ended at once");
 	c->has_namespaces = w.has_namespaces;
-	c->landlock_abi = landlock_version(); /* it takes it, or ends */
+	c->landlock_abi = jail_landlock_abi(); /* it takes it, or ends */
 	if (!w.is_fine) {
 		*err = w.err;
 		return -EIO;

@@ -39,6 +39,7 @@
 #ifndef VIV_DEV_VIRTIO_VIRTQUEUE_H
 #define VIV_DEV_VIRTIO_VIRTQUEUE_H
 
+#include "base/iov.h"
 #include "dev/iommu/dma.h"
 #include "mem/ram.h"
 #include "state/field.h"
@@ -172,16 +173,6 @@ bool vq_arm_kick_more(struct virtqueue *vq);
 /** vq_disarm_kick() - kicks are not needed for now (a hint). */
 void vq_disarm_kick(struct virtqueue *vq);
 
-/* ---- iovecs ---- */
-
-/** iov_to_buf() - copy up to @len bytes from offset @off of @iov.  Returns how many. */
-size_t iov_to_buf(const struct iovec *iov, unsigned n, size_t off, void *dst, size_t len);
-/** iov_from_buf() - copy up to @len bytes to offset @off of @iov.  Returns how many. */
-size_t iov_from_buf(const struct iovec *iov, unsigned n, size_t off, const void *src, size_t len);
-/** iov_bytes() - sum of the lengths. */
-size_t iov_bytes(const struct iovec *iov, unsigned n);
-/** iov_slice() - vectors of [@off, @off+@len) of @iov into @out (room for @n).  Returns how many. */
-unsigned iov_slice(const struct iovec *iov, unsigned n, size_t off, size_t len, struct iovec *out);
 static inline struct iovec *vq_in_iov(const struct vq_elem *e)
 {
 	return e->iov + e->nout;
