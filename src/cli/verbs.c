@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "share/sharer.h"
 
 // clang-format off
 const struct verb cli_verbs[] = {
@@ -43,6 +44,7 @@ const struct verb cli_verbs[] = {
 	{ "version",    "show the version",                                        cli_version,   &cli_version_cmd },
 	{ "completion", "print the script that completes words in a shell",        cli_completion, &cli_completion_cmd },
 	{ "man",        NULL,                                                      cli_man,       NULL },
+	{ "share",      NULL,                                                      sharer_cli,    NULL },
 	{ "vm",         NULL,                                                      cli_vm,        NULL },
 	{ NULL, NULL, NULL, NULL },
 };
