@@ -33,6 +33,7 @@
 #include "dev/testing.h"
 #include "dev/timer/pit.h"
 #include "dev/timer/rtc.h"
+#include "dev/virtio/virtio_9p.h"
 #include "dev/virtio/virtio_balloon.h"
 #include "dev/virtio/virtio_blk.h"
 #include "dev/virtio/virtio_console.h"
@@ -50,6 +51,7 @@ struct rig {
 	struct lapic *lapic;
 	struct block_dev block;
 	struct net_port port;
+	struct share_port share;
 	struct char_dev *chr;
 };
 
@@ -108,6 +110,19 @@ static void net_nothing(struct net_port *p)
 }
 
 static const struct net_ops net_ops = { net_send, net_nothing, NULL };
+
+static void share_submit(struct share_port *p, struct share_req *req)
+{
+	req->done(req, 0);
+}
+
+static void share_nothing(struct share_port *p)
+{
+}
+
+static const struct share_ops share_ops = { .submit = share_submit,
+					    .drain = share_nothing,
+					    .reset = share_nothing };
 
 static void fill(void *ctx, uint8_t *buf, size_t len)
 {
@@ -295,6 +310,16 @@ static struct device *make_edu(struct rig *r)
 
 	assert_int_equal(edu_create(&e, &r->t.env, make_bus(r), -1, NULL), 0);
 	return &e->dev;
+}
+
+static struct device *make_virtio_9p(struct rig *r)
+{
+	struct virtio_9p_config cfg = { .port = &r->share, .tag = "folder", .slot = -1 };
+	struct virtio_9p *d;
+
+	r->share.ops = &share_ops;
+	assert_int_equal(virtio_9p_create(&d, &r->t.env, make_bus(r), "p", &cfg, NULL), 0);
+	return virtio_9p_device(d);
 }
 
 static struct device *make_virtio_balloon(struct rig *r)

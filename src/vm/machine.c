@@ -264,6 +264,9 @@ static int check_config(const struct machine_config *cfg, struct error *err)
 	if (cfg->ndisks > MACHINE_MAX_DISKS || cfg->nnics > MACHINE_MAX_NICS)
 		return error_set(err, -EINVAL, "a machine has at most %d disks and %d network cards",
 				 MACHINE_MAX_DISKS, MACHINE_MAX_NICS);
+	if (cfg->nshares > MACHINE_MAX_SHARES)
+		return error_set(err, -EINVAL, "a machine has at most %d shared folders",
+				 MACHINE_MAX_SHARES);
 	return 0;
 }
 
@@ -451,6 +454,8 @@ int machine_create(struct machine **out, const struct machine_config *cfg, char 
 	m->cfg.append = m->cfg.firmware = NULL;
 	m->cfg.restore = NULL;
 	memset(m->cfg.disks, 0, sizeof(m->cfg.disks));
+	for (unsigned i = 0; i < MACHINE_MAX_SHARES; i++)
+		m->cfg.shares[i].tag = NULL;
 	if (r < 0) {
 		if (cfg->restore && cfg->restore->ram)
 			m->ram = (struct guest_ram){ 0 }; /* stays the caller's */
@@ -540,6 +545,10 @@ void machine_destroy(struct machine *m)
 	for (unsigned i = 0; i < m->cfg.nnics && i < MACHINE_MAX_NICS; i++) {
 		if (m->cfg.nics[i].fd >= 0)
 			close(m->cfg.nics[i].fd);
+	}
+	for (unsigned i = 0; i < m->cfg.nshares && i < MACHINE_MAX_SHARES; i++) {
+		if (m->cfg.shares[i].fd >= 0)
+			close(m->cfg.shares[i].fd);
 	}
 	vtimer_destroy(m->stop_timer);
 	vtimer_destroy(m->throttle_timer);

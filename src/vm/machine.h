@@ -32,6 +32,7 @@ struct snapshot_state;
 #define MACHINE_MAX_CPUS    64
 #define MACHINE_MAX_DISKS   8
 #define MACHINE_MAX_NICS    4
+#define MACHINE_MAX_SHARES  8
 #define MACHINE_MIN_MEM	    (2 * MIB)
 #define MACHINE_MAX_MEM	    (1024 * GIB)
 #define MACHINE_MAX_CMDLINE 65536 /* with the final NUL; a boot protocol may allow less */
@@ -50,6 +51,11 @@ struct machine_nic {
 	int fd; /* connected SOCK_SEQPACKET socket to `viv net`, or a TAP device; taken by machine_create */
 	bool is_tap; /* net/tap.h */
 	uint8_t mac[6];
+};
+
+struct machine_share {
+	int fd;		 /* connected stream socket to `viv share`; taken by machine_create */
+	const char *tag; /* that the guest mounts it by */
 };
 
 /* From where a machine goes on instead of being switched on. */
@@ -85,6 +91,8 @@ struct machine_config {
 	unsigned ndisks;
 	struct machine_nic nics[MACHINE_MAX_NICS];
 	unsigned nnics;
+	struct machine_share shares[MACHINE_MAX_SHARES];
+	unsigned nshares;
 	/*
 	 * Backends; NULL: nothing connected.  @make_backends is called once the loop exists and may fill
 	 * these in; @free_backends (after it, also when it failed) once the devices are gone, before the loop

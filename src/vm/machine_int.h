@@ -34,6 +34,7 @@
 #include "dev/timer/pit.h"
 #include "dev/timer/rtc.h"
 #include "net/port.h"
+#include "share/port.h"
 #include "vm/acpi.h"
 #include "vm/boot.h"
 #include "vm/kvm_pv.h"
@@ -117,6 +118,7 @@ struct machine {
 	struct virtio_blk *disks[MACHINE_MAX_DISKS];
 	struct virtio_net *cards[MACHINE_MAX_NICS];
 	struct net_port *ports[MACHINE_MAX_NICS];
+	struct share_port *shares[MACHINE_MAX_SHARES];
 
 	/* run state, under the lock */
 	enum machine_state state;

@@ -10,6 +10,7 @@
 
 #include "dev/chipset/piix.h"
 #include "dev/debug/edu.h"
+#include "dev/virtio/virtio_9p.h"
 #include "dev/virtio/virtio_balloon.h"
 #include "dev/virtio/virtio_blk.h"
 #include "dev/virtio/virtio_console.h"
@@ -393,6 +394,27 @@ static int create_helpers(struct machine *m, struct error *err)
 	return 0;
 }
 
+static int create_share(struct machine *m, unsigned i, struct error *err)
+{
+	struct virtio_9p_config cfg = { .tag = m->cfg.shares[i].tag, .slot = -1 };
+	struct virtio_9p *dev;
+	char id[24];
+	int fd = m->cfg.shares[i].fd;
+
+	m->cfg.shares[i].fd = -1; /* taken, whatever comes */
+	int r = share_port_socket(&m->shares[i], m->loop, fd, cfg.tag, err);
+
+	if (r < 0)
+		return r;
+	snprintf(id, sizeof(id), "virtio-9p%u", i);
+	cfg.port = m->shares[i];
+	r = virtio_9p_create(&dev, &m->env, pci_host_bus(m->pci), id, &cfg, err);
+	if (r < 0)
+		return r;
+	add_device(m, virtio_9p_device(dev));
+	return 0;
+}
+
 void machine_new_generation(struct machine *m)
 {
 	uint8_t id[VMGENID_BYTES];
@@ -472,6 +494,8 @@ int pc_create(struct machine *m, struct error *err)
 		r = create_consoles(m, err);
 	if (r == 0)
 		r = create_helpers(m, err);
+	for (unsigned i = 0; r == 0 && i < m->cfg.nshares; i++)
+		r = create_share(m, i, err);
 	return r;
 }
 
@@ -519,6 +543,10 @@ void pc_destroy(struct machine *m)
 	for (unsigned i = 0; i < MACHINE_MAX_NICS; i++) {
 		if (m->ports[i])
 			m->ports[i]->ops->close(m->ports[i]);
+	}
+	for (unsigned i = 0; i < MACHINE_MAX_SHARES; i++) {
+		if (m->shares[i])
+			m->shares[i]->ops->close(m->shares[i]);
 	}
 	bus_destroy(m->bus);
 }

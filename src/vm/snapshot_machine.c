@@ -14,7 +14,9 @@
 #include <string.h>
 #include <x86intrin.h>
 
+#include "base/log.h"
 #include "dev/chipset/lapic_regs.h"
+#include "share/server.h"
 #include "vm/kvmclock.h"
 #include "vm/snapshot_int.h"
 
@@ -191,6 +193,27 @@ static void save_clock(const struct machine *m, const struct lapics *lapics, str
 	};
 }
 
+/* Which files of shared folders the guest has in hand. */
+
+static void share_section(unsigned i, char name[16])
+{
+	snprintf(name, 16, "share%u", i);
+}
+
+static int save_shares(struct machine *m, struct snapshot_writer *w, struct error *err)
+{
+	char name[16];
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < m->cfg.nshares; i++) {
+		share_section(i, name);
+		snapshot_begin_section(w, name);
+		r = m->shares[i]->ops->save(m->shares[i], w->out, err);
+		snapshot_end_section(w);
+	}
+	return r;
+}
+
 int machine_save_state(struct machine *m, struct bytes *out, struct error *err)
 {
 	struct snapshot_machine desc;
@@ -225,12 +248,46 @@ int machine_save_state(struct machine *m, struct bytes *out, struct error *err)
 	for (const struct device *d = m->devices; r == 0 && d; d = d->next)
 		save_device(&w, d);
 	if (r == 0)
+		r = save_shares(m, &w, err);
+	if (r == 0)
 		r = snapshot_end(&w, err);
 	if (r < 0)
 		out->len = before;
 	lapics_destroy(&lapics);
 	free(c.s);
 	return r;
+}
+
+/* ---- loading: shared folders ---- */
+
+static int try_shares(const struct machine *m, const struct snapshot_state *s, struct error *err)
+{
+	char name[16];
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < m->cfg.nshares; i++) {
+		share_section(i, name);
+		const struct snapshot_section *sec = snapshot_state_find(s, name);
+
+		r = sec ? share_state_check(sec->data, sec->len, err)
+			: error_set(err, -EINVAL, "the saved machine state has no section '%s'", name);
+	}
+	return r;
+}
+
+/* Without its server a folder gives errors, as it would have without a snapshot; the machine is whole. */
+static void load_shares(struct machine *m, const struct snapshot_state *s)
+{
+	char name[16];
+	struct error err;
+
+	for (unsigned i = 0; i < m->cfg.nshares; i++) {
+		share_section(i, name);
+		const struct snapshot_section *sec = snapshot_state_find(s, name);
+
+		if (m->shares[i]->ops->load(m->shares[i], sec->data, sec->len, &err) < 0)
+			log_warn("vm", "%s", err.text);
+	}
 }
 
 /* ---- loading: what can be wrong ---- */
@@ -347,6 +404,8 @@ static int try_all(struct machine *m, const struct snapshot_state *s, struct lap
 		r = try_device(s, &lapic_of(m, lapics, i)->dev, err);
 	for (const struct device *d = m->devices; r == 0 && d; d = d->next)
 		r = try_device(s, d, err);
+	if (r == 0)
+		r = try_shares(m, s, err);
 	for (unsigned i = 0; r == 0 && i < s->nsections; i++) {
 		const char *name = s->sections[i].name;
 
@@ -491,6 +550,7 @@ static int load_everything(struct machine *m, const struct snapshot_state *s, st
 		return r;
 	}
 	load_clock(m, s, l);
+	load_shares(m, s);
 	m->is_reset_queued = false;
 	loop_clock_changed(m->loop);
 	for (struct device *d = m->devices; d; d = d->next)

@@ -10,6 +10,7 @@
 #include "base/host.h"
 #include "dev/registry.h"
 #include "engine/x86_state.h"
+#include "share/server.h"
 #include "vm/snapshot_int.h"
 
 static const char magic[8] = "VIVSTATE";
@@ -440,6 +441,13 @@ int snapshot_state_show(const struct snapshot_state *s, struct bytes *out, struc
 		bytes_printf(out, "[%s]\n", sec->name);
 		if (!strcmp(sec->name, "features")) {
 			bytes_put(out, sec->data, sec->len);
+			continue;
+		}
+		if (!strncmp(sec->name, "share", 5)) {
+			int r = share_state_show(sec->data, sec->len, out, err);
+
+			if (r < 0)
+				return r;
 			continue;
 		}
 		if (!desc)

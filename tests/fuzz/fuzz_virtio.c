@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "dev/pci/pci_host.h"
+#include "dev/virtio/virtio_9p.h"
 #include "dev/virtio/virtio_balloon.h"
 #include "dev/virtio/virtio_blk.h"
 #include "dev/virtio/virtio_console.h"
@@ -25,7 +26,7 @@ enum op { POKE, REG_WRITE, KICK, BACKEND, INPUT, ROUND, STATE, REG_READ, OPS };
 #define RING_BYTES 0x8000u /* all of them; zeroed for each input */
 #define BUFFERS	   0x9000u
 #define OPS_MAX	   400
-#define NDEVICES   5
+#define NDEVICES   6
 
 static struct {
 	struct guest_ram ram;
@@ -41,6 +42,9 @@ static struct {
 	struct block_req *reqs[1024];
 	unsigned nreqs;
 	struct net_port port;
+	struct share_port share;
+	struct share_req *shares[SHARE_REQS_MAX];
+	unsigned nshares;
 	struct char_dev chr[2];
 	unsigned budget; /* what backends take */
 } m;
@@ -138,6 +142,42 @@ static void chr_rx_ready(struct char_dev *c)
 
 static const struct char_ops chr_ops = { chr_write, chr_rx_ready, NULL };
 
+static void share_submit(struct share_port *p, struct share_req *req)
+{
+	(void)p;
+	if (m.nshares == SHARE_REQS_MAX || req->out_bytes < P9_HEADER || req->in_bytes < P9_ERROR_LEN)
+		abort();
+	expect_in_ram(req->iov, req->nout + req->nin);
+	m.shares[m.nshares++] = req;
+}
+
+static void share_complete(void)
+{
+	struct share_req *req = m.shares[--m.nshares];
+	uint8_t text[P9_ERROR_LEN];
+
+	p9_error(text, 0, 5);
+	req->done(req, iov_from_buf(req->iov + req->nout, req->nin, 0, text, sizeof(text)));
+}
+
+static void share_drain(struct share_port *p)
+{
+	(void)p;
+	while (m.nshares)
+		share_complete();
+}
+
+static void share_reset(struct share_port *p)
+{
+	(void)p;
+	if (m.nshares)
+		abort();
+}
+
+static const struct share_ops share_ops = { .submit = share_submit,
+					    .drain = share_drain,
+					    .reset = share_reset };
+
 static void fill(void *ctx, uint8_t *buf, size_t len)
 {
 	struct iovec iov = { buf, len };
@@ -177,6 +217,7 @@ static void build(void)
 	struct virtio_net *net;
 	struct virtio_console *con;
 	struct virtio_rng *rng;
+	struct virtio_9p *share;
 
 	must(ram_create(&m.ram, MIB, 0, &err));
 	must(loop_create(&m.loop, NULL, &err));
@@ -204,6 +245,10 @@ static void build(void)
 			       &err));
 	must(virtio_balloon_create(&m.balloon, &m.env, bus, "m",
 				   &(struct virtio_balloon_config){ release, NULL, 5 }, &err));
+	m.share.ops = &share_ops;
+	must(virtio_9p_create(&share, &m.env, bus, "p",
+			      &(struct virtio_9p_config){ &m.share, "folder", 6 }, &err));
+	m.devs[5] = virtio_9p_device(share);
 	m.devs[0] = virtio_blk_device(blk);
 	m.devs[1] = virtio_net_device(net);
 	m.devs[2] = virtio_console_device(con);
@@ -272,6 +317,8 @@ static void backend_event(struct byte_reader *r)
 
 	if (m.nreqs)
 		block_complete(what & 1 ? -5 : 0);
+	if (m.nshares)
+		share_complete();
 	if (m.port.card.tx_ready)
 		m.port.card.tx_ready(m.port.card.ctx);
 	for (unsigned i = 0; i < 2; i++)
@@ -313,7 +360,7 @@ static void move_state(unsigned i)
 	struct error err;
 
 	d->cls->pause(d);
-	if (m.nreqs)
+	if (m.nreqs || m.nshares)
 		abort();
 	must(state_save(d->cls->state, d, &b));
 	struct byte_reader r = { .data = b.data, .len = b.len };
@@ -407,7 +454,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 		}
 	}
 	m.devs[i]->cls->reset(m.devs[i]);
-	if (m.nreqs)
+	if (m.nreqs || m.nshares)
 		abort();
 	return 0;
 }
