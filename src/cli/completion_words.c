@@ -96,7 +96,8 @@ static void offer_snapshots(const struct completion *c, bool with_machine)
 /* One alternative of what a table calls a value. */
 static bool offer_kind(const struct completion *c, const char *name, bool is_positional)
 {
-	static const char *const files[] = { "FILE", "PATH", "FROM", "TO", "BASE", "LAB.yaml" };
+	static const char *const files[] = { "FILE", "PATH",	 "FROM",      "TO",
+					     "BASE", "LAB.yaml", "FOLDER:TAG" };
 
 	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
 		if (strcmp(name, files[i]) == 0)

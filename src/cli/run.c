@@ -12,6 +12,7 @@
 
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/share.h"
 #include "cli/snapshot.h"
 #include "cli/spawn.h"
 #include "cli/terminal.h"
@@ -30,7 +31,7 @@ struct args {
 	const char *name, *from, *engine, *cpu, *kernel, *initrd, *append, *firmware, *net,
 		*without, *iommu;
 	uint64_t cpus, mem, check;
-	struct opt_list disks, forwards, devices;
+	struct opt_list disks, shares, forwards, devices;
 	bool rm, detach, prefault, skip_time, no_reboot, strict, interp_only, counting, with_input;
 	int64_t boot_timeout;
 };
@@ -57,6 +58,8 @@ static const struct opt run_opts[] = {
 		   "BIOS image (default: SeaBIOS if there is no kernel)"),
 	OPT_LIST(struct args, disks, "disk", "FILE[,ro][,snapshot][,format=F]",
 		 "a disk; may be given again"),
+	OPT_LIST(struct args, shares, "share", "FOLDER[:TAG][,ro]",
+		 "a folder of this host that the guest can mount; may be given again"),
 	OPT_STRING(struct args, net, "net", "nat|none|lab:LAB:NETWORK|tap:NAME|bridge:NAME",
 		   "network (default nat with an image, else none)"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
@@ -102,6 +105,13 @@ const struct opts_cmd cli_run_cmd = {
 		"files, "
 		"that the image\n"
 		"may stand on.\n\n"
+		"--share FOLDER:TAG is mounted in the guest by mount -t 9p -o "
+		"trans=virtio,version=9p2000.L TAG /mnt; TAG is\n"
+		"the folder's name unless it is given.  Everything there is done as the user who "
+		"runs "
+		"viv; with ro nothing\n"
+		"in it changes.  With --from, the folders of the snapshot are named again, by "
+		"their tags.\n\n"
 		"--net tap:NAME is an interface of this host, with the guest at the other end of "
 		"its cable; bridge:NAME makes "
 		"one and puts it\n"
@@ -347,6 +357,8 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 	}
 	for (unsigned i = 0; r == 0 && i < a->disks.n; i++)
 		r = add_disk(c, a->disks.v[i], err);
+	for (unsigned i = 0; r == 0 && i < a->shares.n; i++)
+		r = share_add(c, a->shares.v[i], err);
 	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++) {
 		struct netd_forward forward;
 
@@ -756,11 +768,11 @@ static int check_from(const struct args *a, const char *image, struct error *err
 {
 	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net ||
 	    a->cpus || a->mem || a->disks.n || a->without || a->iommu || a->devices.n)
-		return error_set(
-			err, -EINVAL,
-			"with --from the snapshot says what the machine is made of; "
-			"besides it there are "
-			"--name, --rm, --detach, --engine, --forward, --prefault, --skip-time");
+		return error_set(err, -EINVAL,
+				 "with --from the snapshot says what the machine is made of; "
+				 "besides it there are "
+				 "--name, --rm, --detach, --engine, --forward, --share, "
+				 "--prefault, --skip-time");
 	return 0;
 }
 
@@ -781,6 +793,10 @@ static int make_from(struct vmconfig *c, const struct args *a, const struct snap
 		r = vmconfig_set(&c->engine, a->engine, err);
 	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++)
 		r = vmconfig_add_forward(c, a->forwards.v[i], err);
+	for (unsigned i = 0; r == 0 && i < a->shares.n; i++)
+		r = share_give(c, a->shares.v[i], err);
+	if (r == 0)
+		r = share_check(c, err);
 	if (r == 0)
 		r = vmconfig_new_mac(c, err);
 	if (r == 0)

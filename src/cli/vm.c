@@ -247,6 +247,16 @@ static void take_cards(struct process *p, struct machine_config *cfg)
 	s->ncards = 0; /* the machine's */
 }
 
+static void take_shares(struct process *p, struct machine_config *cfg)
+{
+	struct broker_start *s = &p->start;
+
+	for (cfg->nshares = 0; cfg->nshares < MIN(s->nshares, p->config.nshares); cfg->nshares++)
+		cfg->shares[cfg->nshares] = (struct machine_share){ s->shares[cfg->nshares],
+								    p->config.shares[cfg->nshares].tag };
+	s->nshares = 0; /* the machine's */
+}
+
 /* "5,6,7": the links; the last is the door. */
 static unsigned parse_links(const char *at, int fds[MIGRATE_FDS_MAX])
 {
@@ -319,6 +329,7 @@ static int open_machine(struct process *p, struct machine_config *cfg, struct er
 	for (unsigned i = 0; i < cfg->ndisks; i++)
 		cfg->disks[i].backing = &p->backing;
 	take_cards(p, cfg);
+	take_shares(p, cfg);
 	if (broker_door() >= 0)
 		cfg->confine_vcpu = confine_filter_vcpu;
 	r = p->target ? create_incoming(p, cfg, err) : machine_create(&p->m, cfg, p->engine_reason, err);

@@ -21,6 +21,7 @@
 #include "net/labd.h"
 #include "net/netd.h"
 #include "net/tap.h"
+#include "share/sharer.h"
 
 #define LAB_LIMIT_MS 500
 
@@ -185,6 +186,26 @@ static int start_cards(struct vm_host *h, const struct vmconfig *c, struct error
 						 : start_tap(h, c, err);
 }
 
+static int start_shares(struct vm_host *h, const struct vmconfig *c, struct error *err)
+{
+	struct broker_start *s = &h->start;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < c->nshares; i++) {
+		const struct vmconfig_share *share = &c->shares[i];
+		const struct sharer_options o = { .path = share->path,
+						  .tag = share->tag,
+						  .is_readonly = share->is_readonly };
+
+		r = share->path ? sharer_spawn(&o, &s->shares[i], &h->share_pids[i], err)
+				: error_set(err, -EINVAL, "nobody has said which folder \"%s\" is",
+					    share->tag);
+		if (r == 0)
+			s->nshares = h->nshares = i + 1;
+	}
+	return r;
+}
+
 int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int lock_fd,
 		    struct error *err)
 {
@@ -204,6 +225,8 @@ int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int
 		r = vmlog_open(name, err);
 	if (r == 0)
 		r = make_socket(h, name, err);
+	if (r == 0)
+		r = start_shares(h, c, err);
 	return r == 0 ? start_cards(h, c, err) : r;
 }
 
@@ -221,6 +244,8 @@ static void close_start(struct broker_start *s)
 	close_fd(&s->listen_fd);
 	while (s->ncards)
 		close_fd(&s->cards[--s->ncards]);
+	while (s->nshares)
+		close_fd(&s->shares[--s->nshares]);
 }
 
 int vm_host_await_net(struct vm_host *h, bool is_confined, struct error *err)
@@ -245,6 +270,9 @@ void vm_host_finish(struct vm_host *h)
 	while (h->net_pid && waitpid(h->net_pid, NULL, 0) < 0 && errno == EINTR)
 		continue;
 	h->net_pid = 0;
+	for (; h->nshares; h->nshares--)
+		while (waitpid(h->share_pids[h->nshares - 1], NULL, 0) < 0 && errno == EINTR)
+			continue;
 	leave_lab(h);
 	json_decref(h->identity);
 	h->identity = NULL;

@@ -12,8 +12,10 @@
 struct vm_host {
 	char *run_dir, *vm_dir;
 	int lock_fd;
-	pid_t net_pid;	  /* 0: no network process of its own */
-	int net_ready_fd; /* 0: nothing is to be waited for */
+	pid_t net_pid;			      /* 0: no network process of its own */
+	int net_ready_fd;		      /* 0: nothing is to be waited for */
+	pid_t share_pids[MACHINE_MAX_SHARES]; /* servers of shared folders, which end when their sockets close */
+	unsigned nshares;
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 	bool is_throwaway;
 	json_t *identity; /* its record in its lab, as told when it joined; NULL: it is in none */

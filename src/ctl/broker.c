@@ -81,6 +81,8 @@ void broker_send_start(int reply_to, const struct broker_start *start)
 
 	for (unsigned i = 0; i < start->ncards; i++)
 		fds[n++] = start->cards[i];
+	for (unsigned i = 0; i < start->nshares; i++)
+		fds[n++] = start->shares[i];
 	send_reply(reply_to, &reply, start, fds, n);
 }
 

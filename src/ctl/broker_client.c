@@ -299,7 +299,7 @@ int broker_copy(const char *name, struct broker_start *start, struct error *err)
 	unsigned n = ARRAY_SIZE(fds);
 	int r = ask_for(&a, &reply, &got, sizeof(got), fds, &n);
 
-	if (r == 0 && (n < 4 || n - 4 != got.start.ncards))
+	if (r == 0 && (n < 4 || n - 4 != (size_t)got.start.ncards + got.start.nshares))
 		r = -EPROTO;
 	got.text[sizeof(got.text) - 1] = 0;
 	if (r < 0)
@@ -311,5 +311,7 @@ int broker_copy(const char *name, struct broker_start *start, struct error *err)
 	start->log_fds[1] = fds[3];
 	for (unsigned i = 0; i < start->ncards; i++)
 		start->cards[i] = fds[4 + i];
+	for (unsigned i = 0; i < start->nshares; i++)
+		start->shares[i] = fds[4 + start->ncards + i];
 	return 0;
 }

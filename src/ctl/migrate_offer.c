@@ -131,6 +131,10 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 		r = bad(err, "copy");
 	if (r == 0)
 		r = vmconfig_from_json(&o->config, json_object_get(j, "config"), err);
+	/* No other host says which folders of this one a guest can read. */
+	if (r == 0 && o->config.nshares)
+		r = error_set(err, -EOPNOTSUPP,
+			      "the machine has shared folders of its host, which do not go along");
 	if (r < 0)
 		return r;
 	o->nlinks = (unsigned)json_integer_value(links);

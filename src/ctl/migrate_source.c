@@ -72,6 +72,10 @@ static void describe_file(struct migrate_file *f, const char *path)
 static int describe(struct migrator *g, const struct migrate_request *rq, struct error *err)
 {
 	struct migrate_offer *o = &g->offer;
+
+	if (g->cfg.config->nshares)
+		return error_set(err, -EOPNOTSUPP, "the machine has the shared folder \"%s\" of this host, which does not go along",
+				 g->cfg.config->shares[0].tag);
 	json_t *json = vmconfig_to_json(g->cfg.config);
 	int r = json ? migrate_offer_init(o, err) : error_set(err, -ENOMEM, "no memory for an offer");
 

@@ -164,6 +164,7 @@ int snapstore_add_config(struct snapstore_build *b, const struct vmconfig *c,
 			r = vmconfig_set(&named.disks[i].path, disks[i], err);
 			vmconfig_own_disk(&named.disks[i]);
 		}
+	vmconfig_forget_shares(&named);
 	*out = r == 0 ? vmconfig_to_json(&named) : NULL;
 	vmconfig_free(&named);
 	if (r == 0 && !*out)
@@ -417,6 +418,7 @@ static int read_info(struct snapshot_info *i, json_t *json, const char *dir, str
 	i->network = r == 0 ? json_incref(network) : NULL;
 	if (r == 0)
 		r = vmconfig_from_json(&i->config, config, err);
+	vmconfig_forget_shares(&i->config);
 	return r == 0 ? make_paths(&i->config, dir, err) : r;
 }
 

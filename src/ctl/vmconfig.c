@@ -8,6 +8,7 @@
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
 #include "net/identity.h"
+#include "share/port.h"
 
 enum kind { K_STRING, K_U64, K_BOOL };
 
@@ -101,6 +102,10 @@ void vmconfig_free(struct vmconfig *c)
 		for (char **b = c->disks[i].backing; *b; b++)
 			free(*b);
 	}
+	for (unsigned i = 0; i < c->nshares; i++) {
+		free(c->shares[i].path);
+		free(c->shares[i].tag);
+	}
 	json_decref(c->origin);
 	memset(c, 0, sizeof(*c));
 }
@@ -164,6 +169,47 @@ int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err
 	return r;
 }
 
+/* Words that are one on any command line, in a guest as well. */
+static bool is_tag(const char *tag)
+{
+	size_t len =
+		strspn(tag, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-");
+
+	return len && !tag[len] && len <= SHARE_TAG_MAX && tag[0] != '-' && tag[0] != '.';
+}
+
+int vmconfig_add_share(struct vmconfig *c, const char *path, const char *tag, bool is_readonly,
+		       struct error *err)
+{
+	if (c->nshares == MACHINE_MAX_SHARES)
+		return error_set(err, -EINVAL, "a machine has at most %d shared folders",
+				 MACHINE_MAX_SHARES);
+	if (!is_tag(tag))
+		return error_set(err, -EINVAL, "\"%.80s\" is no name for a shared folder: 1 to %d letters, digits, \"_\", \".\" and \"-\"",
+				 tag, SHARE_TAG_MAX);
+	for (unsigned i = 0; i < c->nshares; i++)
+		if (strcmp(c->shares[i].tag, tag) == 0)
+			return error_set(err, -EINVAL, "two shared folders are called \"%s\"", tag);
+	struct vmconfig_share s = { .is_readonly = is_readonly };
+	int r = vmconfig_set(&s.path, path, err);
+
+	if (r == 0)
+		r = vmconfig_set(&s.tag, tag, err);
+	if (r < 0)
+		free(s.path);
+	else
+		c->shares[c->nshares++] = s;
+	return r;
+}
+
+void vmconfig_forget_shares(struct vmconfig *c)
+{
+	for (unsigned i = 0; i < c->nshares; i++) {
+		free(c->shares[i].path);
+		c->shares[i].path = NULL;
+	}
+}
+
 /* ---- out ---- */
 
 static json_t *value_to_json(const struct vmconfig *c, const struct row *row)
@@ -201,6 +247,21 @@ static json_t *disk_to_json(const struct vmconfig_disk *d)
 	return obj;
 }
 
+static json_t *shares_to_json(const struct vmconfig *c)
+{
+	json_t *list = json_array();
+	int r = list ? 0 : -1;
+
+	for (unsigned i = 0; r == 0 && i < c->nshares; i++)
+		r = json_array_append_new(list, json_pack("{s:s, s:s*, s:b}", "tag", c->shares[i].tag,
+							  "path", c->shares[i].path, "readonly",
+							  c->shares[i].is_readonly));
+	if (r == 0)
+		return list;
+	json_decref(list);
+	return NULL;
+}
+
 json_t *vmconfig_to_json(const struct vmconfig *c)
 {
 	json_t *obj = json_object(), *disks = json_array(), *forwards = json_array();
@@ -217,6 +278,8 @@ json_t *vmconfig_to_json(const struct vmconfig *c)
 		r = json_array_append_new(forwards, json_string(c->forwards[i]));
 	if (r == 0)
 		r = json_object_set(obj, "disks", disks) || json_object_set(obj, "forwards", forwards);
+	if (r == 0 && c->nshares)
+		r = json_object_set_new(obj, "shares", shares_to_json(c));
 	if (r == 0 && c->origin)
 		r = json_object_set(obj, "origin", c->origin);
 	json_decref(disks);
@@ -332,6 +395,30 @@ static int forwards_from_json(struct vmconfig *c, json_t *list, struct error *er
 	return 0;
 }
 
+static int shares_from_json(struct vmconfig *c, json_t *list, struct error *err)
+{
+	size_t i;
+	json_t *s;
+
+	if (!json_is_array(list))
+		return bad_value("shares", err);
+	json_array_foreach(list, i, s)
+	{
+		const char *tag, *path = NULL;
+		int is_readonly;
+
+		if (json_unpack(s, "{s:s, s?s, s:b !}", "tag", &tag, "path", &path, "readonly",
+				&is_readonly) < 0 ||
+		    (path && path[0] != '/'))
+			return bad_value("shares", err);
+		int r = vmconfig_add_share(c, path, tag, is_readonly, err);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
 static int origin_from_json(struct vmconfig *c, json_t *record, struct error *err)
 {
 	int r = identity_check(record, err);
@@ -370,6 +457,8 @@ int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err)
 			r = disks_from_json(c, v, err);
 		else if (strcmp(key, "forwards") == 0)
 			r = forwards_from_json(c, v, err);
+		else if (strcmp(key, "shares") == 0)
+			r = shares_from_json(c, v, err);
 		else if (strcmp(key, "origin") == 0)
 			r = origin_from_json(c, v, err);
 		else

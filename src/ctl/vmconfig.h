@@ -26,6 +26,12 @@ struct vmconfig_disk {
 	char *backing[VMCONFIG_MAX_BACKING + 1]; /* absolute; files and folders its backing files may be */
 };
 
+struct vmconfig_share {
+	char *path; /* absolute; NULL: of a snapshot, which does not say where on the host it is (vmconfig_forget_shares) */
+	char *tag;  /* by which the guest mounts it */
+	bool is_readonly;
+};
+
 struct vmconfig {
 	char *name, *engine, *cpu, *image;
 	char *kernel, *initrd, *append, *firmware; /* absolute paths */
@@ -40,6 +46,8 @@ struct vmconfig {
 	unsigned nforwards;
 	struct vmconfig_disk disks[MACHINE_MAX_DISKS];
 	unsigned ndisks;
+	struct vmconfig_share shares[MACHINE_MAX_SHARES];
+	unsigned nshares;
 	bool has_iommu, has_edu;
 	bool no_reboot, is_strict, use_interp_only, is_counting;
 	bool is_throwaway;	  /* its directory goes when it ends */
@@ -62,6 +70,12 @@ void vmconfig_own_disk(struct vmconfig_disk *d);
 /** vmconfig_set_origin() - @record is checked; NULL: none.  It is in the networks of that record then, and no lab's file made it. */
 int vmconfig_set_origin(struct vmconfig *c, json_t *record, struct error *err);
 int vmconfig_add_forward(struct vmconfig *c, const char *spec, struct error *err);
+
+/** vmconfig_add_share() - a shared folder; @path NULL: not known.  0, -EINVAL (its tag, too many), -ENOMEM. */
+int vmconfig_add_share(struct vmconfig *c, const char *path, const char *tag, bool is_readonly,
+		       struct error *err);
+/** vmconfig_forget_shares() - where on the host they are: that is the user's to say, never a snapshot's or another host's. */
+void vmconfig_forget_shares(struct vmconfig *c);
 
 json_t *vmconfig_to_json(const struct vmconfig *c); /* NULL: no memory */
 /** vmconfig_from_json() - over the defaults; hostile input.  On failure @c is still to be freed. */
