@@ -32,6 +32,7 @@ DATA = pathlib.Path(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.lo
 A, B = "10.9.0.1", "10.9.0.2"
 BOOT_S = 300
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+import qmp  # noqa: E402  pylint: disable=wrong-import-position
 import tiny  # noqa: E402  pylint: disable=wrong-import-position
 
 # name: (guest memory in MiB, what runs in it, most that it may stand still in ms, options of viv migrate, what for)
@@ -344,32 +345,6 @@ class Viv:
         self.hosts.end_relays()
 
 
-class Qmp:
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        end = time.monotonic() + 30
-        while True:
-            try:
-                self.socket.connect(str(path))
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
-        self.file = self.socket.makefile("r")
-        self.file.readline()
-        self("qmp_capabilities")
-
-    def __call__(self, command, **arguments):
-        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
-            reply = json.loads(self.file.readline())
-            if "error" in reply:
-                raise Wrong(f"QEMU: {command}: {reply['error']['desc']}")
-            if "return" in reply:
-                return reply["return"]
-
-
 class Qemu:
     """Processes of QEMU, one a migration."""
 
@@ -379,14 +354,14 @@ class Qemu:
 
     def spawn(self, incoming=None):
         self.n += 1
-        qmp, serial = self.work / f"qmp{self.n}", self.work / f"serial{self.n}"
+        monitor, serial = self.work / f"qmp{self.n}", self.work / f"serial{self.n}"
         image = DATA / "images" / "debian"
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(serial))
         listener.listen()
         command = [*self.hosts.prefix(self.here if not incoming else self.here ^ 1), "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max",
                    "-smp", str(self.args.cpus), "-m", f"{self.mem}M", "-nodefaults", "-display", "none", "-no-reboot",
-                   "-serial", f"unix:{serial}", "-qmp", f"unix:{qmp},server=on,wait=off", "-kernel", str(image / "vmlinuz")]
+                   "-serial", f"unix:{serial}", "-qmp", f"unix:{monitor},server=on,wait=off", "-kernel", str(image / "vmlinuz")]
         if self.command is None:
             append = json.loads((image / "image.json").read_text())["append"]
             command += ["-initrd", str(image / "initrd"), "-append", append, "-drive", f"file={self.disk},if=virtio,format=qcow2,file.locking=off"]
@@ -395,7 +370,7 @@ class Qemu:
         process = subprocess.Popen([*command, *(["-incoming", incoming] if incoming else [])], stdin=subprocess.DEVNULL)
         stream, _ = listener.accept()
         listener.close()
-        return process, Qmp(qmp), Console(stream)
+        return process, qmp.Qmp(monitor), Console(stream)
 
     def start(self, mem, command):
         self.mem, self.command, self.here = mem, command, 0
@@ -413,7 +388,7 @@ class Qemu:
         before = self.passes()
         ip = (A, B)[self.here ^ 1]
         port = 7100 + self.n
-        process, qmp, console = self.spawn(f"tcp:{ip}:{port}")
+        process, monitor, console = self.spawn(f"tcp:{ip}:{port}")
         started = time.monotonic()
         self.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 40, "downtime-limit": 300})
         self.qmp("migrate", uri=f"tcp:{ip}:{port}")
@@ -427,7 +402,7 @@ class Qemu:
         took = time.monotonic() - started
         self.process.kill()
         self.process.wait()
-        self.process, self.qmp, self.console = process, qmp, console
+        self.process, self.qmp, self.console = process, monitor, console
         self.here ^= 1
         if info["status"] != "completed":
             raise Wrong(f"migration {info['status']}")
@@ -470,7 +445,7 @@ def bench(cls, who, hosts, name, args):
                 results.append(peer.migrate(options))
                 if args.verbose:
                     print(json.dumps(results[-1][3]), file=sys.stderr)
-        except Wrong as w:
+        except (Wrong, qmp.Failed) as w:
             wrong = str(w)
         finally:
             peer.close()
@@ -513,7 +488,7 @@ def chaos(hosts, args):
                 restarted = viv.settled()
                 outcome = f"{what}: {'moved' if viv.here != was else 'kept'}{', started again' if restarted else ''}"
                 happened[outcome] = happened.get(outcome, 0) + 1
-        except Wrong as w:
+        except (Wrong, qmp.Failed) as w:
             print(f"viv   chaos         wrong, {told} (--seed {args.seed}): {w}")
             return False
         finally:

@@ -19,6 +19,8 @@ import subprocess
 import tempfile
 import time
 
+import qmp
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VIV = ROOT / "build" / "viv"
 DATA = pathlib.Path(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) / "vivarium"
@@ -185,34 +187,23 @@ def bench_viv(home, mem, fill, copies):
 
 class Qemu:
     def __init__(self, home, mem):
-        disk, self.qmp, self.serial = home / "q.qcow2", home / "qmp", home / "serial"
+        disk, monitor, self.serial = home / "q.qcow2", home / "qmp", home / "serial"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", IMAGE / "disk.raw", disk], check=True)
         append = json.loads((IMAGE / "image.json").read_text())["append"]
         self.process = subprocess.Popen(
             ["qemu-system-x86_64", "-accel", "tcg", "-m", mem, "-display", "none", "-kernel", IMAGE / "vmlinuz", "-initrd",
              IMAGE / "initrd", "-append", append, "-drive", f"file={disk},if=virtio", "-serial", f"file:{self.serial}",
-             "-qmp", f"unix:{self.qmp},server=on,wait=off"])
+             "-qmp", f"unix:{monitor},server=on,wait=off"])
         end = time.monotonic() + 300
         while not self.serial.exists() or b"login:" not in self.serial.read_bytes():
             if time.monotonic() > end or self.process.poll() is not None:
                 raise SystemExit("QEMU's guest did not come to its login")
             time.sleep(0.5)
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(self.qmp))
-        self.file = self.socket.makefile("r")
-        self.file.readline()
-        self("qmp_capabilities")
-
-    def __call__(self, command, **arguments):
-        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
-            reply = json.loads(self.file.readline())
-            if "return" in reply or "error" in reply:
-                return reply
+        self.qmp = qmp.Qmp(monitor)
 
     def monitor(self, line):
         started = time.monotonic()
-        said = self("human-monitor-command", **{"command-line": line}).get("return", "")
+        said = self.qmp("human-monitor-command", **{"command-line": line})
         if "rror" in said:
             raise SystemExit(f"QEMU: {line}: {said}")
         return ms(started)
