@@ -205,6 +205,8 @@ void labd_read_port(struct labd *d, unsigned port)
 	}
 	if (r < 0)
 		labd_close_port(d, port);
+	else if (p->link.wants_move)
+		net_link_move(&p->link);
 }
 
 void labd_close_port(struct labd *d, unsigned port)

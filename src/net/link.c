@@ -2,17 +2,19 @@
 #include "net/link.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/log.h"
 
 #define SOCKET_SPACE (1 << 20) /* asked for; the host may give less */
 #define MESSAGES_MAX 64	       /* that are no frames, read in a row */
 
-enum { ASK = 'R', MEMORY = 'M', MAPPED = 'O', BELL = 'B', RESETS = 'X' };
+enum { ASK = 'R', MEMORY = 'M', MAPPED = 'O', BELL = 'B', RESETS = 'X', MOVE = 'H' };
 
 /* ---- messages ---- */
 
@@ -72,6 +74,25 @@ static void join(struct net_link *l, int fd)
 	l->ring = NULL;
 }
 
+static bool is_packet_socket(int fd)
+{
+	int type = 0, domain = 0;
+	socklen_t len = sizeof(type);
+
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_SEQPACKET &&
+	       getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
+}
+
+static void note_move(struct net_link *l, int fd)
+{
+	int own = is_packet_socket(fd) ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+
+	if (own < 0)
+		return;
+	l->next_fd = own;
+	l->wants_move = true;
+}
+
 static void take_message(struct net_link *l, uint8_t kind, int fd)
 {
 	if (kind == ASK && !l->asks && !l->ring)
@@ -84,6 +105,8 @@ static void take_message(struct net_link *l, uint8_t kind, int fd)
 		l->is_asleep = false;
 	else if (kind == RESETS && !l->asks)
 		l->wants_resets = true;
+	else if (kind == MOVE && !l->asks && fd >= 0 && !l->wants_move)
+		note_move(l, fd);
 }
 
 /* ---- life ---- */
@@ -102,8 +125,71 @@ void net_link_close(struct net_link *l)
 {
 	if (l->fd >= 0)
 		close(l->fd);
+	if (l->wants_move)
+		close(l->next_fd);
 	net_ring_destroy(l->ring);
+	net_ring_destroy(l->old);
 	*l = (struct net_link){ .fd = -1 };
+}
+
+/* ---- another process of the machine ---- */
+
+int net_link_hand_over(int fd, int peer)
+{
+	return send_message(fd, MOVE, peer);
+}
+
+static void drop_old(struct net_link *l)
+{
+	net_ring_destroy(l->old);
+	l->old = NULL;
+}
+
+void net_link_move(struct net_link *l)
+{
+	struct net_ring *old = l->has_rings ? l->ring : NULL;
+	int fd = l->next_fd;
+
+	if (!l->wants_move || l->old) /* one after the other */
+		return;
+	if (!old)
+		net_ring_destroy(l->ring);
+	close(l->fd);
+	net_link_open(l, fd, false);
+	l->old = old;
+}
+
+/* What the machine sent by its old process: 1; 0: no more. */
+static int next_of_old(struct net_link *l, struct net_ring_frame *f)
+{
+	int r = l->is_old_ours ? 0 : net_ring_peek(l->old, f);
+
+	if (r == 1 || l->is_old_ours)
+		return r;
+	l->is_old_ours = true;
+	if (r < 0 || net_ring_reclaim(l->old) < 0)
+		drop_old(l);
+	return 0;
+}
+
+static int put(struct net_link *l, const struct net_offload *off, const struct iovec *iov, unsigned niov);
+
+/* What it had not taken goes first.  0, -EAGAIN: not all of it yet; -errno: the other side is gone. */
+static int flush_old(struct net_link *l)
+{
+	struct net_ring_frame f;
+	int r = l->is_old_ours ? 0 : -EAGAIN;
+
+	while (r == 0 && net_ring_peek(l->old, &f) == 1) {
+		const struct iovec iov = { (void *)(uintptr_t)f.data, f.len };
+
+		r = put(l, &f.off, &iov, 1);
+		if (r == 0)
+			(void)net_ring_pop(l->old);
+	}
+	if (r != -EAGAIN)
+		drop_old(l);
+	return r;
 }
 
 /* ---- out ---- */
@@ -124,10 +210,17 @@ static int send_packet(int fd, const struct net_offload *off, const struct iovec
 	return n >= 0 ? 0 : errno == ENOBUFS ? -EAGAIN : -errno;
 }
 
-int net_link_send(struct net_link *l, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+static int put(struct net_link *l, const struct net_offload *off, const struct iovec *iov, unsigned niov)
 {
 	return l->has_rings ? net_ring_put(l->ring, off, iov, niov, &l->owes_bell)
 			    : send_packet(l->fd, off, iov, niov);
+}
+
+int net_link_send(struct net_link *l, const struct net_offload *off, const struct iovec *iov, unsigned niov)
+{
+	int r = l->old ? flush_old(l) : 0;
+
+	return r < 0 ? r : put(l, off, iov, niov);
 }
 
 int net_link_ring(struct net_link *l)
@@ -208,7 +301,7 @@ static ssize_t receive(struct net_link *l, const struct net_link_rx *rx, int *fd
 	char control[CMSG_SPACE(sizeof(int))];
 	struct iovec iov[2] = { { rx->off, sizeof(*rx->off) }, { rx->frame, NET_FRAME_MAX } };
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
-	bool awaits_fd = l->asks && !l->ring;
+	bool awaits_fd = !l->asks || !l->ring;
 	ssize_t n;
 
 	if (awaits_fd) { /* else the kernel drops what comes along */
@@ -248,6 +341,11 @@ static int read_socket(struct net_link *l, const struct net_link_rx *rx, struct 
 
 int net_link_next(struct net_link *l, const struct net_link_rx *rx, struct net_ring_frame *f)
 {
+	if (l->old && next_of_old(l, f) == 1) {
+		l->is_from_old = true;
+		l->is_from_socket = false;
+		return 1;
+	}
 	int r = read_socket(l, rx, f);
 
 	l->is_from_socket = r == 1;
@@ -264,8 +362,11 @@ int net_link_bells(struct net_link *l, const struct net_link_rx *rx)
 
 void net_link_done(struct net_link *l)
 {
-	if (!l->is_from_socket)
+	if (l->is_from_old)
+		(void)net_ring_pop(l->old);
+	else if (!l->is_from_socket)
 		l->owes_bell |= net_ring_pop(l->ring);
+	l->is_from_old = false;
 }
 
 bool net_link_is_idle(struct net_link *l)
@@ -279,6 +380,11 @@ bool net_link_is_idle(struct net_link *l)
 
 short net_link_poll(struct net_link *l, bool wants_room, uint32_t *timeout_ms)
 {
+	if (l->old && flush_old(l) == -EAGAIN) {
+		wants_room |= l->is_old_ours;
+		if (!l->is_old_ours)
+			*timeout_ms = 0; /* it has more to say */
+	}
 	if (!l->has_rings)
 		return (short)(POLLIN | (wants_room ? POLLOUT : 0));
 	net_link_ring(l); /* who is gone is noticed by the socket */

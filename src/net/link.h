@@ -12,6 +12,8 @@
  *           <-- 'B' --->            a bell: look at the rings
  *   machine --- 'X' ---> network    which connections end if the machine goes elsewhere?  Answered by a packet of hints that are all ones, and a frame
  *                                   for each, which would tell its guest; over the socket.  Who has no NAT does not answer
+ *   machine --- 'H' ---> network    from here on the machine is at the other end of this socket (a descriptor): another process goes on with it.  What
+ *                                   either side had not read yet is read over the new one; the old one is closed when that is so
  *
  * So frames go over the socket until both know the rings, and for ever where one of them does not.  The socket tells when the other
  * side is gone.
@@ -39,6 +41,11 @@ struct net_link {
 	bool is_from_socket; /* the last net_link_next()'s */
 	bool owes_bell;	     /* the other side is to be rung */
 	bool wants_resets;   /* the machine has asked: net_link_give_resets() */
+	bool wants_move;     /* the machine goes on elsewhere: net_link_move() */
+	int next_fd;	     /* with wants_move: where */
+	struct net_ring *old; /* of the process that the machine was in before, while there is something in it; or NULL */
+	bool is_old_ours; /* what is in it is for the machine; before, what the machine has sent */
+	bool is_from_old; /* the last net_link_next()'s */
 };
 
 /** net_link_open() - takes @fd.  @asks: this is the machine's side, which asks for rings. */
@@ -57,6 +64,13 @@ int net_link_send(struct net_link *l, const struct net_offload *off, const struc
  */
 size_t net_link_ask_resets(struct net_link *l, uint8_t *out, size_t cap, int timeout_ms);
 void net_link_give_resets(struct net_link *l, const uint8_t *frames, size_t len);
+/**
+ * net_link_hand_over() - 'H': the network at the other end of @fd talks to the other end of @peer from now on.  Both stay the caller's.  0 or -errno.
+ * POLLHUP on @fd tells when it does.
+ */
+int net_link_hand_over(int fd, int peer);
+/** net_link_move() - the network's side of it. */
+void net_link_move(struct net_link *l);
 /** net_link_has_room() - for any frame.  False: not now, or frames go over the socket, where only LOOP_OUT tells. */
 bool net_link_has_room(struct net_link *l);
 

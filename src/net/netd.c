@@ -154,6 +154,13 @@ static void tell_resets(struct netd *n)
 	net_link_give_resets(&n->link, n->rx.frame, uplink_resets(n->uplink, n->rx.frame, NET_FRAME_MAX));
 }
 
+/* The process that started this one ends now, and the machine goes on without it: this one ends with its socket only. */
+static void move(struct netd *n)
+{
+	prctl(PR_SET_PDEATHSIG, 0);
+	net_link_move(&n->link);
+}
+
 /* ---- the loop ---- */
 
 static void serve(struct netd *n)
@@ -181,6 +188,8 @@ static void serve(struct netd *n)
 		uplink_flush(n->uplink);
 		if (n->link.wants_resets)
 			tell_resets(n);
+		if (n->link.wants_move)
+			move(n);
 	}
 }
 

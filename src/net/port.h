@@ -43,6 +43,8 @@ struct net_ops {
 	void (*close)(struct net_port *p);
 	/* Frames for the guest that end the connections which do not go along with it elsewhere; it stands still.  Returns the bytes of them.  NULL: there are no such. */
 	size_t (*resets)(struct net_port *p, uint8_t *out, size_t cap);
+	/* While @is_held, nothing is taken from the network: another process may go on with it.  The guest stands still. */
+	void (*hold)(struct net_port *p, bool is_held);
 };
 struct net_port {
 	const struct net_ops *ops;

@@ -24,6 +24,7 @@ struct socket_port {
 	struct loop_fd *watch; /* NULL: the other side is gone */
 	int more_fd;	       /* an eventfd: there is more to read, and no bell will come */
 	struct loop_fd *more;
+	bool is_away;	 /* held: no @watch, but the other side is there */
 	bool is_held;	 /* @held waits for a buffer of the card */
 	bool is_waiting; /* the card waits for room in the link */
 	struct net_ring_frame held;
@@ -196,6 +197,28 @@ static size_t socket_resets(struct net_port *port, uint8_t *out, size_t cap)
 	return p->watch ? net_link_ask_resets(&p->link, out, cap, RESETS_MS) : 0;
 }
 
+/* Without a watch nothing is read, and nobody hears that the network has closed this socket for another. */
+static void socket_hold(struct net_port *port, bool is_held)
+{
+	struct socket_port *p = container_of(port, struct socket_port, port);
+
+	if (is_held == p->is_away || (is_held && !p->watch))
+		return;
+	p->is_away = is_held;
+	if (is_held) {
+		loop_fd_remove(p->watch);
+		p->watch = NULL;
+		return;
+	}
+	p->watch = loop_fd_add(p->loop, p->link.fd, LOOP_IN, on_socket, p);
+	if (!p->watch) {
+		log_error("net", "no memory to go on with the network; the guest's link is down");
+		return;
+	}
+	watch(p);
+	eventfd_write(p->more_fd, 1);
+}
+
 static void socket_close(struct net_port *port)
 {
 	if (!port)
@@ -214,6 +237,7 @@ static const struct net_ops socket_ops = {
 	.rx_ready = socket_rx_ready,
 	.close = socket_close,
 	.resets = socket_resets,
+	.hold = socket_hold,
 };
 
 static int check_socket(int fd, struct error *err)

@@ -15,6 +15,7 @@ struct tap_port {
 	struct net_port port;
 	struct loop_fd *watch; /* NULL: the interface is gone */
 	int fd;
+	bool is_away;	 /* nothing is to be read */
 	bool is_held;	 /* @rx holds a frame the card had no buffer for */
 	bool is_waiting; /* the card waits for room */
 	size_t rx_len;
@@ -27,8 +28,10 @@ struct tap_port {
 
 static void watch(struct tap_port *p)
 {
+	unsigned events = (p->is_held ? 0 : LOOP_IN) | (p->is_waiting ? LOOP_OUT : 0);
+
 	if (p->watch)
-		loop_fd_modify(p->watch, (p->is_held ? 0 : LOOP_IN) | (p->is_waiting ? LOOP_OUT : 0));
+		loop_fd_modify(p->watch, p->is_away ? 0 : events);
 }
 
 static void hang_up(struct tap_port *p)
@@ -143,6 +146,14 @@ static void tap_rx_ready(struct net_port *port)
 		watch(p);
 }
 
+static void tap_hold(struct net_port *port, bool is_held)
+{
+	struct tap_port *p = container_of(port, struct tap_port, port);
+
+	p->is_away = is_held;
+	watch(p);
+}
+
 static void tap_close(struct net_port *port)
 {
 	if (!port)
@@ -157,6 +168,7 @@ static const struct net_ops tap_ops = {
 	.send = tap_send,
 	.rx_ready = tap_rx_ready,
 	.close = tap_close,
+	.hold = tap_hold,
 };
 
 int net_port_tap(struct net_port **out, struct loop *loop, int fd, const uint8_t mac[6], struct error *err)

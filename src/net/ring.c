@@ -247,6 +247,19 @@ bool net_ring_pop(struct net_ring *r)
 	return r->rx.head - r->rx.tail <= RING / 2 && is_wanted(&r->rx.c->wants_room);
 }
 
+int net_ring_reclaim(struct net_ring *r)
+{
+	if (room(r) < 0)
+		return -EPROTO;
+	/* What is told of our own position is that again, whatever the other side has made of it. */
+	atomic_store(&r->tx.c->head, r->tx.head);
+	r->rx.c = r->tx.c;
+	r->rx.bytes = r->tx.bytes;
+	r->rx.head = r->rx.tail = r->tx.tail;
+	r->rx.seen = 0;
+	return 0;
+}
+
 bool net_ring_sleep(struct net_ring *r)
 {
 	atomic_store(&r->rx.c->wants_frames, 1);

@@ -57,6 +57,11 @@ struct net_ring_frame {
 int net_ring_peek(struct net_ring *r, struct net_ring_frame *f);
 /** net_ring_pop() - the frame that was seen is done with.  True: the other side wants a bell now. */
 bool net_ring_pop(struct net_ring *r);
+/**
+ * net_ring_reclaim() - the other side reads no more, and all that it sent was read: from here on net_ring_peek() and net_ring_pop() give what it has not taken.
+ * Nothing can be put any more.  0 or -EPROTO.
+ */
+int net_ring_reclaim(struct net_ring *r);
 /** net_ring_sleep() - nothing is there to read: ring at the next frame.  False: there is something, and no bell comes. */
 bool net_ring_sleep(struct net_ring *r);
 

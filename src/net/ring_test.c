@@ -364,6 +364,129 @@ static void test_cut_packet(void **state)
 	close(fds[1]);
 }
 
+/* ---- a link whose machine goes on in another process ---- */
+
+static struct {
+	struct net_offload off;
+	uint8_t frame[NET_FRAME_MAX];
+} got;
+static const struct net_link_rx to_got = { &got.off, got.frame };
+
+/* What comes out of @l now, as the first byte of each frame. */
+static unsigned take_all(struct net_link *l, char *out)
+{
+	struct net_ring_frame f;
+	uint32_t timeout = 0;
+	unsigned n = 0;
+	struct pollfd p = { .fd = l->fd };
+	int r;
+
+	for (unsigned round = 0; round < 8; round++) {
+		p.events = net_link_poll(l, false, &timeout);
+		if (poll(&p, 1, 0) < 0)
+			break;
+		net_link_polled(l, p.revents);
+		while ((r = net_link_next(l, &to_got, &f)) == 1) {
+			out[n++] = (char)f.data[0];
+			net_link_done(l);
+		}
+		assert_true(r == 0);
+		if (l->wants_move)
+			net_link_move(l);
+		p.fd = l->fd;
+	}
+	out[n] = 0;
+	return n;
+}
+
+static void send_letter(struct net_link *l, char letter)
+{
+	uint8_t frame[100] = { (uint8_t)letter };
+	const struct iovec iov = { frame, sizeof(frame) };
+	const struct net_offload off = { 0 };
+
+	assert_int_equal(net_link_send(l, &off, &iov, 1), 0);
+	assert_int_equal(net_link_ring(l), 0);
+}
+
+static void link_pair(struct net_link *network, struct net_link *machine)
+{
+	char none[32];
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	net_link_open(network, fds[0], false);
+	net_link_open(machine, fds[1], true);
+	for (unsigned i = 0; i < 3; i++) {
+		take_all(network, none);
+		take_all(machine, none);
+	}
+	assert_true(network->has_rings && machine->has_rings);
+}
+
+static void test_goes_on_elsewhere(void **state)
+{
+	struct net_link network, old, new;
+	char text[64];
+	int fds[2];
+
+	link_pair(&network, &old);
+	send_letter(&old, 'a');
+	take_all(&network, text);
+	assert_string_equal(text, "a");
+	/* On their way when it leaves: both directions. */
+	send_letter(&network, '1');
+	send_letter(&network, '2');
+	send_letter(&old, 'b');
+	send_letter(&old, 'c');
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	net_link_open(&new, fds[0], true);
+	assert_int_equal(net_link_hand_over(old.fd, fds[1]), 0);
+	close(fds[1]);
+	take_all(&network, text);
+	assert_string_equal(text, "bc");
+	struct pollfd p = { .fd = old.fd, .events = POLLIN };
+	assert_int_equal(poll(&p, 1, 0), 1);
+	assert_true(p.revents & POLLHUP);
+	net_link_close(&old);
+	send_letter(&network, '3');
+	for (unsigned i = 0, n = 0; i < 4; i++) {
+		n += take_all(&new, text + n);
+		char more[32];
+		assert_int_equal(take_all(&network, more), 0);
+	}
+	assert_string_equal(text, "123");
+	assert_true(new.has_rings &&network.has_rings && !network.old);
+	send_letter(&new, 'd');
+	take_all(&network, text);
+	assert_string_equal(text, "d");
+	net_link_close(&new);
+	net_link_close(&network);
+}
+
+/* What is no packet socket is no way to go on, nor is what comes from the network. */
+static void test_goes_nowhere(void **state)
+{
+	struct net_link network, machine;
+	char text[64];
+	int fds[2];
+
+	link_pair(&network, &machine);
+	assert_int_equal(pipe(fds), 0);
+	assert_int_equal(net_link_hand_over(machine.fd, fds[1]), 0);
+	assert_int_equal(net_link_hand_over(network.fd, fds[1]), 0);
+	take_all(&network, text);
+	take_all(&machine, text);
+	assert_false(network.wants_move);
+	send_letter(&machine, 'x');
+	take_all(&network, text);
+	assert_string_equal(text, "x");
+	close(fds[0]);
+	close(fds[1]);
+	net_link_close(&machine);
+	net_link_close(&network);
+}
+
 /* Two threads; who may sleep does, until the other's bell. */
 enum { FRAMES = 20000 };
 
@@ -445,6 +568,8 @@ int main(void)
 		T(test_host_failures),
 		T(test_fork),
 		T(test_cut_packet),
+		T(test_goes_on_elsewhere),
+		T(test_goes_nowhere),
 		T(test_two_threads),
 	};
 
