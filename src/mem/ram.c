@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/host.h"
@@ -179,6 +182,129 @@ int ram_map(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct
 	if (fd < 0)
 		madvise(ram->base + offset, len, MADV_HUGEPAGE); /* as ram_create() */
 	return 0;
+}
+
+/* ---- handing it over ---- */
+
+static bool is_zero_page(const uint8_t *p)
+{
+	const uint64_t *w = (const uint64_t *)(const void *)p;
+	uint64_t any = 0;
+
+	for (size_t i = 0; i < GUEST_PAGE_SIZE / sizeof(*w) && !any; i += 8)
+		any = w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] | w[i + 6] | w[i + 7];
+	return !any;
+}
+
+/* The next run of pages in [@at, @end) that are not zero; false: none. */
+static bool next_run(const uint8_t *base, uint64_t *at, uint64_t *len, uint64_t end)
+{
+	uint64_t from = *at, to;
+
+	while (from < end && is_zero_page(base + from))
+		from += GUEST_PAGE_SIZE;
+	for (to = from; to < end && !is_zero_page(base + to);)
+		to += GUEST_PAGE_SIZE;
+	*at = from;
+	*len = to - from;
+	return to > from;
+}
+
+static int write_all(int fd, const uint8_t *data, uint64_t len, uint64_t at)
+{
+	while (len) {
+		ssize_t n = host.pwrite(fd, data, len, (off_t)at);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		data += n;
+		at += (uint64_t)n;
+		len -= (uint64_t)n;
+	}
+	return 0;
+}
+
+static int map_shared(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd)
+{
+	return host.mmap(ram->base + offset, len, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, (off_t)offset) == MAP_FAILED
+		       ? -errno
+		       : 0;
+}
+
+static int not_handed_over(int r, struct error *err)
+{
+	return error_set(err, r, "guest memory can't be handed over: %s", strerror(-r));
+}
+
+int ram_share(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct error *err)
+{
+	uint64_t n;
+	int r = 0;
+
+	for (uint64_t at = offset; r == 0 && next_run(ram->base, &at, &n, offset + len); at += n)
+		r = write_all(fd, ram->base + at, n, at);
+	if (r == 0)
+		r = map_shared(ram, offset, len, fd);
+	return r < 0 ? not_handed_over(r, err) : 0;
+}
+
+int ram_adopt(struct guest_ram *ram, int fd, struct error *err)
+{
+	int r = map_shared(ram, 0, ram->size_bytes, fd);
+
+	return r < 0 ? not_handed_over(r, err) : 0;
+}
+
+/* Is nothing of it in the file? */
+static bool is_hole(int fd, uint64_t offset, uint64_t len)
+{
+	off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
+
+	return data < 0 ? errno == ENXIO : (uint64_t)data >= offset + len;
+}
+
+int ram_unshare(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct error *err)
+{
+	bool is_empty = is_hole(fd, offset, len);
+	_cleanup_free_ uint8_t *copy = is_empty ? NULL : host.malloc(len);
+	uint64_t n;
+
+	if (!is_empty && !copy)
+		return not_handed_over(-ENOMEM, err);
+	if (copy)
+		memcpy(copy, ram->base + offset, len);
+	int r = ram_map(ram, offset, len, -1, err);
+
+	if (r < 0 || !copy)
+		return r;
+	for (uint64_t at = 0; next_run(copy, &at, &n, len); at += n)
+		memcpy(ram->base + offset + at, copy + at, n);
+	/* Where it stays, it goes with the file's last user. */
+	(void)host.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len);
+	return 0;
+}
+
+int ram_discard(struct guest_ram *ram, gpa_t gpa, uint64_t len)
+{
+	uint8_t *p = ram_ptr(ram, gpa, len);
+
+	if (!p)
+		return 0;
+	int r = madvise(p, len, MADV_DONTNEED) < 0 ? -errno : 0;
+
+	/* Of a file it is the file that has to forget them; what is private memory still is done already. */
+	while (r == 0 && ram->is_shared && len) {
+		uint64_t n = MIN(len, RAM_PIECE_BYTES - (uint64_t)(p - ram->base) % RAM_PIECE_BYTES);
+
+		if (madvise(p, n, MADV_REMOVE) < 0 && errno != EINVAL)
+			r = -errno;
+		p += n;
+		len -= n;
+	}
+	return r;
 }
 
 void *ram_ptr(const struct guest_ram *ram, gpa_t gpa, uint64_t len)

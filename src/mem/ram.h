@@ -19,6 +19,8 @@
  *     clear WMAP), go on.  If not, nobody holds one and none can come.
  *  6. While is_lazy, a page may not be there yet: who touches it waits for it (userfaultfd), but a system call that is given its address
  *     fails.  So ram_iov, which is where such addresses come from, touches what it gives out.
+ *  7. While is_shared, parts of the mapping, or all of it, are those of a file that another process has, too: what a fork(2) would
+ *     write there, both would see.  So nothing is forked meanwhile.
  */
 #ifndef VIV_MEM_RAM_H
 #define VIV_MEM_RAM_H
@@ -60,7 +62,8 @@ struct guest_ram {
 	_Atomic uint8_t *page_flags; /* size_bytes >> 12 bytes */
 	unsigned nregions;
 	struct ram_region regions[RAM_MAX_REGIONS];
-	_Atomic bool is_lazy; /* invariant 6 */
+	_Atomic bool is_lazy;	/* invariant 6 */
+	_Atomic bool is_shared; /* invariant 7; whoever calls ram_share() and the like keeps it */
 	/* Called after a write by ram_note_write hit a RAM_PAGE_CODE page; set by the engine. */
 	void (*on_code_write)(void *arg, uint64_t offset, uint64_t len);
 	void *on_code_write_arg;
@@ -93,6 +96,28 @@ int ram_punch(struct guest_ram *ram, gpa_t gpa, uint64_t size_bytes, struct erro
  * Returns 0, or -errno: the old bytes may be gone.
  */
 int ram_map(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct error *err);
+
+/*
+ * Handing RAM to another process without a second copy of it: the one moves it into a file, piece by piece, and maps the file; the other maps the file, and moves
+ * it back into memory of its own.  Each page has one frame at any time, but for one piece.
+ */
+#define RAM_PIECE_BYTES (2 * MIB) /* a good size for a piece: a huge page */
+/**
+ * ram_share() - the bytes of [@offset, +@len) (pages) go to the same bytes of the file @fd, which reads as zero there, and the file is mapped in their place, shared.
+ * Nobody writes to them meanwhile.  Pages that are zero take no room in the file until they are touched.
+ * Returns 0, or -errno with @err set: they are where they were.
+ */
+int ram_share(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct error *err);
+/** ram_adopt() - all of RAM is what is in @fd, of size_bytes, shared.  No vCPU runs; the caller tells the engine.  0 or -errno: RAM may be gone. */
+int ram_adopt(struct guest_ram *ram, int fd, struct error *err);
+/**
+ * ram_unshare() - [@offset, +@len), mapped from @fd by ram_share() or ram_adopt(), becomes private memory with the same bytes, and a hole in the file.
+ * Nobody accesses them meanwhile.
+ * Returns 0; -ENOMEM: nothing was changed; -errno: the bytes are in the file, but may not be mapped any more.
+ */
+int ram_unshare(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct error *err);
+/** ram_discard() - pages that the guest does without: they read as zero from here on, and cost nothing.  0 or -errno. */
+int ram_discard(struct guest_ram *ram, gpa_t gpa, uint64_t len);
 
 /** ram_find() - the region that holds @gpa, or NULL (a hole, a device). */
 static inline const struct ram_region *ram_find(const struct guest_ram *ram, gpa_t gpa)

@@ -7,6 +7,9 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/host.h"
@@ -287,6 +290,126 @@ static void tracking_races(void **state)
 	assert_true(f == RAM_PAGE_TRACK || f == RAM_PAGE_DIRTY);
 }
 
+/* ---- handing it over ---- */
+
+static uint64_t blocks_of(int fd)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+static uint8_t byte_of(uint64_t page, unsigned round)
+{
+	return (uint8_t)(page % 5 ? 1 + (page * 7 + round) % 255 : 0);
+}
+
+static void fill(struct guest_ram *r, unsigned round)
+{
+	for (uint64_t p = 0; p < r->size_bytes / GUEST_PAGE_SIZE; p++)
+		if (byte_of(p, round))
+			memset(r->base + p * GUEST_PAGE_SIZE, byte_of(p, round), GUEST_PAGE_SIZE);
+}
+
+static void check(const struct guest_ram *r, unsigned round)
+{
+	for (uint64_t i = 0; i < r->size_bytes; i += 512)
+		assert_int_equal(r->base[i], byte_of(i / GUEST_PAGE_SIZE, round));
+}
+
+static void for_pieces(struct guest_ram *r, int fd,
+		       int (*fn)(struct guest_ram *, uint64_t, uint64_t, int, struct error *))
+{
+	for (uint64_t at = 0; at < r->size_bytes; at += RAM_PIECE_BYTES)
+		assert_int_equal(fn(r, at, MIN(RAM_PIECE_BYTES, r->size_bytes - at), fd, &err), 0);
+}
+
+/* The one writes until the last moment, the other goes on with it, and in the end has memory of its own. */
+static void handed_over(void **state)
+{
+	struct guest_ram other;
+	int fd = memfd_create("ram", MFD_CLOEXEC);
+
+	assert_int_equal(ram_create(&ram, 7 * MIB, 64 * KIB, &err), 0);
+	assert_int_equal(ram_create(&other, 7 * MIB, 64 * KIB, &err), 0);
+	other.base[12345] = 99; /* goes */
+	assert_int_equal(ftruncate(fd, (off_t)ram.size_bytes), 0);
+	fill(&ram, 1);
+	for_pieces(&ram, fd, ram_share);
+	assert_true(blocks_of(fd) < ram.size_bytes * 9 / 10); /* zero pages take no room until they are read */
+	check(&ram, 1);
+	fill(&ram, 2);
+	assert_int_equal(ram_adopt(&other, fd, &err), 0);
+	check(&other, 2);
+	ram_destroy(&ram);
+	for_pieces(&other, fd, ram_unshare);
+	check(&other, 2);
+	assert_int_equal(blocks_of(fd), 0);
+	fill(&other, 3);
+	pid_t pid = fork(); /* it is private */
+	if (!pid) {
+		fill(&other, 4);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	check(&other, 3);
+	ram_destroy(&other);
+	close(fd);
+}
+
+static ssize_t fail_pwrite(int fd, const void *buf, size_t len, off_t at)
+{
+	errno = ENOSPC;
+	return -1;
+}
+
+static void *fail_malloc(size_t len)
+{
+	return NULL;
+}
+
+static void handed_over_not(void **state)
+{
+	int fd = memfd_create("ram", MFD_CLOEXEC);
+
+	assert_int_equal(ram_create(&ram, 4 * MIB, 0, &err), 0);
+	assert_int_equal(ftruncate(fd, (off_t)ram.size_bytes), 0);
+	fill(&ram, 1);
+	host.pwrite = fail_pwrite;
+	assert_int_equal(ram_share(&ram, 0, RAM_PIECE_BYTES, fd, &err), -ENOSPC);
+	host = host_calls_real;
+	check(&ram, 1);
+	assert_int_equal(ram_share(&ram, 0, RAM_PIECE_BYTES, fd, &err), 0); /* half of it, and back */
+	host.malloc = fail_malloc;
+	assert_int_equal(ram_unshare(&ram, 0, RAM_PIECE_BYTES, fd, &err), -ENOMEM);
+	host = host_calls_real;
+	check(&ram, 1);
+	assert_int_equal(ram_unshare(&ram, 0, RAM_PIECE_BYTES, fd, &err), 0);
+	check(&ram, 1);
+	close(fd);
+}
+
+/* What is given back is gone from the file, too, and from what is private still. */
+static void discarded(void **state)
+{
+	int fd = memfd_create("ram", MFD_CLOEXEC);
+	uint64_t before;
+
+	assert_int_equal(ram_create(&ram, 8 * MIB, 0, &err), 0);
+	assert_int_equal(ftruncate(fd, (off_t)ram.size_bytes), 0);
+	memset(ram.base, 1, ram.size_bytes);
+	ram.is_shared = true;
+	assert_int_equal(ram_share(&ram, 0, 2 * RAM_PIECE_BYTES, fd, &err), 0);
+	before = blocks_of(fd);
+	assert_int_equal(ram_discard(&ram, 3 * MIB, 4 * MIB), 0);
+	assert_int_equal(blocks_of(fd), before - 1 * MIB);
+	for (uint64_t i = 0; i < ram.size_bytes; i += 1024)
+		assert_int_equal(ram.base[i], i < 3 * MIB || i >= 7 * MIB);
+	assert_int_equal(ram_discard(&ram, 100 * MIB, 4096), 0); /* none of ours */
+	close(fd);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_teardown(name, teardown)
@@ -299,6 +422,9 @@ int main(void)
 		T(noted_writes),
 		T(no_memory),
 		T(tracking_races),
+		T(handed_over),
+		T(handed_over_not),
+		T(discarded),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -474,6 +474,14 @@ static void pause_devices(struct machine *m)
 	}
 }
 
+static void resume_devices(struct machine *m)
+{
+	for (struct device *d = m->devices; d; d = d->next) {
+		if (d->cls->resume)
+			d->cls->resume(d);
+	}
+}
+
 int machine_start(struct machine *m, bool is_paused, struct error *err)
 {
 	int r = 0;
@@ -620,15 +628,31 @@ int machine_resume(struct machine *m, struct error *err)
 	r = clock_start(m, err);
 	if (r < 0)
 		return r;
-	for (struct device *d = m->devices; d; d = d->next) {
-		if (d->cls->resume)
-			d->cls->resume(d);
-	}
+	resume_devices(m);
 	m->state = MACHINE_RUNNING;
 	if (!m->is_reset_queued)
 		release(m);
 	machine_tell(m, MACHINE_STATE_CHANGED);
 	return 0;
+}
+
+void machine_freeze(struct machine *m)
+{
+	if (m->state != MACHINE_RUNNING)
+		return;
+	machine_hold(m);
+	if (m->state == MACHINE_RUNNING)
+		pause_devices(m);
+}
+
+void machine_thaw(struct machine *m)
+{
+	/* Others hold it for longer: a pause, a reset, the end. */
+	if (m->state != MACHINE_RUNNING || m->is_end_set)
+		return;
+	resume_devices(m);
+	if (!m->is_reset_queued)
+		release(m);
 }
 
 void machine_forbid_resume(struct machine *m, const char *why)

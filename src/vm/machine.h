@@ -184,6 +184,13 @@ const char *machine_why_no_resume(const struct machine *m);
 #define MACHINE_THROTTLE_MAX 98
 void machine_throttle(struct machine *m, unsigned percent);
 
+/**
+ * machine_freeze() - (releases the lock) for a moment nothing of the machine touches guest memory: no CPU executes, no device has work under way.  Nobody is told,
+ * and clocks go on.  Until machine_thaw() the caller keeps the lock.  Of a paused machine it is so anyway.
+ */
+void machine_freeze(struct machine *m);
+void machine_thaw(struct machine *m);
+
 /** machine_reset() - like the reset button; asynchronous. */
 int machine_reset(struct machine *m, struct error *err);
 
@@ -225,6 +232,8 @@ void machine_reappear(struct machine *m);
 size_t machine_take_resets(struct machine *m, uint8_t *out, size_t cap);
 /** machine_give_resets() - these, to the guest of the first card, as many as it has room for; hostile. */
 void machine_give_resets(struct machine *m, const uint8_t *frames, size_t len);
+/** machine_hold_cards() - net_ops.hold of all cards; the machine stands still. */
+void machine_hold_cards(struct machine *m, bool is_held);
 /** machine_card_mac() - the one that the driver of card @i works with; false: there is no such card. */
 bool machine_card_mac(const struct machine *m, unsigned i, uint8_t mac[6]);
 /** machine_slept() - after a state was loaded: @ns of real time went by since it was saved.  Machine time knows nothing of it, the real-time clock does. */

@@ -414,6 +414,35 @@ static void test_throttle(void **state)
 	expect_end(&w, END_STOPPED, 0);
 }
 
+/* Nothing executes while the lock is kept, it goes on by itself afterwards; of a paused machine nothing changes. */
+static void test_freeze(void **state)
+{
+	struct world w;
+
+	(void)state;
+	power_on(&w, spin, false);
+	for (unsigned i = 0; i < 5; i++) {
+		pthread_mutex_lock(machine_lock(w.m));
+		machine_freeze(w.m);
+		for (unsigned c = 0; c < CPUS; c++)
+			assert_false(cpus[c]->is_inside);
+		assert_int_equal(machine_state(w.m), MACHINE_RUNNING);
+		machine_thaw(w.m);
+		pthread_mutex_unlock(machine_lock(w.m));
+		while (!count_inside(&w))
+			nap();
+	}
+	pthread_mutex_lock(machine_lock(w.m));
+	assert_int_equal(machine_pause(w.m, &w.err), 0);
+	machine_freeze(w.m);
+	machine_thaw(w.m);
+	pthread_mutex_unlock(machine_lock(w.m));
+	for (unsigned i = 0; i < 10; i++, nap())
+		assert_int_equal(count_inside(&w), 0);
+	locked(&w, do_quit);
+	expect_end(&w, END_STOPPED, 0);
+}
+
 /* ---- pause ---- */
 
 static void test_pause(void **state)
@@ -850,19 +879,13 @@ static void test_iommu_is_reset_last(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_ends),
-		cmocka_unit_test(test_forbidden_resume),
-		cmocka_unit_test(test_throttle),
-		cmocka_unit_test(test_pause),
-		cmocka_unit_test(test_reset),
-		cmocka_unit_test(test_failed_reset),
-		cmocka_unit_test(test_halt),
-		cmocka_unit_test(test_kick_cpu),
-		cmocka_unit_test(test_sipi),
-		cmocka_unit_test(test_exits),
-		cmocka_unit_test(test_stop_times_out),
-		cmocka_unit_test(test_refusals),
-		cmocka_unit_test(test_iommu_is_reset_last),
+		cmocka_unit_test(test_ends),	     cmocka_unit_test(test_forbidden_resume),
+		cmocka_unit_test(test_throttle),     cmocka_unit_test(test_freeze),
+		cmocka_unit_test(test_pause),	     cmocka_unit_test(test_reset),
+		cmocka_unit_test(test_failed_reset), cmocka_unit_test(test_halt),
+		cmocka_unit_test(test_kick_cpu),     cmocka_unit_test(test_sipi),
+		cmocka_unit_test(test_exits),	     cmocka_unit_test(test_stop_times_out),
+		cmocka_unit_test(test_refusals),     cmocka_unit_test(test_iommu_is_reset_last),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -356,12 +356,10 @@ static int create_consoles(struct machine *m, struct error *err)
 static void release_memory(void *ctx, gpa_t gpa, uint64_t len)
 {
 	struct machine *m = ctx;
-	void *p = ram_ptr(&m->ram, gpa, len);
+	int r = ram_discard(&m->ram, gpa, len);
 
-	if (!p)
-		return;
-	if (madvise(p, len, MADV_DONTNEED) < 0)
-		log_debug("vm", "balloon: %s", strerror(errno));
+	if (r < 0)
+		log_debug("vm", "balloon: %s", strerror(-r));
 	ram_note_write(&m->ram, gpa, len);
 }
 
@@ -448,6 +446,13 @@ void machine_give_resets(struct machine *m, const uint8_t *frames, size_t len)
 		if (p->card.receive(p->card.ctx, &sums, &iov, 1) < 0)
 			return;
 	}
+}
+
+void machine_hold_cards(struct machine *m, bool is_held)
+{
+	for (unsigned i = 0; i < m->cfg.nnics; i++)
+		if (m->ports[i] && m->ports[i]->ops->hold)
+			m->ports[i]->ops->hold(m->ports[i], is_held);
 }
 
 bool machine_card_mac(const struct machine *m, unsigned i, uint8_t mac[6])
