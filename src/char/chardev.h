@@ -62,6 +62,22 @@ int chardev_hub_attach(struct char_dev *hub, int fd, bool give_backlog, struct e
 void chardev_hub_input(struct char_dev *hub, const uint8_t *data, size_t len);
 /** chardev_hub_pending() - how many bytes the client furthest behind has not been sent yet. */
 size_t chardev_hub_pending(const struct char_dev *hub);
+/*
+ * Another process goes on with the clients: this hub is held, saved and closed, that one loads.
+ */
+#define CHARDEV_CLIENTS_MAX 64 /* that go along */
+struct bytes;
+/** chardev_hub_hold() - while @is_held, clients are neither read nor written; what the guest writes meanwhile goes to them afterwards. */
+void chardev_hub_hold(struct char_dev *hub, bool is_held);
+/**
+ * chardev_hub_save() - append what was last written, what was typed and not read yet, and how far each client is.
+ * @fds: receives the clients' descriptors, borrowed; CHARDEV_CLIENTS_MAX
+ * Returns how many.
+ */
+unsigned chardev_hub_save(const struct char_dev *hub, struct bytes *out, int *fds);
+/** chardev_hub_load() - the same into a hub that nothing was written to yet; hostile bytes.  Takes @fds, also on failure.  0, -EPROTO, or -errno: some clients are lost. */
+int chardev_hub_load(struct char_dev *hub, const uint8_t *data, size_t len, const int *fds,
+		     unsigned nfds, struct error *err);
 void chardev_hub_resize(struct char_dev *hub, unsigned cols, unsigned rows);
 
 #endif

@@ -10,7 +10,8 @@
  * Invariants
  *  1. The ring holds bytes [total - min(total, size), total).
  *  2. A client's out-watch is armed iff it has not seen everything, or is gone.
- *  3. A client that fails is marked is_gone and freed by reap(), which runs only where nobody walks the list.
+ *  3. While the hub is held, no client is watched; `events` is what it will be watched for.
+ *  4. A client that fails is marked is_gone and freed by reap(), which runs only where nobody walks the list.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +19,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/bytes.h"
 #include "base/log.h"
 #include "char/chardev.h"
 #include "char/stream.h"
@@ -49,6 +51,7 @@ struct hub {
 	uint64_t total;
 	size_t backlog;
 	int log_fd;
+	bool is_held;	/* clients are left alone */
 	uint8_t *input; /* from chardev_hub_input, waiting for the guest */
 	size_t input_head, input_len;
 };
@@ -60,7 +63,8 @@ static void set_events(struct client *c, unsigned events)
 	if (c->events == events || c->is_gone)
 		return;
 	c->events = events;
-	loop_fd_modify(c->watch, events);
+	if (!c->hub->is_held)
+		loop_fd_modify(c->watch, events);
 }
 
 static void reap(struct hub *h)
@@ -128,7 +132,7 @@ static void flush(struct client *c)
 	struct hub *h = c->hub;
 	ssize_t n;
 
-	if (c->is_gone)
+	if (c->is_gone || h->is_held)
 		return;
 	if (h->total - c->pos > h->size) {
 		c->lost += h->total - h->size - c->pos;
@@ -317,6 +321,91 @@ size_t chardev_hub_pending(const struct char_dev *hub)
 			pending = MAX(pending, left);
 	}
 	return pending;
+}
+
+/* ---- another process goes on ---- */
+
+#define SAVED_FORMAT 1
+
+void chardev_hub_hold(struct char_dev *hub, bool is_held)
+{
+	struct hub *h = container_of(hub, struct hub, chr);
+
+	h->is_held = is_held;
+	for (struct client *c = h->clients; c; c = c->next) {
+		if (!is_held && !c->is_gone)
+			c->events |= LOOP_OUT; /* there may be something for it */
+		loop_fd_modify(c->watch, is_held ? 0 : c->events);
+	}
+}
+
+unsigned chardev_hub_save(const struct char_dev *hub, struct bytes *out, int *fds)
+{
+	const struct hub *h = container_of(hub, struct hub, chr);
+	uint32_t kept = (uint32_t)MIN(h->total, (uint64_t)h->size);
+	unsigned n = 0;
+
+	bytes_put_u8(out, SAVED_FORMAT);
+	bytes_put_u32(out, (uint32_t)h->input_len);
+	for (size_t i = 0; i < h->input_len; i++)
+		bytes_put_u8(out, h->input[(h->input_head + i) % INPUT_MAX]);
+	bytes_put_u32(out, kept);
+	for (uint64_t pos = h->total - kept; pos < h->total;) {
+		const uint8_t *data;
+		size_t len = piece(h, pos, &data);
+
+		bytes_put(out, data, len);
+		pos += len;
+	}
+	for (const struct client *c = h->clients; c && n < CHARDEV_CLIENTS_MAX; c = c->next) {
+		if (c->is_gone)
+			continue;
+		bytes_put_u64(out, h->total - c->pos);
+		fds[n++] = c->io.fd;
+	}
+	return n;
+}
+
+static int load_text(struct hub *h, struct byte_reader *r)
+{
+	uint32_t ninput = bytes_get_u32(r);
+
+	if (ninput > INPUT_MAX || !bytes_get(r, h->input, ninput))
+		return -EPROTO;
+	uint32_t kept = bytes_get_u32(r);
+
+	if (r->is_failed || kept > r->len - r->pos)
+		return -EPROTO;
+	put_ring(h, r->data + r->pos, kept);
+	r->pos += kept;
+	h->input_head = 0;
+	h->input_len = ninput;
+	return 0;
+}
+
+int chardev_hub_load(struct char_dev *hub, const uint8_t *data, size_t len, const int *fds,
+		     unsigned nfds, struct error *err)
+{
+	struct hub *h = container_of(hub, struct hub, chr);
+	struct byte_reader r = { .data = data, .len = len };
+	int result = bytes_get_u8(&r) == SAVED_FORMAT ? load_text(h, &r) : -EPROTO;
+
+	if (result < 0)
+		error_set(err, result, "what the console is to go on with is damaged");
+	for (unsigned i = 0; i < nfds; i++) {
+		uint64_t behind = bytes_get_u64(&r);
+		int e = chardev_hub_attach(hub, fds[i], false, err);
+
+		if (e < 0) {
+			close(fds[i]);
+			result = e;
+			continue;
+		}
+		h->clients->pos = h->total - MIN(behind, MIN(h->total, (uint64_t)h->size));
+		flush(h->clients);
+	}
+	give_input(h);
+	return result;
 }
 
 void chardev_hub_resize(struct char_dev *hub, unsigned cols, unsigned rows)

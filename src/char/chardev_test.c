@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/bytes.h"
 #include "char/chardev.h"
 
 /* The guest's side. */
@@ -349,13 +350,67 @@ static void test_hub_slow_client(void **state)
 	h->ops->close(h);
 }
 
+/* Another hub goes on: nothing is lost, nothing comes twice, and who comes later sees what was before. */
+static void test_hub_goes_on_elsewhere(void **state)
+{
+	struct char_dev *from, *to;
+	struct bytes saved = { 0 };
+	int a[2], b[2], fds[CHARDEV_CLIENTS_MAX];
+
+	assert_int_equal(chardev_hub(&from, loop, 64, -1, NULL), 0);
+	assert_int_equal(chardev_hub(&to, loop, 64, -1, NULL), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, a), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, b), 0);
+	assert_int_equal(chardev_hub_attach(from, a[0], false, NULL), 0);
+	hub_write(from, "before ");
+	chardev_hub_hold(from, true);
+	hub_write(from, "meanwhile");
+	chardev_hub_input(from, (const uint8_t *)"typed", 5);
+	spin();
+	expect(a[1], "before ");
+	put(a[1], "!");
+	spin();
+	assert_int_equal(chardev_hub_save(from, &saved, fds), 1);
+	int fd = dup(fds[0]);
+	from->ops->close(from);
+	assert_int_equal(chardev_hub_load(to, saved.data, saved.len, &fd, 1, NULL), 0);
+	expect(a[1], "meanwhile");
+	to->user = guest_user;
+	guest.room = 10;
+	to->ops->rx_ready(to);
+	spin();
+	expect_guest("typed!");
+	assert_int_equal(chardev_hub_attach(to, b[0], true, NULL), 0);
+	expect(b[1], "before meanwhile");
+	hub_write(to, " after");
+	expect(a[1], " after");
+	/* It did not come to that. */
+	chardev_hub_hold(to, true);
+	hub_write(to, "...");
+	expect(a[1], "");
+	chardev_hub_hold(to, false);
+	spin();
+	expect(a[1], "...");
+	to->ops->close(to);
+	for (size_t cut = 0; cut < saved.len; cut++) {
+		struct error err;
+
+		assert_int_equal(chardev_hub(&to, loop, 64, -1, NULL), 0);
+		(void)chardev_hub_load(to, saved.data, cut, NULL, 0, &err);
+		to->ops->close(to);
+	}
+	bytes_free(&saved);
+	close(a[1]);
+	close(b[1]);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_null),	   T(test_fd_pipe),	    T(test_fd_socket_both_ways),
 		T(test_fd_file),   T(test_fd_none_and_bad), T(test_hub_clients_come_and_go),
-		T(test_hub_input), T(test_hub_slow_client),
+		T(test_hub_input), T(test_hub_slow_client), T(test_hub_goes_on_elsewhere),
 	};
 
 	signal(SIGPIPE, SIG_IGN);
