@@ -17,7 +17,9 @@
  *     next start open another file for it.
  *  4. A new machine's folder may be made: it is the machine's own until the copy that lives there has a broker of its own.
  *  5. A file there that has other names too is not written: it is a layer that others stand on.
- *  6. A machine that is on its way here decides about its own migration, and says that it has arrived when it is its own.
+ *  6. A machine that goes on in another process (`viv upgrade`) says so to both brokers: the one leaves folders and sockets to the other, which keeps the machine's lock
+ *     from then on.
+ *  7. A machine that is on its way here decides about its own migration, and says that it has arrived when it is its own.
  * Symbolic links are never followed below the machine's folder.  A descriptor that a request is relative to must be of a folder there.
  *
  * Requests are hostile: fixed size, checked, one at a time; a broker never waits for its machine.
@@ -44,9 +46,12 @@
 	X(UNLINK)   /* flags: AT_REMOVEDIR */                                                      \
 	X(RENAME)   /* two names */                                                                \
 	X(LINK)	    /* two names */                                                                \
-	X(LAB)	 /* gives a descriptor: the machine's record in its lab (net/identity.h), JSON */  \
-	X(CLAIM) /* flags: enum broker_claim, on the migration that the machine comes by */        \
-	X(COPY)	 /* a name: the machine @name[0] gets a broker of its own; gives descriptors */
+	X(LAB)	  /* gives a descriptor: the machine's record in its lab (net/identity.h), JSON */ \
+	X(CLAIM)  /* flags: enum broker_claim, on the migration that the machine comes by */       \
+	X(LOCK)	  /* gives a descriptor: the machine's lock (ctl/vmlock.h) */                      \
+	X(LEAVE)  /* the machine goes on in another process, which has a broker of its own */      \
+	X(ARRIVE) /* here; a folder in place of which is the machine's lock */                     \
+	X(COPY)	  /* a name: the machine @name[0] gets a broker of its own; gives descriptors */
 #define BROKER_ENUM(name) BROKER_##name,
 enum broker_op { BROKER_OPS(BROKER_ENUM) BROKER_NOPS };
 
@@ -90,6 +95,14 @@ typedef json_t *(*broker_lab_fn)(void *arg);
 void broker_policy_set_lab(struct broker_policy *p, broker_lab_fn lab, void *arg);
 /** broker_policy_set_claim() - it comes by migration @id, of MIGRATE_ID_BYTES. */
 void broker_policy_set_claim(struct broker_policy *p, const uint8_t *id);
+/** broker_policy_set_lock() - @fd, borrowed, is the machine's lock. */
+void broker_policy_set_lock(struct broker_policy *p, int fd);
+/** broker_policy_await() - its machine comes from another process, and is that one's until it says that it has arrived. */
+void broker_policy_await(struct broker_policy *p);
+/** broker_policy_has_left() - it goes on elsewhere. */
+bool broker_policy_has_left(const struct broker_policy *p);
+/** broker_policy_take_lock() - of broker_policy_await(): the lock that came with the machine, the caller's now; -1: it did not come. */
+int broker_policy_take_lock(struct broker_policy *p);
 /** broker_policy_hand_over() - the folder of the new machine @name is its own broker's from now on.  0 or -EACCES: there is none. */
 int broker_policy_hand_over(struct broker_policy *p, const char *name);
 /** broker_policy_is_unwanted() - did it ask for that? */
@@ -150,6 +163,12 @@ int broker_keep(void);
 json_t *broker_lab(void);
 /** broker_claim() - what claim_*() of migrate_claim.h would do, with the machine's own id. */
 int broker_claim(enum broker_claim what, struct error *err);
+/** broker_lock() - the machine's lock, for the process that goes on with it; the caller's.  A descriptor or -errno. */
+int broker_lock(struct error *err);
+/** broker_leave() - the machine has gone on in another process. */
+void broker_leave(void);
+/** broker_arrive() - it goes on here, with the lock @lock_fd, which stays the caller's.  0 or -errno. */
+int broker_arrive(int lock_fd, struct error *err);
 /** broker_copy() - in the process of a copy: the broker of machine @name for this one.  0 or -errno; then broker_use() its door. */
 int broker_copy(const char *name, struct broker_start *start, struct error *err);
 

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "base/host.h"
+#include "base/log.h"
 #include "ctl/broker.h"
 
 #define PAGEMAP "/proc/self/pagemap"
@@ -42,7 +43,7 @@ static int send_request(const struct ask *a, int reply_to)
 		if (n)
 			iov[msg.msg_iovlen++] = (struct iovec){ (void *)(uintptr_t)a->names[i], n };
 		/* An absolute name is relative to nothing. */
-		if (n && a->dirs[i] != AT_FDCWD && a->names[i][0] != '/') {
+		if (a->dirs[i] != AT_FDCWD && (n ? a->names[i][0] != '/' : a->op == BROKER_ARRIVE)) {
 			rq.has_dir[i] = 1;
 			fds[nfds++] = a->dirs[i];
 		}
@@ -285,6 +286,39 @@ int broker_claim(enum broker_claim what, struct error *err)
 	if (r == -EEXIST)
 		return error_set(err, r, "this migration was here before");
 	return r < 0 ? error_set(err, r, "whose machine it is can't be noted: %s", strerror(-r)) : r;
+}
+
+int broker_lock(struct error *err)
+{
+	const struct ask a = { .op = BROKER_LOCK, .dirs = { AT_FDCWD, AT_FDCWD } };
+	struct broker_reply reply;
+	int fd = -1;
+	unsigned n = 1;
+	int r = ask_for(&a, &reply, NULL, 0, &fd, &n);
+
+	return r == 0 && fd >= 0 ? fd
+				 : error_set(err, r < 0 ? r : -EIO,
+					     "the broker does not give the machine's lock: %s",
+					     strerror(r < 0 ? -r : EIO));
+}
+
+void broker_leave(void)
+{
+	const struct ask a = { .op = BROKER_LEAVE, .dirs = { AT_FDCWD, AT_FDCWD } };
+
+	if (simple(&a) < 0)
+		log_warn("broker", "it is not told that the machine goes on elsewhere: %s",
+			 strerror(errno));
+}
+
+int broker_arrive(int lock_fd, struct error *err)
+{
+	const struct ask a = { .op = BROKER_ARRIVE, .dirs = { lock_fd, AT_FDCWD } };
+
+	return simple(&a) < 0
+		       ? error_set(err, -errno, "the broker does not take the machine's lock: %s",
+				   strerror(errno))
+		       : 0;
 }
 
 int broker_copy(const char *name, struct broker_start *start, struct error *err)

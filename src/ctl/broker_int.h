@@ -45,7 +45,11 @@ struct broker_policy {
 	bool is_unwanted;
 	broker_lab_fn lab;
 	void *lab_arg;
-	json_t *record; /* what its lab said last; NULL: nothing */
+	json_t *record;	       /* what its lab said last; NULL: nothing */
+	char *name;	       /* of the machine */
+	bool awaits, has_left; /* it comes from another process; it goes on in another one */
+	int lock_fd;	       /* that came with it; -1: it has not come */
+	int held_lock;	       /* borrowed; -1: none */
 	/* The migration that it comes by. */
 	bool is_incoming, is_taken; /* taken: it is ours */
 	uint8_t id[MIGRATE_ID_BYTES];

@@ -16,6 +16,7 @@
 #include "base/host.h"
 #include "ctl/broker_int.h"
 #include "ctl/paths.h"
+#include "ctl/vmlock.h"
 
 #define OPEN_FLAGS                                                                                 \
 	(O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_DIRECTORY | O_NOFOLLOW | O_DIRECT | \
@@ -129,16 +130,18 @@ int broker_policy_create(struct broker_policy **out, const struct vmconfig *c, s
 
 	if (!p)
 		return own ? error_set(err, -ENOMEM, "no memory for a broker") : -ENOMEM;
+	p->lock_fd = p->held_lock = -1;
 	int r = folder_open(&p->own, own);
 
 	if (r < 0) {
 		free(p);
 		return error_set(err, r, "cannot open %s: %s", own, strerror(-r));
 	}
+	p->name = strdup(c->name);
 	p->machines = strndup(own, (size_t)(strrchr(own, '/') - own));
 	p->temporary = strdup(temporary && *temporary ? temporary : "/var/tmp");
 	p->own.config = vmconfig_to_json(c);
-	r = p->machines && p->temporary && p->own.config ? list_config(p, c) : -ENOMEM;
+	r = p->name && p->machines && p->temporary && p->own.config ? list_config(p, c) : -ENOMEM;
 	if (r < 0) {
 		broker_policy_destroy(p);
 		return error_set(err, r, "the files of the machine can't be listed: %s", strerror(-r));
@@ -169,10 +172,36 @@ void broker_policy_destroy(struct broker_policy *p)
 		folder_close(&p->copies[i]);
 	for (unsigned i = 0; i < p->nlisted; i++)
 		free(p->listed[i].path);
+	if (p->lock_fd >= 0)
+		close(p->lock_fd);
+	free(p->name);
 	free(p->machines);
 	free(p->temporary);
 	json_decref(p->record);
 	free(p);
+}
+
+void broker_policy_set_lock(struct broker_policy *p, int fd)
+{
+	p->held_lock = fd;
+}
+
+void broker_policy_await(struct broker_policy *p)
+{
+	p->awaits = true;
+}
+
+bool broker_policy_has_left(const struct broker_policy *p)
+{
+	return p->has_left;
+}
+
+int broker_policy_take_lock(struct broker_policy *p)
+{
+	int fd = p->lock_fd;
+
+	p->lock_fd = -1;
+	return fd;
 }
 
 bool broker_policy_is_unwanted(const struct broker_policy *p)
@@ -636,11 +665,29 @@ static int do_claim(struct broker_policy *p, int what)
 	return -EINVAL;
 }
 
+static int do_arrive(struct broker_policy *p, int lock)
+{
+	struct error err;
+
+	if (!p->awaits || lock < 0)
+		return -EACCES;
+	_cleanup_close_ int fd = fcntl(lock, F_DUPFD_CLOEXEC, 0);
+	int r = fd < 0 ? -errno : vmlock_join(fd, p->name, &err);
+
+	if (r < 0)
+		return r;
+	p->awaits = false;
+	p->lock_fd = p->held_lock = fd;
+	fd = -1;
+	return 0;
+}
+
 int broker_answer(struct broker_policy *p, const struct broker_request *rq,
 		  const char *const names[2], const int dirs[2], struct stat *st, int *fd, char *text)
 {
 	*fd = -1;
-	if (!names[0] && rq->op != BROKER_LAB && rq->op != BROKER_CLAIM)
+	if (!names[0] && rq->op != BROKER_LAB && rq->op != BROKER_CLAIM && rq->op != BROKER_LOCK &&
+	    rq->op != BROKER_LEAVE && rq->op != BROKER_ARRIVE)
 		return -EINVAL;
 	switch ((enum broker_op)rq->op) {
 	case BROKER_OPEN:
@@ -663,6 +710,14 @@ int broker_answer(struct broker_policy *p, const struct broker_request *rq,
 		return do_lab(p, fd);
 	case BROKER_CLAIM:
 		return do_claim(p, rq->flags);
+	case BROKER_LOCK:
+		*fd = p->held_lock >= 0 ? fcntl(p->held_lock, F_DUPFD_CLOEXEC, 0) : -1;
+		return *fd >= 0 ? 0 : -EACCES;
+	case BROKER_LEAVE:
+		p->has_left = true;
+		return 0;
+	case BROKER_ARRIVE:
+		return do_arrive(p, dirs[0]);
 	case BROKER_COPY: /* the server's */
 	case BROKER_NOPS:
 		break;

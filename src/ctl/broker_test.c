@@ -18,6 +18,7 @@
 #include "ctl/broker_int.h"
 #include "ctl/confine.h"
 #include "ctl/paths.h"
+#include "ctl/vmlock.h"
 
 static char home[64], own[128], other[128], kernel[128], disk[128], images[128];
 
@@ -832,6 +833,52 @@ static void test_a_machine_that_was_taken_back(void **state)
 	assert_int_equal(UNLINK(s, in(own, MIGRATE_INCOMING)), -EACCES);
 }
 
+/* The lock goes from one broker to the next by their machines; what else one calls a lock is none. */
+static void test_a_machine_that_goes_on_elsewhere(void **state)
+{
+	struct scene *s = *state;
+	struct broker_policy *next;
+	struct error err;
+	int lock = vmlock_take("m", &err), lent, other_lock;
+
+	assert_true(lock >= 0);
+	assert_int_equal(vmlock_run(lock, "m", &err), 0);
+	assert_int_equal(broker_policy_create(&next, &s->c, &err), 0);
+	/* Not of a machine that was switched on here. */
+	assert_int_equal(ask(s, BROKER_ARRIVE, 0, 0, NULL, NULL, lock, NULL), -EACCES);
+	assert_int_equal(ask(s, BROKER_LOCK, 0, 0, NULL, NULL, -1, &lent), -EACCES);
+	broker_policy_set_lock(s->p, lock);
+	assert_int_equal(ask(s, BROKER_LOCK, 0, 0, NULL, NULL, -1, &lent), 0);
+
+	struct scene to = { .p = next };
+
+	broker_policy_await(next);
+	assert_int_equal(ask(&to, BROKER_ARRIVE, 0, 0, NULL, NULL, -1, NULL), -EACCES);
+	write_text(in(other, "lock"), "");
+	other_lock = open(in(other, "lock"), O_RDWR);
+	assert_int_equal(ask(&to, BROKER_ARRIVE, 0, 0, NULL, NULL, other_lock, NULL), -EBADF);
+	close(other_lock);
+	other_lock = open(in(own, "lock"), O_RDWR); /* that file, but not that lock */
+	assert_int_equal(ask(&to, BROKER_ARRIVE, 0, 0, NULL, NULL, other_lock, NULL), -EBADF);
+	close(other_lock);
+	assert_int_equal(broker_policy_take_lock(next), -1);
+	assert_int_equal(ask(&to, BROKER_ARRIVE, 0, 0, NULL, NULL, lent, NULL), 0);
+	assert_int_equal(ask(&to, BROKER_ARRIVE, 0, 0, NULL, NULL, lent, NULL), -EACCES);
+	assert_false(broker_policy_has_left(s->p));
+	assert_int_equal(ask(s, BROKER_LEAVE, 0, 0, NULL, NULL, -1, NULL), 0);
+	assert_true(broker_policy_has_left(s->p));
+	/* It stays locked until the last of them has closed it. */
+	close(lent);
+	close(lock);
+	assert_true(vmlock_is_running("m"));
+	lock = broker_policy_take_lock(next);
+	assert_true(lock >= 0);
+	broker_policy_destroy(next);
+	assert_true(vmlock_is_running("m"));
+	close(lock);
+	assert_false(vmlock_is_running("m"));
+}
+
 static void test_messages(void **state)
 {
 	struct broker_request rq = { .op = BROKER_RENAME, .len = { 2, 3 } }, got;
@@ -1059,6 +1106,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_what_is_only_read_stays_as_it_is, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_a_machine_that_is_on_its_way, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_a_machine_that_was_taken_back, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_a_machine_that_goes_on_elsewhere, set_up, tear_down),
 		cmocka_unit_test(test_messages),
 		cmocka_unit_test_setup_teardown(test_through_the_door, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_threads_of_guests_compute, set_up, tear_down),

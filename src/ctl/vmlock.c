@@ -126,6 +126,17 @@ int vmlock_run(int fd, const char *name, struct error *err)
 	return r < 0 ? error_set(err, r, "cannot lock machine \"%s\": %s", name, strerror(-r)) : 0;
 }
 
+int vmlock_join(int fd, const char *name, struct error *err)
+{
+	_cleanup_free_ char *path = paths_vm(name, "lock", err);
+
+	if (!path)
+		return -ENOMEM;
+	if (!is_still(fd, path))
+		return error_set(err, -EBADF, "that is not the lock of machine \"%s\"", name);
+	return vmlock_run(fd, name, err);
+}
+
 bool vmlock_is_running(const char *name)
 {
 	_cleanup_free_ char *path = paths_vm(name, "lock", NULL);

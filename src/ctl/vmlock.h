@@ -9,6 +9,7 @@
  * 1. vms/NAME, its files, and run/NAME are made, changed and removed by the holder of byte 0 only.
  * 2. A command that starts a machine holds byte 0 and passes the descriptor on to the machine's process: between what the
  *    command read and the start nobody changes anything.
+ *    A machine that goes on in another process hands the descriptor on to that: between them nobody else gets it.
  * 3. A lock counts only if vms/NAME/lock is still the file that was locked: it may have been renamed or removed meanwhile.
  * 4. A directory whose lock was held, which is why the file is not empty, and is not, is as its last holder left it, even one that was killed: without
  *    machine.json it was never completed, one that is thrown away at its end is at it, and run/NAME is stale.
@@ -31,6 +32,8 @@ int vmlock_take(const char *name, struct error *err);
 int vmlock_try(const char *name, struct error *err);
 /** vmlock_run() - @fd, of vmlock_take(), becomes that of a running machine.  0 or -errno. */
 int vmlock_run(int fd, const char *name, struct error *err);
+/** vmlock_join() - is @fd, which another process of the running machine has handed over, its lock?  It is held until all have closed it.  0 or -errno. */
+int vmlock_join(int fd, const char *name, struct error *err);
 /** vmlock_is_running() - does the machine have a process?  Takes nothing, so that it is in nobody's way. */
 bool vmlock_is_running(const char *name);
 
