@@ -3,6 +3,7 @@
 
 #include <elf.h>
 #include <link.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/util.h"
@@ -39,6 +40,18 @@ static int on_object(struct dl_phdr_info *info, size_t size, void *arg)
 			return 1;
 	}
 	return 2;
+}
+
+void build_id_text(char out[BUILD_ID_TEXT])
+{
+	uint8_t id[BUILD_ID_BYTES];
+
+	if (!build_id(id)) {
+		strcpy(out, "unknown");
+		return;
+	}
+	for (unsigned i = 0; i < BUILD_ID_TEXT / 2; i++)
+		snprintf(out + 2 * i, 3, "%02x", id[i]);
 }
 
 bool build_id(uint8_t out[BUILD_ID_BYTES])

@@ -63,11 +63,12 @@ int cli_completion(int argc, char **argv);
 int cli_metrics(int argc, char **argv);
 int cli_migrate(int argc, char **argv);
 int cli_receive(int argc, char **argv);
+int cli_upgrade(int argc, char **argv);
 int cli_evacuate(int argc, char **argv);
 int cli_man(int argc, char **argv);
 
 /* What they take: for help, completion and manual pages. */
-extern const struct opts_cmd cli_run_cmd, cli_migrate_cmd, cli_receive_cmd, cli_evacuate_cmd, cli_start_cmd, cli_stop_cmd, cli_pause_cmd,
+extern const struct opts_cmd cli_run_cmd, cli_migrate_cmd, cli_receive_cmd, cli_upgrade_cmd, cli_evacuate_cmd, cli_start_cmd, cli_stop_cmd, cli_pause_cmd,
 	cli_resume_cmd, cli_reset_cmd, cli_rm_cmd, cli_list_cmd, cli_info_cmd, cli_console_cmd,
 	cli_exec_cmd, cli_fork_cmd, cli_snapshot_cmd, cli_bench_cmd, cli_image_cmd, cli_doctor_cmd,
 	cli_up_cmd, cli_down_cmd, cli_quarantine_cmd, cli_plan_cmd, cli_version_cmd, cli_net_cmd,

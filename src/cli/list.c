@@ -125,9 +125,10 @@ static void print_machine(json_t *m)
 		opts_format_size((uint64_t)json_integer_value(mem), size);
 	if (pid)
 		snprintf(pid_text, sizeof(pid_text), "%" JSON_INTEGER_FORMAT, json_integer_value(pid));
-	printf("%-20s %-9s %-6s %4" JSON_INTEGER_FORMAT " %8s %8s  %s\n", text_of(m, "name"),
-	       text_of(m, "state"), text_of(m, "engine"),
-	       json_integer_value(json_object_get(m, "cpus")), size, pid_text, text_of(m, "image"));
+	printf("%-20s %-9s %-6s %4" JSON_INTEGER_FORMAT " %8s %8s  %-8.8s  %s\n",
+	       text_of(m, "name"), text_of(m, "state"), text_of(m, "engine"),
+	       json_integer_value(json_object_get(m, "cpus")), size, pid_text, text_of(m, "build"),
+	       text_of(m, "image"));
 }
 
 int cli_list(int argc, char **argv)
@@ -151,8 +152,8 @@ int cli_list(int argc, char **argv)
 	json_t *m;
 
 	if (json_array_size(list))
-		printf("%-20s %-9s %-6s %4s %8s %8s  %s\n", "NAME", "STATE", "ENGINE", "CPUS",
-		       "MEMORY", "PID", "IMAGE");
+		printf("%-20s %-9s %-6s %4s %8s %8s  %-8s  %s\n", "NAME", "STATE", "ENGINE", "CPUS",
+		       "MEMORY", "PID", "BUILD", "IMAGE");
 	json_array_foreach(list, i, m) print_machine(m);
 	json_decref(list);
 	return EXIT_FINE;

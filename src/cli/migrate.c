@@ -176,9 +176,8 @@ void migrate_print(const char *name, json_t *j)
 
 /* ---- requests ---- */
 
-/* @request (stolen) with the links; then the report. */
-static int request_over(const char *name, json_t *request, struct transport *t, json_t **report,
-			struct error *err)
+int migrate_request_over(const char *name, json_t *request, struct transport *t, json_t **report,
+			 struct error *err)
 {
 	_cleanup_close_ int fd = client_connect(name, err);
 
@@ -188,7 +187,7 @@ static int request_over(const char *name, json_t *request, struct transport *t, 
 	}
 	int r = client_send_fds(fd, request, t->fds, t->n, CLIENT_TIMEOUT_MS, err);
 
-	transport_close(t); /* the machine's only: who else held them would keep the peer from noticing its end */
+	transport_close(t);
 	if (r < 0)
 		return r;
 	bool is_asked = wait_for_answer(name, fd);
@@ -230,7 +229,7 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 		json_decref(rq);
 		rq = NULL; /* client_send_fds() says so */
 	}
-	r = request_over(name, rq, &t, report, err);
+	r = migrate_request_over(name, rq, &t, report, err);
 	transport_close(&t);
 	tokens_remove(&tokens);
 	return r;
@@ -305,7 +304,8 @@ static int recover(const char *name, const char *to, const struct transport_opti
 	r = transport_connect(&t, to ? to : mark.to, 1, o, err);
 	if (r < 0)
 		return r;
-	r = lock < 0 ? request_over(name, json_pack("{s:s}", "cmd", "migrate-recover"), &t, report, err)
+	r = lock < 0 ? migrate_request_over(name, json_pack("{s:s}", "cmd", "migrate-recover"), &t,
+					    report, err)
 		     : recover_folder(name, &t, &mark, err);
 	transport_close(&t);
 	return r;

@@ -35,6 +35,13 @@ struct migrate_options {
  */
 int migrate_machine(const char *name, const char *to, const struct migrate_options *o,
 		    json_t **report, struct error *err);
+/**
+ * migrate_request_over() - ask the machine @name, with the descriptors @t, which are closed here then: who else held them would keep the peer from noticing its end.
+ * @request: stolen
+ * With progress, as migrate_machine(); the same results.
+ */
+int migrate_request_over(const char *name, json_t *request, struct transport *t, json_t **report,
+			 struct error *err);
 /** migrate_print() - a line about a report. */
 void migrate_print(const char *name, json_t *report);
 

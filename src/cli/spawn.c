@@ -9,6 +9,7 @@
 
 #include "cli/cli.h"
 #include "cli/spawn.h"
+#include "ctl/handover.h"
 #include "ctl/paths.h"
 #include "ctl/snapcode.h"
 
@@ -50,16 +51,16 @@ static void add_fd(struct child *c, const char *option, int fd)
 	c->pass[c->npass++] = (struct pass){ option, fd };
 }
 
-static void add_links(struct child *c, const struct spawn_from *from)
+static void add_links(struct child *c, const char *option, const int *links, unsigned nlinks)
 {
 	size_t n = 0;
 
-	for (unsigned i = 0; i < from->nlinks && i < MAX_LINKS; i++)
+	for (unsigned i = 0; i < nlinks && i < MAX_LINKS; i++)
 		n += (size_t)snprintf(c->link_list + n, sizeof(c->link_list) - n, "%s%d",
-				      i ? "," : "", from->links[i]);
-	c->links = from->links;
-	c->nlinks = MIN(from->nlinks, (unsigned)MAX_LINKS);
-	add_arg(c, "--incoming");
+				      i ? "," : "", links[i]);
+	c->links = links;
+	c->nlinks = MIN(nlinks, (unsigned)MAX_LINKS);
+	add_arg(c, option);
 	add_arg(c, c->link_list);
 }
 
@@ -179,7 +180,9 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 			add_arg(&child, "--skip-time");
 		add_fd(&child, "--lock-fd", lock_fd);
 		if (from && from->nlinks)
-			add_links(&child, from);
+			add_links(&child, "--incoming", from->links, from->nlinks);
+		if (from && from->handover)
+			add_links(&child, "--handover", from->handover, HANDOVER_FDS);
 		add_fd(&child, "--status-fd", status[1]);
 		add_fd(&child, "--console-fd", console[1]);
 		add_fd(&child, "--lifeline-fd", lifeline[0]);

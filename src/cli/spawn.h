@@ -33,9 +33,10 @@ struct spawn_from {
 	bool skips_time;  /* struct snapper_waking */
 	const int *links; /* borrowed; the last is the door (ctl/migrate_lazy.h) */
 	unsigned nlinks;
+	const int *handover; /* borrowed; HANDOVER_FDS of them (ctl/handover.h): another process hands it over; or NULL */
 };
 
-/** spawn_machine() - start vms/@c->name; @lock_fd: of vmlock_take(), borrowed, to be closed once it is ready or has failed; @from: NULL: by
+/** spawn_machine() - start vms/@c->name; @lock_fd: of vmlock_take(), borrowed, -1 where another process hands it over; to be closed once it is ready or has failed; @from: NULL: by
  * switching it on; @is_attached: with console and lifeline.
  * 0 or -errno with @err set; spawned_free() when done. */
 int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,

@@ -28,6 +28,7 @@ const struct verb cli_verbs[] = {
 	{ "fork",       "make running copies of a running machine",                cli_fork,      &cli_fork_cmd },
 	{ "migrate",    "move a running machine to another host",                  cli_migrate,   &cli_migrate_cmd },
 	{ "receive",    "wait for machines that are moved to this host",           cli_receive,   &cli_receive_cmd },
+	{ "upgrade",    "have running machines go on in another build of viv",     cli_upgrade,   &cli_upgrade_cmd },
 	{ "evacuate",   "move all running machines to another host",               cli_evacuate,  &cli_evacuate_cmd },
 	{ "bench",      "show what the engine does while a command runs",          cli_bench,     &cli_bench_cmd },
 	{ "service",    "print a systemd unit that keeps a machine running",       cli_service,   &cli_service_cmd },

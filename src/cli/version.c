@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
 
+#include "base/build_id.h"
 #include "cli/cli.h"
 
 struct args {
@@ -21,14 +22,16 @@ int cli_version(int argc, char **argv)
 {
 	struct args a = { false };
 	struct opts_rest rest;
+	char build[BUILD_ID_TEXT];
 	int status;
 
+	build_id_text(build);
 	if (!cli_parse(&cli_version_cmd, argc, argv, &a, &rest, &status))
 		return status;
 	opts_free(&cli_version_cmd, &a, &rest);
 	if (a.json)
-		return cli_print_json(
-			json_pack("{s:s, s:s}", "version", VIV_VERSION, "compiler", __VERSION__));
-	printf("viv %s\n", VIV_VERSION);
+		return cli_print_json(json_pack("{s:s, s:s, s:s}", "version", VIV_VERSION, "build",
+						build, "compiler", __VERSION__));
+	printf("viv %s, build %s\n", VIV_VERSION, build);
 	return EXIT_FINE;
 }

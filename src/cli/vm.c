@@ -16,6 +16,7 @@
 #include "char/chardev.h"
 #include "base/host.h"
 #include "cli/cli.h"
+#include "cli/vm_handover.h"
 #include "cli/vm_host.h"
 #include "ctl/ctl.h"
 #include "ctl/events.h"
@@ -34,7 +35,7 @@
 #define MMAP_FROM (128 * KIB)
 
 struct args {
-	const char *name, *from, *incoming;
+	const char *name, *from, *incoming, *handover;
 	uint64_t status_fd, console_fd, lifeline_fd, lock_fd, code_key_fd; /* 0: none */
 	bool is_prefault, skips_time;
 };
@@ -44,6 +45,8 @@ static const struct opt vm_opts[] = {
 	OPT_STRING(struct args, from, "from", "SNAP", "go on from this snapshot of it"),
 	OPT_STRING(struct args, incoming, "incoming", "FD,...,FD",
 		   "links of a migration that it comes over, and the door for another"),
+	OPT_STRING(struct args, handover, "handover", "FD,FD,FD,FD",
+		   "its process hands it over by these (ctl/handover.h)"),
 	OPT_FLAG(struct args, is_prefault, "prefault", "read its memory ahead"),
 	OPT_FLAG(struct args, skips_time, "skip-time", "its clocks jump by the time since the snapshot"),
 	OPT_UINT(struct args, lock_fd, "lock-fd", "FD", "the machine's lock", 3, 65535),
@@ -72,7 +75,9 @@ struct process {
 	struct ctl *ctl;
 	struct snapper *snapper;
 	struct migrator *migrator;
-	struct migrate_target *target; /* not NULL: it comes from another host */
+	struct migrate_target *target; /* not NULL: it comes from another host, or process */
+	struct vm_handover handover;   /* from, and to, another process here */
+	int ready_fd; /* in place of args.status_fd, for the word that it is ready; 0: none */
 	struct vmdisks disks;
 	struct block_backing_rule backing; /* of layers of disks: this machine's folder, and what --disk allows */
 	const char *backing_paths[2 + MACHINE_MAX_DISKS * VMCONFIG_MAX_BACKING];
@@ -97,16 +102,21 @@ struct process {
 	struct working_set_reader *ahead; /* memory that is being read; or NULL */
 };
 
-static void tell(struct process *p, json_t *msg)
+static void tell_on(int fd, json_t *msg)
 {
 	_cleanup_free_ char *text = msg ? json_dumps(msg, JSON_COMPACT) : NULL;
 
 	json_decref(msg);
-	if (!text || !p->args.status_fd)
+	if (!text || fd <= 0)
 		return;
 	/* Nobody listens any more: fine. */
-	if (dprintf((int)p->args.status_fd, "%s\n", text) < 0)
+	if (dprintf(fd, "%s\n", text) < 0)
 		log_debug("vm", "status pipe: %s", strerror(errno));
+}
+
+static void tell(struct process *p, json_t *msg)
+{
+	tell_on((int)p->args.status_fd, msg);
 }
 
 /* These stay when the machine leaves. */
@@ -239,6 +249,7 @@ static void take_cards(struct process *p, struct machine_config *cfg)
 {
 	struct broker_start *s = &p->start;
 
+	vm_handover_note_cards(&p->handover, s);
 	for (cfg->nnics = 0; cfg->nnics < s->ncards; cfg->nnics++) {
 		memcpy(cfg->nics[cfg->nnics].mac, s->macs[cfg->nnics], sizeof(s->macs[0]));
 		cfg->nics[cfg->nnics].fd = s->cards[cfg->nnics];
@@ -269,6 +280,20 @@ static unsigned parse_links(const char *at, int fds[MIGRATE_FDS_MAX])
 			break;
 	}
 	return n;
+}
+
+static int open_predecessor(struct process *p, struct error *err)
+{
+	struct handover_cards cards;
+	int all[MIGRATE_FDS_MAX] = { -1, -1, -1, -1 };
+	unsigned n = parse_links(p->args.handover, all);
+	const struct handover_ends ends = { all[1], all[2], all[3] };
+
+	if (n != HANDOVER_FDS)
+		return error_set(err, -EINVAL, "a hand-over takes %d descriptors", HANDOVER_FDS);
+	int r = migrate_target_take_over(&p->target, &p->config, all[0], &ends, &cards, err);
+
+	return r == 0 ? vm_handover_make_cards(&p->handover, &cards, &p->start, err) : r;
 }
 
 /* And what comes first over them. */
@@ -387,9 +412,14 @@ static int create_snapper(struct process *p, struct error *err)
 					   .child = copy_main,
 					   .child_arg = p };
 	int r = snapper_create(&p->snapper, &sc, err);
-	const struct migrator_config mc = {
-		.machine = p->m, .config = &p->config, .snapper = p->snapper, .backing = &p->backing
-	};
+	const struct migrator_config mc = { .machine = p->m,
+					    .config = &p->config,
+					    .snapper = p->snapper,
+					    .backing = &p->backing,
+					    .cards = vm_handover_cards,
+					    .give = vm_handover_give,
+					    .keep = vm_handover_keep,
+					    .arg = &p->handover };
 
 	if (r == 0)
 		r = migrator_create(&p->migrator, &mc, err);
@@ -478,8 +508,12 @@ static void block_signals(void)
 static void tell_ready(struct process *p)
 {
 	log_info("vm", "started on engine %s: %s", machine_engine(p->m)->name, p->engine_reason);
-	tell(p, json_pack("{s:s, s:s, s:s}", "event", "ready", "engine", machine_engine(p->m)->name,
+	tell_on(p->ready_fd > 0 ? p->ready_fd : (int)p->args.status_fd,
+		json_pack("{s:s, s:s, s:s}", "event", "ready", "engine", machine_engine(p->m)->name,
 			  "reason", p->engine_reason));
+	if (p->ready_fd > 0)
+		close(p->ready_fd);
+	p->ready_fd = 0;
 }
 
 static void on_arrived(void *ctx, const struct error *err)
@@ -508,11 +542,33 @@ static void on_ending(void *arg)
 	_exit(EXIT_FINE);
 }
 
+/* What the old process had. */
+static void take_over(void *ctx, struct handover *h, const struct bytes *console)
+{
+	struct process *p = ctx;
+
+	vm_handover_take(&p->handover, h, console);
+	/* Whoever had the machine started is told of its end; whoever started this process, that it is ready. */
+	p->ready_fd = (int)p->args.status_fd;
+	p->args.status_fd = p->handover.status_fd >= 0 ? (uint64_t)p->handover.status_fd : 0;
+	if (h->lifeline < 0)
+		return;
+	p->lifeline_watch = loop_fd_add(machine_loop(p->m), h->lifeline, LOOP_IN, on_lifeline, p);
+	if (!p->lifeline_watch)
+		log_error("vm", "no memory to see the end of the viv run that it belongs to");
+	p->args.lifeline_fd = (uint64_t)h->lifeline;
+	p->handover.lifeline_fd = h->lifeline;
+	h->lifeline = -1;
+}
+
 static int await_incoming(struct process *p, struct error *err)
 {
-	const struct migrate_target_config tc = {
-		.machine = p->m, .config = &p->config, .backing = &p->backing, .done = on_arrived, .ctx = p
-	};
+	const struct migrate_target_config tc = { .machine = p->m,
+						  .config = &p->config,
+						  .backing = &p->backing,
+						  .done = on_arrived,
+						  .take = take_over,
+						  .ctx = p };
 	int r = machine_start(p->m, true, err);
 
 	machine_before_end(p->m, on_ending, p);
@@ -555,7 +611,7 @@ static int check_fate(struct process *p, struct error *err)
 	else if (r == 0)
 		r = error_set(err, -EPERM, "machine \"%s\" may be running at %s; viv migrate %s --recover asks there",
 			      p->args.name, mark.to, p->args.name);
-	if (r < 0 || p->args.incoming)
+	if (r < 0 || p->args.incoming || p->args.handover)
 		return r;
 	r = migrate_settle(p->args.name, err);
 	return r == 0 ? error_set(err, -ENOENT,
@@ -566,7 +622,9 @@ static int check_fate(struct process *p, struct error *err)
 static int build(struct process *p, struct error *err)
 {
 	struct ctl_config cc = { .config = &p->config };
-	int r = p->args.incoming ? open_target(p, err) : 0;
+	int r = p->args.incoming   ? open_target(p, err)
+		: p->args.handover ? open_predecessor(p, err)
+				   : 0;
 
 	if (r == 0)
 		r = create_machine(p, err);
@@ -592,8 +650,17 @@ static int build(struct process *p, struct error *err)
 	cc.migrator = p->migrator;
 	r = ctl_create(&p->ctl, p->start.listen_fd, &cc, err);
 	p->start.listen_fd = -1;
+	p->handover.ctl = p->ctl;
+	p->handover.machine = p->m;
+	p->handover.hub = p->hub;
+	p->handover.agent = p->agent;
+	p->handover.name = p->args.name;
+	p->handover.status_fd = p->args.status_fd ? (int)p->args.status_fd : -1;
+	p->handover.lifeline_fd = p->args.lifeline_fd ? (int)p->args.lifeline_fd : -1;
 	if (r == 0)
 		r = watch_events(p, err);
+	if (r == 0 && p->args.handover)
+		machine_hold_cards(p->m, true);
 	if (r == 0 && p->target) {
 		r = await_incoming(p, err);
 	} else if (r == 0) {
@@ -623,7 +690,9 @@ static void give_back(struct process *p)
 
 static void destroy(struct process *p)
 {
-	p->has_moved = migrator_has_moved(p->migrator);
+	bool has_gone_on = migrator_has_gone_on(p->migrator);
+
+	p->has_moved = migrator_has_moved(p->migrator) && !has_gone_on;
 	p->has_arrived = migrate_target_destroy(p->target);
 	snapcode_read_end(p->code);
 	working_set_read_end(p->ahead);
@@ -643,6 +712,7 @@ static void destroy(struct process *p)
 	if (p->signal_fd >= 0)
 		close(p->signal_fd);
 	vmdisks_close(&p->disks);
+	vm_handover_end(&p->handover, has_gone_on);
 	if ((p->has_moved && !has_snapshots(p)) || (p->args.incoming && !p->has_arrived))
 		give_back(p);
 	if (broker_door() < 0)
@@ -678,6 +748,11 @@ static int run(struct process *p)
 		return failed(p, &err);
 	close_status(p);
 	machine_run(p->m, &end);
+	/* Whoever listens hears the rest from the process that goes on. */
+	if (migrator_has_gone_on(p->migrator)) {
+		log_info("vm", "%s", end.text);
+		return end.status;
+	}
 	log_write(end.reason == END_FAILED ? LOG_ERROR : LOG_INFO, "vm", "%s", end.text);
 	pthread_mutex_lock(machine_lock(p->m));
 	ctl_ended(p->ctl, &end);
@@ -693,7 +768,9 @@ static int run(struct process *p)
 /* By itself, with the user's rights. */
 static int prepare(struct process *p, struct error *err)
 {
-	int r = vm_host_prepare(&p->host, &p->config, p->args.name, (int)p->args.lock_fd, err);
+	int r = p->args.handover
+			? vm_host_prepare_successor(&p->host, &p->config, p->args.name, err)
+			: vm_host_prepare(&p->host, &p->config, p->args.name, (int)p->args.lock_fd, err);
 
 	return r == 0 ? check_fate(p, err) : r;
 }
@@ -727,7 +804,7 @@ static int split(struct process *p, struct confine *c, struct error *err)
 {
 	const int given[] = { (int)p->args.status_fd, (int)p->args.console_fd, (int)p->args.lifeline_fd };
 	int machines[MIGRATE_FDS_MAX + ARRAY_SIZE(given) + 1];
-	unsigned n = parse_links(p->args.incoming, machines);
+	unsigned n = parse_links(p->args.incoming ?: p->args.handover, machines);
 
 	for (unsigned i = 0; i < ARRAY_SIZE(given); i++)
 		if (given[i])
@@ -807,6 +884,7 @@ static void init(struct process *p)
 	vclock_init(&p->clock);
 	vclock_start(&p->clock);
 	p->host.lock_fd = -1;
+	vm_handover_init(&p->handover, &p->host);
 	broker_start_init(&p->start);
 	broker_start_init(&p->host.start);
 	p->vm_dir = paths_vm(p->args.name, NULL, &err);

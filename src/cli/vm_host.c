@@ -230,6 +230,62 @@ int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int
 	return r == 0 ? start_cards(h, c, err) : r;
 }
 
+/* What it was told when it joined, its first process knows; its lab tells it again. */
+static void learn_identity(struct vm_host *h, const struct vmconfig *c)
+{
+	_cleanup_free_ char *lab = strncmp(c->net, "lab:", 4) ? NULL : strdup(c->net + 4);
+	struct error err = { "no memory" };
+
+	if (!lab)
+		return;
+	lab[strcspn(lab, ":")] = 0;
+	_cleanup_free_ char *socket = paths_lab(lab, "control.sock", &err);
+	_cleanup_close_ int fd = socket ? socket_connect_within(socket, LAB_LIMIT_MS, &err) : -1;
+
+	if (fd < 0 || labd_identity(fd, c->name, &h->identity, &err) < 0)
+		log_info("vm", "the lab does not tell what the machine is there: %s", err.text);
+	h->is_copy_in_lab = c->origin != NULL;
+}
+
+int vm_host_prepare_successor(struct vm_host *h, struct vmconfig *c, const char *name, struct error *err)
+{
+	*h = (struct vm_host){ .lock_fd = -1,
+			       .is_successor = true,
+			       .run_dir = paths_run(name, NULL, err),
+			       .vm_dir = paths_vm(name, NULL, err) };
+	broker_start_init(&h->start);
+	h->start.pid = getpid();
+	int r = h->run_dir && h->vm_dir ? vmconfig_load(c, name, err) : -ENOMEM;
+
+	h->is_throwaway = c->is_throwaway;
+	if (r == 0)
+		r = vmlog_set_level(c->log_level, err);
+	if (r == 0)
+		r = vmlog_open(name, err);
+	if (r == 0)
+		learn_identity(h, c);
+	return r;
+}
+
+int vm_host_arrived(struct vm_host *h, const char *name, int lock_fd, struct error *err)
+{
+	int r = vmlock_join(lock_fd, name, err);
+
+	if (r < 0) {
+		close(lock_fd);
+		return r;
+	}
+	h->lock_fd = lock_fd;
+	h->is_dir_ours = true;
+	return 0;
+}
+
+void vm_host_has_left(struct vm_host *h)
+{
+	h->is_dir_ours = h->is_throwaway = false;
+	h->net_pid = 0;
+}
+
 static void close_fd(int *fd)
 {
 	if (*fd >= 0)
@@ -356,6 +412,9 @@ static int serve(struct vm_host *h, const struct vmconfig *c, int door, struct e
 	prctl(PR_SET_NAME, "viv-broker");
 	prctl(PR_SET_DUMPABLE, 0);
 	broker_policy_set_lab(p, ask_lab, h);
+	broker_policy_set_lock(p, h->lock_fd);
+	if (h->is_successor)
+		broker_policy_await(p);
 	r = set_claim(p, c->name, err);
 	if (r < 0) {
 		broker_policy_destroy(p);
@@ -363,6 +422,11 @@ static int serve(struct vm_host *h, const struct vmconfig *c, int door, struct e
 	}
 	broker_serve(p, door, make_broker, NULL);
 	h->is_throwaway |= broker_policy_is_unwanted(p);
+	if (h->is_successor)
+		h->lock_fd = broker_policy_take_lock(p);
+	h->is_dir_ours |= h->is_successor && h->lock_fd >= 0;
+	if (broker_policy_has_left(p))
+		vm_host_has_left(h);
 	broker_policy_destroy(p);
 	return 0;
 }

@@ -18,7 +18,8 @@ struct vm_host {
 	unsigned nshares;
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
 	bool is_throwaway;
-	json_t *identity; /* its record in its lab, as told when it joined; NULL: it is in none */
+	bool is_successor; /* vm_host_prepare_successor() */
+	json_t *identity;  /* its record in its lab, as told when it joined; NULL: it is in none */
 	bool is_copy_in_lab;	   /* its place there is another's when it is thrown away */
 	struct broker_start start; /* door: -1 */
 };
@@ -31,6 +32,15 @@ struct vm_host {
  */
 int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int lock_fd,
 		    struct error *err);
+/**
+ * vm_host_prepare_successor() - of a machine that another process hands over: its configuration and log.  The rest is that process's until vm_host_arrived(), or its
+ * broker hears that it has arrived.
+ */
+int vm_host_prepare_successor(struct vm_host *h, struct vmconfig *c, const char *name, struct error *err);
+/** vm_host_arrived() - without a broker: it goes on here, with @lock_fd, taken.  0 or -errno. */
+int vm_host_arrived(struct vm_host *h, const char *name, int lock_fd, struct error *err);
+/** vm_host_has_left() - it goes on in another process, to which everything here belongs. */
+void vm_host_has_left(struct vm_host *h);
 /**
  * vm_host_await_net() - the network's process has come up meanwhile, or there will be no machine.
  * @is_confined: this is the machine, and the network's process its broker's child

@@ -54,6 +54,11 @@ struct agent {
 	unsigned njobs;
 };
 
+bool agent_is_busy(const struct agent *a)
+{
+	return a && a->jobs;
+}
+
 static struct agent *agent_of(struct char_dev *c)
 {
 	return container_of(c, struct agent, chr);

@@ -65,6 +65,8 @@ int agent_call(struct agent *a, const char *command, json_t *arguments, int64_t 
  */
 int agent_set_time(struct agent *a, int64_t timeout_ns, agent_done_fn done, void *ctx,
 		   struct agent_job **out, struct error *err);
+/** agent_is_busy() - a job is under way. */
+bool agent_is_busy(const struct agent *a); /* NULL is fine: no */
 /** agent_restart() - the guest went back to another moment: what was under way in it fails, and the channel is synchronised anew. */
 void agent_restart(struct agent *a);
 

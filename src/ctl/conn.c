@@ -351,21 +351,37 @@ static void on_listen(void *arg, int fd, unsigned events)
 		close(conn_fd);
 }
 
+int ctl_listen(struct ctl *c, int listen_fd, struct error *err)
+{
+	c->listen_fd = listen_fd;
+	c->watch = loop_fd_add(c->loop, listen_fd, LOOP_IN, on_listen, c);
+	return c->watch ? 0 : error_set(err, -ENOMEM, "no memory for the control socket");
+}
+
+int ctl_hold(struct ctl *c, bool is_held)
+{
+	if (c->watch)
+		loop_fd_modify(c->watch, is_held ? 0 : LOOP_IN);
+	return c->listen_fd;
+}
+
 int ctl_create(struct ctl **out, int listen_fd, const struct ctl_config *cfg, struct error *err)
 {
 	struct ctl *c = calloc(1, sizeof(*c));
 
 	if (!c) {
-		close(listen_fd);
+		if (listen_fd >= 0)
+			close(listen_fd);
 		return error_set(err, -ENOMEM, "no memory for the control socket");
 	}
 	c->cfg = *cfg;
-	c->listen_fd = listen_fd;
+	c->listen_fd = -1;
 	c->loop = machine_loop(cfg->machine);
 	c->engine_reason = strdup(cfg->engine_reason ? cfg->engine_reason : "");
 	c->confinement = strdup(cfg->confinement ? cfg->confinement : "");
-	c->watch = loop_fd_add(c->loop, listen_fd, LOOP_IN, on_listen, c);
-	if (!c->engine_reason || !c->watch || !c->confinement) {
+	int r = listen_fd >= 0 ? ctl_listen(c, listen_fd, err) : 0;
+
+	if (r < 0 || !c->engine_reason || !c->confinement) {
 		ctl_destroy(c);
 		return error_set(err, -ENOMEM, "no memory for the control socket");
 	}
@@ -382,7 +398,8 @@ void ctl_destroy(struct ctl *c)
 	while (c->conns)
 		conn_close(c->conns);
 	loop_fd_remove(c->watch);
-	close(c->listen_fd);
+	if (c->listen_fd >= 0)
+		close(c->listen_fd);
 	free(c->engine_reason);
 	free(c->confinement);
 	free(c);

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "base/build_id.h"
 #include "base/log.h"
 #include "char/chardev.h"
 #include "block/block.h"
@@ -33,6 +34,7 @@ static void put(json_t *obj, const char *key, json_t *value)
 static int cmd_status(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
 {
 	struct machine_info info;
+	char build[BUILD_ID_TEXT];
 
 	machine_info(conn->ctl->cfg.machine, &info);
 	put(reply, "state", json_string(machine_state_name(info.state)));
@@ -40,6 +42,9 @@ static int cmd_status(struct ctl_conn *conn, json_t *request, json_t *reply, str
 	put(reply, "engine", json_string(info.engine));
 	put(reply, "cpus", json_integer(info.cpus));
 	put(reply, "mem", json_integer((json_int_t)info.mem_bytes));
+	build_id_text(build);
+	put(reply, "viv", json_string(VIV_VERSION));
+	put(reply, "build", json_string(build));
 	return 0;
 }
 
@@ -380,6 +385,9 @@ static int need_snapper(struct ctl_conn *conn, struct error *err)
 		return error_set(
 			err, -EBUSY,
 			"a part of the machine's memory is still on its way here; wait for that");
+	if (machine_ram(conn->ctl->cfg.machine)->is_shared)
+		return error_set(
+			err, -EBUSY, "the machine's memory is just being taken over from an older process; wait for that");
 	return conn->ctl->cfg.snapper ? 0 : error_set(err, -ENODEV, "this machine takes no snapshots");
 }
 
@@ -567,6 +575,31 @@ static int cmd_migrate(struct ctl_conn *conn, json_t *request, json_t *reply, st
 	return r < 0 ? r : CTL_PENDING;
 }
 
+static int cmd_upgrade(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
+{
+	int fds[CTL_FDS_MAX];
+	unsigned n = conn_take_fds(conn, fds);
+	const struct handover_ends ends = { fds[1], fds[2], fds[3] };
+	const struct migrate_request rq = { .fds = fds,
+					    .nfds = 1,
+					    .to = json_string_value(json_object_get(request, "to")),
+					    .upgrade = &ends };
+	int r = n == HANDOVER_FDS ? need_migrator(conn, err)
+				  : error_set(err, -EINVAL, "an upgrade takes %d descriptors, not %u",
+					      HANDOVER_FDS, n);
+
+	if (r == 0 && agent_is_busy(conn->ctl->cfg.agent))
+		r = error_set(err, -EBUSY, "a command is being executed in the guest by its agent, which would be lost; wait for its end");
+	if (r < 0) {
+		while (n)
+			close(fds[--n]);
+		return r;
+	}
+	r = migrator_begin(conn->ctl->cfg.migrator, &rq, migrate_done, conn, err);
+	conn->awaits_migrator = r == 0;
+	return r < 0 ? r : CTL_PENDING;
+}
+
 static int cmd_migrate_status(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)
 {
 	int r = need_migrator(conn, err);
@@ -667,6 +700,10 @@ static const struct ctl_arg migrate_args[] = {
 	{ "copy",            CTL_BOOL,   false, 0, 0, "copy disks also where the target sees them" },
 	ARG_END,
 };
+static const struct ctl_arg upgrade_args[] = {
+	{ "to", CTL_STRING, true, 1, 255, "of what program it is, for people; four descriptors come along (handover.h)" },
+	ARG_END,
+};
 static const struct ctl_arg file_open_args[] = {
 	{ "path",  CTL_STRING, true,  1, 4096, "in the guest" },
 	{ "write", CTL_BOOL,   false, 0, 0, "made anew to be written, not read" },
@@ -704,7 +741,9 @@ const char *const ctl_states[] = { "created", "running", "paused", "ended", NULL
 	{ "pid",    CTL_UINT,   false, "its process" },                                                   \
 	{ "engine", CTL_STRING, false, "what executes the guest" },                                       \
 	{ "cpus",   CTL_UINT,   false, "how many" },                                                      \
-	{ "mem",    CTL_UINT,   false, "bytes of guest memory" }
+	{ "mem",    CTL_UINT,   false, "bytes of guest memory" },                                          \
+	{ "viv",    CTL_STRING, true,  "version of the program that its process runs" },                   \
+	{ "build",  CTL_STRING, true,  "which build of it" }
 static const struct ctl_field status_answer[] = { STATUS_ROWS, END };
 static const struct ctl_field process_fields[] = {
 	{ "cpu_time_ns",        CTL_UINT, false, "processor time of all its threads" },
@@ -797,6 +836,8 @@ static const struct ctl_field migrate_answer[] = {
 	MIGRATE_FIELDS,
 	{ "downtime_us",    CTL_UINT, false, "that the machine stood still" },
 	{ "first_pause_us", CTL_UINT, false, "that it stood still at the beginning" },
+	{ "frozen_us",      CTL_UINT, true,  "of upgrade: in all, while memory was handed over piece by piece" },
+	{ "longest_freeze_us", CTL_UINT, true, "of that, at a time at most" },
 	END,
 };
 static const struct ctl_field migrate_status_answer[] = {
@@ -856,6 +897,7 @@ const struct ctl_command ctl_commands[] = {
 	{ "set",               "change what can be changed while it runs",                set_args,        set_answer,            cmd_set },
 	{ "subscribe",         "get events from here on, besides answers",                NULL,            subscribe_answer,      cmd_subscribe },
 	{ "migrate",           "move the machine to another process",                     migrate_args,    migrate_answer,        cmd_migrate },
+	{ "upgrade",           "go on in another process on this host",                   upgrade_args,    migrate_answer,        cmd_upgrade },
 	{ "migrate-status",    "how far that is",                                         NULL,            migrate_status_answer, cmd_migrate_status },
 	{ "migrate-cancel",    "it stays here",                                           NULL,            NULL,                  cmd_migrate_cancel },
 	{ "migrate-recover",   "ask over the link that comes along whether it moved",     NULL,            migrate_answer,        cmd_migrate_recover },

@@ -55,6 +55,10 @@ struct ctl_config {
 int ctl_create(struct ctl **out, int listen_fd, const struct ctl_config *cfg, struct error *err);
 /** ctl_destroy() - drops all clients.  With the lock; NULL is fine. */
 void ctl_destroy(struct ctl *c);
+/** ctl_listen() - serve @listen_fd (taken), where ctl_create() got none (-1).  With the lock.  0 or -ENOMEM. */
+int ctl_listen(struct ctl *c, int listen_fd, struct error *err);
+/** ctl_hold() - while @is_held, no new clients are taken in: another process may do so.  Returns the socket, borrowed.  With the lock. */
+int ctl_hold(struct ctl *c, bool is_held);
 
 /* ---- the table, for help, the schema and the fuzzer ---- */
 enum ctl_arg_kind {

@@ -13,6 +13,7 @@
 #include <jansson.h>
 
 #include "block/block.h"
+#include "ctl/handover.h"
 #include "ctl/migrate_offer.h"
 #include "ctl/snaptake.h"
 #include "vm/migrate.h"
@@ -26,6 +27,16 @@ struct migrator_config {
 	struct vmconfig *config; /* borrowed; of this machine */
 	struct snapper *snapper; /* borrowed: its log of changed pages */
 	const struct block_backing_rule *backing;
+	/*
+	 * For another process on this host (handover.h); NULL: there will be none.  With the lock, the last two while the machine stands still.
+	 * cards: what there are, descriptors borrowed.
+	 * give: what goes along, borrowed, and the console's record; from then on this process leaves it alone.
+	 * keep: it does not go.
+	 */
+	void (*cards)(void *arg, struct handover_cards *c);
+	int (*give)(void *arg, struct handover *h, struct bytes *console, struct error *err);
+	void (*keep)(void *arg);
+	void *arg;
 };
 
 int migrator_create(struct migrator **out, const struct migrator_config *cfg, struct error *err);
@@ -50,6 +61,7 @@ struct migrate_request {
 	enum migrate_priority priority;
 	bool verifies; /* compare all pages, and disks that are copied, by checksum at the target before it runs; the machine stands still for it */
 	bool copies_all; /* disks and the like are copied also where the target sees them */
+	const struct handover_ends *upgrade; /* it goes on in another process here; taken, also on failure; NULL: no */
 };
 
 /* Called once, on the loop, with the lock: with the report, or NULL and the reason.  The machine ends right after the report of a move. */
@@ -69,6 +81,8 @@ int migrator_cancel(struct migrator *g, struct error *err);
 void migrator_status(const struct migrator *g, json_t *out);
 /** migrator_is_active() - snapshots and the like are out of the question. */
 bool migrator_is_active(const struct migrator *g);
+/** migrator_has_gone_on() - it has moved to another process here, which has its folder and all else. */
+bool migrator_has_gone_on(const struct migrator *g);
 /** migrator_has_moved() - the machine is somewhere else. */
 bool migrator_has_moved(const struct migrator *g);
 

@@ -11,6 +11,13 @@
 
 static const char *const names[MIGRATE_NFILES] = { "kernel", "initrd", "firmware" };
 
+void migrate_files_init(struct migrate_files *f)
+{
+	*f = (struct migrate_files){ 0 };
+	for (unsigned i = 0; i < MIGRATE_NFILES; i++)
+		f->files[i].fd = -1;
+}
+
 int migrate_files_open(struct migrate_files *f, struct migrate_offer *o, const struct vmconfig *c,
 		       struct loop *loop, struct error *err)
 {
@@ -18,7 +25,6 @@ int migrate_files_open(struct migrate_files *f, struct migrate_offer *o, const s
 	const char *path;
 	int r = 0;
 
-	*f = (struct migrate_files){ 0 };
 	for (uint32_t i = 0; r == 0 && i < c->ndisks && i < o->config.ndisks; i++) {
 		const struct block_open bo = { .path = c->disks[i].path, .format = c->disks[i].format };
 
@@ -48,9 +54,9 @@ void migrate_files_close(struct migrate_files *f)
 		f->disks[i] = NULL;
 	}
 	for (unsigned i = 0; i < MIGRATE_NFILES; i++) {
-		if (f->files[i].fd)
+		if (f->files[i].fd >= 0)
 			close(f->files[i].fd);
-		f->files[i].fd = 0;
+		f->files[i].fd = -1;
 	}
 	migrate_chunk_reader_free(&f->reader);
 	free(f->buf);
@@ -105,7 +111,7 @@ int migrate_files_take(struct migrate_files *f, const uint8_t *payload, size_t l
 		r = c.data ? block_copy_write(b, c.data, c.offset, c.len)
 			   : block_copy_zero(b, c.offset, c.len);
 	} else if (c.file >= MIGRATE_FILE_KERNEL && c.file < MIGRATE_FILE_KERNEL + MIGRATE_NFILES &&
-		   f->files[c.file - MIGRATE_FILE_KERNEL].fd && c.data) {
+		   f->files[c.file - MIGRATE_FILE_KERNEL].fd >= 0 && c.data) {
 		uint64_t size = f->files[c.file - MIGRATE_FILE_KERNEL].size_bytes;
 
 		if (c.offset > size || c.len > size - c.offset)
@@ -128,7 +134,7 @@ int migrate_files_flush(struct migrate_files *f, struct error *err)
 	if (r < 0)
 		return cannot_write(i - 1, r, err);
 	for (i = 0; i < MIGRATE_NFILES; i++)
-		if (f->files[i].fd && host.fdatasync(f->files[i].fd) < 0)
+		if (f->files[i].fd >= 0 && host.fdatasync(f->files[i].fd) < 0)
 			return cannot_write(MIGRATE_FILE_KERNEL + i, -errno, err);
 	return 0;
 }

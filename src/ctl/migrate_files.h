@@ -15,17 +15,19 @@
 struct migrate_files {
 	struct block_dev *disks[MACHINE_MAX_DISKS]; /* NULL: not copied */
 	struct {
-		int fd; /* 0: not copied */
+		int fd; /* -1: not copied */
 		uint64_t size_bytes;
 	} files[MIGRATE_NFILES];
 	struct migrate_chunk_reader reader;
 	uint8_t *buf; /* MIGRATE_UNIT_BYTES, for checksums */
 };
 
+/** migrate_files_init() - none is open; before anything else. */
+void migrate_files_init(struct migrate_files *f);
 /** migrate_files_open() - those of @o that are copied, by the names that @c has for them.  With the machine's lock.  0 or -errno; migrate_files_close() in any case. */
 int migrate_files_open(struct migrate_files *f, struct migrate_offer *o, const struct vmconfig *c,
 		       struct loop *loop, struct error *err);
-/** migrate_files_close() - with the lock; zeroed, and twice, is fine. */
+/** migrate_files_close() - with the lock; twice is fine. */
 void migrate_files_close(struct migrate_files *f);
 
 /* Of one thread, without the lock.  0; -EPROTO: no such file, or outside of it; -ENOSPC, -errno. */

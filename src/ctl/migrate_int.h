@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside of the source: migrate_source.c (states and what they ask for), migrate_send.c (rounds of memory), migrate_serve.c (post-copy).
+ * Inside of the source: migrate_source.c (states and what they ask for), migrate_send.c (rounds of memory), migrate_serve.c (post-copy), migrate_upgrade.c (to
+ * another process here).
  *
  * Fields of struct migrator are the migration's thread's while it lives, but for those marked.
  */
@@ -84,6 +85,10 @@ struct migrator {
 	uint32_t round;
 	bool has_mark, is_sharing_log, was_paused, are_disks_away, is_paused;
 	int64_t paused_at_ns;
+	/* To another process here. */
+	bool is_upgrade, has_given;
+	struct handover_ends ends;
+	struct handover_ram ram;
 	/* Post-copy. */
 	bool can_be_lazy;	  /* the target says so */
 	bool is_lazy;		  /* what is in todo goes after the machine */
@@ -110,6 +115,23 @@ bool migrate_serve_record(struct migrator *g, const struct migrate_header *h, in
 int migrate_serve(struct migrator *g, struct error *err);
 /** migrate_serve_again() - over a new link: todo is what the target says.  0 or -errno. */
 int migrate_serve_again(struct migrator *g, struct error *err);
+
+/** migrate_upgrade_take() - it is one, if @ends are given, which are taken.  migrate_upgrade_end() in any case. */
+void migrate_upgrade_take(struct migrator *g, const struct handover_ends *ends);
+/** migrate_upgrade_check() - can it be?  With the lock.  0 or -errno. */
+int migrate_upgrade_check(const struct migrator *g, struct error *err);
+/** migrate_upgrade_offer() - what the new process needs to build the machine.  With the lock. */
+int migrate_upgrade_offer(struct migrator *g, struct error *err);
+/** migrate_upgrade_copy() - memory moves into the file. */
+int migrate_upgrade_copy(struct migrator *g, struct error *err);
+/** migrate_upgrade_rest() - what goes besides the state.  With the lock, the machine stands still. */
+int migrate_upgrade_rest(struct migrator *g, struct error *err);
+/** migrate_upgrade_keep() - it stays: what was given is this process's.  With the lock. */
+void migrate_upgrade_keep(struct migrator *g);
+/** migrate_upgrade_ask() - the link was lost after the commit: MIGRATE_EV_RAN, MIGRATE_EV_ABORTED. */
+enum migrate_event migrate_upgrade_ask(struct migrator *g);
+/** migrate_upgrade_end() - at the end, whatever it is. */
+void migrate_upgrade_end(struct migrator *g);
 
 int migrate_senders_init(struct migrator *g, struct error *err);
 void migrate_senders_free(struct migrator *g);

@@ -49,13 +49,19 @@ json_t *migrate_offer_json(const struct migrate_offer *o)
 			json_decref(disks);
 			disks = NULL;
 		}
-	return json_pack(
+	json_t *all = json_pack(
 		"{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}",
 		"format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links", (int)o->nlinks,
 		"verify", o->verifies, "copy", o->copies_all, "host", o->host_boot, "token",
 		o->token, "folder", o->folder, "mapping", (json_int_t)o->mapping_bytes, "config",
 		config, "disks", disks, "kernel", file_json(&o->kernel), "initrd",
 		file_json(&o->initrd), "firmware", file_json(&o->firmware));
+	/* Who knows nothing of it is not offered it. */
+	if (all && o->is_handover && json_object_set_new(all, "handover", json_true()) < 0) {
+		json_decref(all);
+		return NULL;
+	}
+	return all;
 }
 
 static int bad(struct error *err, const char *what)
@@ -102,6 +108,7 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 	uint8_t token[MIGRATE_ID_BYTES];
 	json_t *links = json_object_get(j, "links"), *mapping = json_object_get(j, "mapping");
 	json_t *verify = json_object_get(j, "verify"), *copy = json_object_get(j, "copy");
+	json_t *handover = json_object_get(j, "handover"); /* may be missing */
 	const char *folder = json_string_value(json_object_get(j, "folder"));
 	int r = get_text(id, sizeof(id), json_object_get(j, "id"), "id", err);
 
@@ -129,6 +136,8 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 		r = bad(err, "verify");
 	if (r == 0 && !json_is_boolean(copy))
 		r = bad(err, "copy");
+	if (r == 0 && handover && !json_is_boolean(handover))
+		r = bad(err, "handover");
 	if (r == 0)
 		r = vmconfig_from_json(&o->config, json_object_get(j, "config"), err);
 	/* No other host says which folders of this one a guest can read. */
@@ -141,6 +150,7 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 	o->mapping_bytes = (uint64_t)json_integer_value(mapping);
 	o->verifies = json_is_true(verify);
 	o->copies_all = json_is_true(copy);
+	o->is_handover = json_is_true(handover);
 	r = get_disks(o, json_object_get(j, "disks"), err);
 	if (r == 0)
 		r = get_file(&o->kernel, json_object_get(j, "kernel"), "kernel", err);

@@ -26,6 +26,7 @@ struct migrate_offer {
 	bool can_post_copy;	     /* the target's: memory may come after the machine */
 	bool verifies;		     /* checksums of all pages, and of what is copied, come */
 	bool copies_all;	     /* also what the target sees is copied */
+	bool is_handover;	     /* to another process on the same host, handover.h */
 	char viv[32];		     /* version of the source */
 	char host_boot[40];	     /* of the source, snapshot_host_boot() */
 	char token[MIGRATE_ID_TEXT]; /* of shared storage; "": none */

@@ -102,6 +102,7 @@ static int describe(struct migrator *g, const struct migrate_request *rq, struct
 	o->nlinks = rq->nfds;
 	o->verifies = rq->verifies;
 	o->copies_all = rq->copies_all;
+	o->is_handover = rq->upgrade != NULL;
 	o->mapping_bytes = machine_ram(g->cfg.machine)->size_bytes;
 	o->folder = paths_vm(g->cfg.config->name, NULL, err);
 	snprintf(o->viv, sizeof(o->viv), "%s", VIV_VERSION);
@@ -132,8 +133,8 @@ static int first_look(struct migrator *g, struct error *err)
 
 	if (r < 0)
 		return r;
-	r = snapper_share_log(g->cfg.snapper, err);
-	g->is_sharing_log = r == 0;
+	r = g->is_upgrade ? 0 : snapper_share_log(g->cfg.snapper, err);
+	g->is_sharing_log = r == 0 && !g->is_upgrade;
 	if (r == 0)
 		r = machine_save_state(m, &g->first_state, err);
 	if (!g->was_paused && machine_resume(m, &why) < 0 && r == 0) {
@@ -150,12 +151,14 @@ static int do_offer(struct migrator *g, struct error *err)
 {
 	struct migrate_link *l = &g->links[0];
 	struct bytes *b = &l->out;
-	int r = migrate_disks_measure(g, err);
+	int r = g->is_upgrade ? 0 : migrate_disks_measure(g, err);
 
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(lock_of(g));
 	r = first_look(g, err);
+	if (r == 0 && g->is_upgrade)
+		r = migrate_upgrade_offer(g, err);
 	pthread_mutex_unlock(lock_of(g));
 	if (r < 0)
 		return r;
@@ -210,9 +213,10 @@ static int put_mark(struct migrator *g, bool has_moved, struct error *err)
 /* The mark is made before the machine stands still, as it has to be stable. */
 static int do_mark(struct migrator *g, struct error *err)
 {
-	int r = g->has_mark ? 0 : put_mark(g, false, err);
+	/* Within the host the machine's lock says enough. */
+	int r = g->has_mark || g->is_upgrade ? 0 : put_mark(g, false, err);
 
-	g->has_mark = r == 0;
+	g->has_mark = r == 0 && !g->is_upgrade;
 	return r;
 }
 
@@ -234,9 +238,9 @@ static int do_copy(struct migrator *g, struct error *err)
 {
 	uint64_t npages = g->offer.mapping_bytes >> GUEST_PAGE_SHIFT, last = npages;
 	unsigned nfutile = 0, nfits = 0, percent = 0;
-	int r = migrate_disks_copy(g, err);
+	int r = g->is_upgrade ? migrate_upgrade_copy(g, err) : migrate_disks_copy(g, err);
 
-	if (r < 0)
+	if (r < 0 || g->is_upgrade)
 		return r;
 	for (uint64_t p = 0; p < npages; p++)
 		g->todo[p / 64] |= 1ULL << p % 64;
@@ -320,7 +324,7 @@ static int send_sums(struct migrator *g, struct error *err)
 static void take_resets(struct migrator *g)
 {
 	g->resets_bytes = 0;
-	if (strcmp(g->cfg.config->net, "nat") != 0)
+	if (strcmp(g->cfg.config->net, "nat") != 0 || g->is_upgrade)
 		return;
 	if (!g->resets)
 		g->resets = malloc(NET_FRAME_MAX);
@@ -333,21 +337,23 @@ static int do_rest(struct migrator *g, struct error *err)
 {
 	struct migrate_link *l = &g->links[0];
 	_cleanup_bytes_ struct bytes state = { 0 };
-	int r = migrate_disks_rest(g, err);
+	int r = g->is_upgrade ? 0 : migrate_disks_rest(g, err);
 
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(lock_of(g));
 	take_resets(g);
-	r = machine_save_state(g->cfg.machine, &state, err);
-
+	if (g->is_upgrade)
+		r = migrate_upgrade_rest(g, err);
 	if (r == 0)
+		r = machine_save_state(g->cfg.machine, &state, err);
+	if (r == 0 && !g->is_upgrade)
 		r = snapper_collect_log(g->cfg.snapper, g->todo, err);
 	pthread_mutex_unlock(lock_of(g));
 	if (r == 0 && g->is_lazy)
 		migrate_put_missing(&l->out, &l->seq_out, g->todo,
 				    g->offer.mapping_bytes >> GUEST_PAGE_SHIFT);
-	else if (r == 0)
+	else if (r == 0 && !g->is_upgrade)
 		r = migrate_send_round(g, false, err);
 	if (r == 0 && g->offer.verifies)
 		r = send_sums(g, err);
@@ -448,6 +454,7 @@ static int do_resume(struct migrator *g, struct error *err)
 
 	pthread_mutex_lock(lock_of(g));
 	machine_forbid_resume(m, NULL);
+	migrate_upgrade_keep(g);
 	if (g->is_paused && !g->was_paused)
 		r = machine_resume(m, err);
 	g->is_paused = false;
@@ -626,6 +633,10 @@ static void go(struct migrator *g, enum migrate_event event)
 			pthread_mutex_unlock(lock_of(g));
 			return;
 		}
+		if (g->state == SOURCE_DOUBT && g->is_upgrade) {
+			event = migrate_upgrade_ask(g);
+			continue;
+		}
 		if (migrate_source_is_end(g->state) || migrate_source_waits(g->state))
 			return;
 		if (failed)
@@ -648,6 +659,12 @@ static json_t *report(const struct migrator *g)
 	(void)json_object_set_new(j, "downtime_us", json_integer((json_int_t)(f->downtime_ns / 1000)));
 	(void)json_object_set_new(j, "first_pause_us",
 				  json_integer((json_int_t)(f->first_pause_ns / 1000)));
+	if (g->is_upgrade) {
+		(void)json_object_set_new(j, "frozen_us",
+					  json_integer((json_int_t)(g->ram.stood_ns / 1000)));
+		(void)json_object_set_new(j, "longest_freeze_us",
+					  json_integer((json_int_t)(g->ram.longest_ns / 1000)));
+	}
 	return j;
 }
 
@@ -668,7 +685,8 @@ static void on_finished(void *arg)
 		if (done)
 			done(g->ctx, j, NULL);
 		json_decref(j);
-		snprintf(text, sizeof(text), "the machine moved to %s", g->to);
+		snprintf(text, sizeof(text),
+			 g->is_upgrade ? "the machine goes on in %s" : "the machine moved to %s", g->to);
 		machine_end(g->cfg.machine, END_MOVED, 0, text);
 		return;
 	}
@@ -701,6 +719,7 @@ static void clean_up(struct migrator *g)
 	struct error err;
 
 	hang_up(g);
+	migrate_upgrade_end(g);
 	migrate_senders_free(g);
 	bytes_free(&g->first_state);
 	free(g->todo);
@@ -744,7 +763,7 @@ static void *source_thread(void *arg)
 	struct migrator *g = arg;
 
 	go(g, MIGRATE_EV_BEGIN);
-	if (g->state == SOURCE_MOVED) {
+	if (g->state == SOURCE_MOVED && !g->is_upgrade) {
 		struct error err;
 
 		/* With our mark changed, it need not remember for us any more. */
@@ -798,6 +817,7 @@ int migrator_create(struct migrator **out, const struct migrator_config *cfg, st
 	if (!g)
 		return error_set(err, -ENOMEM, "no memory for migrations");
 	g->cfg = *cfg;
+	migrate_upgrade_take(g, NULL);
 	g->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (g->stop_fd < 0) {
 		free(g);
@@ -907,6 +927,8 @@ int migrator_begin(struct migrator *g, const struct migrate_request *rq, migrato
 
 	if (g->is_active)
 		r = error_set(err, -EBUSY, "the machine is being moved to %s already", g->to);
+	else if (machine_ram(g->cfg.machine)->is_shared)
+		r = error_set(err, -EBUSY, "the machine's memory is just being taken over from an older process; wait for that");
 	else if (machine_ram(g->cfg.machine)->is_lazy)
 		r = error_set(
 			err, -EBUSY,
@@ -917,18 +939,25 @@ int migrator_begin(struct migrator *g, const struct migrate_request *rq, migrato
 	else if (!rq->nfds || rq->nfds > MIGRATE_STREAMS_MAX)
 		r = error_set(err, -EINVAL, "a migration takes 1 to %d links, not %u",
 			      MIGRATE_STREAMS_MAX, rq->nfds);
+	struct handover_ends none = { -1, -1, -1 }, ends = rq->upgrade ? *rq->upgrade : none;
+
 	if (r < 0) {
 		close_all(rq->fds, rq->nfds);
+		handover_ends_close(&ends);
 		return r;
 	}
 	g->state = SOURCE_IDLE;
+	migrate_upgrade_take(g, rq->upgrade);
 	r = open_links(g, rq->fds, rq->nfds, err);
+	if (r == 0 && g->is_upgrade)
+		r = migrate_upgrade_check(g, err);
 	if (r == 0)
 		r = prepare(g, rq, err);
 	if (r == 0)
 		r = start_thread(g, source_thread, done, ctx, err);
 	if (r < 0) {
 		hang_up(g);
+		handover_ends_close(&g->ends);
 		migrate_senders_free(g);
 		free(g->todo);
 		g->todo = NULL;
@@ -997,6 +1026,11 @@ void migrator_status(const struct migrator *g, json_t *out)
 bool migrator_is_active(const struct migrator *g)
 {
 	return g && g->is_active;
+}
+
+bool migrator_has_gone_on(const struct migrator *g)
+{
+	return migrator_has_moved(g) && g->is_upgrade;
 }
 
 bool migrator_has_moved(const struct migrator *g)

@@ -8,6 +8,7 @@
  *  2. Nothing runs before the claim is "ran" (machine_forbid_resume()).
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,6 +26,7 @@
 
 #define COMMIT_MS    120000 /* that a source may take for giving away disks */
 #define LAST_WORD_MS 10000
+#define CARDS_MS     1000 /* that a network may take to turn to this process */
 
 static const char cut_off[] = "the machine lacks memory that is still at the source, to which the "
 			      "link was lost; viv migrate --recover there "
@@ -72,6 +74,12 @@ struct migrate_target {
 	struct migrate_rest rest;
 	int64_t rest_at_ns;
 	uint64_t downtime_ns;
+	/* From another process here. */
+	bool is_upgrade;
+	struct handover_ends ends;
+	struct handover_ram ram;
+	struct handover handover;
+	struct bytes console;
 	bool is_standing; /* for want of a link */
 	struct error why; /* it is GONE */
 };
@@ -103,6 +111,17 @@ static int receive_first(struct migrate_target *t, struct error *err)
 	return r;
 }
 
+/* HELLO and the state have to be of one machine. */
+static int check_memory(const struct migrate_target *t, struct error *err)
+{
+	uint64_t size = t->first.machine.mem_bytes + t->first.machine.rom_bytes;
+
+	return size == t->offer.mapping_bytes && t->first.machine.mem_bytes == t->offer.config.mem_bytes
+		       ? 0
+		       : error_set(err, -EINVAL,
+				   "the offer and the state are of machines with different memory");
+}
+
 static int open_all(struct migrate_target *t, const char *name, const int *fds, unsigned nfds,
 		    struct error *err)
 {
@@ -125,23 +144,58 @@ static int open_all(struct migrate_target *t, const char *name, const int *fds, 
 	t->has_claim = r == 0;
 	if (r == 0)
 		r = receive_first(t, err);
-	uint64_t size = t->first.machine.mem_bytes + t->first.machine.rom_bytes;
-
-	if (r == 0 && (size != t->offer.mapping_bytes ||
-		       t->first.machine.mem_bytes != t->offer.config.mem_bytes))
-		r = error_set(err, -EINVAL,
-			      "the offer and the state are of machines with different memory");
+	if (r == 0)
+		r = check_memory(t, err);
 	if (r < 0)
 		return r;
-	t->touched = calloc((size >> GUEST_PAGE_SHIFT) / 64 + 1, 8);
+	t->touched = calloc((t->offer.mapping_bytes >> GUEST_PAGE_SHIFT) / 64 + 1, 8);
 	return t->touched ? 0 : error_set(err, -ENOMEM, "no memory to receive a machine");
+}
+
+static struct migrate_target *make(const char *name)
+{
+	struct migrate_target *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return NULL;
+	pthread_mutex_init(&t->lock, NULL);
+	pthread_cond_init(&t->cond, NULL);
+	handover_init(&t->handover);
+	migrate_files_init(&t->files);
+	t->ends = (struct handover_ends){ -1, -1, -1 };
+	t->door_fd = t->faults_fd = -1;
+	t->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	t->name = strdup(name);
+	t->state = TARGET_BUILDING;
+	t->restore = (struct machine_restore){ .state = &t->first, .is_shape = true };
+	return t;
+}
+
+static int init_offer(struct migrate_target *t, struct error *err)
+{
+	int r = migrate_offer_init(&t->offer, err);
+
+	return r == 0 && (t->stop_fd < 0 || !t->name)
+		       ? error_set(err, -ENOMEM, "no memory to receive a machine")
+		       : r;
+}
+
+/* @r of opening. */
+static int made(struct migrate_target **out, struct migrate_target *t, int r, const struct error *err)
+{
+	if (r < 0) {
+		migrate_target_refuse(t, err);
+		migrate_target_destroy(t);
+		return r;
+	}
+	*out = t;
+	return 0;
 }
 
 int migrate_target_open(struct migrate_target **out, const char *name,
 			const struct migrate_fds *fds, struct error *err)
 {
-	struct migrate_target *t =
-		fds->nlinks && fds->nlinks <= MIGRATE_STREAMS_MAX ? calloc(1, sizeof(*t)) : NULL;
+	struct migrate_target *t = fds->nlinks && fds->nlinks <= MIGRATE_STREAMS_MAX ? make(name) : NULL;
 
 	if (!t) {
 		for (unsigned i = 0; i < fds->nlinks; i++)
@@ -150,27 +204,73 @@ int migrate_target_open(struct migrate_target **out, const char *name,
 		close_fd(fds->faults);
 		return error_set(err, -ENOMEM, "no memory to receive a machine");
 	}
-	pthread_mutex_init(&t->lock, NULL);
-	pthread_cond_init(&t->cond, NULL);
 	t->door_fd = fds->door;
 	t->faults_fd = fds->faults;
-	t->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	t->name = strdup(name);
-	int r = migrate_offer_init(&t->offer, err);
+	int r = init_offer(t, err);
 
-	if (r == 0 && (t->stop_fd < 0 || !t->name))
-		r = error_set(err, -ENOMEM, "no memory to receive a machine");
 	if (r == 0)
 		r = open_all(t, name, fds->links, fds->nlinks, err);
-	t->state = TARGET_BUILDING;
-	t->restore = (struct machine_restore){ .state = &t->first, .is_shape = true };
-	if (r < 0) {
-		migrate_target_refuse(t, err);
-		migrate_target_destroy(t);
-		return r;
+	return made(out, t, r, err);
+}
+
+/* ---- from another process here ---- */
+
+static bool is_same_config(const struct vmconfig *a, const struct vmconfig *b)
+{
+	json_t *one = vmconfig_to_json(a), *other = vmconfig_to_json(b);
+	bool is_same = one && other && json_equal(one, other);
+
+	json_decref(one);
+	json_decref(other);
+	return is_same;
+}
+
+static int receive_hello(struct migrate_target *t, const struct vmconfig *config, struct error *err)
+{
+	struct migrate_link *l = &t->links[0];
+	struct migrate_header h;
+	int r = migrate_link_receive(l, &h, MIGRATE_SILENCE_MS, err);
+
+	if (r == 0 && h.type != MIGRATE_R_HELLO)
+		r = error_set(err, -EPROTO, "the source does not say what the machine is");
+	if (r == 0)
+		r = migrate_offer_parse(&t->offer, l->payload, h.len, err);
+	if (r == 0 && (!t->offer.is_handover || t->offer.nlinks != 1))
+		r = error_set(err, -EPROTO, "the source moves the machine to another host");
+	if (r == 0 && !is_same_config(&t->offer.config, config))
+		r = error_set(err, -EAGAIN,
+			      "the machine's configuration has just been changed; try again");
+	return r;
+}
+
+int migrate_target_take_over(struct migrate_target **out, const struct vmconfig *config, int link,
+			     const struct handover_ends *ends, struct handover_cards *cards,
+			     struct error *err)
+{
+	struct migrate_target *t = make(config->name);
+	struct handover_ends own = *ends;
+
+	*cards = (struct handover_cards){ .n = 0 };
+	if (!t) {
+		close_fd(link);
+		handover_ends_close(&own);
+		return error_set(err, -ENOMEM, "no memory to receive a machine");
 	}
-	*out = t;
-	return 0;
+	t->is_upgrade = true;
+	t->ends = own;
+	int r = init_offer(t, err), e = migrate_link_init(&t->links[0], link, t->stop_fd, false, err);
+
+	t->nlinks = 1;
+	r = r < 0 ? r : e;
+	if (r == 0)
+		r = receive_hello(t, config, err);
+	if (r == 0)
+		r = receive_first(t, err);
+	if (r == 0)
+		r = check_memory(t, err);
+	if (r == 0)
+		r = handover_receive_cards(t->ends.hatch, cards, err);
+	return made(out, t, r, err);
 }
 
 const struct machine_restore *migrate_target_restore(const struct migrate_target *t)
@@ -283,7 +383,10 @@ static int resume(struct migrate_target *t, struct error *err)
 	struct machine *m = t->cfg.machine;
 
 	machine_forbid_resume(m, NULL);
-	machine_reappear(m);
+	if (t->is_upgrade)
+		t->cfg.take(t->cfg.ctx, &t->handover, &t->console);
+	else
+		machine_reappear(m);
 	if (t->rest.is_paused)
 		return 0;
 	/* As in a process that was not scheduled for a moment. */
@@ -300,6 +403,44 @@ static int resume(struct migrate_target *t, struct error *err)
 	return r;
 }
 
+/* The networks' processes have to know before the old process ends, as they would end with it. */
+static void await_cards(struct migrate_target *t)
+{
+	for (unsigned i = 0; i < t->handover.ncards; i++) {
+		struct pollfd p = { .fd = t->handover.cards[i], .events = 0 };
+
+		if (poll(&p, 1, CARDS_MS) <= 0)
+			log_warn("migrate", "the network of card %u does not answer", i);
+	}
+	handover_close(&t->handover);
+}
+
+static int take_claim(struct migrate_target *t, struct error *err)
+{
+	if (!t->is_upgrade)
+		return claim_take(t->offer.id, err);
+	return handover_claim(t->ends.token) == 0
+		       ? 0
+		       : error_set(err, -ECANCELED, "the old process has taken the machine back");
+}
+
+/* Not before it is stable: with the word the source forgets the machine. */
+static int tell_running(struct migrate_target *t, struct error *err)
+{
+	int r = 0;
+
+	if (t->is_upgrade)
+		await_cards(t);
+	else
+		r = claim_sync(err);
+	if (r == 0 && !t->is_upgrade)
+		r = migrate_arrived(t->name, err);
+	if (r == 0)
+		r = tell(t, MIGRATE_R_RUNNING, &t->downtime_ns, sizeof(t->downtime_ns), err);
+	/* That a link is lost comes by migrate_lazy_next(), once. */
+	return t->is_lazy ? 0 : r;
+}
+
 static int tell_accepted(struct migrate_target *t, struct error *err)
 {
 	const struct migrate_lazy_config lc = { .ram = machine_ram(t->cfg.machine),
@@ -308,10 +449,10 @@ static int tell_accepted(struct migrate_target *t, struct error *err)
 						.door_fd = t->door_fd,
 						.faults_fd = t->faults_fd };
 	struct error why;
-	int r = migrate_lazy_create(&t->lazy, &lc, &why);
+	int r = t->is_upgrade ? -EOPNOTSUPP : migrate_lazy_create(&t->lazy, &lc, &why);
 
 	t->door_fd = t->faults_fd = -1; /* its own */
-	if (r < 0)
+	if (r < 0 && !t->is_upgrade)
 		log_info("migrate", "all of memory has to come before the machine: %s", why.text);
 	t->offer.can_post_copy = r == 0;
 	json_t *json = migrate_accept_json(&t->offer);
@@ -349,7 +490,7 @@ static int act(struct migrate_target *t, uint32_t action, struct error *err)
 		pthread_mutex_unlock(lock);
 		return r;
 	case MIGRATE_CLAIM:
-		return claim_take(t->offer.id, err);
+		return take_claim(t, err);
 	case MIGRATE_RESUME:
 		pthread_mutex_lock(lock);
 		t->has_arrived = true;
@@ -357,14 +498,7 @@ static int act(struct migrate_target *t, uint32_t action, struct error *err)
 		pthread_mutex_unlock(lock);
 		return r;
 	case MIGRATE_TELL_RUNNING:
-		/* Not before it is stable: with the word the source forgets the machine. */
-		r = claim_sync(err);
-		if (r == 0)
-			r = migrate_arrived(t->name, err);
-		if (r == 0)
-			r = tell(t, MIGRATE_R_RUNNING, &t->downtime_ns, sizeof(t->downtime_ns), err);
-		/* That a link is lost comes by migrate_lazy_next(), once. */
-		return t->is_lazy ? 0 : r;
+		return tell_running(t, err);
 	case MIGRATE_ABORT_CLAIM:
 		abort_claim(t);
 		return 0;
@@ -491,6 +625,8 @@ static int load(struct migrate_target *t, const struct migrate_header *h, struct
 	/* With the commit the source forgets them. */
 	if (r == 0)
 		r = migrate_files_flush(&t->files, err);
+	if (r == 0 && t->is_upgrade)
+		r = handover_receive(t->ends.hatch, &t->handover, err);
 	if (r == 0)
 		r = snapshot_state_parse(&s, t->last.data.data, t->last.data.len, err);
 	if (r < 0)
@@ -508,10 +644,20 @@ static int load(struct migrate_target *t, const struct migrate_header *h, struct
 		return r;
 	}
 	pthread_mutex_lock(machine_lock(m));
-	r = machine_load_state(m, &s, err);
+	if (t->is_upgrade)
+		r = handover_adopt_ram(m, t->ends.ram, &t->ram, err);
+	if (r == 0)
+		r = machine_load_state(m, &s, err);
 	pthread_mutex_unlock(machine_lock(m));
 	snapshot_state_free(&s);
 	return r;
+}
+
+static int keep(struct bytes *b, const uint8_t *data, size_t len, struct error *err)
+{
+	b->len = 0;
+	bytes_put(b, data, len);
+	return b->is_failed ? error_set(err, -ENOMEM, "no memory for what comes with the machine") : 0;
 }
 
 /* One record of link 0 while memory and state come: 0, 1: that was all; -errno. */
@@ -538,9 +684,9 @@ static int take_record(struct migrate_target *t, const struct migrate_header *h,
 	case MIGRATE_R_DISK_SUMS:
 		return migrate_files_check(&t->files, l->payload, h->len, err);
 	case MIGRATE_R_RESETS:
-		t->resets.len = 0;
-		bytes_put(&t->resets, l->payload, MIN(h->len, (uint32_t)NET_FRAME_MAX));
-		return t->resets.is_failed ? error_set(err, -ENOMEM, "no memory for frames") : 0;
+		return keep(&t->resets, l->payload, MIN(h->len, (uint32_t)NET_FRAME_MAX), err);
+	case MIGRATE_R_CONSOLE:
+		return keep(&t->console, l->payload, h->len, err);
 	case MIGRATE_R_STATE:
 		r = migrate_state_add(&t->last, l->payload, h->len, err);
 		return r < 0 ? r : 0;
@@ -629,6 +775,19 @@ static void on_done(void *arg)
 	t->cfg.done(t->cfg.ctx, t->has_arrived ? NULL : &t->why);
 }
 
+/* It is like any other machine only when its memory is its own. */
+static void settle_memory(struct migrate_target *t)
+{
+	struct error err;
+
+	if (handover_unshare_ram(t->cfg.machine, t->ends.ram, &t->is_ended, &t->ram, &err) == 0)
+		log_info("migrate", "memory is this process's own; the machine was frozen for that for %.1f ms, %.1f at a time at most",
+			 (double)t->ram.stood_ns / 1e6, (double)t->ram.longest_ns / 1e6);
+	else if (!t->is_ended)
+		log_error("migrate", "%s", err.text);
+	handover_ends_close(&t->ends);
+}
+
 static void *target_main(void *arg)
 {
 	struct migrate_target *t = arg;
@@ -638,9 +797,11 @@ static void *target_main(void *arg)
 	go(t);
 	if (t->has_arrived && t->why.text[0])
 		log_warn("migrate", "%s", t->why.text);
+	if (t->has_arrived && t->is_upgrade)
+		settle_memory(t);
 	if (loop_post(machine_loop(t->cfg.machine), on_done, t) < 0)
 		log_error("migrate", "no memory to say that the machine is here");
-	if (!t->has_arrived)
+	if (!t->has_arrived || t->is_upgrade)
 		return NULL;
 	/* The source's last word is a PING: it knows, so nobody will ask. */
 	uint32_t before = t->links[0].seq_in;
@@ -717,6 +878,9 @@ bool migrate_target_destroy(struct migrate_target *t)
 	migrate_lazy_destroy(t->lazy);
 	close_fd(t->door_fd);
 	close_fd(t->faults_fd);
+	handover_ends_close(&t->ends);
+	handover_close(&t->handover);
+	bytes_free(&t->console);
 	for (unsigned i = 0; i < t->nlinks; i++)
 		migrate_link_close(&t->links[i]);
 	bytes_free(&t->last.data);

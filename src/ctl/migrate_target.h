@@ -12,6 +12,7 @@
 #define VIV_CTL_MIGRATE_TARGET_H
 
 #include "block/block.h"
+#include "ctl/handover.h"
 #include "ctl/migrate_offer.h"
 #include "vm/machine.h"
 #include "vm/snapshot_state.h"
@@ -32,6 +33,16 @@ struct migrate_fds {
  */
 int migrate_target_open(struct migrate_target **out, const char *name,
 			const struct migrate_fds *fds, struct error *err);
+/**
+ * migrate_target_take_over() - the same for a machine of this host whose process hands it over (handover.h).
+ * @config: as its folder has it; the old process has to have the same
+ * @link, @ends: taken, also on failure
+ * @cards: receives what there are; descriptors are the caller's
+ * What fails is told on @link.
+ */
+int migrate_target_take_over(struct migrate_target **out, const struct vmconfig *config, int link,
+			     const struct handover_ends *ends, struct handover_cards *cards,
+			     struct error *err);
 /** migrate_target_destroy() - without the lock; threads end first.  NULL is fine.  Returns migrate_target_has_arrived() of then. */
 bool migrate_target_destroy(struct migrate_target *t);
 
@@ -48,8 +59,13 @@ struct migrate_target_config {
 	struct machine *machine; /* started, paused */
 	const struct vmconfig *config;
 	const struct block_backing_rule *backing;
-	/* On the loop, with the lock: the machine runs (or is paused, as it was); or NULL and why it does not: it is to end. */
+	/* On the loop, with the lock: the machine runs (or is paused, as it was), and its memory is its own; or why it does not run: it is to end. */
 	void (*done)(void *ctx, const struct error *err);
+	/*
+	 * Of migrate_target_take_over(), with the lock, once it is decided and before the machine runs: what goes along is this process's.  Descriptors of @h that it takes
+	 * become -1; its cards stay.  What it cannot use it says in the log: the machine runs in any case.
+	 */
+	void (*take)(void *ctx, struct handover *h, const struct bytes *console);
 	void *ctx;
 };
 /** migrate_target_begin() - with the lock.  0 or -errno. */

@@ -55,7 +55,8 @@
 	X(DISK_ROUND, 33, true,  false) /* u32: what came of files is to be stable */                        \
 	X(DISK_DONE,  34, false, true)  /* u32: it is */                                                     \
 	X(DISK_SUMS,  35, true,  false) /* checksums of a file */                                            \
-	X(RESETS,     36, true,  false) /* frames for the guest: connections that end here */
+	X(RESETS,     36, true,  false) /* frames for the guest: connections that end here */                \
+	X(CONSOLE,    37, true,  false) /* what the console is to go on with, char/chardev.h */
 // clang-format on
 
 enum migrate_record {

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "char/chardev.h"
+#include "ctl/handover.h"
 #include "ctl/migrate_offer.h"
 #include "ctl/paths.h"
 #include "fuzz.h"
@@ -95,9 +97,42 @@ static void take_chunk(const uint8_t *payload, size_t len)
 	migrate_chunk_reader_free(&r);
 }
 
+/* What goes through the hatch of an upgrade; descriptors are numbers here, which nobody uses. */
+static void take_hatch(const uint8_t *payload, size_t len)
+{
+	static const int fds[] = { 1000, 1001, 1002 };
+	struct handover_cards cards;
+	struct handover h;
+
+	for (unsigned n = 0; n <= ARRAY_SIZE(fds); n++) {
+		if (handover_parse_cards((const char *)payload, len, fds, n, &cards) == 0 &&
+		    (cards.n > MACHINE_MAX_NICS || (cards.is_tap && cards.n != n)))
+			abort();
+		if (handover_parse((const char *)payload, len, fds, n, &h) == 0 &&
+		    (h.lock >= 0) + (h.listen >= 0) + (h.status >= 0) + (h.lifeline >= 0) +
+				    h.ncards + h.nclients !=
+			    n)
+			abort();
+	}
+}
+
+static void take_console(const uint8_t *payload, size_t len)
+{
+	static struct char_dev *hub;
+	struct error err;
+
+	if (!hub && chardev_hub(&hub, NULL, 64, -1, &err) < 0)
+		abort();
+	(void)chardev_hub_load(hub, payload, len, NULL, 0, &err);
+}
+
 size_t fuzz_seed(uint8_t *data, size_t cap)
 {
 	static const uint64_t pages[] = { 3, 4, 200 };
+	static const char *const hatch[] = {
+		"{\"format\": 1, \"cards\": [\"52:54:00:12:34:56\"], \"tap\": true}",
+		"{\"format\": 1, \"fds\": [\"lock\", \"card\", \"client\"]}"
+	};
 	static uint8_t contents[ARRAY_SIZE(pages) * GUEST_PAGE_SIZE];
 	struct migrate_packer p = { .level = 1 };
 	struct bytes b = { 0 };
@@ -123,6 +158,9 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 			abort();
 	migrate_units_put(&b, &seq, 0, 1, (const uint64_t *)(const void *)contents, 3);
 	migrate_record_put(&b, MIGRATE_R_HELLO, &seq, "{\"copy\": [0]}", 13);
+	for (unsigned i = 0; i < ARRAY_SIZE(hatch); i++)
+		migrate_record_put(&b, MIGRATE_R_HELLO, &seq, hatch[i], strlen(hatch[i]));
+	migrate_record_put(&b, MIGRATE_R_CONSOLE, &seq, "\1\2\0\0\0hi\3\0\0\0abc", 14);
 	migrate_packer_free(&p);
 	if (b.is_failed || b.len > cap)
 		abort();
@@ -146,6 +184,10 @@ static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
 	case MIGRATE_R_HELLO:
 		take_hello(payload, h->len);
 		take_accept(payload, h->len);
+		take_hatch(payload, h->len);
+		break;
+	case MIGRATE_R_CONSOLE:
+		take_console(payload, h->len);
 		break;
 	case MIGRATE_R_DISK:
 		take_chunk(payload, h->len);
