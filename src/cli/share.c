@@ -44,7 +44,8 @@ static int parse(struct spec *s, const char *text, struct error *err)
 
 	while ((r = opts_subvalue(&cursor, key, sizeof(key), &value)) > 0) {
 		if (is_first)
-			snprintf(s->first, sizeof(s->first), "%s%s%s", key, value ? "=" : "", value ? value : "");
+			snprintf(s->first, sizeof(s->first), "%s%s%s", key, value ? "=" : "",
+				 value ? value : "");
 		else if (!value && strcmp(key, "ro") == 0)
 			s->is_readonly = true;
 		else
@@ -84,7 +85,8 @@ int share_give(struct vmconfig *c, const char *text, struct error *err)
 	while (r == 0 && i < c->nshares && strcmp(c->shares[i].tag, s.tag) != 0)
 		i++;
 	if (r == 0 && i == c->nshares)
-		r = error_set(err, -ENOENT, "the snapshot is of a machine without a shared folder \"%s\"", s.tag);
+		r = error_set(err, -ENOENT,
+			      "the snapshot is of a machine without a shared folder \"%s\"", s.tag);
 	if (r == 0)
 		r = vmconfig_set(&c->shares[i].path, s.path, err);
 	if (r == 0)
@@ -96,8 +98,7 @@ int share_check(const struct vmconfig *c, struct error *err)
 {
 	for (unsigned i = 0; i < c->nshares; i++)
 		if (!c->shares[i].path)
-			return error_set(err, -EINVAL,
-					 "the snapshot is of a machine with a shared folder \"%s\"; --share FOLDER:%s says which one it is here",
+			return error_set(err, -EINVAL, "the snapshot is of a machine with a shared folder \"%s\"; --share FOLDER:%s says which one it is here",
 					 c->shares[i].tag, c->shares[i].tag);
 	return 0;
 }

@@ -67,7 +67,8 @@ int share_enter(const char *path, bool is_readonly, struct share_confinement *c,
 	if (!is_fine) {
 		if (root >= 0)
 			close(root);
-		return error_set(err, root < 0 ? root : -ESTALE, "the folder %s was exchanged while it was opened", path);
+		return error_set(err, root < 0 ? root : -ESTALE,
+				 "the folder %s was exchanged while it was opened", path);
 	}
 	c->has_namespaces = true;
 	return root;
@@ -147,5 +148,7 @@ int share_confine(int root_fd, bool is_readonly, struct share_confinement *c, st
 		r = -errno;
 	if (r == 0)
 		r = filter_calls();
-	return r == 0 ? 0 : error_set(err, r, "the server of a shared folder can't be confined: %s", strerror(-r));
+	return r == 0 ? 0
+		      : error_set(err, r, "the server of a shared folder can't be confined: %s",
+				  strerror(-r));
 }

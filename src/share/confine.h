@@ -7,7 +7,7 @@
 
 struct share_confinement {
 	bool has_namespaces; /* own user, mount, network, IPC, UTS and cgroup namespaces, and the folder as their root */
-	int landlock_abi;    /* 0: no Landlock */
+	int landlock_abi;     /* 0: no Landlock */
 	struct error why_not; /* why there are no namespaces */
 };
 

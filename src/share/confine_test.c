@@ -223,7 +223,8 @@ static int confine(bool apart, bool is_readonly, int *root)
 	struct share_confinement c = { 0 };
 	struct error err;
 
-	*root = apart ? share_enter(r.share, is_readonly, &c, &err) : open(r.share, O_PATH | O_DIRECTORY);
+	*root = apart ? share_enter(r.share, is_readonly, &c, &err)
+		      : open(r.share, O_PATH | O_DIRECTORY);
 	if (*root < 0)
 		return 78;
 	if (apart && !c.has_namespaces)
@@ -258,7 +259,8 @@ static void attack(bool apart)
 			print_message("not tried: the kernel gives no namespaces\n");
 			skip();
 		}
-		if (!(WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS) && !(WIFEXITED(status) && !WEXITSTATUS(status)))
+		if (!(WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS) &&
+		    !(WIFEXITED(status) && !WEXITSTATUS(status)))
 			fail_msg("%s: status %#x", tries[i].name, status);
 		unlink(share_path(&r, "share/out"));
 		unlink(share_path(&r, "share/abs"));
@@ -284,8 +286,8 @@ static void tries_are_some(void **state)
 	int root = open(r.share, O_PATH | O_DIRECTORY);
 
 	assert_true(password_file(root) >= 0 && secret_beside(root) >= 0 && through_a_link(root) >= 0 &&
-		    secret_by_old_descriptor(root) >= 0 && plant_beside(root) >= 0 && old_open(root) >= 0 &&
-		    make_socket(root) >= 0 && link_in(root) >= 0);
+		    secret_by_old_descriptor(root) >= 0 && plant_beside(root) >= 0 &&
+		    old_open(root) >= 0 && make_socket(root) >= 0 && link_in(root) >= 0);
 	close(root);
 }
 
@@ -373,7 +375,9 @@ static void readonly(void **state)
 		if (pid == 0) {
 			int root, e = confine(apart, true, &root);
 
-			_exit(e ? e : open_below(root, "new", O_WRONLY | O_CREAT) >= 0 || mkdirat(root, "d", 0755) == 0);
+			_exit(e ? e
+				: open_below(root, "new", O_WRONLY | O_CREAT) >= 0 ||
+					      mkdirat(root, "d", 0755) == 0);
 		}
 		int status = wait_for(pid);
 
@@ -384,8 +388,8 @@ static void readonly(void **state)
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-	const struct CMUnitTest tests[] = { TEST(attack_apart), TEST(attack_with_landlock), TEST(tries_are_some), TEST(serves),
-					    TEST(readonly) };
+	const struct CMUnitTest tests[] = { TEST(attack_apart), TEST(attack_with_landlock),
+					    TEST(tries_are_some), TEST(serves), TEST(readonly) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

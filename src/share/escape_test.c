@@ -104,14 +104,18 @@ static int say(uint8_t type, const struct bytes_of_name *n)
 /* Names that are paths, or end early, are none: in every message that takes one. */
 static void names(void **state)
 {
-	static const uint8_t types[] = { P9_TWALK, P9_TLCREATE, P9_TSYMLINK, P9_TMKDIR,
+	static const uint8_t types[] = { P9_TWALK, P9_TLCREATE, P9_TSYMLINK,  P9_TMKDIR,
 					 P9_TLINK, P9_TRENAME,	P9_TRENAMEAT, P9_TUNLINKAT };
 	static char longest[300];
 	memset(longest, 'n', sizeof(longest));
 	const struct bytes_of_name bad[] = {
-		{ "../secret", 9 }, { "/etc/passwd", 11 }, { "/", 1 },	   { "a/b", 3 },     { "a/", 2 },
-		{ ".", 1 },	    { "..", 2 },	   { "", 0 },	   { "a\0b", 3 },    { "\0", 1 },
-		{ "..\0", 3 },	    { "secret/..", 9 },	   { longest, 300 },
+		{ "../secret", 9 }, { "/etc/passwd", 11 },
+		{ "/", 1 },	    { "a/b", 3 },
+		{ "a/", 2 },	    { ".", 1 },
+		{ "..", 2 },	    { "", 0 },
+		{ "a\0b", 3 },	    { "\0", 1 },
+		{ "..\0", 3 },	    { "secret/..", 9 },
+		{ longest, 300 },
 	};
 
 	share_host_write(&r, "share/file", "text");
@@ -120,7 +124,8 @@ static void names(void **state)
 		for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
 			if (types[t] == P9_TWALK && bad[i].len == 2 && bad[i].name[0] == '.')
 				continue; /* upwards() */
-			assert_int_equal(say(types[t], &bad[i]), bad[i].len == 300 ? -ENAMETOOLONG : -EINVAL);
+			assert_int_equal(say(types[t], &bad[i]),
+					 bad[i].len == 300 ? -ENAMETOOLONG : -EINVAL);
 		}
 	/* The other name of Trenameat; and lengths that go on behind the message. */
 	assert_int_equal(share_rename_at(&r, SHARE_ROOT, "file", SHARE_ROOT, "../stolen"), -EINVAL);
@@ -248,7 +253,8 @@ static void races(void **state)
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-	const struct CMUnitTest tests[] = { TEST(upwards), TEST(names), TEST(links), TEST(moved_out), TEST(races) };
+	const struct CMUnitTest tests[] = { TEST(upwards), TEST(names), TEST(links),
+					    TEST(moved_out), TEST(races) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

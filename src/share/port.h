@@ -19,7 +19,7 @@
 
 /* One request.  Its vectors and itself stay until done() was called. */
 struct share_req {
-	struct iovec *iov;	    /* nout with the message, then nin for the answer: the guest's memory, hostile and changing */
+	struct iovec *iov; /* nout with the message, then nin for the answer: the guest's memory, hostile and changing */
 	unsigned nout, nin;	    /* nin is for P9_ERROR_LEN bytes at least */
 	size_t out_bytes, in_bytes; /* of all vectors */
 	/* The answer is there, @written bytes; its first P9_HEADER bytes carry the request's tag. */
@@ -62,6 +62,7 @@ enum { SHARE_C_RESET = 1, SHARE_C_SAVE, SHARE_C_LOAD };
  * @tag: for log lines
  * What comes from there is checked: a server may have been taken over.  One that goes away leaves a port that answers EIO.
  */
-int share_port_socket(struct share_port **out, struct loop *loop, int fd, const char *tag, struct error *err);
+int share_port_socket(struct share_port **out, struct loop *loop, int fd, const char *tag,
+		      struct error *err);
 
 #endif

@@ -111,9 +111,9 @@ static void hang_up(struct socket_port *p, const char *why)
 
 static const char *reason(ssize_t n)
 {
-	return n == 0		  ? "has ended"
+	return n == 0		 ? "has ended"
 	       : errno == EAGAIN ? "does not answer"
-				  : "is not reached any more";
+				 : "is not reached any more";
 }
 
 /* ---- to the server ---- */
@@ -180,11 +180,11 @@ static void socket_submit(struct share_port *port, struct share_req *req)
 	req->size = have == P9_HEADER ? size_of(req->header) : 0;
 	req->tag = have == P9_HEADER ? tag_of(req->header) : SHARE_CONTROL;
 	req->next = NULL;
-	int r = !p->watch						  ? EIO
-		: req->size < P9_HEADER || req->size > req->out_bytes	  ? EINVAL
+	int r = !p->watch					      ? EIO
+		: req->size < P9_HEADER || req->size > req->out_bytes ? EINVAL
 		: req->size > P9_MSIZE_MAX || MAX(req->nout, req->nin) >= ARRAY_SIZE(p->iov) ? EMSGSIZE
-		: !take_slot(p, req)					  ? EAGAIN
-									  : 0;
+		: !take_slot(p, req) ? EAGAIN
+				     : 0;
 
 	if (r) {
 		answer_error(req, r);
@@ -422,7 +422,8 @@ static int socket_save(struct share_port *port, struct bytes *out, struct error 
 	if (!state)
 		return error_set(err, -EIO, "the server of the shared folder \"%s\" is gone", p->tag);
 	if (share_state_check(state, len, &why) < 0)
-		return error_set(err, -EIO, "the server of the shared folder \"%s\" says: %.200s", p->tag, why.text);
+		return error_set(err, -EIO, "the server of the shared folder \"%s\" says: %.200s",
+				 p->tag, why.text);
 	bytes_put(out, state, len);
 	return out->is_failed ? error_set(err, -ENOMEM, "no memory for a shared folder's state") : 0;
 }
@@ -440,7 +441,8 @@ static int socket_load(struct share_port *port, const uint8_t *data, size_t len,
 		return error_set(err, -EIO, "the server of the shared folder \"%s\" is gone", p->tag);
 	memcpy(&result, answer, sizeof(result));
 	if (result < 0)
-		return error_set(err, -EIO, "the shared folder \"%s\" has no session: %s", p->tag, strerror(-result));
+		return error_set(err, -EIO, "the shared folder \"%s\" has no session: %s", p->tag,
+				 strerror(-result));
 	if (result)
 		log_warn("share", "%d of the files of \"%s\" that the guest had in hand are not there, or are others: it gets ESTALE",
 			 result, p->tag);
@@ -485,7 +487,8 @@ static int tune(int fd)
 	return 0;
 }
 
-int share_port_socket(struct share_port **out, struct loop *loop, int fd, const char *tag, struct error *err)
+int share_port_socket(struct share_port **out, struct loop *loop, int fd, const char *tag,
+		      struct error *err)
 {
 	struct socket_port *p = host.malloc(sizeof(*p));
 	int r = p ? tune(fd) : -ENOMEM;

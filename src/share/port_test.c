@@ -78,9 +78,13 @@ static struct guest_req *submit(unsigned i, uint8_t type, uint16_t tag, uint32_t
 	g->iov[4] = (struct iovec){ g->in + 5, 6 };
 	g->iov[5] = (struct iovec){ g->in + 11, room - 11 };
 	g->ndone = 0;
-	g->req = (struct share_req){
-		.iov = g->iov, .nout = 3, .nin = 3, .out_bytes = len, .in_bytes = room, .done = on_done, .owner = g
-	};
+	g->req = (struct share_req){ .iov = g->iov,
+				     .nout = 3,
+				     .nin = 3,
+				     .out_bytes = len,
+				     .in_bytes = room,
+				     .done = on_done,
+				     .owner = g };
 	port->ops->submit(port, &g->req);
 	return g;
 }
@@ -93,7 +97,8 @@ static uint32_t take(uint8_t *buf)
 	memcpy(&size, buf, 4);
 	assert_true(size >= P9_HEADER && size <= P9_MSIZE_MAX);
 	if (size > P9_HEADER)
-		assert_int_equal(recv(server, buf + P9_HEADER, size - P9_HEADER, MSG_WAITALL), size - P9_HEADER);
+		assert_int_equal(recv(server, buf + P9_HEADER, size - P9_HEADER, MSG_WAITALL),
+				 size - P9_HEADER);
 	return size;
 }
 
@@ -183,7 +188,8 @@ static void large(void **state)
 			else
 				at += (size_t)r;
 		}
-		assert_int_equal(memcmp(buf + P9_HEADER, reqs[i].out + P9_HEADER, P9_MSIZE_MAX - P9_HEADER), 0);
+		assert_int_equal(
+			memcmp(buf + P9_HEADER, reqs[i].out + P9_HEADER, P9_MSIZE_MAX - P9_HEADER), 0);
 		give(tag_at(buf), P9_TWRITE + 1, P9_MSIZE_MAX);
 		run();
 	}
@@ -207,9 +213,13 @@ static void bad_sizes(void **state)
 		memcpy(g->out, &size, 4);
 		g->iov[0] = (struct iovec){ g->out, 30 };
 		g->iov[1] = (struct iovec){ g->in, 64 };
-		g->req = (struct share_req){
-			.iov = g->iov, .nout = 1, .nin = 1, .out_bytes = i == 2 ? size : 30, .in_bytes = 64, .done = on_done, .owner = g
-		};
+		g->req = (struct share_req){ .iov = g->iov,
+					     .nout = 1,
+					     .nin = 1,
+					     .out_bytes = i == 2 ? size : 30,
+					     .in_bytes = 64,
+					     .done = on_done,
+					     .owner = g };
 		port->ops->submit(port, &g->req);
 		assert_int_equal(g->ndone, i + 1);
 		assert_int_equal(error_of(g), i == 2 ? EMSGSIZE : EINVAL);
@@ -307,7 +317,8 @@ static void *serve(void *arg)
 			return NULL;
 		memcpy(&size, buf, 4);
 		if (size > P9_HEADER)
-			assert_int_equal(recv(server, buf + P9_HEADER, size - P9_HEADER, MSG_WAITALL), size - P9_HEADER);
+			assert_int_equal(recv(server, buf + P9_HEADER, size - P9_HEADER, MSG_WAITALL),
+					 size - P9_HEADER);
 		if (tag_at(buf) == SHARE_CONTROL) {
 			struct bytes out = { 0 }, state = { 0 };
 			int32_t result = 3;
@@ -350,7 +361,8 @@ static void waits(void **state)
 	share_rig_open(&rig, false);
 	assert_int_equal(pthread_create(&thread, NULL, serve, &ncontrol), 0);
 	for (unsigned round = 0; round < 20; round++) {
-		for (unsigned i = 0; i < NREQS; i++) /* long and wrong ones, with short answers; more than the socket holds */
+		for (unsigned i = 0; i < NREQS;
+		     i++) /* long and wrong ones, with short answers; more than the socket holds */
 			submit(i, P9_TWRITE, (uint16_t)i, round % 2 ? 60000 : 23, 65536);
 		port->ops->drain(port);
 		for (unsigned i = 0; i < NREQS; i++) {
@@ -378,9 +390,11 @@ int main(void)
 {
 	static unsigned kinds[] = { 0, 1, 2, 3 };
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-#define LIES(i) cmocka_unit_test_prestate_setup_teardown(lies, set_up_lies, tear_down, &kinds[i])
-	const struct CMUnitTest tests[] = { TEST(order),     TEST(large), TEST(bad_sizes), TEST(no_room), TEST(goes_away),
-					    TEST(waits), LIES(0),	  LIES(1),	   LIES(2),	  LIES(3) };
+#define LIES(i)	   cmocka_unit_test_prestate_setup_teardown(lies, set_up_lies, tear_down, &kinds[i])
+	const struct CMUnitTest tests[] = { TEST(order),   TEST(large),	    TEST(bad_sizes),
+					    TEST(no_room), TEST(goes_away), TEST(waits),
+					    LIES(0),	   LIES(1),	    LIES(2),
+					    LIES(3) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,7 +10,8 @@
 #include "share/server_int.h"
 
 #define BENEATH (RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV)
-#define TRIES	16 /* a ".." that races with a rename gives EAGAIN; none is ever asked for, but the kernel may */
+#define TRIES                                                                                      \
+	16 /* a ".." that races with a rename gives EAGAIN; none is ever asked for, but the kernel may */
 
 /* ---- files by nodes ---- */
 
@@ -113,7 +114,8 @@ struct p9_qid qid_of(const struct share_server *s, const struct statx *st)
 		.type = S_ISDIR(st->stx_mode)	? P9_QT_DIR
 			: S_ISLNK(st->stx_mode) ? P9_QT_SYMLINK
 						: P9_QT_FILE,
-		.version = (uint32_t)st->stx_mtime.tv_sec ^ st->stx_mtime.tv_nsec ^ (uint32_t)st->stx_size << 8,
+		.version = (uint32_t)st->stx_mtime.tv_sec ^ st->stx_mtime.tv_nsec ^
+			   (uint32_t)st->stx_size << 8,
 		.path = path_of(s, st),
 	};
 }

@@ -103,7 +103,8 @@ struct wish {
 	struct timespec times[2]; /* atime, mtime */
 };
 
-static void get_time(struct byte_reader *in, struct timespec *t, bool is_wanted, bool is_given, bool *is_bad)
+static void get_time(struct byte_reader *in, struct timespec *t, bool is_wanted, bool is_given,
+		     bool *is_bad)
 {
 	uint64_t sec = bytes_get_u64(in), nsec = bytes_get_u64(in);
 

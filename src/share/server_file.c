@@ -51,7 +51,8 @@ int reopen_fid(struct share_server *s, struct fid *f, uint32_t flags, struct sta
 		return -EROFS;
 	if (s->nopen == SHARE_OPEN_MAX)
 		return -EMFILE;
-	return keep_open(s, f, open_node(s, f->node, (int)(flags & OPEN_FLAGS) | OPEN_ALWAYS, 0), flags, st);
+	return keep_open(s, f, open_node(s, f->node, (int)(flags & OPEN_FLAGS) | OPEN_ALWAYS, 0),
+			 flags, st);
 }
 
 static void put_opened(struct share_server *s, struct p9_out *out, const struct statx *st)
@@ -103,7 +104,8 @@ SHARE_HANDLER(lcreate)
 		return r;
 	int how = (int)(flags & (OPEN_FLAGS | O_EXCL) & ~(uint32_t)O_DIRECTORY) | O_CREAT | OPEN_ALWAYS;
 
-	r = keep_open(s, f, open_child(s, f->node, name, how, mode & 07777 & ~(S_ISUID | S_ISGID)), flags, &st);
+	r = keep_open(s, f, open_child(s, f->node, name, how, mode & 07777 & ~(S_ISUID | S_ISGID)),
+		      flags, &st);
 	if (r == 0) {
 		node_put(s, f->node);
 		f->node = child;
@@ -137,7 +139,8 @@ SHARE_HANDLER(read)
 	if (r < 0)
 		return r;
 	p9_put_u32(out, 0);
-	ssize_t n = pread(f->fd, out->data + out->len, MIN((size_t)count, out->cap - out->len), (off_t)offset);
+	ssize_t n = pread(f->fd, out->data + out->len, MIN((size_t)count, out->cap - out->len),
+			  (off_t)offset);
 
 	if (n < 0)
 		return -errno;

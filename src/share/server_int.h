@@ -24,7 +24,7 @@ struct node {
 	struct node *parent; /* NULL: the folder itself */
 	struct node *next;   /* of its bucket */
 	unsigned refs;
-	bool is_gone; /* not in the table any more */
+	bool is_gone;	/* not in the table any more */
 	uint32_t index; /* while a state is saved; else 0 */
 	char *name;
 	size_t name_len;
@@ -115,7 +115,7 @@ struct ident ident_of(const struct share_server *s, const struct statx *st);
 
 /* ---- messages: 0 or -errno ---- */
 
-#define SHARE_HANDLER(name) \
+#define SHARE_HANDLER(name)                                                                        \
 	int do_##name(struct share_server *s, struct byte_reader *in, struct p9_out *out)
 SHARE_HANDLER(lopen);
 SHARE_HANDLER(lcreate);

@@ -201,7 +201,8 @@ SHARE_HANDLER(unlinkat)
 	uint32_t flags = bytes_get_u32(in);
 
 	if (r == 0)
-		r = p9_is_whole(in) && !(flags & ~(uint32_t)AT_REMOVEDIR) ? fid_get(s, id, &dir) : -EINVAL;
+		r = p9_is_whole(in) && !(flags & ~(uint32_t)AT_REMOVEDIR) ? fid_get(s, id, &dir)
+									  : -EINVAL;
 	return r < 0 ? r : unlink_in(s, dir->node, name, (int)flags);
 }
 

@@ -257,7 +257,8 @@ static void refused(void **state)
 	assert_int_equal(share_walk(&r, SHARE_ROOT, 2, ""), 0);
 	assert_int_equal(share_create(&r, 2, "s", O_RDWR, 04755), -EPERM);
 	assert_int_equal(share_mkdir(&r, SHARE_ROOT, "s", 02755), -EPERM);
-	static const uint32_t modes[] = { S_IFCHR | 0666, S_IFBLK | 0666, S_IFIFO | 0666, S_IFSOCK | 0666, S_IFREG };
+	static const uint32_t modes[] = { S_IFCHR | 0666, S_IFBLK | 0666, S_IFIFO | 0666,
+					  S_IFSOCK | 0666, S_IFREG };
 
 	for (unsigned i = 0; i < ARRAY_SIZE(modes); i++) {
 		share_begin(&r, P9_TMKNOD);
@@ -453,7 +454,8 @@ static void state_is_hostile(void **state)
 			saved.data[i] ^= 1u << bit;
 			bool is_fine = share_state_check(saved.data, saved.len, &err) == 0;
 
-			assert_int_equal(share_server_load(r.s, saved.data, saved.len, &stale, &err) == 0, is_fine);
+			assert_int_equal(share_server_load(r.s, saved.data, saved.len, &stale, &err) == 0,
+					 is_fine);
 			saved.data[i] ^= 1u << bit;
 		}
 	}
@@ -469,9 +471,17 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		TEST(version),	TEST(files),   TEST(directories),    TEST(renames),
-		TEST(removed),	TEST(attributes), TEST(refused), TEST(locks),
-		TEST(bounds),	TEST(state_of_files), TEST(state_is_hostile),
+		TEST(version),
+		TEST(files),
+		TEST(directories),
+		TEST(renames),
+		TEST(removed),
+		TEST(attributes),
+		TEST(refused),
+		TEST(locks),
+		TEST(bounds),
+		TEST(state_of_files),
+		TEST(state_is_hostile),
 		cmocka_unit_test_setup_teardown(readonly, set_up_readonly, tear_down),
 	};
 

@@ -185,7 +185,8 @@ static void limit_files(void)
 	}
 }
 
-static int set_up(struct sharer *s, const struct share_args *a, struct share_confinement *c, struct error *err)
+static int set_up(struct sharer *s, const struct share_args *a, struct share_confinement *c,
+		  struct error *err)
 {
 	int size = SOCKET_MAX, root = share_enter(a->dir, a->is_readonly, c, err);
 
@@ -212,10 +213,12 @@ static void tell_confinement(const struct share_args *a, const struct share_conf
 	if (c->landlock_abi)
 		snprintf(landlock, sizeof(landlock), "Landlock (ABI %d)", c->landlock_abi);
 	if (c->has_namespaces)
-		log_info("share", "%s: a server in namespaces of its own, the folder its root, %s, seccomp", a->tag, landlock);
+		log_info("share",
+			 "%s: a server in namespaces of its own, the folder its root, %s, seccomp",
+			 a->tag, landlock);
 	else
-		log_warn("share", "%s: a server with %s, seccomp; no own namespaces: %s", a->tag, landlock,
-			 c->why_not.text);
+		log_warn("share", "%s: a server with %s, seccomp; no own namespaces: %s", a->tag,
+			 landlock, c->why_not.text);
 }
 
 static int serve(const struct share_args *a)
@@ -242,7 +245,9 @@ static int serve(const struct share_args *a)
 
 int sharer_cli(int argc, char **argv)
 {
-	struct share_args a = { .fd = NO_FD, .ready_fd = NO_FD, .log_fd = NO_FD, .log_fd_1 = NO_FD, .log_level = LOG_WARN };
+	struct share_args a = {
+		.fd = NO_FD, .ready_fd = NO_FD, .log_fd = NO_FD, .log_fd_1 = NO_FD, .log_level = LOG_WARN
+	};
 	struct opts_rest rest = { 0 };
 	struct error err = { 0 };
 	int r = opts_parse(&share_cmd, argc, argv, &a, &rest, &err);
@@ -254,7 +259,8 @@ int sharer_cli(int argc, char **argv)
 	if (r == OPTS_HELP)
 		return 0;
 	if (r == OPTS_OK && (a.fd == NO_FD || !a.dir || !a.tag))
-		r = error_set(&err, -EINVAL, "viv share is started by viv itself: it needs --fd, --dir and --tag");
+		r = error_set(&err, -EINVAL,
+			      "viv share is started by viv itself: it needs --fd, --dir and --tag");
 	if (r < 0) {
 		fprintf(stderr, "viv: %s\n", err.text);
 		if (a.ready_fd != NO_FD)
@@ -305,7 +311,8 @@ static int await_ready(int fd, struct error *err)
 		if (r < 0 && errno == EINTR)
 			continue;
 		if (r <= 0)
-			return error_set(err, -ETIMEDOUT, "the server of a shared folder does not come up");
+			return error_set(err, -ETIMEDOUT,
+					 "the server of a shared folder does not come up");
 		ssize_t n = read(fd, text + len, sizeof(text) - 1 - len);
 
 		if (n < 0 && errno == EINTR)
@@ -318,7 +325,8 @@ static int await_ready(int fd, struct error *err)
 	if (strcmp(text, "ok\n") == 0)
 		return 0;
 	text[strcspn(text, "\n")] = 0;
-	return error_set(err, -ECONNABORTED, "%s", *text ? text : "the server of a shared folder ended at once");
+	return error_set(err, -ECONNABORTED, "%s",
+			 *text ? text : "the server of a shared folder ended at once");
 }
 
 static void close_pair(int fds[2])
@@ -332,12 +340,16 @@ int sharer_spawn(const struct sharer_options *o, int *fd, pid_t *pid, struct err
 {
 	int sock[2] = { -1, -1 }, ready[2] = { -1, -1 }, logs[2];
 	char numbers[5][16];
-	char *argv[20] = { "viv",   "share", "--fd",  numbers[0], "--ready-fd",
-			   numbers[1], "--dir", (char *)(uintptr_t)o->path, "--tag", (char *)(uintptr_t)o->tag };
+	char *argv[20] = { "viv",	 "share",
+			   "--fd",	 numbers[0],
+			   "--ready-fd", numbers[1],
+			   "--dir",	 (char *)(uintptr_t)o->path,
+			   "--tag",	 (char *)(uintptr_t)o->tag };
 	unsigned n = 10;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sock) < 0 || pipe2(ready, O_CLOEXEC) < 0) {
-		int r = error_set(err, -errno, "cannot connect the server of a shared folder: %s", strerror(errno));
+		int r = error_set(err, -errno, "cannot connect the server of a shared folder: %s",
+				  strerror(errno));
 
 		close_pair(sock);
 		close_pair(ready);
@@ -362,7 +374,9 @@ int sharer_spawn(const struct sharer_options *o, int *fd, pid_t *pid, struct err
 	if (!child)
 		run_child(o->exe ? o->exe : "/proc/self/exe", argv,
 			  (const int[4]){ sock[1], ready[1], logs[0], logs[1] }, parent);
-	int r = child < 0 ? error_set(err, -errno, "cannot start the server of a shared folder: %s", strerror(errno)) : 0;
+	int r = child < 0 ? error_set(err, -errno, "cannot start the server of a shared folder: %s",
+				      strerror(errno))
+			  : 0;
 
 	close(sock[1]);
 	close(ready[1]);

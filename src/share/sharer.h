@@ -20,7 +20,7 @@
 int sharer_cli(int argc, char **argv);
 
 struct sharer_options {
-	const char *exe; /* program; NULL: /proc/self/exe */
+	const char *exe;  /* program; NULL: /proc/self/exe */
 	const char *path; /* of the folder, absolute */
 	const char *tag;  /* for log lines */
 	bool is_readonly;

@@ -174,8 +174,7 @@ static int parse(struct image *im, const uint8_t *data, size_t len, struct error
 	uint32_t version = bytes_get_u32(&in);
 
 	if (!in.is_failed && version != VERSION)
-		return error_set(err, -EINVAL,
-				 "the saved state of a shared folder has version %u, this program knows version %u",
+		return error_set(err, -EINVAL, "the saved state of a shared folder has version %u, this program knows version %u",
 				 version, VERSION);
 	im->msize = bytes_get_u32(&in);
 	im->nnodes = bytes_get_u32(&in);
@@ -228,9 +227,9 @@ int share_state_show(const uint8_t *data, size_t len, struct bytes *out, struct 
 		bytes_printf(out, "node %u = in %u: %s\n", i, node.parent, node.name);
 	}
 	for (uint32_t i = 0; i < im.nfids && get_fid(&im.fids, &im, &f); i++)
-		bytes_printf(out, "fid %u = node %d%s, flags %#x, inode %llu, type %#o\n", f.id, (int)f.node,
-			     f.is_open ? ", open" : "", f.flags, (unsigned long long)f.ident.qid_path,
-			     f.ident.format);
+		bytes_printf(out, "fid %u = node %d%s, flags %#x, inode %llu, type %#o\n", f.id,
+			     (int)f.node, f.is_open ? ", open" : "", f.flags,
+			     (unsigned long long)f.ident.qid_path, f.ident.format);
 	return out->is_failed ? error_set(err, -ENOMEM, "no memory to show the state") : 0;
 }
 
@@ -307,7 +306,8 @@ int share_server_load(struct share_server *s, const uint8_t *data, size_t len, u
 	s->msize = im.msize;
 	if (r < 0) {
 		share_server_reset(s);
-		return error_set(err, r, "the saved state of a shared folder can't be loaded: %s", strerror(-r));
+		return error_set(err, r, "the saved state of a shared folder can't be loaded: %s",
+				 strerror(-r));
 	}
 	*nstale = stale;
 	return 0;

@@ -270,7 +270,8 @@ int share_getattr(struct share_rig *r, uint32_t fid, struct share_attr *out)
 	return 0;
 }
 
-int share_setattr(struct share_rig *r, uint32_t fid, uint32_t valid, uint32_t mode, uint32_t uid, uint64_t size)
+int share_setattr(struct share_rig *r, uint32_t fid, uint32_t valid, uint32_t mode, uint32_t uid,
+		  uint64_t size)
 {
 	share_begin(r, P9_TSETATTR);
 	bytes_put_u32(&r->req, fid);

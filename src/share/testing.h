@@ -35,12 +35,14 @@ void share_text(struct share_rig *r, const char *text);
 int share_call(struct share_rig *r);
 
 /* Whole ones; 0 or -errno. */
-int share_walk(struct share_rig *r, uint32_t fid, uint32_t newfid, const char *path); /* parts by slashes; all of it, or an error */
+int share_walk(struct share_rig *r, uint32_t fid, uint32_t newfid,
+	       const char *path); /* parts by slashes; all of it, or an error */
 int share_open(struct share_rig *r, uint32_t fid, uint32_t flags);
 int share_create(struct share_rig *r, uint32_t fid, const char *name, uint32_t flags, uint32_t mode);
 int share_mkdir(struct share_rig *r, uint32_t fid, const char *name, uint32_t mode);
 int share_symlink(struct share_rig *r, uint32_t fid, const char *name, const char *target);
-int share_rename_at(struct share_rig *r, uint32_t from, const char *name, uint32_t to, const char *new_name);
+int share_rename_at(struct share_rig *r, uint32_t from, const char *name, uint32_t to,
+		    const char *new_name);
 int share_unlink_at(struct share_rig *r, uint32_t fid, const char *name, uint32_t flags);
 int share_clunk(struct share_rig *r, uint32_t fid);
 /** share_read() - at most 255 bytes, as text; "-ERRNO" as a number where it fails. */
@@ -53,7 +55,8 @@ struct share_attr {
 	uint64_t mtime_ns;
 };
 int share_getattr(struct share_rig *r, uint32_t fid, struct share_attr *out);
-int share_setattr(struct share_rig *r, uint32_t fid, uint32_t valid, uint32_t mode, uint32_t uid, uint64_t size);
+int share_setattr(struct share_rig *r, uint32_t fid, uint32_t valid, uint32_t mode, uint32_t uid,
+		  uint64_t size);
 /** share_list() - all names of the open directory @fid, sorted, with a space after each. */
 const char *share_list(struct share_rig *r, uint32_t fid, uint32_t count);
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import tiny
-from conftest import ROOT, image_store
+from conftest import BOOT_LIMIT, ROOT, image_store
 from migration import Host
 
 MODULES = ["net/9p/9pnet.ko", "net/9p/9pnet_virtio.ko", "fs/netfs/netfs.ko", "fs/fscache/fscache.ko", "fs/9p/9p.ko"]
@@ -36,7 +36,7 @@ def boot(viv, full, tmp_path, script, *options):
     """A guest that runs @script on a machine with @options, to its end; what it printed."""
     initrd = tiny.make(full, tmp_path, script + "\n$b poweroff -f\n", MODULES)
     done = viv.ok("run", "--kernel", full / "vmlinuz", "--initrd", initrd, "--append", "console=ttyS0 quiet", "--mem", "256M",
-                  *options, limit=120)
+                  *options, limit=BOOT_LIMIT)
     return done.stdout
 
 
@@ -107,7 +107,7 @@ class Counting:
     """A machine that counts, and its console."""
 
     def __init__(self, viv, name):
-        self.child = viv.spawn("console", name, limit=60)
+        self.child = viv.spawn("console", name, limit=BOOT_LIMIT)
 
     def next(self):
         which = self.child.expect([r"n=(\d+)\.", "HELD FAILS", "FRESH FAILS", "MOUNT FAILED"])
@@ -177,7 +177,7 @@ def test_alone(counting, folder, tmp_path):
     status = pathlib.Path(f"/proc/{servers[0]}/status").read_text()
     assert "Seccomp:\t2" in status and "NoNewPrivs:\t1" in status and "CapEff:\t0000000000000000" in status
     os.kill(servers[0], signal.SIGKILL)
-    end = time.monotonic() + 60
+    end = time.monotonic() + BOOT_LIMIT
     while a.next() not in ("held", "fresh"):
         assert time.monotonic() < end
     assert next(vm["state"] for vm in viv.list()) == "running"

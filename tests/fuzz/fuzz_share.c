@@ -93,7 +93,8 @@ static void check_beside(void)
 {
 	struct stat st, above;
 
-	must(stat(beside("secret"), &st) == 0 && st.st_size == 6 && st.st_nlink == 1 && (st.st_mode & 07777) == 0400);
+	must(stat(beside("secret"), &st) == 0 && st.st_size == 6 && st.st_nlink == 1 &&
+	     (st.st_mode & 07777) == 0400);
 	must(stat(dir, &above) == 0 && above.st_nlink == 3);
 }
 
@@ -155,7 +156,10 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 
 	/* A session: version, attach, clone, create, write, read, and some names. */
 	bytes_put_u8(&b, 1);
-	put(&b, P9_TVERSION, "\0\0\1\0\10\0" "9P2000.L", 14);
+	put(&b, P9_TVERSION,
+	    "\0\0\1\0\10\0"
+	    "9P2000.L",
+	    14);
 	put(&b, P9_TATTACH, "\1\0\0\0\377\377\377\377\0\0\0\0\0\0\0\0", 16);
 	put(&b, P9_TWALK, "\1\0\0\0\2\0\0\0\0\0", 10);
 	put(&b, P9_TLCREATE, "\2\0\0\0\4\0file\2\0\0\0\244\1\0\0\0\0\0\0", 22);
@@ -168,7 +172,8 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 	put(&b, P9_TREADLINK, "\4\0\0\0", 4);
 	put(&b, P9_TRENAMEAT, "\1\0\0\0\4\0file\3\0\0\0\1\0x", 17);
 	put(&b, P9_TGETATTR, "\2\0\0\0\377\7\0\0\0\0\0\0", 12);
-	put(&b, P9_TSETATTR, "\2\0\0\0\1\0\0\0\200\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 56);
+	put(&b, P9_TSETATTR, "\2\0\0\0\1\0\0\0\200\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+	    56);
 	put(&b, P9_TWALK, "\1\0\0\0\5\0\0\0\0\0", 10);
 	put(&b, P9_TLOPEN, "\5\0\0\0\0\0\1\0", 8);
 	put(&b, P9_TREADDIR, "\5\0\0\0\0\0\0\0\0\0\0\0\0\4\0\0", 16);

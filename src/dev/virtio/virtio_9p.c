@@ -73,7 +73,8 @@ static int64_t handle(struct virtio_dev *v, unsigned q, struct vq_elem *e)
 	if (e->out_bytes < P9_HEADER || e->in_bytes < P9_ERROR_LEN) {
 		/* No answer can be given but this. */
 		v->vqs[q].is_broken = true;
-		log_guest("virtio-9p", "%s: a chain without a message, or without room for an answer", p->pci.dev.id);
+		log_guest("virtio-9p", "%s: a chain without a message, or without room for an answer",
+			  p->pci.dev.id);
 		return 0;
 	}
 	struct p9_io *io = malloc(sizeof(*io) + n * sizeof(struct iovec));
@@ -175,8 +176,8 @@ int virtio_9p_create(struct virtio_9p **out, const struct dev_env *env, struct p
 		return error_set(err, -ENOMEM, "out of memory");
 	p->host.port = cfg->port;
 	memcpy(p->host.tag, cfg->tag, strnlen(cfg->tag, SHARE_TAG_MAX));
-	int r = virtio_pci_init(&p->pci, &virtio_9p_class, id, bus, cfg->slot, env, &p9_virtio_class,
-				F_MOUNT_TAG, sizes, 1, err);
+	int r = virtio_pci_init(&p->pci, &virtio_9p_class, id, bus, cfg->slot, env,
+				&p9_virtio_class, F_MOUNT_TAG, sizes, 1, err);
 	if (r < 0) {
 		free(p);
 		return r;

@@ -99,7 +99,9 @@ static void tag(void **state)
 
 static void request(void **state)
 {
-	const struct drv_buf bufs[] = { { OUT, 5, false }, { OUT + 5, 18, false }, { IN, 4, true }, { IN + 4, 500, true } };
+	const struct drv_buf bufs[] = {
+		{ OUT, 5, false }, { OUT + 5, 18, false }, { IN, 4, true }, { IN + 4, 500, true }
+	};
 	uint16_t head, got;
 	uint32_t len;
 
@@ -179,7 +181,8 @@ static void no_message(void **state)
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-	const struct CMUnitTest tests[] = { TEST(tag), TEST(request), TEST(pause_and_reset), TEST(no_room), TEST(no_message) };
+	const struct CMUnitTest tests[] = { TEST(tag), TEST(request), TEST(pause_and_reset),
+					    TEST(no_room), TEST(no_message) };
 
 	return drv_run(tests);
 }
