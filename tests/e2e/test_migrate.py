@@ -20,7 +20,7 @@ $b mkdir -p /tmp && $b mount -t tmpfs none /tmp || echo "BUG: no memory to write
 n=0
 while :; do
 	n=$((n + 1))
-	$b yes "$n" | $b head -c 1000000 >/tmp/a; $b md5sum </tmp/a >/tmp/sum; $b cp /tmp/a /tmp/b
+	$b yes "$n" | $b head -c 100000 >/tmp/a; $b md5sum </tmp/a >/tmp/sum; $b cp /tmp/a /tmp/b
 	[ -s /tmp/b ] && [ "$($b md5sum </tmp/b)" = "$($b cat /tmp/sum)" ] || echo "LOST"
 	echo "n=$n."; $b sleep 0.02
 done
