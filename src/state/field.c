@@ -160,24 +160,37 @@ static int load_field(const struct field *f, void *copy, struct byte_reader *par
 	return 0;
 }
 
+/* Fields are mostly saved in the table's order: from @next on first, then from the beginning.  The table's end where there is none. */
+static const struct field *find_field(const struct state_desc *desc, const struct field *next,
+				      const char *name)
+{
+	const struct field *f = next;
+
+	for (; f->name; f++)
+		if (f->kind != FIELD_HOST && strcmp(f->name, name) == 0)
+			return f;
+	for (const struct field *g = desc->fields; g < next; g++)
+		if (g->kind != FIELD_HOST && strcmp(g->name, name) == 0)
+			return g;
+	return f;
+}
+
 static int load_fields(const struct state_desc *desc, uint16_t version, void *copy,
 		       struct byte_reader *body, bool has_check, struct error *err)
 {
 	uint64_t seen[STATE_FIELDS_MAX / 64] = { 0 };
+	const struct field *next = desc->fields;
 
 	while (body->pos < body->len) {
 		char name[STATE_NAME_MAX + 1];
 		struct byte_reader part;
-		const struct field *f;
 		int r = get_name(body, name, err);
 		if (r)
 			return r;
 		r = get_part(body, bytes_get_u32(body), &part, err);
 		if (r)
 			return r;
-		for (f = desc->fields; f->name; f++)
-			if (f->kind != FIELD_HOST && strcmp(f->name, name) == 0)
-				break;
+		const struct field *f = find_field(desc, next, name);
 		size_t i = (size_t)(f - desc->fields);
 		if (!f->name || f->since > version)
 			return error_set(err, -EINVAL, "version %u has no field '%s'", version, name);
@@ -187,6 +200,7 @@ static int load_fields(const struct state_desc *desc, uint16_t version, void *co
 		r = load_field(f, copy, &part, has_check, err);
 		if (r)
 			return r;
+		next = f + 1;
 	}
 	for (const struct field *f = desc->fields; f->name; f++) {
 		size_t i = (size_t)(f - desc->fields);
