@@ -6,6 +6,9 @@
 
 #include "block/qcow2_int.h"
 
+#define HEADER_READ_BYTES                                                                          \
+	(64 * KIB) /* read at first: a machine opens many layers, one after the other */
+
 struct extensions {
 	const uint8_t *features; /* feature name table */
 	uint32_t features_len;
@@ -244,23 +247,36 @@ static int parse_backing(struct qcow2 *q, const uint8_t *d, uint64_t len, struct
 	return put_string(&q->backing_name, d + h->backing_offset, h->backing_len, err);
 }
 
+static int read_start(struct qcow2 *q, uint8_t **d, uint64_t len, struct error *err)
+{
+	uint8_t *more = realloc(*d, len + 1);
+
+	if (!more)
+		return error_set(err, -ENOMEM, "out of memory");
+	*d = more;
+	int r = io_pread(q->meta_fd, more, len, 0);
+	return r < 0 ? error_set(err, r, "cannot read disk image '%s': %s", q->path, strerror(-r)) : 0;
+}
+
 int qcow2_read_header(struct qcow2 *q, struct error *err)
 {
-	/* The first cluster, as large as clusters may be. */
-	uint64_t len = MIN(q->file.size_bytes, 1ULL << QCOW2_CLUSTER_BITS_MAX);
-	_cleanup_free_ uint8_t *d = malloc(len + 1);
+	/* The first cluster, if that is none larger than most. */
+	uint64_t len = MIN(q->file.size_bytes, HEADER_READ_BYTES);
+	_cleanup_free_ uint8_t *d = NULL;
 	struct extensions x = { 0 };
+	int r = read_start(q, &d, len, err);
 
-	if (!d)
-		return error_set(err, -ENOMEM, "out of memory");
-	int r = io_pread(q->meta_fd, d, len, 0);
-	if (r < 0)
-		return error_set(err, r, "cannot read disk image '%s': %s", q->path, strerror(-r));
-	r = parse_fixed(q, d, len, err);
+	if (r == 0)
+		r = parse_fixed(q, d, len, err);
 	if (r == 0) {
-		len = MIN(len, 1ULL << q->h.cluster_bits);
-		r = parse_extensions(q, d, len, &x, err);
+		uint64_t cluster = MIN(q->file.size_bytes, 1ULL << q->h.cluster_bits);
+
+		if (cluster > len)
+			r = read_start(q, &d, cluster, err);
+		len = cluster;
 	}
+	if (r == 0)
+		r = parse_extensions(q, d, len, &x, err);
 	if (r == 0)
 		r = check_features(q, &x, err);
 	if (r < 0)
