@@ -171,7 +171,7 @@ static int dbt_vcpu_create(struct engine_vcpu **out, struct engine_vm *evm, unsi
 	x86_state_reset(&cpu->s, index == 0);
 	cpu->tsc_offset = 0 - (int64_t)__builtin_ia32_rdtsc();
 	dbt_count_init(cpu);
-	mmu_init(cpu); /* zero pages are not an empty TLB: slot 0 would answer for page 0 */
+	mmu_init(cpu);
 	dbt_mode_changed(cpu);
 	mmu_flush_all(cpu);
 	vm->cpus[index] = cpu;
@@ -505,7 +505,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 const struct engine_ops engine_dbt = {
 	.name = "dbt",
 	.owns_lapic = false,
-	.probe = dbt_probe, /* src/engine/dbt_probe.c: it computes with doubles */
+	.probe = dbt_probe,	 /* src/engine/dbt_probe.c: it computes with doubles */
 	.vm_create = dbt_vm_create,
 	.vm_destroy = dbt_vm_destroy,
 	.vm_ram_changed = dbt_vm_ram_changed,
