@@ -20,8 +20,10 @@
 #define MS		 1000000LL
 #define SYNC_RETRY_NS	 (500 * MS)
 #define REPLY_TIMEOUT_NS (15000 * MS)
-#define POLL_FIRST_NS	 (5 * MS)
+#define POLL_MIN_NS	 (2 * MS)
 #define POLL_MAX_NS	 (200 * MS)
+#define POLL_PART                                                                                  \
+	4 /* the next look comes after that part of the time since the start: an end is seen that much late, at most */
 
 enum channel { CH_IDLE, CH_SYNC, CH_BUSY };
 enum step { STEP_NEW, STEP_START, STEP_POLL }; /* what the job does next */
@@ -33,7 +35,7 @@ struct agent_job {
 	enum step step;
 	char *request; /* the guest-exec line */
 	json_int_t pid;
-	int64_t deadline_ns, due_ns, poll_ns;
+	int64_t deadline_ns, due_ns, started_ns;
 	agent_done_fn done;
 	void *ctx;
 };
@@ -257,9 +259,9 @@ static void on_timer(void *arg)
 static void job_poll_later(struct agent_job *job)
 {
 	struct agent *a = job->a;
+	int64_t now = vclock_now_ns(a->clock), wait_ns = (now - job->started_ns) / POLL_PART;
 
-	job->due_ns = vclock_now_ns(a->clock) + job->poll_ns;
-	job->poll_ns = MIN(2 * job->poll_ns, POLL_MAX_NS);
+	job->due_ns = now + MIN(MAX(wait_ns, POLL_MIN_NS), POLL_MAX_NS);
 	/* to the end of the list: the others come first */
 	job_unlink(job);
 	job->next = NULL;
@@ -309,6 +311,7 @@ static void on_reply(struct agent *a, json_t *msg)
 			return;
 		}
 		job->pid = json_integer_value(pid);
+		job->started_ns = vclock_now_ns(a->clock);
 		job->step = STEP_POLL;
 		job_poll_later(job);
 	} else if (json_is_true(json_object_get(ret, "exited"))) {
@@ -454,7 +457,6 @@ static int job_add(struct agent *a, struct agent_job **out, int64_t timeout_ns, 
 	job->a = a;
 	job->due_ns = vclock_now_ns(a->clock);
 	job->deadline_ns = job->due_ns + timeout_ns;
-	job->poll_ns = POLL_FIRST_NS;
 	job->done = done;
 	job->ctx = ctx;
 	while (*p)
