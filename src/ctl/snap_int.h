@@ -30,7 +30,7 @@ struct snapper {
 	char *base_name;
 	struct ram_files base;
 	struct snapshot_state base_state;
-	uint64_t *dirty; /* changed since then, as far as collected */
+	uint64_t *dirty; /* changed since then, as far as collected; as many words behind it are for collecting */
 	bool is_logging;
 	uint64_t writes[MACHINE_MAX_DISKS]; /* machine_block_writes() at that time */
 	struct snapper_moment base_moment;
@@ -122,6 +122,7 @@ int snap_begin_take(struct snapper *s, const char *name, int lock, snapper_done_
 		    struct error *err);
 int snap_begin_fork(struct snapper *s, const char *const *names, unsigned n, int lock,
 		    snapper_done_fn done, void *ctx, struct error *err);
+/** snap_go_back() - @lock: -1 where it is the base and disks are not known to have changed; -EAGAIN then: they have, and somebody has the lock. */
 int snap_go_back(struct snapper *s, const char *name, const struct snapper_waking *waking, int lock,
 		 json_t *result, struct error *err);
 

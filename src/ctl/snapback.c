@@ -62,20 +62,36 @@ static int open_target(struct snapper *s, const char *name, struct ram_files *fi
 	return r;
 }
 
-/* Paused.  New layers over the snapshot's disks; none where disks are as they were then. */
-static int prepare_tops(struct snapper *s, const char *name, bool is_base,
+static bool is_base(const struct snapper *s, const char *name)
+{
+	return s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
+}
+
+static bool have_disks_changed(const struct snapper *s)
+{
+	bool have = false;
+
+	for (unsigned i = 0; i < s->config->ndisks; i++)
+		have |= s->writes[i] != machine_block_writes(s->m, i);
+	return have;
+}
+
+/*
+ * Paused.  New layers over the snapshot's disks; none where disks are as they were then.
+ * @lock: of the snapshots; -1: is taken where files are looked for.  -EAGAIN: somebody exchanges them.
+ */
+static int prepare_tops(struct snapper *s, const char *name, int *lock,
 			char *tops[MACHINE_MAX_DISKS], struct error *err)
 {
 	struct snapshot_info info;
-	bool has_changed = !is_base;
 
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
 		tops[i] = NULL;
-	for (unsigned i = 0; i < s->config->ndisks; i++)
-		has_changed |= s->writes[i] != machine_block_writes(s->m, i);
-	if (!has_changed)
+	if (is_base(s, name) && !have_disks_changed(s))
 		return 0;
-	int r = snapstore_load(&info, s->config->name, name, err);
+	if (*lock < 0)
+		*lock = snapstore_try_lock(s->config->name, false, err);
+	int r = *lock < 0 ? *lock : snapstore_load(&info, s->config->name, name, err);
 
 	if (r == 0) {
 		r = vmdisks_go_back(s->disks, &info, tops, err);
@@ -148,7 +164,8 @@ static int64_t go_back(struct snapper *s, const struct ram_files *files,
 		machine_ram_replaced(s->m);
 		pages = (int64_t)(ram->size_bytes >> GUEST_PAGE_SHIFT);
 	}
-	r = machine_load_state(s->m, state, err);
+	/* It was saved, loaded or tried by this machine before. */
+	r = machine_reload_state(s->m, state, err);
 	if (r == 0) {
 		machine_new_generation(s->m);
 		snapper_slept(s->m, moment, waking);
@@ -166,33 +183,36 @@ int snapper_restore(struct snapper *s, const char *name, const struct snapper_wa
 		    json_t *result, snapper_done_fn done, void *ctx, struct error *err)
 {
 	const struct snap_order order = { SNAP_RESTORE, &name, 1, *waking, done, ctx };
+	int r = 0, lock = -1;
 
 	if (s->take || s->forking || s->pending)
 		return error_set(
 			err, -EBUSY, "a snapshot or copies of this machine are being made; wait for that");
-	int lock = snapstore_try_lock(s->config->name, false, err);
-
-	if (lock != -EAGAIN)
-		return lock < 0 ? lock : snap_go_back(s, name, waking, lock, result, err);
-	int r = snap_wait(s, &order, err);
-
+	/* What is open already is enough for going back to the same again. */
+	if (!is_base(s, name) || have_disks_changed(s) || s->below)
+		r = lock = snapstore_try_lock(s->config->name, false, err);
+	if (r >= 0)
+		r = snap_go_back(s, name, waking, lock, result, err);
+	if (r != -EAGAIN)
+		return r;
+	r = snap_wait(s, &order, err);
 	return r < 0 ? r : -EINPROGRESS;
 }
 
 static int go_back_to(struct snapper *s, const char *name, const struct snapper_waking *waking,
-		      json_t *result, struct error *err)
+		      int *lock, json_t *result, struct error *err)
 {
-	bool is_base = s->base_name && !strcmp(s->base_name, name) && s->base_state.data;
+	bool is_same = is_base(s, name);
 	struct snapshot_state state = { 0 };
 	struct ram_files files = { 0 };
 	struct snapper_moment moment = s->base_moment;
 	char *tops[MACHINE_MAX_DISKS];
 	struct error why;
 
-	int r = is_base ? 0 : open_target(s, name, &files, &state, err);
-	const struct snapshot_state *st = is_base ? &s->base_state : &state;
+	int r = is_same ? 0 : open_target(s, name, &files, &state, err);
+	const struct snapshot_state *st = is_same ? &s->base_state : &state;
 
-	if (r == 0 && !is_base)
+	if (r == 0 && !is_same)
 		r = load_moment(s->config->name, name, &moment, err);
 	if (r < 0) {
 		snapshot_state_free(&state);
@@ -205,10 +225,10 @@ static int go_back_to(struct snapper *s, const char *name, const struct snapper_
 
 	r = was_running ? machine_pause(s->m, err) : 0;
 	/* The base's state is this machine's: it was saved or loaded here. */
-	if (r == 0 && !is_base)
+	if (r == 0 && !is_same)
 		r = machine_check_state(s->m, st, err);
 	if (r == 0)
-		r = prepare_tops(s, name, is_base, tops, err);
+		r = prepare_tops(s, name, lock, tops, err);
 	if (r < 0) {
 		if (was_running && machine_state(s->m) == MACHINE_PAUSED && machine_resume(s->m, &why) < 0)
 			log_error("snapshot", "%s", why.text);
@@ -216,7 +236,7 @@ static int go_back_to(struct snapper *s, const char *name, const struct snapper_
 		ram_files_close(&files);
 		return r;
 	}
-	int64_t pages = go_back(s, is_base ? &s->base : &files, st, &moment, waking, tops, err);
+	int64_t pages = go_back(s, is_same ? &s->base : &files, st, &moment, waking, tops, err);
 
 	if (pages < 0) { /* memory is neither the old nor the new */
 		error_prefix(err, "going back to %s failed half-way", name);
@@ -225,7 +245,7 @@ static int go_back_to(struct snapper *s, const char *name, const struct snapper_
 		ram_files_close(&files);
 		return (int)pages;
 	}
-	if (!is_base) {
+	if (!is_same) {
 		snap_forget_base(s);
 		s->base_name = strdup(name);
 		s->base = files;
@@ -247,8 +267,9 @@ int snap_go_back(struct snapper *s, const char *name, const struct snapper_wakin
 {
 	snap_below_cancel(s, NULL);
 	snap_stop_threads(s);
-	int r = go_back_to(s, name, waking, result, err);
+	int r = go_back_to(s, name, waking, &lock, result, err);
 
-	close(lock);
+	if (lock >= 0)
+		close(lock);
 	return r;
 }

@@ -61,10 +61,7 @@ int snap_log_collect(struct snapper *s, struct error *err)
 int snapper_collect_log(struct snapper *s, uint64_t *bitmap, struct error *err)
 {
 	size_t n = snap_bitmap_words(s);
-	_cleanup_free_ uint64_t *now = malloc(n * sizeof(*now));
-
-	if (!now)
-		return error_set(err, -ENOMEM, "no memory for the log of changed pages");
+	uint64_t *now = s->dirty + n;
 	int r = machine_engine(s->m)->dirty_collect(machine_vm(s->m), now, err);
 
 	for (size_t i = 0; r == 0 && i < n; i++) {
@@ -96,7 +93,7 @@ bool snapper_is_busy(const struct snapper *s)
 int snap_log_start(struct snapper *s, struct error *err)
 {
 	if (!s->dirty)
-		s->dirty = malloc(snap_bitmap_words(s) * sizeof(*s->dirty));
+		s->dirty = malloc(2 * snap_bitmap_words(s) * sizeof(*s->dirty));
 	if (!s->dirty)
 		return error_set(err, -ENOMEM, "no memory for the log of changed pages");
 	memset(s->dirty, 0, snap_bitmap_words(s) * sizeof(*s->dirty));

@@ -129,6 +129,7 @@ struct engine_ops {
 	const char *name;    /* "dbt", "kvm" */
 	bool runs_in_kernel; /* the guest touches memory inside of the host's kernel */
 	bool owns_lapic; /* LAPIC is inside the engine: set_intr is ExtINT only, use deliver_msi */
+	bool has_plain_state; /* a vCPU's state is read and set on any thread while it is out of vcpu_run; else on its own */
 
 	/* Takes at most 200 ms; never prints. */
 	void (*probe)(struct engine_probe *out);

@@ -4,7 +4,7 @@
  *
  * Loading has two passes.  The first loads everything into copies and compares the machine that the state
  * describes with the one at hand: all that can be wrong with the bytes is found there, and nothing has
- * changed.  The second loads devices, CPUs and clocks; then devices re-arm their timers and drive their lines
+ * changed.  It is left out for a state that this machine loaded, or gave, before.  The second loads devices, CPUs and clocks; then devices re-arm their timers and drive their lines
  * (after_load), in the order of their creation, which all have loaded state by then.
  *
  * An engine that owns the local APICs gives and takes them as register pages.  Here they go through LAPIC
@@ -391,15 +391,22 @@ static int load_cpus(struct machine *m, const struct snapshot_state *s, struct l
 	return r;
 }
 
+/* What the second pass needs. */
+static int load_rest(struct machine *m, const struct snapshot_state *s, struct loaded *l,
+		     struct error *err)
+{
+	int r = snapshot_get(s, "clock", &snapshot_clock_desc, &l->clock, err);
+
+	return r == 0 ? load_cpus(m, s, l, err) : r;
+}
+
 static int try_all(struct machine *m, const struct snapshot_state *s, struct lapics *lapics,
 		   struct loaded *l, struct error *err)
 {
 	int r = compare(m, s, err);
 
 	if (r == 0)
-		r = snapshot_get(s, "clock", &snapshot_clock_desc, &l->clock, err);
-	if (r == 0)
-		r = load_cpus(m, s, l, err);
+		r = load_rest(m, s, l, err);
 	for (unsigned i = 0; r == 0 && i < m->ncpus; i++)
 		r = try_device(s, &lapic_of(m, lapics, i)->dev, err);
 	for (const struct device *d = m->devices; r == 0 && d; d = d->next)
@@ -561,8 +568,9 @@ static int load_everything(struct machine *m, const struct snapshot_state *s, st
 	return 0;
 }
 
-/* Both passes, or the first alone. */
-static int load(struct machine *m, const struct snapshot_state *s, bool is_trial, struct error *err)
+enum passes { TRY, TRY_AND_LOAD, LOAD };
+
+static int load(struct machine *m, const struct snapshot_state *s, enum passes passes, struct error *err)
 {
 	struct loaded l = { 0 };
 	struct lapics lapics;
@@ -573,8 +581,8 @@ static int load(struct machine *m, const struct snapshot_state *s, bool is_trial
 
 	if (r < 0)
 		return r;
-	r = try_all(m, s, &lapics, &l, err);
-	if (r == 0 && !is_trial)
+	r = passes == LOAD ? load_rest(m, s, &l, err) : try_all(m, s, &lapics, &l, err);
+	if (r == 0 && passes != TRY)
 		r = load_everything(m, s, &lapics, &l, err);
 	loaded_free(&l);
 	lapics_destroy(&lapics);
@@ -583,10 +591,15 @@ static int load(struct machine *m, const struct snapshot_state *s, bool is_trial
 
 int machine_check_state(struct machine *m, const struct snapshot_state *s, struct error *err)
 {
-	return load(m, s, true, err);
+	return load(m, s, TRY, err);
 }
 
 int machine_load_state(struct machine *m, const struct snapshot_state *s, struct error *err)
 {
-	return load(m, s, false, err);
+	return load(m, s, TRY_AND_LOAD, err);
+}
+
+int machine_reload_state(struct machine *m, const struct snapshot_state *s, struct error *err)
+{
+	return load(m, s, LOAD, err);
 }

@@ -513,28 +513,47 @@ static int64_t put_granule(const struct ram_files *f, struct guest_ram *ram, uin
 	return (int64_t)(len >> GUEST_PAGE_SHIFT);
 }
 
-static int64_t put_pages(const struct ram_files *f, struct guest_ram *ram, uint32_t i,
-			 const uint64_t *dirty, struct error *err)
+/* The pages of one word of the bitmap, those from @first_page on, whose bits are in @bits. */
+static int64_t put_bits(const struct ram_files *f, struct guest_ram *ram, uint64_t first_page,
+			uint64_t bits, struct error *err)
 {
-	uint64_t at = (uint64_t)i * f->index.granule_bytes, end = at + granule_len(&f->index, i);
+	uint64_t granule = f->index.granule_bytes >> GUEST_PAGE_SHIFT;
 	int64_t n = 0;
 
-	for (; at < end; at += GUEST_PAGE_SIZE) {
-		uint64_t page = at >> GUEST_PAGE_SHIFT;
-
-		/* Granules begin at whole words of the bitmap, or lie in one. */
-		if (page % 64 == 0 && !dirty[page / 64]) {
-			at += 63 * GUEST_PAGE_SIZE;
-			continue;
-		}
-		if (!(dirty[page / 64] >> page % 64 & 1))
-			continue;
-		int r = read_piece(f, ram->base + at, at, GUEST_PAGE_SIZE, err);
+	while (bits) {
+		unsigned shift = (unsigned)__builtin_ctzll(bits);
+		uint64_t page = first_page + shift, rest = ~(bits >> shift);
+		uint64_t run =
+			MIN(rest ? (uint64_t)__builtin_ctzll(rest) : 64, granule - page % granule);
+		uint64_t at = page << GUEST_PAGE_SHIFT, len = run << GUEST_PAGE_SHIFT;
+		int r = read_piece(f, ram->base + at, at, len, err);
 
 		if (r < 0)
 			return r;
-		ram_note_write_ptr(ram, ram->base + at, GUEST_PAGE_SIZE);
-		n++;
+		ram_note_write_ptr(ram, ram->base + at, len);
+		n += (int64_t)run;
+		bits &= run < 64 ? ~(((1ULL << run) - 1) << shift) : 0;
+	}
+	return n;
+}
+
+/* [@first, @end) of pages, those in @dirty. */
+static int64_t put_pages(const struct ram_files *f, struct guest_ram *ram, uint64_t first,
+			 uint64_t end, const uint64_t *dirty, struct error *err)
+{
+	int64_t n = 0;
+
+	for (uint64_t page = first, next; page < end; page = next) {
+		uint64_t bits = dirty[page / 64] >> page % 64;
+
+		next = MIN(end, (page / 64 + 1) * 64);
+		if (next - page < 64)
+			bits &= (1ULL << (next - page)) - 1;
+		int64_t pages = bits ? put_bits(f, ram, page, bits, err) : 0;
+
+		if (pages < 0)
+			return pages;
+		n += pages;
 	}
 	return n;
 }
@@ -542,11 +561,18 @@ static int64_t put_pages(const struct ram_files *f, struct guest_ram *ram, uint3
 int64_t ram_files_put_back(const struct ram_files *f, const struct ram_index *now,
 			   struct guest_ram *ram, const uint64_t *dirty, struct error *err)
 {
+	const struct ram_index *x = &f->index;
 	int64_t n = 0, pages;
 
-	for (uint32_t i = 0; i < f->index.ngranules; i++, n += pages) {
-		pages = now == &f->index || is_same_granule(&f->index, now, i)
-				? put_pages(f, ram, i, dirty, err)
+	/* The same files: nothing but pages. */
+	if (now == x)
+		return put_pages(f, ram, 0, x->ram_bytes >> GUEST_PAGE_SHIFT, dirty, err);
+	for (uint32_t i = 0; i < x->ngranules; i++, n += pages) {
+		uint64_t first = (uint64_t)i * x->granule_bytes >> GUEST_PAGE_SHIFT;
+
+		pages = is_same_granule(x, now, i)
+				? put_pages(f, ram, first,
+					    first + (granule_len(x, i) >> GUEST_PAGE_SHIFT), dirty, err)
 				: put_granule(f, ram, i, err);
 		if (pages < 0)
 			return pages;

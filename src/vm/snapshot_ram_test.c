@@ -146,6 +146,18 @@ static void layers(void **state)
 	poke(RAM_BYTES - 2, 0xee);
 	assert_int_equal(ram_files_put_back(&f, &f.index, &ram, dirty, &err), 3);
 	assert_memory_equal(ram.base, want, ALL_BYTES);
+	/* Pages in a row: over the ends of granules and of the bitmap's words, whole words, the last page. */
+	static const struct {
+		uint64_t first, n;
+	} runs[] = { { 14, 4 }, { 60, 8 }, { 127, 130 }, { (ALL_BYTES >> GUEST_PAGE_SHIFT) - 2, 2 } };
+	int64_t npages = 0;
+
+	memset(dirty, 0, sizeof(dirty));
+	for (unsigned i = 0; i < ARRAY_SIZE(runs); i++)
+		for (uint64_t k = 0; k < runs[i].n; k++, npages++)
+			poke((runs[i].first + k) << GUEST_PAGE_SHIFT, 0xee);
+	assert_int_equal(ram_files_put_back(&f, &f.index, &ram, dirty, &err), npages);
+	assert_memory_equal(ram.base, want, ALL_BYTES);
 	ram_files_close(&f);
 	/* And to the first one: three granules differ, one page was written since. */
 	struct ram_index second;

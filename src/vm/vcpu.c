@@ -210,7 +210,8 @@ void vcpu_wake(struct vcpu *v)
 
 void vcpu_call(struct vcpu *v, void (*fn)(struct vcpu *v, void *arg), void *arg)
 {
-	if (!v->has_thread) {
+	/* Under the lock: its thread is out, and stays there. */
+	if (!v->has_thread || (v->m->ops->has_plain_state && !v->is_inside)) {
 		fn(v, arg);
 		return;
 	}

@@ -505,6 +505,7 @@ static unsigned dbt_counters(struct engine_vcpu *v, const char **names, uint64_t
 const struct engine_ops engine_dbt = {
 	.name = "dbt",
 	.owns_lapic = false,
+	.has_plain_state = true, /* the FPU's leaves the host's registers with vcpu_run */
 	.probe = dbt_probe,	 /* src/engine/dbt_probe.c: it computes with doubles */
 	.vm_create = dbt_vm_create,
 	.vm_destroy = dbt_vm_destroy,
