@@ -12,6 +12,7 @@
  *     Those who copy (block_copy.c) are on other threads: they hold stack_lock for reading, who changes it for writing.
  *  2. needs_seal: a layer below the top was written to and not made stable since.  A flush succeeds only after
  *     it is sealed.
+ *  3. is_unsettled: the top's file, or what names it, is not stable.  A flush waits for block_settled(), on a thread of the pool.
  */
 #include "block/block.h"
 
@@ -97,11 +98,34 @@ static int check_req(const struct front *d, const struct block_req *req)
 	return 0;
 }
 
+static int await_settled(struct front *d)
+{
+	pthread_mutex_lock(&d->settle_lock);
+	while (d->settled > 0)
+		pthread_cond_wait(&d->settle_end, &d->settle_lock);
+	int r = d->settled;
+
+	pthread_mutex_unlock(&d->settle_lock);
+	return r;
+}
+
+void block_settled(struct block_dev *b, int result)
+{
+	struct front *d = front_of(b);
+
+	assert(result <= 0);
+	pthread_mutex_lock(&d->settle_lock);
+	d->settled = result;
+	d->is_unsettled = result != 0;
+	pthread_cond_broadcast(&d->settle_end);
+	pthread_mutex_unlock(&d->settle_lock);
+}
+
 static int do_flush(struct front *d)
 {
-	int r = 0;
+	int r = d->is_unsettled ? await_settled(d) : 0;
 
-	if (d->needs_seal) {
+	if (r == 0 && d->needs_seal) {
 		pthread_mutex_lock(&d->seal_lock);
 		/* From the bottom up would need a way back; each is whole without the ones above it in any order. */
 		for (struct layer *l = d->top->backing; l && r == 0; l = l->backing)
@@ -183,7 +207,8 @@ static bool plan_request(void *ctx, const struct block_req *req, struct layer_pl
 
 	if ((req->op != BLOCK_READ && req->op != BLOCK_WRITE && req->op != BLOCK_FLUSH) ||
 	    has_limits(d) || (d->track && req->op == BLOCK_WRITE) ||
-	    (makes_stable && d->needs_seal) || !d->top->ops->plan || check_req(d, req) < 0)
+	    (makes_stable && (d->needs_seal || d->is_unsettled)) || !d->top->ops->plan ||
+	    check_req(d, req) < 0)
 		return false;
 	return d->top->ops->plan(d->top, req->op, req->offset_bytes, out);
 }
@@ -220,7 +245,7 @@ static int front_try_now(struct block_dev *b, struct block_req *req)
 	if (check_req(d, req) < 0)
 		return -EAGAIN;
 	if (req->op == BLOCK_FLUSH)
-		return d->needs_seal ? -EAGAIN : d->top->ops->flush_now(d->top);
+		return d->needs_seal || d->is_unsettled ? -EAGAIN : d->top->ops->flush_now(d->top);
 	if (req->len_bytes > NOW_BYTES_MAX || has_limits(d))
 		return -EAGAIN;
 	switch (req->op) {
@@ -269,6 +294,8 @@ static void front_close(struct block_dev *b)
 	pthread_rwlock_destroy(&d->stack_lock);
 	pthread_mutex_destroy(&d->seal_lock);
 	pthread_mutex_destroy(&d->limit_lock);
+	pthread_mutex_destroy(&d->settle_lock);
+	pthread_cond_destroy(&d->settle_end);
 	free(d);
 }
 
@@ -294,6 +321,10 @@ int block_open(struct block_dev **out, struct loop *loop, const struct block_ope
 	pthread_rwlock_init(&d->stack_lock, NULL);
 	pthread_mutex_init(&d->seal_lock, NULL);
 	pthread_mutex_init(&d->limit_lock, NULL);
+	pthread_mutex_init(&d->settle_lock, NULL);
+	pthread_cond_init(&d->settle_end, NULL);
+	d->is_unsettled = o->is_unsettled;
+	d->settled = o->is_unsettled;
 	int r = layer_open_stack(&d->top, o, err);
 	if (r == 0)
 		r = io_pool_create(&d->pool, loop, FRONT_THREADS, do_request, plan_request, d, err);

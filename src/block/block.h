@@ -85,6 +85,7 @@ struct block_open {
 	bool use_direct;  /* O_DIRECT */
 	const struct block_backing_rule *backing; /* NULL: an image with a backing file is refused; borrowed for the call */
 	uint64_t max_bytes_per_s, max_ops_per_s; /* 0: no limit */
+	bool is_unsettled; /* nobody could find the file after a power cut yet: what makes writes stable waits for block_settled() */
 };
 
 /**
@@ -93,6 +94,9 @@ struct block_open {
  * reason and remedy.
  */
 int block_open(struct block_dev **out, struct loop *loop, const struct block_open *o, struct error *err);
+/** block_settled() - of one that was opened as unsettled: @result 0: its file and what names it are stable; -errno: they will not be, and flushes
+ * fail so.  Any thread. */
+void block_settled(struct block_dev *b, int result);
 
 /*
  * Layers of a running device.  All under the machine's lock, on devices from block_open(); each drains the device first

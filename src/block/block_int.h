@@ -28,6 +28,11 @@ struct front {
 	struct block_track *_Atomic track; /* NULL: nobody copies; changes while the pool is drained */
 	_Atomic bool needs_seal;	   /* invariant 2 */
 	pthread_mutex_t seal_lock;
+	/* Invariant 3.  @settled is under @settle_lock: 1: not yet; else what flushes come to. */
+	_Atomic bool is_unsettled; /* @settled is not 0 */
+	int settled;
+	pthread_mutex_t settle_lock;
+	pthread_cond_t settle_end;
 	/* Of try_now: under the machine's lock. */
 	unsigned resting;   /* so many writes go to the pool */
 	unsigned next_rest; /* so many after the next slow one */

@@ -706,6 +706,39 @@ static void on_chain(struct block_req *req, int result)
 		c->b->ops->submit(c->b, req);
 }
 
+/* Until its file's name is stable, nothing that is written to it counts as stable. */
+static void test_unsettled(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t data[BLOCK_SECTOR] = { 1 };
+	const struct iovec iov = { data, sizeof(data) };
+	const struct block_req flush = { .op = BLOCK_FLUSH }, write = {
+		.op = BLOCK_WRITE, .len_bytes = sizeof(data), .iov = &iov, .niov = 1
+	};
+	struct block_req fua = write;
+
+	fua.is_fua = true;
+	for (int result = 0; result >= -EIO; result -= EIO) {
+		struct block_dev *b = open_image(f, (struct block_open){ .is_unsettled = true });
+		struct waiter flushing, writing;
+
+		assert_int_equal(run(f, b, write), 0);
+		assert_int_equal(b->ops->try_now(b, &(struct block_req){ .op = BLOCK_FLUSH }), -EAGAIN);
+		start(b, &flushing, flush);
+		start(b, &writing, fua);
+		for (unsigned i = 0; i < 5; i++)
+			loop_run_once(f->loop, 10);
+		assert_false(flushing.is_done || writing.is_done);
+		block_settled(b, result);
+		b->ops->drain(b);
+		assert_true(flushing.is_done && writing.is_done);
+		assert_int_equal(flushing.result, result);
+		assert_int_equal(writing.result, result);
+		assert_int_equal(run(f, b, flush), result);
+		b->ops->close(b);
+	}
+}
+
 static void test_drain(void **state)
 {
 	struct fixture *f = *state;
@@ -869,6 +902,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_clean_flush, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_open_failures, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_drain, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_unsettled, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_direct, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_track, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_copy, setup, teardown),

@@ -140,7 +140,7 @@ int image_create(const char *path, const struct image_create *c, struct error *e
 	if (r == 0)
 		r = fill(f.fd, path, &full, err);
 	/* Whoever writes its name down somewhere counts on it. */
-	if (r == 0 && (host.fsync(f.fd) < 0 || (r = image_sync_folder(path)) < 0))
+	if (r == 0 && !c->is_unsettled && (host.fsync(f.fd) < 0 || (r = image_sync_folder(path)) < 0))
 		r = error_set(err, r < 0 ? r : -errno, "cannot make disk image '%s' stable: %s",
 			      path, strerror(r < 0 ? -r : errno));
 	image_file_close(&f);

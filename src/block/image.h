@@ -31,10 +31,11 @@ struct image_create {
 	bool has_extended_l2;	/* clusters from 16 KiB */
 	bool has_lazy_refcounts;
 	enum image_compression compression;
-	bool may_replace; /* an existing file is overwritten, else -EEXIST */
+	bool may_replace;  /* an existing file is overwritten, else -EEXIST */
+	bool is_unsettled; /* the caller makes it stable before it is named anywhere */
 };
 
-/** image_create() - a new image, file and name stable; on failure no file is left. */
+/** image_create() - a new image, file and name stable unless @c says otherwise; on failure no file is left. */
 int image_create(const char *path, const struct image_create *c, struct error *err);
 
 struct image_info {

@@ -148,6 +148,7 @@ int snapshot_show(const char *vm, const char *name, bool json, struct error *err
 		snapshot_state_free(&s);
 	}
 	if (r == 0 && json) {
+		snapstore_measure(&i);
 		json_t *all = to_json(&i);
 
 		bytes_put_u8(&text, 0);

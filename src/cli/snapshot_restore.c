@@ -61,8 +61,14 @@ int snapshot_restore(const char *vm, const char *name, bool is_prefault, bool sk
 					 .is_prefault = is_prefault,
 					 .skips_time = skips_time };
 	struct snapshot_info i;
-	int r = snapstore_load(&i, vm, name, err);
+	int r = paths_check_name("a machine", vm, err);
 
+	if (r == 0)
+		r = paths_check_name("a snapshot", name, err);
+	if (r < 0)
+		return r;
+	snapstore_prefetch(vm, name);
+	r = snapstore_load(&i, vm, name, err);
 	if (r < 0)
 		return r;
 	snapshot_info_free(&i);

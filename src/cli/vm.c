@@ -28,6 +28,7 @@
 #include "ctl/snaptake.h"
 #include "ctl/vmconfig.h"
 #include "ctl/vmlog.h"
+#include "ctl/vmsettle.h"
 
 #define CONSOLE_BACKLOG (64 * KIB)
 #define DRAIN_MAX_NS	10000000000LL
@@ -62,6 +63,15 @@ static const struct opts_cmd vm_cmd = {
 	.usage = "",
 	.summary = "internal: the process of one machine",
 	.opts = vm_opts,
+};
+
+/* What it goes on from: args.from. */
+struct origin {
+	struct snapshot_info info;
+	struct snapshot_state state;
+	struct ram_files files;
+	struct working_set set; /* empty: none is known */
+	struct machine_restore restore;
 };
 
 struct process {
@@ -100,6 +110,11 @@ struct process {
 	bool has_code_key;
 	struct snapcode_reader *code;	  /* that is being read; or NULL */
 	struct working_set_reader *ahead; /* memory that is being read; or NULL */
+	struct origin origin;
+	/* Its disks are on new layers that a power cut would lose (ctl/vmsettle.h). */
+	bool is_unsettled;
+	int settle_lock;	 /* of the snapshots, for @settle; -1: none */
+	struct vmsettle *settle; /* they are being made stable; or NULL */
 };
 
 static void tell_on(int fd, json_t *msg)
@@ -168,51 +183,45 @@ static void free_backends(void *arg)
 	close_chardev(&p->serial);
 }
 
-/* What it goes on from. */
-struct origin {
-	struct snapshot_state state;
-	struct ram_files files;
-	struct working_set set; /* empty: none is known */
-	struct machine_restore restore;
-	struct working_set_reader **ahead; /* the process's */
-	bool is_prefault;
-};
+/* ---- what it goes on from ---- */
 
 static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 {
-	struct origin *o = arg;
-	int r = ram_files_map(&o->files, ram, true, err);
+	struct process *p = arg;
+	int r = ram_files_map(&p->origin.files, ram, true, err);
 
-	if (r == 0 && !o->is_prefault)
-		*o->ahead = working_set_read_ahead(&o->set, ram);
+	if (r == 0 && !p->args.is_prefault)
+		p->ahead = working_set_read_ahead(&p->origin.set, ram);
 	return r;
 }
 
 static void origin_close(struct origin *o)
 {
+	snapshot_info_free(&o->info);
 	snapshot_state_free(&o->state);
 	ram_files_close(&o->files);
 	working_set_free(&o->set);
 }
 
-static int origin_open(struct origin *o, struct process *p, struct error *err)
+static int origin_open(struct process *p, struct error *err)
 {
-	*o = (struct origin){ .is_prefault = p->args.is_prefault, .ahead = &p->ahead };
+	struct origin *o = &p->origin;
 	int r = snapstore_open_state(p->args.name, p->args.from, &o->state, err);
 
 	if (r == 0)
 		r = snapstore_open_ram(p->args.name, p->args.from, &o->files, err);
-	if (r < 0) {
-		origin_close(o);
+	if (r < 0)
 		error_prefix(err, "snapshot %s of %s", p->args.from, p->args.name);
+	else
+		r = snapstore_load(&o->info, p->args.name, p->args.from, err);
+	if (r < 0)
 		return r;
-	}
 	struct error why;
 	int found = snapstore_open_set(p->args.name, p->args.from, &o->set, &why);
 
 	if (found < 0 && found != -ENOENT)
 		log_warn("vm", "memory is not read ahead: %s", why.text);
-	o->restore = (struct machine_restore){ .state = &o->state, .map_ram = map_ram, .arg = o };
+	o->restore = (struct machine_restore){ .state = &o->state, .map_ram = map_ram, .arg = p };
 	if (p->code)
 		o->restore.code_head = snapcode_head(p->code, &o->restore.code_head_len);
 	return 0;
@@ -222,7 +231,6 @@ static int origin_open(struct origin *o, struct process *p, struct error *err)
 static int open_disks(struct process *p, struct error *err)
 {
 	char *tops[MACHINE_MAX_DISKS];
-	struct snapshot_info info;
 	unsigned n = 0;
 
 	p->backing_paths[n++] = p->vm_dir;
@@ -235,14 +243,11 @@ static int open_disks(struct process *p, struct error *err)
 
 	if (r == 0)
 		r = vmdisks_open(&p->disks, &p->config, err);
+	p->is_unsettled = p->args.from || p->restore;
 	if (r < 0 || !p->args.from)
 		return r;
-	r = snapstore_load(&info, p->args.name, p->args.from, err);
-	if (r < 0)
-		return r;
-	r = vmdisks_go_back(&p->disks, &info, tops, err);
-	snapshot_info_free(&info);
-	return r == 0 ? vmdisks_went_back(&p->disks, tops, err) : r;
+	r = vmdisks_go_back(&p->disks, &p->origin.info, true, tops, err);
+	return r == 0 ? vmdisks_write_to(&p->disks, tops, err) : r;
 }
 
 static void take_cards(struct process *p, struct machine_config *cfg)
@@ -351,21 +356,26 @@ static int open_machine(struct process *p, struct machine_config *cfg, struct er
 	cfg->backends_arg = p;
 	if (p->restore)
 		cfg->engine_ops = p->ops;
-	for (unsigned i = 0; i < cfg->ndisks; i++)
+	for (unsigned i = 0; i < cfg->ndisks; i++) {
 		cfg->disks[i].backing = &p->backing;
+		cfg->disks[i].is_unsettled = p->is_unsettled;
+	}
+	if (p->is_unsettled) {
+		p->settle_lock = lock;
+		lock = -1;
+	}
 	take_cards(p, cfg);
 	take_shares(p, cfg);
 	if (broker_door() >= 0)
 		cfg->confine_vcpu = confine_filter_vcpu;
 	r = p->target ? create_incoming(p, cfg, err) : machine_create(&p->m, cfg, p->engine_reason, err);
 	/* It has come up meanwhile, or ends the machine. */
-	return r < 0 ? r : vm_host_await_net(&p->host, broker_door() >= 0, err);
+	return r < 0 ? r : vm_host_await_net(&p->host, &p->start, broker_door() >= 0, err);
 }
 
 static int create_machine(struct process *p, struct error *err)
 {
 	struct machine_config cfg = { .restore = p->restore };
-	struct origin origin;
 	int r;
 
 	/* Read while all else is made ready. */
@@ -374,14 +384,13 @@ static int create_machine(struct process *p, struct error *err)
 
 	if (!p->args.from)
 		return open_machine(p, &cfg, err);
-	r = origin_open(&origin, p, err);
+	r = origin_open(p, err);
 	if (r < 0)
 		return r;
-	cfg.restore = &origin.restore;
+	cfg.restore = &p->origin.restore;
 	r = open_machine(p, &cfg, err);
-	if (r == 0 && origin.is_prefault)
-		r = ram_files_prefault(&origin.files, machine_ram(p->m), err);
-	origin_close(&origin);
+	if (r == 0 && p->args.is_prefault)
+		r = ram_files_prefault(&p->origin.files, machine_ram(p->m), err);
 	return r;
 }
 
@@ -424,12 +433,11 @@ static int create_snapper(struct process *p, struct error *err)
 	if (r == 0)
 		r = migrator_create(&p->migrator, &mc, err);
 	if (r == 0 && p->args.from)
-		r = snapper_restored(p->snapper, p->args.from, err);
+		r = snapper_restored(p->snapper, &p->origin.info, &p->origin.files,
+				     &p->origin.state, err);
+	origin_close(&p->origin);
 	if (r < 0)
 		return r;
-	snapper_take_readers(p->snapper, p->code, p->ahead);
-	p->code = NULL;
-	p->ahead = NULL;
 	return 0;
 }
 
@@ -593,7 +601,15 @@ static int start(struct process *p, struct error *err)
 		snapper_woke(p->snapper, from, !p->restore);
 	if (p->args.from)
 		snapper_record(p->snapper);
-	return machine_start(p->m, false, err);
+	int r = machine_start(p->m, false, err);
+
+	if (r < 0)
+		return r;
+	/* What takes processor time comes after the guest. */
+	snapper_take_readers(p->snapper, p->code, p->ahead);
+	p->code = NULL;
+	p->ahead = NULL;
+	return 0;
 }
 
 /* May it run here at all? */
@@ -619,18 +635,11 @@ static int check_fate(struct process *p, struct error *err)
 		      : MIN(r, 0);
 }
 
-static int build(struct process *p, struct error *err)
+/* Whoever has connected already is answered from here on. */
+static int serve(struct process *p, struct error *err)
 {
 	struct ctl_config cc = { .config = &p->config };
-	int r = p->args.incoming   ? open_target(p, err)
-		: p->args.handover ? open_predecessor(p, err)
-				   : 0;
 
-	if (r == 0)
-		r = create_machine(p, err);
-
-	if (r < 0)
-		return r;
 	cc.machine = p->m;
 	cc.clock = &p->clock;
 	cc.console = p->hub;
@@ -640,15 +649,10 @@ static int build(struct process *p, struct error *err)
 	cc.is_confined = p->is_confined;
 	cc.confinement = p->confinement;
 	cc.pid = p->start.pid;
-	pthread_mutex_lock(machine_lock(p->m));
-	r = create_snapper(p, err);
-	if (r < 0) {
-		pthread_mutex_unlock(machine_lock(p->m));
-		return r;
-	}
 	cc.snapper = p->snapper;
 	cc.migrator = p->migrator;
-	r = ctl_create(&p->ctl, p->start.listen_fd, &cc, err);
+	int r = ctl_create(&p->ctl, p->start.listen_fd, &cc, err);
+
 	p->start.listen_fd = -1;
 	p->handover.ctl = p->ctl;
 	p->handover.machine = p->m;
@@ -657,18 +661,99 @@ static int build(struct process *p, struct error *err)
 	p->handover.name = p->args.name;
 	p->handover.status_fd = p->args.status_fd ? (int)p->args.status_fd : -1;
 	p->handover.lifeline_fd = p->args.lifeline_fd ? (int)p->args.lifeline_fd : -1;
+	return r;
+}
+
+/* A copy has told all that the machine that it was copied from wants to know. */
+static void close_status(struct process *p)
+{
+	if (!p->restore)
+		return;
+	close((int)p->args.status_fd);
+	p->args.status_fd = 0;
+	p->handover.status_fd = -1;
+}
+
+static void on_settled(void *arg)
+{
+	struct process *p = arg;
+	struct error err;
+
+	if (!p->settle)
+		return; /* the machine ended meanwhile */
+	int r = vmsettle_end(p->settle, &err);
+
+	p->settle = NULL;
+	p->is_unsettled = r < 0;
+	if (r == 0)
+		r = serve(p, &err);
+	if (r == 0) {
+		tell_ready(p);
+		close_status(p);
+		return;
+	}
+	tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
+	machine_end(p->m, END_FAILED, 1, err.text);
+}
+
+/* Under the machine's lock. */
+static int set_going(struct process *p, struct error *err)
+{
+	int r = create_snapper(p, err);
+
 	if (r == 0)
 		r = watch_events(p, err);
+	if (r == 0 && p->is_unsettled) {
+		r = start(p, err);
+		if (r < 0)
+			return r;
+		r = vmsettle_begin(&p->settle, p->m, &p->disks, p->settle_lock, on_settled, p, err);
+		p->settle_lock = -1;
+		return r;
+	}
+	if (r == 0)
+		r = serve(p, err);
 	if (r == 0 && p->args.handover)
 		machine_hold_cards(p->m, true);
-	if (r == 0 && p->target) {
-		r = await_incoming(p, err);
-	} else if (r == 0) {
-		tell_ready(p);
-		r = start(p, err);
-	}
+	if (r == 0 && p->target)
+		return await_incoming(p, err);
+	if (r < 0)
+		return r;
+	tell_ready(p);
+	return start(p, err);
+}
+
+static int build(struct process *p, struct error *err)
+{
+	int r = p->args.incoming   ? open_target(p, err)
+		: p->args.handover ? open_predecessor(p, err)
+				   : 0;
+
+	if (r == 0)
+		r = create_machine(p, err);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(machine_lock(p->m));
+	r = set_going(p, err);
 	pthread_mutex_unlock(machine_lock(p->m));
 	return r;
+}
+
+/* It has ended before its disks were stable: who waits for it to be ready is told what became of that first. */
+static void end_settling(struct process *p)
+{
+	struct error err;
+
+	if (!p->settle)
+		return;
+	int r = vmsettle_end(p->settle, &err);
+
+	p->settle = NULL;
+	p->is_unsettled = r < 0;
+	if (r == 0)
+		tell_ready(p);
+	else
+		tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
 }
 
 /* What the guest wrote last still reaches who listens. */
@@ -696,7 +781,13 @@ static void destroy(struct process *p)
 	p->has_arrived = migrate_target_destroy(p->target);
 	snapcode_read_end(p->code);
 	working_set_read_end(p->ahead);
+	origin_close(&p->origin);
+	end_settling(p);
+	if (p->settle_lock >= 0)
+		close(p->settle_lock);
 	if (p->m) {
+		if (p->is_unsettled)
+			machine_settled(p->m, -ECANCELED);
 		pthread_mutex_lock(machine_lock(p->m));
 		ctl_destroy(p->ctl);
 		migrator_destroy(p->migrator);
@@ -709,6 +800,8 @@ static void destroy(struct process *p)
 	}
 	if (p->start.listen_fd >= 0)
 		close(p->start.listen_fd);
+	if (p->start.net_ready_fd)
+		close(p->start.net_ready_fd);
 	if (p->signal_fd >= 0)
 		close(p->signal_fd);
 	vmdisks_close(&p->disks);
@@ -719,15 +812,6 @@ static void destroy(struct process *p)
 		vm_host_finish(&p->host);
 	vmconfig_free(&p->config);
 	free(p->vm_dir);
-}
-
-/* A copy has told all that the machine that it was copied from wants to know. */
-static void close_status(struct process *p)
-{
-	if (p->restore)
-		close((int)p->args.status_fd);
-	if (p->restore)
-		p->args.status_fd = 0;
 }
 
 static int failed(struct process *p, const struct error *err)
@@ -746,8 +830,8 @@ static int run(struct process *p)
 
 	if (build(p, &err) < 0)
 		return failed(p, &err);
-	close_status(p);
 	machine_run(p->m, &end);
+	end_settling(p);
 	/* Whoever listens hears the rest from the process that goes on. */
 	if (migrator_has_gone_on(p->migrator)) {
 		log_info("vm", "%s", end.text);
@@ -755,7 +839,8 @@ static int run(struct process *p)
 	}
 	log_write(end.reason == END_FAILED ? LOG_ERROR : LOG_INFO, "vm", "%s", end.text);
 	pthread_mutex_lock(machine_lock(p->m));
-	ctl_ended(p->ctl, &end);
+	if (p->ctl)
+		ctl_ended(p->ctl, &end);
 	pthread_mutex_unlock(machine_lock(p->m));
 	drain_console(p);
 	tell(p, json_pack("{s:s, s:i, s:i, s:s}", "event", "end", "status", end.status, "reason",
@@ -898,6 +983,7 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 	struct process p = { .args = { .name = name, .status_fd = (uint64_t)status_fd },
 			     .signal_fd = -1,
 			     .faults_fd = -1,
+			     .settle_lock = -1,
 			     .restore = restore,
 			     .moment = moment,
 			     .ops = machine_engine(from->m),
@@ -936,7 +1022,7 @@ static void take_code_key(struct process *p)
 
 int cli_vm(int argc, char **argv)
 {
-	struct process p = { .signal_fd = -1, .faults_fd = -1 };
+	struct process p = { .signal_fd = -1, .faults_fd = -1, .settle_lock = -1 };
 	struct opts_rest rest;
 	struct error err;
 	int status;

@@ -77,7 +77,7 @@ static int start_net(struct vm_host *h, const struct vmconfig *c, struct error *
 	int r = c->mac ? vmconfig_parse_mac(c->mac, s->macs[0], err) : 0;
 
 	if (r == 0)
-		r = netd_begin(&o, &s->cards[0], &h->net_pid, &h->net_ready_fd, err);
+		r = netd_begin(&o, &s->cards[0], &h->net_pid, &h->start.net_ready_fd, err);
 	if (r == 0)
 		s->ncards = 1;
 	return r;
@@ -302,13 +302,16 @@ static void close_start(struct broker_start *s)
 		close_fd(&s->cards[--s->ncards]);
 	while (s->nshares)
 		close_fd(&s->shares[--s->nshares]);
+	if (s->net_ready_fd)
+		close(s->net_ready_fd);
+	s->net_ready_fd = 0;
 }
 
-int vm_host_await_net(struct vm_host *h, bool is_confined, struct error *err)
+int vm_host_await_net(struct vm_host *h, struct broker_start *s, bool is_confined, struct error *err)
 {
-	int fd = h->net_ready_fd;
+	int fd = s->net_ready_fd;
 
-	h->net_ready_fd = 0;
+	s->net_ready_fd = 0;
 	int r = fd ? netd_await(fd, is_confined ? 0 : h->net_pid, err) : 0;
 
 	if (r < 0)
@@ -319,9 +322,6 @@ int vm_host_await_net(struct vm_host *h, bool is_confined, struct error *err)
 void vm_host_finish(struct vm_host *h)
 {
 	close_start(&h->start);
-	if (h->net_ready_fd)
-		close(h->net_ready_fd);
-	h->net_ready_fd = 0;
 	/* Its socket is closed by now, so it ends. */
 	while (h->net_pid && waitpid(h->net_pid, NULL, 0) < 0 && errno == EINTR)
 		continue;
@@ -439,8 +439,6 @@ static int prepare_copy(struct vm_host *h, struct vmconfig *c, const char *name,
 
 	if (r == 0)
 		r = vm_host_prepare(h, c, name, 0, err);
-	if (r == 0)
-		r = vm_host_await_net(h, false, err);
 	if (r < 0)
 		return r;
 	h->start.pid = pid;
@@ -513,9 +511,6 @@ int vm_host_broker(struct vm_host *h, struct confine *confine, const struct vmco
 	struct error err;
 
 	close_start(&h->start);
-	if (h->net_ready_fd)
-		close(h->net_ready_fd); /* the machine waits */
-	h->net_ready_fd = 0;
 	forward_signals(confine->machine_pid);
 	int r = serve(h, c, confine->door, &err);
 

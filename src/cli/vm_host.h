@@ -13,7 +13,6 @@ struct vm_host {
 	char *run_dir, *vm_dir;
 	int lock_fd;
 	pid_t net_pid;			      /* 0: no network process of its own */
-	int net_ready_fd;		      /* 0: nothing is to be waited for */
 	pid_t share_pids[MACHINE_MAX_SHARES]; /* servers of shared folders, which end when their sockets close */
 	unsigned nshares;
 	bool is_dir_ours; /* we hold the lock: what lies in the directories is ours to remove */
@@ -43,9 +42,10 @@ int vm_host_arrived(struct vm_host *h, const char *name, int lock_fd, struct err
 void vm_host_has_left(struct vm_host *h);
 /**
  * vm_host_await_net() - the network's process has come up meanwhile, or there will be no machine.
+ * @s: what the machine was given; nothing is waited for afterwards
  * @is_confined: this is the machine, and the network's process its broker's child
  */
-int vm_host_await_net(struct vm_host *h, bool is_confined, struct error *err);
+int vm_host_await_net(struct vm_host *h, struct broker_start *s, bool is_confined, struct error *err);
 /**
  * vm_host_identity() - the machine's record in its lab, a new reference; NULL: it is in none.  Rules change while it runs; a lab that
  * does not answer leaves it with what it said last.

@@ -83,6 +83,8 @@ void broker_send_start(int reply_to, const struct broker_start *start)
 		fds[n++] = start->cards[i];
 	for (unsigned i = 0; i < start->nshares; i++)
 		fds[n++] = start->shares[i];
+	if (start->net_ready_fd)
+		fds[n++] = start->net_ready_fd;
 	send_reply(reply_to, &reply, start, fds, n);
 }
 

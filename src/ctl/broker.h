@@ -68,7 +68,7 @@ struct broker_request {
 	uint8_t zero[6];
 };
 #define BROKER_REQUEST_MAX (sizeof(struct broker_request) + 2 * (size_t)PATH_MAX)
-#define BROKER_FDS_MAX	   (4 + MACHINE_MAX_NICS + MACHINE_MAX_SHARES) /* of one message */
+#define BROKER_FDS_MAX	   (5 + MACHINE_MAX_NICS + MACHINE_MAX_SHARES) /* of one message */
 
 struct broker_reply {
 	int32_t result; /* 0 or -errno; of CLAIM_ASK the answer; of COPY, then a sentence may follow */
@@ -127,6 +127,7 @@ struct broker_start {
 	unsigned ncards;
 	bool is_tap;		     /* they are devices of the host's, no frame sockets */
 	int cards[MACHINE_MAX_NICS]; /* frame sockets */
+	int net_ready_fd; /* netd_await(): the network's process has come up; 0: nothing is to be waited for */
 	uint8_t macs[MACHINE_MAX_NICS][6];
 	unsigned nshares;
 	int shares[MACHINE_MAX_SHARES]; /* sockets to the servers of its shared folders, in the configuration's order */

@@ -333,7 +333,7 @@ int broker_copy(const char *name, struct broker_start *start, struct error *err)
 	unsigned n = ARRAY_SIZE(fds);
 	int r = ask_for(&a, &reply, &got, sizeof(got), fds, &n);
 
-	if (r == 0 && (n < 4 || n - 4 != (size_t)got.start.ncards + got.start.nshares))
+	if (r == 0 && (n < 4 || n - 4 != (size_t)got.start.ncards + got.start.nshares + (got.start.net_ready_fd != 0)))
 		r = -EPROTO;
 	got.text[sizeof(got.text) - 1] = 0;
 	if (r < 0)
@@ -347,5 +347,7 @@ int broker_copy(const char *name, struct broker_start *start, struct error *err)
 		start->cards[i] = fds[4 + i];
 	for (unsigned i = 0; i < start->nshares; i++)
 		start->shares[i] = fds[4 + start->ncards + i];
+	if (start->net_ready_fd)
+		start->net_ready_fd = fds[n - 1];
 	return 0;
 }

@@ -117,14 +117,16 @@ static bool may_have_tops(const struct broker_policy *p, const struct folder *to
 
 /* ---- reading and writing ---- */
 
-static int write_config(const struct folder *to, json_t *json)
+/* @is_stable: else that is the new machine's to see to, when it runs (vmsettle.h). */
+static int write_config(const struct folder *to, json_t *json, bool is_stable)
 {
 	_cleanup_free_ char *text = json_dumps(json, JSON_INDENT(2)), *path = NULL;
 	struct error err;
 
 	if (!text || asprintf(&path, "%s/" BROKER_CONFIG, to->path) < 0)
 		return -ENOMEM;
-	return paths_write_file(path, text, strlen(text), &err);
+	return is_stable ? paths_write_file(path, text, strlen(text), &err)
+			 : paths_hand_over(path, text, strlen(text), &err);
 }
 
 static json_t *read_config(const struct place *from)
@@ -177,7 +179,7 @@ int broker_replace_config(struct broker_policy *p, const struct place *from, con
 			: -EACCES;
 
 	if (r == 0)
-		r = write_config(to->folder, json);
+		r = write_config(to->folder, json, to->folder == &p->own);
 	if (r == 0) {
 		(void)unlinkat(from->fd, from->name, 0);
 		adopt(p, to->folder, json, tops);

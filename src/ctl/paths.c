@@ -232,6 +232,14 @@ DIR *paths_open_dir(const char *path)
 	return d;
 }
 
+static int sync_path(const char *path)
+{
+	_cleanup_close_ int fd = host.open(path, O_RDONLY | O_CLOEXEC, 0);
+
+	/* Some file systems can't sync folders: then there is no more to be had. */
+	return fd < 0 || (host.fsync(fd) < 0 && errno != EINVAL) ? -errno : 0;
+}
+
 /* The name itself: after a power cut, too, it is the new file's. */
 static int sync_parent(const char *path)
 {
@@ -242,13 +250,17 @@ static int sync_parent(const char *path)
 		return -ENOMEM;
 	if (slash)
 		slash[slash == dir] = 0;
-	_cleanup_close_ int fd = host.open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-
-	/* Some file systems can't sync folders: then there is no more to be had. */
-	return fd < 0 || (host.fsync(fd) < 0 && errno != EINVAL) ? -errno : 0;
+	return sync_path(slash ? dir : ".");
 }
 
-int paths_write_file(const char *path, const void *data, size_t len, struct error *err)
+int paths_sync(const char *path, struct error *err)
+{
+	int r = sync_path(path);
+
+	return r < 0 ? error_set(err, r, "cannot make %s stable: %s", path, strerror(-r)) : 0;
+}
+
+static int write_file(const char *path, const void *data, size_t len, bool is_stable, struct error *err)
 {
 	_cleanup_free_ char *tmp = paths_format(err, "%s.new", path);
 
@@ -262,18 +274,28 @@ int paths_write_file(const char *path, const void *data, size_t len, struct erro
 		return error_set(err, -errno, "cannot write %s: %s", tmp, strerror(errno));
 	int r = write_all(fd, data, len);
 
-	if (r == 0 && host.fsync(fd) < 0)
+	if (r == 0 && is_stable && host.fsync(fd) < 0)
 		r = -errno;
 	close(fd);
 	if (r == 0 && host.renameat(AT_FDCWD, tmp, AT_FDCWD, path) < 0)
 		r = -errno;
-	if (r == 0)
+	if (r == 0 && is_stable)
 		r = sync_parent(path);
 	if (r < 0) {
 		host.unlinkat(AT_FDCWD, tmp, 0);
 		return error_set(err, r, "cannot write %s: %s", path, strerror(-r));
 	}
 	return 0;
+}
+
+int paths_write_file(const char *path, const void *data, size_t len, struct error *err)
+{
+	return write_file(path, data, len, true, err);
+}
+
+int paths_hand_over(const char *path, const void *data, size_t len, struct error *err)
+{
+	return write_file(path, data, len, false, err);
 }
 
 int paths_read_file(const char *path, size_t max, char **out, size_t *len, struct error *err)

@@ -42,6 +42,10 @@ int paths_remove_tree(const char *path, struct error *err);
 
 /** paths_write_file() - whole, with mode 0600, replacing what was there in one step; stable when it returns. */
 int paths_write_file(const char *path, const void *data, size_t len, struct error *err);
+/** paths_hand_over() - the same, but that whoever carries out the renaming makes it stable: a confined machine's broker, for its configuration. */
+int paths_hand_over(const char *path, const void *data, size_t len, struct error *err);
+/** paths_sync() - the file, or the names in the folder, @path is stable. */
+int paths_sync(const char *path, struct error *err);
 /** paths_read_file() - all of a file of at most @max bytes, NUL appended. */
 int paths_read_file(const char *path, size_t max, char **out, size_t *len, struct error *err);
 

@@ -19,21 +19,19 @@ static int load_moment(const char *vm, const char *name, struct snapper_moment *
 	return 0;
 }
 
-int snapper_restored(struct snapper *s, const char *name, struct error *err)
+int snapper_restored(struct snapper *s, const struct snapshot_info *from, struct ram_files *files,
+		     struct snapshot_state *state, struct error *err)
 {
-	int r;
-
 	snap_forget_base(s);
-	s->base_name = strdup(name);
-	if (!s->base_name)
-		return error_set(err, -ENOMEM, "no memory for snapshots");
-	r = snapstore_open_ram(s->config->name, name, &s->base, err);
-	if (r == 0)
-		r = snapstore_open_state(s->config->name, name, &s->base_state, err);
-	if (r == 0)
-		r = snap_log_start(s, err);
-	if (r == 0)
-		r = load_moment(s->config->name, name, &s->base_moment, err);
+	s->base = *files;
+	s->base_state = *state;
+	*files = (struct ram_files){ 0 };
+	*state = (struct snapshot_state){ 0 };
+	s->base_moment = from->moment;
+	s->base_name = strdup(from->name);
+	int r = s->base_name ? snap_log_start(s, err)
+			     : error_set(err, -ENOMEM, "no memory for snapshots");
+
 	if (r < 0)
 		snap_forget_base(s);
 	return r;
@@ -94,7 +92,7 @@ static int prepare_tops(struct snapper *s, const char *name, int *lock,
 	int r = *lock < 0 ? *lock : snapstore_load(&info, s->config->name, name, err);
 
 	if (r == 0) {
-		r = vmdisks_go_back(s->disks, &info, tops, err);
+		r = vmdisks_go_back(s->disks, &info, false, tops, err);
 		snapshot_info_free(&info);
 	}
 	return r;

@@ -34,6 +34,7 @@ void snapper_take_readers(struct snapper *s, struct snapcode_reader *code, struc
 {
 	s->code = code;
 	s->ahead = ahead;
+	working_set_put_in_place(ahead);
 	if (code)
 		snapcode_load(code, machine_engine(s->m), machine_vm(s->m));
 }

@@ -164,7 +164,7 @@ static int make_copy(struct forking *f, unsigned i, struct error *err)
 	if (r == 0)
 		r = vmdisks_copy(s->disks, &c, dir, sizes, err);
 	if (r == 0)
-		r = vmconfig_save(&c, err);
+		r = vmconfig_put(&c, err);
 	vmconfig_free(&c);
 	return r;
 }

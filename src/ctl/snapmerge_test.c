@@ -217,7 +217,7 @@ static void restore_disk(struct model *m, const char *name)
 	struct snapshot_info info;
 
 	ok(m, snapstore_load(&info, "m", name, &m->err));
-	ok(m, vmdisks_go_back(&m->disks, &info, tops, &m->err));
+	ok(m, vmdisks_go_back(&m->disks, &info, false, tops, &m->err));
 	ok(m, vmdisks_went_back(&m->disks, tops, &m->err));
 	snapshot_info_free(&info);
 }

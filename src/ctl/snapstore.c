@@ -14,8 +14,9 @@
 #include "ctl/paths.h"
 #include "net/identity.h"
 
-#define TMP_PREFIX   ".tmp-"
-#define TRASH_PREFIX ".trash-"
+#define TMP_PREFIX     ".tmp-"
+#define TRASH_PREFIX   ".trash-"
+#define PREFETCH_BYTES (256 * (off_t)KIB) /* the tables of a layer, all of most other files */
 
 /* ---- paths ---- */
 
@@ -364,10 +365,10 @@ static int make_paths(struct vmconfig *c, const char *dir, struct error *err)
 	return r;
 }
 
-/* Sizes on the host, by whether other names exist. */
-static void add_sizes(struct snapshot_info *i, const char *dir)
+void snapstore_measure(struct snapshot_info *i)
 {
-	DIR *d = paths_open_dir(dir);
+	_cleanup_free_ char *dir = snapstore_path(i->vm, i->name, NULL, NULL);
+	DIR *d = dir ? paths_open_dir(dir) : NULL;
 	struct dirent *e;
 	struct stat st;
 
@@ -459,7 +460,6 @@ int snapstore_load(struct snapshot_info *out, const char *vm, const char *name, 
 		snapshot_info_free(&i);
 		return r;
 	}
-	add_sizes(&i, dir);
 	*out = i;
 	return 0;
 }
@@ -520,6 +520,7 @@ int snapstore_list(const char *vm, struct snapshot_info **out, unsigned *n,
 			r = error_set(err, -ENOMEM, "no memory for the list of snapshots");
 			break;
 		}
+		snapstore_measure(&i);
 		list = more;
 		list[count++] = i;
 	}
@@ -541,6 +542,27 @@ void snapstore_list_free(struct snapshot_info *list, unsigned n)
 	for (unsigned i = 0; i < n; i++)
 		snapshot_info_free(&list[i]);
 	free(list);
+}
+
+void snapstore_prefetch(const char *vm, const char *name)
+{
+	_cleanup_free_ char *path = snapstore_path(vm, name, NULL, NULL);
+	DIR *d = path ? paths_open_dir(path) : NULL;
+	struct dirent *e;
+
+	while (d && (e = readdir(d))) {
+		if (e->d_name[0] == '.' || e->d_type != DT_REG || !strncmp(e->d_name, "ram-", 4) ||
+		    !strcmp(e->d_name, "kernel") || !strcmp(e->d_name, "initrd"))
+			continue;
+		/* Non-blocking, and whatever it is, nothing is read from it here: a hint. */
+		_cleanup_close_ int fd = host.openat(
+			dirfd(d), e->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
+
+		if (fd >= 0)
+			(void)posix_fadvise(fd, 0, PREFETCH_BYTES, POSIX_FADV_WILLNEED);
+	}
+	if (d)
+		closedir(d);
 }
 
 int snapstore_open_state(const char *vm, const char *name, struct snapshot_state *out, struct error *err)

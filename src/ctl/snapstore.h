@@ -84,16 +84,18 @@ struct snapshot_info {
 	int64_t created_s; /* real time since 1970 */
 	struct snapper_moment moment;
 	uint64_t pause_us;		  /* how long the machine stood still for it */
-	uint64_t own_bytes, shared_bytes; /* on the host's disk: of this one alone, and also of others */
+	uint64_t own_bytes, shared_bytes; /* on the host's disk: of this one alone, and also of others; 0: snapstore_measure() was not called */
 	struct vmconfig config;		  /* paths into the snapshot's folder */
 	json_t *network; /* its record in its lab (net/identity.h); NULL: it was in none */
 };
 
 /** snapstore_load() - -ENOENT: there is none of that name.  snapshot_info_free() after success. */
 int snapstore_load(struct snapshot_info *out, const char *vm, const char *name, struct error *err);
+/** snapstore_measure() - fill in its sizes on the host, by whether its files have other names: a look at each of them. */
+void snapstore_measure(struct snapshot_info *i);
 void snapshot_info_free(struct snapshot_info *i); /* zeroed is fine */
 
-/** snapstore_list() - all of @vm, oldest first; *@n of them in *@out, an array to be freed after each.  Damaged ones are
+/** snapstore_list() - all of @vm, oldest first, measured; *@n of them in *@out, an array to be freed after each.  Damaged ones are
  * told to @damaged (NULL: nobody) and left out. */
 int snapstore_list(const char *vm, struct snapshot_info **out, unsigned *n,
 		   void (*damaged)(void *arg, const char *name, const struct error *why), void *arg,
@@ -102,6 +104,8 @@ void snapstore_list_free(struct snapshot_info *list, unsigned n);
 
 /** snapstore_path() - the folder, or @file in it; allocated. */
 char *snapstore_path(const char *vm, const char *name, const char *file, struct error *err);
+/** snapstore_prefetch() - what a start from it reads first, but for memory, is asked of the host's disk, at once and beside all else. */
+void snapstore_prefetch(const char *vm, const char *name);
 int snapstore_open_state(const char *vm, const char *name, struct snapshot_state *out, struct error *err);
 /** snapstore_open_set() - -ENOENT: none was recorded. */
 int snapstore_open_set(const char *vm, const char *name, struct working_set *out, struct error *err);

@@ -87,12 +87,13 @@ int snapper_merged(struct snapper *s, unsigned disk, const char *layer, snapper_
 /** snapper_progress() - of what is under way: bytes done and in all, 0 where that is not known; false: nothing is. */
 bool snapper_progress(const struct snapper *s, uint64_t *done_bytes, uint64_t *total_bytes);
 
-/** snapper_restored() - the machine was created from snapshot @name: log changes against it. */
-int snapper_restored(struct snapper *s, const char *name, struct error *err);
+/** snapper_restored() - the machine was created from snapshot @from, of @files and @state, which are taken: log changes against it. */
+int snapper_restored(struct snapper *s, const struct snapshot_info *from, struct ram_files *files,
+		     struct snapshot_state *state, struct error *err);
 
 struct snapcode_reader;
 struct working_set_reader;
-/** snapper_take_readers() - after that: takes those of its code, which is loaded beside the guest from here on, and of its memory; or NULL. */
+/** snapper_take_readers() - when the guest runs: takes those of its code, which is loaded beside it from here on, and of its memory; or NULL. */
 void snapper_take_readers(struct snapper *s, struct snapcode_reader *code,
 			  struct working_set_reader *ahead);
 

@@ -5,6 +5,7 @@
 #include <sys/random.h>
 
 #include "base/host.h"
+#include "ctl/broker.h"
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
 #include "net/identity.h"
@@ -542,7 +543,7 @@ int vmconfig_load(struct vmconfig *c, const char *name, struct error *err)
 	return r;
 }
 
-int vmconfig_save(const struct vmconfig *c, struct error *err)
+static int save(const struct vmconfig *c, bool is_stable, struct error *err)
 {
 	_cleanup_free_ char *path = paths_vm(c->name, "machine.json", err);
 
@@ -555,7 +556,19 @@ int vmconfig_save(const struct vmconfig *c, struct error *err)
 	if (!text)
 		return error_set(err, -EINVAL,
 				 "a path or argument is not valid UTF-8, or there is no memory");
-	return paths_write_file(path, text, strlen(text), err);
+	return is_stable ? paths_write_file(path, text, strlen(text), err)
+			 : paths_hand_over(path, text, strlen(text), err);
+}
+
+int vmconfig_save(const struct vmconfig *c, struct error *err)
+{
+	/* A broker takes the bytes and writes them to a file of its own (broker_replace.c). */
+	return save(c, broker_door() < 0, err);
+}
+
+int vmconfig_put(const struct vmconfig *c, struct error *err)
+{
+	return save(c, false, err);
 }
 
 /* ---- the machine ---- */

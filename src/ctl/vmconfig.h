@@ -85,6 +85,8 @@ int vmconfig_from_json(struct vmconfig *c, json_t *json, struct error *err);
  * the machine had before it was renamed are taken to be here. */
 int vmconfig_load(struct vmconfig *c, const char *name, struct error *err);
 int vmconfig_save(const struct vmconfig *c, struct error *err);
+/** vmconfig_put() - as vmconfig_save(), for a new machine, which makes it stable itself when it runs (vmsettle.h). */
+int vmconfig_put(const struct vmconfig *c, struct error *err);
 
 /** vmconfig_machine() - the machine's view; borrows from @c.  Backends and cards are the caller's. */
 void vmconfig_machine(const struct vmconfig *c, struct machine_config *out);

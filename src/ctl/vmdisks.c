@@ -255,16 +255,24 @@ static int bring_inside(struct vmdisks *d, unsigned i, struct error *err)
 	return 0;
 }
 
-static int make_file(const char *folder, const char *prefix, unsigned i, uint64_t size_bytes,
-		     const char *below, const char *below_format, char **path, struct error *err)
+/* What a new layer is like. */
+struct new_layer {
+	const char *folder, *prefix;
+	uint64_t size_bytes;
+	const char *below, *below_format;
+	bool is_unsettled;
+};
+
+static int make_file(const struct new_layer *n, unsigned i, char **path, struct error *err)
 {
 	struct image_create c = { .format = "qcow2",
-				  .size_bytes = size_bytes,
-				  .backing_path = below,
-				  .backing_format = below_format };
+				  .size_bytes = n->size_bytes,
+				  .backing_path = n->below,
+				  .backing_format = n->below_format,
+				  .is_unsettled = n->is_unsettled };
 	char name[64];
-	int r = new_name(name, prefix, i, "qcow2", err);
-	char *full = r == 0 ? paths_format(err, "%s/%s", folder, name) : NULL;
+	int r = new_name(name, n->prefix, i, "qcow2", err);
+	char *full = r == 0 ? paths_format(err, "%s/%s", n->folder, name) : NULL;
 
 	if (!full)
 		return r < 0 ? r : -ENOMEM;
@@ -275,12 +283,6 @@ static int make_file(const char *folder, const char *prefix, unsigned i, uint64_
 	}
 	*path = full;
 	return 0;
-}
-
-static int make_layer(const char *folder, unsigned i, uint64_t size_bytes, const char *below,
-		      const char *below_format, char **path, struct error *err)
-{
-	return make_file(folder, LAYER_PREFIX, i, size_bytes, below, below_format, path, err);
 }
 
 /* The disk that is thrown away is from now on what is in @path. */
@@ -305,8 +307,9 @@ int vmdisks_keep(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path
 	if (r == 0)
 		r = bring_inside(d, i, err);
 	if (r == 0)
-		r = make_file(d->folder, KEPT_PREFIX, i, size_bytes, ch->files[0], disk->format,
-			      path, err);
+		r = make_file(&(struct new_layer){ d->folder, KEPT_PREFIX, size_bytes, ch->files[0],
+						   disk->format, false },
+			      i, path, err);
 	if (r < 0)
 		return r;
 	r = vmconfig_set(&d->kept[i], *path, err);
@@ -317,8 +320,14 @@ int vmdisks_keep(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path
 
 int vmdisks_new_top(struct vmdisks *d, unsigned i, uint64_t size_bytes, char **path, struct error *err)
 {
-	return make_layer(d->folder, i, size_bytes, d->chains[i].files[0],
-			  d->config->disks[i].format, path, err);
+	const struct new_layer n = { d->folder,
+				     LAYER_PREFIX,
+				     size_bytes,
+				     d->chains[i].files[0],
+				     d->config->disks[i].format,
+				     false };
+
+	return make_file(&n, i, path, err);
 }
 
 int vmdisks_push(struct vmdisks *d, unsigned i, const char *path, struct error *err)
@@ -417,8 +426,9 @@ int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 				r = from && to ? link_file(from, to, true, err) : -ENOMEM;
 		}
 		if (r == 0)
-			r = make_layer(folder, i, sizes[i], ch->files[0],
-				       d->config->disks[i].format, &top, err);
+			r = make_file(&(struct new_layer){ folder, LAYER_PREFIX, sizes[i], ch->files[0],
+							   d->config->disks[i].format, true },
+				      i, &top, err);
 		if (r == 0)
 			r = vmconfig_set(&c->disks[i].path, top, err);
 		if (r == 0)
@@ -454,7 +464,7 @@ int vmdisks_link_chain(const char *path, const char *format, const char *from, c
 /* ---- going back ---- */
 
 static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk *from,
-		       const char *snapshot, char **top, struct error *err)
+		       const char *snapshot, bool is_unsettled, char **top, struct error *err)
 {
 	chain_free(&d->next[i]);
 	int r = chain_read(&d->next[i], from->path, from->format, snapshot, err);
@@ -473,7 +483,10 @@ static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk
 	_cleanup_free_ char *below = r == 0 ? paths_format(err, "%s/%s", d->folder, ch.files[0]) : NULL;
 
 	if (r == 0)
-		r = below ? make_layer(d->folder, i, 0, ch.files[0], from->format, top, err) : -ENOMEM;
+		r = below ? make_file(&(struct new_layer){ d->folder, LAYER_PREFIX, 0, ch.files[0],
+							   from->format, is_unsettled },
+				      i, top, err)
+			  : -ENOMEM;
 	if (r < 0)
 		return r;
 	chain_free(&d->next[i]);
@@ -481,7 +494,7 @@ static int go_back_one(struct vmdisks *d, unsigned i, const struct vmconfig_disk
 	return r < 0 ? r : chain_add(&d->next[i], 0, name_in(*top, d->folder), err);
 }
 
-int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
+int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from, bool is_unsettled,
 		    char *tops[MACHINE_MAX_DISKS], struct error *err)
 {
 	_cleanup_free_ char *snapshot = snapstore_path(from->vm, from->name, NULL, err);
@@ -497,7 +510,8 @@ int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
 		if (vmdisks_is_layered(&from->config, i) != !d->config->disks[i].is_readonly)
 			r = error_set(err, -EINVAL, "disk %u of the snapshot is of another kind", i);
 		else if (!d->config->disks[i].is_readonly)
-			r = go_back_one(d, i, &from->config.disks[i], snapshot, &tops[i], err);
+			r = go_back_one(d, i, &from->config.disks[i], snapshot, is_unsettled,
+					&tops[i], err);
 	}
 	for (unsigned i = 0; r < 0 && i < MACHINE_MAX_DISKS; i++)
 		if (tops[i]) {
@@ -537,7 +551,7 @@ static void sweep(const struct vmdisks *d)
 		closedir(dir);
 }
 
-int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct error *err)
+int vmdisks_write_to(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct error *err)
 {
 	int r = 0;
 
@@ -558,11 +572,36 @@ int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct e
 		free(tops[i]);
 		tops[i] = NULL;
 	}
-	if (r == 0)
-		r = vmconfig_save(d->config, err);
+	return r;
+}
+
+/* The layers of before are needed until the configuration names others. */
+static int save(struct vmdisks *d, struct error *err)
+{
+	int r = vmconfig_save(d->config, err);
+
 	if (r == 0)
 		sweep(d);
 	return r;
+}
+
+int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct error *err)
+{
+	int r = vmdisks_write_to(d, tops, err);
+
+	return r == 0 ? save(d, err) : r;
+}
+
+int vmdisks_settle(struct vmdisks *d, struct error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < d->config->ndisks; i++)
+		if (vmdisks_is_layered(d->config, i))
+			r = paths_sync(d->config->disks[i].path, err);
+	if (r == 0)
+		r = paths_sync(d->folder, err);
+	return r == 0 ? save(d, err) : r;
 }
 
 int vmdisks_throw_away(struct vmconfig *c, struct error *err)

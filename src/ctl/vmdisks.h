@@ -31,7 +31,7 @@ struct vmdisk_chain {
 struct vmdisks {
 	struct vmconfig *config; /* borrowed; paths of disks are kept up to date in it */
 	struct vmdisk_chain chains[MACHINE_MAX_DISKS];
-	struct vmdisk_chain next[MACHINE_MAX_DISKS]; /* between vmdisks_go_back() and vmdisks_went_back() */
+	struct vmdisk_chain next[MACHINE_MAX_DISKS]; /* between vmdisks_go_back() and vmdisks_write_to() */
 	char *folder;				     /* the machine's */
 	char *kept[MACHINE_MAX_DISKS]; /* files of vmdisks_keep() that are not filled yet */
 };
@@ -73,7 +73,7 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 
 /**
  * vmdisks_copy() - the chains also for the machine @c, in its folder @folder, with an empty layer of its own on each.
- * What is the top here must get a new one before it is written again.
+ * What is the top here must get a new one before it is written again.  The new layer is not stable before vmdisks_settle() of the copy.
  * @sizes: of the disks, in bytes
  */
 int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
@@ -88,12 +88,21 @@ int vmdisks_link_chain(const char *path, const char *format, const char *from, c
 
 /**
  * vmdisks_go_back() - the chains of snapshot @from in the machine's folder, with an empty layer on top of each.
+ * @is_unsettled: the new layers are not stable yet: see vmdisks_settle()
  * @tops: paths of the new layers by disk (NULL where there is none), to be freed by the caller; when the machine writes
  * to them, vmdisks_went_back()
  */
-int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from,
+int vmdisks_go_back(struct vmdisks *d, const struct snapshot_info *from, bool is_unsettled,
 		    char *tops[MACHINE_MAX_DISKS], struct error *err);
 /** vmdisks_went_back() - takes the paths; saves the configuration and removes layers that nothing here needs any more. */
 int vmdisks_went_back(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct error *err);
+/**
+ * vmdisks_write_to() - takes the paths, and no more: until vmdisks_settle(), a machine that is killed finds its disks as before it went back,
+ * so nothing that a guest makes stable meanwhile may be reported to it (block_open.is_unsettled).
+ */
+int vmdisks_write_to(struct vmdisks *d, char *tops[MACHINE_MAX_DISKS], struct error *err);
+/** vmdisks_settle() - the new layers are stable, then the configuration names them, then what nothing needs any more is removed.  Any thread;
+ * nobody changes @d or its configuration meanwhile. */
+int vmdisks_settle(struct vmdisks *d, struct error *err);
 
 #endif

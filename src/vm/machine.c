@@ -408,6 +408,9 @@ static int build(struct machine *m, const struct machine_config *cfg, char engin
 		r = create_memory(m, err);
 	if (r == 0)
 		r = create_engine(m, cfg, err);
+	/* They confine themselves while the rest is made, and wait for the start. */
+	for (unsigned i = 0; r == 0 && i < m->ncpus; i++)
+		r = vcpu_start_thread(&m->cpus[i], err);
 	if (r < 0)
 		return r;
 	m->stop_timer = vtimer_create(m->loop, &m->host_clock, stop_expired, m);
@@ -487,10 +490,6 @@ int machine_start(struct machine *m, bool is_paused, struct error *err)
 	int r = 0;
 
 	assert(m->state == MACHINE_CREATED);
-	for (unsigned i = 0; r == 0 && i < m->ncpus; i++)
-		r = vcpu_start_thread(&m->cpus[i], err);
-	if (r < 0)
-		return r;
 	if (is_paused) {
 		m->state = MACHINE_PAUSED;
 		if (!m->is_loaded)
@@ -757,6 +756,13 @@ struct engine_vm *machine_vm(struct machine *m)
 struct block_dev *machine_block(struct machine *m, unsigned i)
 {
 	return m->blocks[i];
+}
+
+void machine_settled(struct machine *m, int result)
+{
+	for (unsigned i = 0; i < m->cfg.ndisks; i++)
+		if (m->blocks[i])
+			block_settled(m->blocks[i], result);
 }
 
 uint64_t machine_block_writes(const struct machine *m, unsigned i)

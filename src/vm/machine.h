@@ -45,6 +45,7 @@ struct machine_disk {
 	bool is_snapshot;			 /* writes are thrown away at the end */
 	bool use_direct;			 /* past the host's page cache */
 	uint64_t max_bytes_per_s, max_ops_per_s; /* 0: no limit */
+	bool is_unsettled; /* block_open.is_unsettled: until machine_settled() */
 };
 
 struct machine_nic {
@@ -220,6 +221,8 @@ struct guest_ram *machine_ram(struct machine *m);
 struct engine_vm *machine_vm(struct machine *m);
 /** machine_block() - disk @i of machine_config.disks; the machine's. */
 struct block_dev *machine_block(struct machine *m, unsigned i);
+/** machine_settled() - block_settled() of all disks.  Any thread, without the lock. */
+void machine_settled(struct machine *m, int result);
 /** machine_block_writes() - how often the guest changed it: a number that only grows. */
 uint64_t machine_block_writes(const struct machine *m, unsigned i);
 /** machine_new_generation() - after a state was loaded: the guest goes on from where it, or a copy, has been before, and is

@@ -277,7 +277,8 @@ static int create_disk(struct machine *m, unsigned i, struct error *err)
 				   .use_direct = d->use_direct,
 				   .backing = d->backing,
 				   .max_bytes_per_s = d->max_bytes_per_s,
-				   .max_ops_per_s = d->max_ops_per_s };
+				   .max_ops_per_s = d->max_ops_per_s,
+				   .is_unsettled = d->is_unsettled };
 	struct virtio_blk_config cfg = { .nqueues = MIN(m->ncpus, (unsigned)VIRTIO_BLK_QUEUES_MAX),
 					 .slot = -1 };
 	struct virtio_blk *blk;

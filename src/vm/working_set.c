@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -146,6 +147,7 @@ struct working_set_reader {
 	pthread_t thread;
 	struct working_set set;
 	uint8_t *base; /* of the mapping */
+	sem_t go;      /* posted by working_set_put_in_place(), and at the end */
 	_Atomic bool is_ending;
 };
 
@@ -171,9 +173,18 @@ static void *reader_main(void *arg)
 			end = (uint64_t)w->runs[next].first + w->runs[next].n;
 		advise(r, first, end, MADV_WILLNEED);
 	}
+	while (sem_wait(&r->go) < 0)
+		continue;
 	for (size_t i = 0; i < w->nruns && !r->is_ending; i++)
 		advise(r, w->runs[i].first, (uint64_t)w->runs[i].first + w->runs[i].n, MADV_POPULATE_READ);
 	return NULL;
+}
+
+static void reader_free(struct working_set_reader *r)
+{
+	sem_destroy(&r->go);
+	working_set_free(&r->set);
+	free(r);
 }
 
 struct working_set_reader *working_set_read_ahead(struct working_set *w, const struct guest_ram *ram)
@@ -186,6 +197,7 @@ struct working_set_reader *working_set_read_ahead(struct working_set *w, const s
 	r->base = ram->base;
 	r->set = *w;
 	*w = (struct working_set){ 0 };
+	sem_init(&r->go, 0, 0);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	int rc = pthread_create(&r->thread, NULL, reader_main, r);
@@ -193,9 +205,14 @@ struct working_set_reader *working_set_read_ahead(struct working_set *w, const s
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (rc == 0)
 		return r;
-	working_set_free(&r->set);
-	free(r);
+	reader_free(r);
 	return NULL;
+}
+
+void working_set_put_in_place(struct working_set_reader *r)
+{
+	if (r)
+		sem_post(&r->go);
 }
 
 void working_set_read_end(struct working_set_reader *r)
@@ -203,7 +220,7 @@ void working_set_read_end(struct working_set_reader *r)
 	if (!r)
 		return;
 	r->is_ending = true;
+	sem_post(&r->go);
 	pthread_join(r->thread, NULL);
-	working_set_free(&r->set);
-	free(r);
+	reader_free(r);
 }

@@ -45,10 +45,13 @@ int working_set_parse(struct working_set *w, const uint8_t *data, size_t len, st
 
 struct working_set_reader;
 /**
- * working_set_read_ahead() - have a thread read these pages of @ram, which is mapped from files, and put them in place, beside all else.
+ * working_set_read_ahead() - have a thread ask the host for these pages of @ram, which is mapped from files, beside all else.
  * Takes the runs of @w.  NULL: it does not, as they are of another machine, or the host has no thread.
  */
 struct working_set_reader *working_set_read_ahead(struct working_set *w, const struct guest_ram *ram);
+/** working_set_put_in_place() - from here on it puts them in place, too: before that it would be in the way of whoever builds the machine, whose
+ * mappings wait for such pages to be read.  NULL is fine. */
+void working_set_put_in_place(struct working_set_reader *r);
 /** working_set_read_end() - stop that, before memory is mapped anew, or goes, and before a fork.  NULL is fine. */
 void working_set_read_end(struct working_set_reader *r);
 
