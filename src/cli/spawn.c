@@ -32,6 +32,7 @@ struct child {
 	unsigned npass;
 	const int *links;
 	unsigned nlinks;
+	bool goes_on; /* without being started as a program: nobody else is in this process */
 	char link_list[MAX_LINKS * 8];
 };
 
@@ -64,8 +65,8 @@ static void add_links(struct child *c, const char *option, const int *links, uns
 	add_arg(c, c->link_list);
 }
 
-/* In the child: a session of its own, no terminal, output to @log_fd, and the passed descriptors. */
-static void child_exec(const struct child *c, int log_fd)
+/* In the child: a session of its own, no terminal, output to @log_fd. */
+static void child_begin(int log_fd)
 {
 	sigset_t none;
 	int null_fd = open("/dev/null", O_RDWR);
@@ -77,6 +78,11 @@ static void child_exec(const struct child *c, int log_fd)
 	dup2(null_fd, STDIN_FILENO);
 	dup2(log_fd >= 0 ? log_fd : null_fd, STDOUT_FILENO);
 	dup2(log_fd >= 0 ? log_fd : null_fd, STDERR_FILENO);
+}
+
+/* A program of its own, with the passed descriptors. */
+static void child_exec(const struct child *c)
+{
 	for (unsigned i = 0; i < c->npass; i++)
 		fcntl(c->pass[i].fd, F_SETFD, 0);
 	for (unsigned i = 0; i < c->nlinks; i++)
@@ -87,6 +93,79 @@ static void child_exec(const struct child *c, int log_fd)
 	_exit(127);
 }
 
+static bool is_passed(const struct child *c, int fd)
+{
+	for (unsigned i = 0; i < c->npass; i++)
+		if (c->pass[i].fd == fd)
+			return true;
+	for (unsigned i = 0; i < c->nlinks; i++)
+		if (c->links[i] == fd)
+			return true;
+	return false;
+}
+
+static void close_others(const struct child *c)
+{
+	int last = STDERR_FILENO;
+
+	for (unsigned i = 0; i < c->npass; i++)
+		last = MAX(last, c->pass[i].fd);
+	for (unsigned i = 0; i < c->nlinks; i++)
+		last = MAX(last, c->links[i]);
+	for (int fd = STDERR_FILENO + 1; fd < last; fd++)
+		if (!is_passed(c, fd))
+			close(fd);
+	close_range((unsigned)last + 1, ~0u, 0);
+}
+
+/* What ps(1) shows: the child's own arguments, as far as there is room where the command's were. */
+static void show_args(const struct child *c)
+{
+	char text[1024], *at;
+	unsigned long start, end;
+	_cleanup_close_ int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
+
+	text[MAX(n, (ssize_t)0)] = 0;
+	at = strrchr(text, ')'); /* the name, which is field 2; proc(5) */
+	for (unsigned field = 2; at && field < 48; field++)
+		at = strchr(at + 1, ' ');
+	if (!at || sscanf(at, "%lu %lu", &start, &end) != 2 || end <= start)
+		return;
+	char *to = (char *)start; // NOLINT: an address that the kernel told
+	size_t room = end - start;
+
+	memset(to, 0, room);
+	for (unsigned i = 0; i < c->nargs && room > 1; i++) {
+		size_t len = MIN(strlen(c->args[i]) + 1, room);
+
+		memcpy(to, c->args[i], len);
+		to[len - 1] = 0;
+		to += len;
+		room -= len;
+	}
+}
+
+/*
+ * The same program goes on: reading it, and the libraries that it needs, once more takes longer than what a machine that goes on from a
+ * snapshot has to do until it runs.
+ */
+static void child_go_on(struct child *c)
+{
+	/* Some of them lie where they are shown, in another order. */
+	for (unsigned i = 0; i < c->nargs; i++) {
+		c->args[i] = strdup(c->args[i]);
+		if (!c->args[i])
+			_exit(1);
+	}
+	for (int i = 1; i < NSIG; i++)
+		if (i != SIGPIPE)
+			signal(i, SIG_DFL);
+	close_others(c);
+	show_args(c);
+	exit(cli_vm((int)c->nargs - 1, (char **)(uintptr_t)c->args + 1));
+}
+
 static int child_start(struct child *c, int log_fd, pid_t *pid, struct error *err)
 {
 	c->args[c->nargs] = NULL;
@@ -94,8 +173,13 @@ static int child_start(struct child *c, int log_fd, pid_t *pid, struct error *er
 	*pid = fork();
 	if (*pid < 0)
 		return error_set(err, -errno, "cannot start a process: %s", strerror(errno));
-	if (*pid == 0)
-		child_exec(c, log_fd);
+	if (*pid == 0) {
+		child_begin(log_fd);
+		if (c->goes_on)
+			child_go_on(c);
+		else
+			child_exec(c);
+	}
 	return 0;
 }
 
@@ -126,26 +210,20 @@ static int open_log(const struct vmconfig *c, struct error *err)
 	return fd >= 0 ? fd : error_set(err, -errno, "cannot write %s: %s", path, strerror(errno));
 }
 
-/* A pipe with the key of the snapshot's code in it; -1: none, and why was said. */
-static int make_key_pipe(const char *vm, const char *snapshot)
+/* The key of the snapshot's code to who was started meanwhile; without one, why is said. */
+static void give_key(int fd, const char *vm, const char *snapshot)
 {
 	uint8_t key[CODE_SET_KEY_BYTES];
 	struct error err;
-	int fds[2];
 
 	if (snapcode_key(vm, snapshot, key, &err) < 0) {
 		cli_note("translated code is neither loaded nor kept: %s", err.text);
-		return -1;
+		return;
 	}
-	if (pipe2(fds, O_CLOEXEC) < 0)
-		return -1;
-	bool is_written = write(fds[1], key, sizeof(key)) == sizeof(key);
-
+	/* It may have ended. */
+	if (write(fd, key, sizeof(key)) != sizeof(key) && errno != EPIPE)
+		cli_note("translated code is neither loaded nor kept: %s", strerror(errno));
 	explicit_bzero(key, sizeof(key));
-	close(fds[1]);
-	if (!is_written)
-		close_fd(&fds[0]);
-	return fds[0];
 }
 
 int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
@@ -153,7 +231,7 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 {
 	struct child child = { 0 };
 	int status[2] = { -1, -1 }, console[2] = { -1, -1 }, lifeline[2] = { -1, -1 };
-	int log_fd = -1, key_fd = -1, r = 0;
+	int log_fd = -1, key[2] = { -1, -1 }, r = 0;
 
 	*s = (struct spawned){ .pid = -1, .status_fd = -1, .console_fd = -1, .lifeline_fd = -1 };
 	log_fd = open_log(c, err);
@@ -163,14 +241,15 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 		r = error_set(err, -errno, "cannot make a pipe: %s", strerror(errno));
 	if (r == 0 && is_attached)
 		r = make_pair(SOCK_STREAM, console, err);
-	if (r == 0 && from && from->snapshot)
-		key_fd = make_key_pipe(c->name, from->snapshot);
+	if (r == 0 && from && from->snapshot && pipe2(key, O_CLOEXEC) < 0)
+		r = error_set(err, -errno, "cannot make a pipe: %s", strerror(errno));
 	if (r == 0) {
 		add_arg(&child, "viv");
 		add_arg(&child, "vm");
 		add_arg(&child, "--name");
 		add_arg(&child, c->name);
 		if (from && from->snapshot) {
+			child.goes_on = true;
 			add_arg(&child, "--from");
 			add_arg(&child, from->snapshot);
 		}
@@ -186,14 +265,17 @@ int spawn_machine(struct spawned *s, const struct vmconfig *c, int lock_fd,
 		add_fd(&child, "--status-fd", status[1]);
 		add_fd(&child, "--console-fd", console[1]);
 		add_fd(&child, "--lifeline-fd", lifeline[0]);
-		add_fd(&child, "--code-key-fd", key_fd);
+		add_fd(&child, "--code-key-fd", key[0]);
 		r = child_start(&child, log_fd, &s->pid, err);
 	}
 	close_fd(&log_fd);
-	close_fd(&key_fd);
+	close_fd(&key[0]);
 	close_fd(&status[1]);
 	close_fd(&console[1]);
 	close_fd(&lifeline[0]);
+	if (r == 0 && key[1] >= 0)
+		give_key(key[1], c->name, from->snapshot);
+	close_fd(&key[1]);
 	if (r < 0) {
 		close_fd(&status[0]);
 		close_fd(&console[0]);

@@ -373,11 +373,24 @@ static int open_machine(struct process *p, struct machine_config *cfg, struct er
 	return r < 0 ? r : vm_host_await_net(&p->host, &p->start, broker_door() >= 0, err);
 }
 
+/* It comes while the machine is being made. */
+static void take_code_key(struct process *p)
+{
+	int fd = (int)p->args.code_key_fd;
+
+	if (!fd)
+		return;
+	p->has_code_key = read(fd, p->code_key, sizeof(p->code_key)) == sizeof(p->code_key);
+	close(fd);
+	p->args.code_key_fd = 0;
+}
+
 static int create_machine(struct process *p, struct error *err)
 {
 	struct machine_config cfg = { .restore = p->restore };
 	int r;
 
+	take_code_key(p);
 	/* Read while all else is made ready. */
 	if (p->args.from && p->has_code_key)
 		p->code = snapcode_read(p->args.name, p->args.from, p->code_key);
@@ -887,7 +900,8 @@ static int fix_home(struct error *err)
 /* The process that was started becomes the broker, and another one the machine. */
 static int split(struct process *p, struct confine *c, struct error *err)
 {
-	const int given[] = { (int)p->args.status_fd, (int)p->args.console_fd, (int)p->args.lifeline_fd };
+	const int given[] = { (int)p->args.status_fd, (int)p->args.console_fd,
+			      (int)p->args.lifeline_fd, (int)p->args.code_key_fd };
 	int machines[MIGRATE_FDS_MAX + ARRAY_SIZE(given) + 1];
 	unsigned n = parse_links(p->args.incoming ?: p->args.handover, machines);
 
@@ -1009,17 +1023,6 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 	_exit(status);
 }
 
-static void take_code_key(struct process *p)
-{
-	int fd = (int)p->args.code_key_fd;
-
-	if (!fd)
-		return;
-	p->has_code_key = read(fd, p->code_key, sizeof(p->code_key)) == sizeof(p->code_key);
-	close(fd);
-	p->args.code_key_fd = 0;
-}
-
 int cli_vm(int argc, char **argv)
 {
 	struct process p = { .signal_fd = -1, .faults_fd = -1, .settle_lock = -1 };
@@ -1032,7 +1035,9 @@ int cli_vm(int argc, char **argv)
 	opts_free(&vm_cmd, &p.args, &rest);
 	if (!p.args.name || paths_check_name("a machine", p.args.name, &err) < 0)
 		return EXIT_USAGE;
-	take_code_key(&p);
+	/* The machine's alone: its network's process is started before it is read. */
+	if (p.args.code_key_fd)
+		fcntl((int)p.args.code_key_fd, F_SETFD, FD_CLOEXEC);
 	block_signals();
 	/* Set, it stays: by itself glibc raises it to the largest block that was freed, and keeps such blocks. */
 	(void)mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
