@@ -34,14 +34,22 @@ int jail_map_user(uid_t uid, gid_t gid)
 	return r == 0 ? write_file("/proc/self/gid_map", text) : r;
 }
 
-int jail_empty_root(void)
-{
-	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+#define ROOT_FLAGS (MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
+int jail_stack_root(void)
+{
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-	    mount("empty", "/proc", "tmpfs", flags, "size=4k,mode=0500") < 0 || chdir("/proc") < 0 ||
-	    syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
-	    mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY | MS_BIND | flags, NULL) < 0)
+	    mount("empty", "/proc", "tmpfs", ROOT_FLAGS, "size=4k,mode=0500") < 0 ||
+	    chdir("/proc") < 0 || syscall(SYS_pivot_root, ".", ".") < 0)
+		return -errno;
+	return 0;
+}
+
+int jail_leave_root(void)
+{
+	/* The old root lies on top of the new one, at the same place. */
+	if (chdir("/") < 0 || umount2(".", MNT_DETACH) < 0 ||
+	    mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY | MS_BIND | ROOT_FLAGS, NULL) < 0)
 		return -errno;
 	return chdir("/") < 0 ? -errno : 0;
 }
@@ -59,6 +67,13 @@ int jail_root(const char *path, bool is_readonly)
 	    syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0)
 		return -errno;
 	return chdir("/") < 0 ? -errno : 0;
+}
+
+int jail_empty_root(void)
+{
+	int r = jail_stack_root();
+
+	return r == 0 ? jail_leave_root() : r;
 }
 
 int jail_drop_capabilities(void)

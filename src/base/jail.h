@@ -12,6 +12,12 @@ int jail_map_user(uid_t uid, gid_t gid);
 /** jail_empty_root() - in mount and user namespaces of its own: a root with nothing in it, read-only.  0 or -errno. */
 int jail_empty_root(void);
 /**
+ * jail_stack_root(), jail_leave_root() - the two halves of it.  The first is quick; the second waits for all CPUs of the host (RCU), and
+ * may be done by another process of the same mount namespace, whose root was the same: until it is, the old root can be reached.
+ */
+int jail_stack_root(void);
+int jail_leave_root(void);
+/**
  * jail_root() - in mount and user namespaces of its own: the root is the folder @path, with what is mounted below it; devices, programs and
  * set-user-id bits there count for nothing, and with @is_readonly nobody writes there.  0 or -errno.
  */

@@ -206,6 +206,8 @@ static int be_broker(struct stage *s, int result_fd, bool as_json)
 	int r = confine_split(&c, machines, false, &err);
 
 	if (r == CONFINE_MACHINE) {
+		if (confine_await(c.root_fd, &err) < 0)
+			_exit(cli_fail(&err));
 		broker_use(c.door, c.pagemap_fd);
 		attack(&s->target, result_fd);
 	}

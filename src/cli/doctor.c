@@ -176,7 +176,7 @@ static void try_confinement(int fd)
 	int r = confine_split(&c, none, false, &err);
 
 	if (r == CONFINE_MACHINE)
-		_exit(0);
+		_exit(confine_await(c.root_fd, &err) < 0);
 	if (r == 0) {
 		close(c.door);
 		confine_describe(&c, text);

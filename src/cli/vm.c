@@ -95,6 +95,7 @@ struct process {
 	struct loop_fd *signal_watch, *lifeline_watch, *door_watch;
 	char *vm_dir;
 	char engine_reason[256];
+	int root_fd;   /* for confine_await(); -1: none */
 	int faults_fd; /* of one that comes (ctl/migrate_lazy.h); -1: none */
 	bool is_confined;
 	char confinement[CONFINE_TEXT]; /* by what, or why not */
@@ -714,6 +715,10 @@ static int set_going(struct process *p, struct error *err)
 {
 	int r = create_snapper(p, err);
 
+	/* Nothing of the guest has run up to here. */
+	if (r == 0)
+		r = confine_await(p->root_fd, err);
+	p->root_fd = -1;
 	if (r == 0)
 		r = watch_events(p, err);
 	if (r == 0 && p->is_unsettled) {
@@ -813,6 +818,8 @@ static void destroy(struct process *p)
 	}
 	if (p->start.listen_fd >= 0)
 		close(p->start.listen_fd);
+	if (p->root_fd >= 0)
+		close(p->root_fd);
 	if (p->start.net_ready_fd)
 		close(p->start.net_ready_fd);
 	if (p->signal_fd >= 0)
@@ -925,6 +932,7 @@ static int split(struct process *p, struct confine *c, struct error *err)
 	prctl(PR_SET_NAME, "viv");
 	p->is_confined = true;
 	p->faults_fd = c->faults_fd;
+	p->root_fd = c->root_fd;
 	confine_describe(c, p->confinement);
 	log_write(c->has_namespaces && c->landlock_abi ? LOG_DEBUG : LOG_WARN, "vm", "confined: %s",
 		  p->confinement);
@@ -996,6 +1004,7 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 	const struct process *from = arg;
 	struct process p = { .args = { .name = name, .status_fd = (uint64_t)status_fd },
 			     .signal_fd = -1,
+			     .root_fd = -1,
 			     .faults_fd = -1,
 			     .settle_lock = -1,
 			     .restore = restore,
@@ -1025,7 +1034,7 @@ static void copy_main(void *arg, const char *name, const struct machine_restore 
 
 int cli_vm(int argc, char **argv)
 {
-	struct process p = { .signal_fd = -1, .faults_fd = -1, .settle_lock = -1 };
+	struct process p = { .signal_fd = -1, .root_fd = -1, .faults_fd = -1, .settle_lock = -1 };
 	struct opts_rest rest;
 	struct error err;
 	int status;

@@ -333,7 +333,8 @@ int broker_copy(const char *name, struct broker_start *start, struct error *err)
 	unsigned n = ARRAY_SIZE(fds);
 	int r = ask_for(&a, &reply, &got, sizeof(got), fds, &n);
 
-	if (r == 0 && (n < 4 || n - 4 != (size_t)got.start.ncards + got.start.nshares + (got.start.net_ready_fd != 0)))
+	if (r == 0 && (n < 4 || n - 4 != (size_t)got.start.ncards + got.start.nshares +
+						 (got.start.net_ready_fd != 0)))
 		r = -EPROTO;
 	got.text[sizeof(got.text) - 1] = 0;
 	if (r < 0)

@@ -950,6 +950,8 @@ static int run_confined(struct scene *s, void (*machine)(void))
 		int r = confine_split(&c, none, false, &err);
 
 		if (r == CONFINE_MACHINE) {
+			if (confine_await(c.root_fd, &err) < 0)
+				_exit(102);
 			broker_use(c.door, c.pagemap_fd);
 			machine();
 		}

@@ -99,7 +99,8 @@ static int receive_word(int fd, struct word *w, pid_t *pid)
 	return 0;
 }
 
-static int become_machine(struct confine *c, int door, int sync, struct error *err)
+/* @root: to who leaves the old root (leave_root()); -1: there are no namespaces. */
+static int become_machine(struct confine *c, int door, int sync, int root, struct error *err)
 {
 	struct word w = { .is_fine = true, .has_namespaces = c->has_namespaces }, back;
 	int r = 0;
@@ -108,7 +109,10 @@ static int become_machine(struct confine *c, int door, int sync, struct error *e
 	c->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	c->faults_fd = c->is_incoming ? migrate_faults_open(NULL) : -1;
 	if (c->has_namespaces) {
-		r = jail_empty_root();
+		r = jail_stack_root();
+		if (r == 0 && write(root, "g", 1) != 1)
+			r = -errno;
+		c->root_fd = root;
 		if (r < 0)
 			error_set(err, r, "the machine can't have an empty root: %s", strerror(-r));
 	}
@@ -125,6 +129,39 @@ static int become_machine(struct confine *c, int door, int sync, struct error *e
 	close(sync);
 	r = give_up(c, err);
 	return r < 0 ? r : CONFINE_MACHINE;
+}
+
+/* In another process of the namespaces: it takes milliseconds, in which the machine is made. */
+static void leave_root(int machine)
+{
+	char word;
+
+	if (read(machine, &word, 1) == 1) {
+		int r = jail_leave_root();
+
+		/* Without an answer there will be no machine. */
+		if (write(machine, &r, sizeof(r)) != sizeof(r))
+			_exit(1);
+	}
+	close(machine);
+}
+
+int confine_await(int root_fd, struct error *err)
+{
+	int result = -EPIPE;
+	ssize_t n;
+
+	if (root_fd < 0)
+		return 0;
+	do
+		n = read(root_fd, &result, sizeof(result));
+	while (n < 0 && errno == EINTR);
+	close(root_fd);
+	if (n != sizeof(result))
+		result = -EPIPE;
+	return result < 0 ? error_set(err, result, "the machine can't have an empty root: %s",
+				      strerror(-result))
+			  : 0;
 }
 
 /* PID 1: it lasts as long as anything in the namespace does. */
@@ -156,17 +193,24 @@ static void be_init(pid_t machine, int status_fd)
 static int enter(struct confine *c, int door, int sync, const int status[2], uid_t uid, gid_t gid,
 		 struct error *err)
 {
-	if (jail_map_user(uid, gid) < 0)
+	int root[2];
+
+	if (jail_map_user(uid, gid) < 0 ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, root) < 0)
 		_exit(1);
 	pid_t pid = fork();
 
 	if (pid < 0)
 		_exit(1);
-	if (pid > 0)
+	if (pid > 0) {
+		close(root[1]);
+		leave_root(root[0]);
 		be_init(pid, status[1]);
+	}
+	close(root[0]);
 	close(status[1]);
 	c->has_namespaces = true;
-	return become_machine(c, door, sync, err);
+	return become_machine(c, door, sync, root[1], err);
 }
 
 static void close_two(int fds[2])
@@ -228,7 +272,7 @@ static int split(struct confine *c, bool with_namespaces, const int *machines, s
 		if (with_namespaces)
 			return enter(c, door[1], sync[1], status, uid, gid, err);
 		close(status[1]);
-		return become_machine(c, door[1], sync[1], err);
+		return become_machine(c, door[1], sync[1], -1, err);
 	}
 	int r = pid < 0 ? error_set(err, -errno, "the kernel gives none (%s)", strerror(errno)) : 0;
 
@@ -256,9 +300,12 @@ static int split(struct confine *c, bool with_namespaces, const int *machines, s
 
 int confine_split(struct confine *c, const int *machines, bool is_incoming, struct error *err)
 {
-	const struct confine none = {
-		.door = -1, .pagemap_fd = -1, .faults_fd = -1, .status_fd = -1, .is_incoming = is_incoming
-	};
+	const struct confine none = { .door = -1,
+				      .pagemap_fd = -1,
+				      .root_fd = -1,
+				      .faults_fd = -1,
+				      .status_fd = -1,
+				      .is_incoming = is_incoming };
 	struct error why;
 
 	*c = none;

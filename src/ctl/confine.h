@@ -26,6 +26,7 @@ struct confine {
 	int door;	   /* the broker: where requests come; the machine: to the broker */
 	pid_t machine_pid; /* as the host counts */
 	int pagemap_fd;	   /* the machine: its own /proc/self/pagemap; -1: none */
+	int root_fd;	   /* the machine: for confine_await(); -1: nothing is to be waited for */
 	int faults_fd; /* the machine: of migrate_faults_open() (migrate_lazy.h), which the filter forbids; -1: none */
 	/* in force for the machine */
 	bool has_namespaces;
@@ -42,9 +43,12 @@ struct confine {
  * confine_split() - become two processes.  Called without other threads.
  * @machines: descriptors that are the machine's alone, which the broker closes; ends with -1
  * @is_incoming: it comes from another host, and may have to wait for its memory: faults_fd
- * Returns twice: CONFINE_BROKER, CONFINE_MACHINE (from then on confined); or -errno with @err set.
+ * Returns twice: CONFINE_BROKER, CONFINE_MACHINE (from then on confined, but for confine_await()); or -errno with @err set.
  */
 int confine_split(struct confine *c, const int *machines, bool is_incoming, struct error *err);
+
+/** confine_await() - in the machine, before its guest runs: the last of it is done, which another process does meanwhile.  @root_fd: taken.  0 or -errno. */
+int confine_await(int root_fd, struct error *err);
 
 /** confine_wait() - in the broker, when its door was closed: how the machine ended, as waitpid(2) tells. */
 int confine_wait(struct confine *c);
