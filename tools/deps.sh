@@ -7,7 +7,7 @@ set -eu
 # Every build directory has the unit tests in it, hence cmocka and Zydis.
 # (libslirp's pkg-config file asks for GLib's, its package does not.)
 build="build-essential meson ninja-build pkg-config libjansson-dev libslirp-dev libglib2.0-dev libcmocka-dev libzydis-dev libxxhash-dev"
-build="$build zlib1g-dev libzstd-dev nettle-dev" # compressed clusters; files of translated code
+build="$build zlib1g-dev libzstd-dev nettle-dev libcrypt-dev" # compressed clusters; files of translated code; passwords
 build="$build libgnutls28-dev" # links of migrations
 build="$build liburing-dev"	       # disks; not required
 build="$build libyaml-dev libpcap-dev libseccomp-dev" # lab files, filters of captures, confinement
@@ -23,6 +23,7 @@ test="$test qemu-utils" # the other opinion on qcow2
 test="$test bash zsh fish man-db groff mandoc" # completion in real shells; readers of the manual pages
 test="$test openssl" # gives certificates, and speaks TLS 1.2
 test="$test systemd" # reads the units of viv service
+test="$test python3-yaml openssh-client" # reads what cloud-init is told; keys, logins
 test="$test python3-jsonschema" # checks every message of the control protocol
 test="$test python3-prometheus-client" # another reader of viv metrics
 format="clang-format"

@@ -12,6 +12,7 @@
 
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/seed.h"
 #include "cli/share.h"
 #include "cli/snapshot.h"
 #include "cli/spawn.h"
@@ -32,6 +33,7 @@ struct args {
 		*without, *iommu;
 	uint64_t cpus, mem, check;
 	struct opt_list disks, shares, forwards, devices;
+	struct seed_args seed;
 	bool rm, detach, prefault, skip_time, no_reboot, strict, interp_only, counting, with_input;
 	int64_t boot_timeout;
 };
@@ -64,6 +66,13 @@ static const struct opt run_opts[] = {
 		   "network (default nat with an image, else none)"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST",
 		 "TCP port of this host to a port of the guest"),
+	OPT_LIST(struct args, seed.cloud_init, "cloud-init",
+		 "KEY=VALUE,...", "what the guest's cloud-init sets up: user=NAME,ssh-key=FILE,hostname=NAME,packages=A+B"),
+	OPT_STRING(struct args, seed.user_data, "user-data", "FILE",
+		   "for cloud-init, in place of what is made"),
+	OPT_STRING(struct args, seed.meta_data, "meta-data", "FILE", "the same; it has an instance-id"),
+	OPT_STRING(struct args, seed.network_config, "network-config", "FILE",
+		   "for cloud-init; without it the guest asks for an address by DHCP"),
 	OPT_STRING(struct args, iommu, "iommu", "intel|none",
 		   "remap DMA and interrupts (VT-d), for guests that test or use DMA isolation"),
 	OPT_LIST(struct args, devices, "device", "edu",
@@ -118,6 +127,12 @@ const struct opts_cmd cli_run_cmd = {
 		"into that bridge.  Both need the rights of root, but for a tap device that root "
 		"made for you (ip tuntap "
 		"add ... user NAME).\n\n"
+		"--cloud-init gives the guest a disk by which cloud-init, which stock cloud images "
+		"have, sets it up at its first boot:\n"
+		"user=NAME is the image's default user by that name, ssh-key=FILE (a public one; "
+		"again and again) may log in as it, and\n"
+		"so may viv ssh; password-file=FILE or password=TEXT, hostname=NAME, "
+		"packages=A+B and package=NAME, which are installed.\n\n"
 		"--iommu intel puts every PCI device behind an Intel VT-d unit; Linux uses it with "
 		"--append "
 		"intel_iommu=on.\n"
@@ -296,9 +311,9 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 		r = vmconfig_set(&c->cpu, a->cpu, err);
 	if (r == 0)
 		r = vmconfig_set(&c->net,
-				 a->net			      ? a->net
-				 : has_image || a->forwards.n ? "nat"
-							      : "none",
+				 a->net							 ? a->net
+				 : has_image || a->forwards.n || seed_is_asked(&a->seed) ? "nat"
+											 : "none",
 				 err);
 	if (r == 0)
 		r = check_net(c->net, err);
@@ -432,8 +447,8 @@ static void image_disk_first(struct vmconfig *c)
 }
 
 /* *@lock: receives the machine's. */
-static int make_machine(struct vmconfig *c, const struct image *im, const char *wanted, int *lock,
-			struct error *err)
+static int make_machine(struct vmconfig *c, const struct image *im, struct cloudinit *seed,
+			const char *wanted, int *lock, struct error *err)
 {
 	int r = wanted ? paths_check_name("a machine", wanted, err) : 0;
 
@@ -447,6 +462,8 @@ static int make_machine(struct vmconfig *c, const struct image *im, const char *
 	r = add_image_disk(c, im, err);
 	if (r == 0 && c->ndisks > before)
 		image_disk_first(c);
+	if (r == 0 && seed->is_wanted)
+		r = seed_add(seed, c, wanted, err);
 	if (r == 0)
 		r = vmconfig_save(c, err);
 	return r;
@@ -747,10 +764,10 @@ static int run_made(struct vmconfig *c, int *lock, const struct spawn_from *from
 }
 
 static int run_config(struct vmconfig *c, const struct args *a, const struct opts_rest *rest,
-		      const struct image *im, struct error *err)
+		      const struct image *im, struct cloudinit *seed, struct error *err)
 {
 	_cleanup_close_ int lock = -1;
-	int r = make_machine(c, im, a->name, &lock, err);
+	int r = make_machine(c, im, seed, a->name, &lock, err);
 
 	if (r < 0) {
 		/* A directory that was there before us is not ours to remove. */
@@ -766,8 +783,8 @@ static int run_config(struct vmconfig *c, const struct args *a, const struct opt
 /* What the machine is made of is the snapshot's matter. */
 static int check_from(const struct args *a, const char *image, struct error *err)
 {
-	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net ||
-	    a->cpus || a->mem || a->disks.n || a->without || a->iommu || a->devices.n)
+	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net || a->cpus ||
+	    a->mem || a->disks.n || a->without || a->iommu || a->devices.n || seed_is_asked(&a->seed))
 		return error_set(err, -EINVAL,
 				 "with --from the snapshot says what the machine is made of; "
 				 "besides it there are "
@@ -839,14 +856,38 @@ int cli_run(int argc, char **argv)
 	return cli_run_in_lab(NULL, argc, argv);
 }
 
+static int run_new(const struct args *a, const char *image, const struct opts_rest *rest,
+		   struct error *err)
+{
+	struct cloudinit seed = { 0 };
+	struct image im = { 0 };
+	struct vmconfig c;
+	int status, r = vmconfig_init(&c, err);
+
+	if (r == 0 && image)
+		r = image_load(&im, image, err);
+	if (r < 0) {
+		status = cli_fail(err);
+	} else {
+		r = seed_read(&seed, &a->seed, err);
+		if (r == 0)
+			r = make_config(&c, a, image ? &im : NULL, image, rest, err);
+		status = r == 0		? run_config(&c, a, rest, image ? &im : NULL, &seed, err)
+			 : r == -EINVAL ? cli_usage(&cli_run_cmd, err)
+					: cli_fail(err);
+	}
+	cloudinit_free(&seed);
+	vmconfig_free(&c);
+	image_free(&im);
+	return status;
+}
+
 int cli_run_in_lab(const char *lab, int argc, char **argv)
 {
 	struct args a = { .lab = lab, .boot_timeout = 300LL * 1000000000 };
 	struct opts_rest rest;
-	struct vmconfig c;
-	struct image im = { 0 };
 	struct error err;
-	int status, r;
+	int status;
 
 	if (!cli_parse(&cli_run_cmd, argc, argv, &a, &rest, &status))
 		return status;
@@ -861,19 +902,7 @@ int cli_run_in_lab(const char *lab, int argc, char **argv)
 	} else if (a.from) {
 		status = run_from(&a, image, &rest, &err);
 	} else {
-		r = vmconfig_init(&c, &err);
-		if (r == 0 && image)
-			r = image_load(&im, image, &err);
-		if (r < 0) {
-			status = cli_fail(&err);
-		} else {
-			r = make_config(&c, &a, image ? &im : NULL, image, &rest, &err);
-			status = r == 0 ? run_config(&c, &a, &rest, image ? &im : NULL, &err)
-				 : r == -EINVAL ? cli_usage(&cli_run_cmd, &err)
-						: cli_fail(&err);
-		}
-		vmconfig_free(&c);
-		image_free(&im);
+		status = run_new(&a, image, &rest, &err);
 	}
 	opts_free(&cli_run_cmd, &a, &rest);
 	return status;

@@ -137,14 +137,25 @@ static int own_file(char **path, const char *vm, struct error *err)
 	return 0;
 }
 
+/* Is @path that of a file in @dir? */
+static bool is_in(const char *dir, const char *path)
+{
+	size_t n = strlen(dir);
+
+	return strncmp(path, dir, n) == 0 && path[n] == '/' && !strchr(path + n + 1, '/');
+}
+
 /* A disk of the snapshot: that of the machine's own copy of the snapshot, until its process has put a layer on it. */
 static int own_disk(struct vmconfig_disk *d, const struct snapshot_info *from, const char *vm,
 		    struct error *err)
 {
+	_cleanup_free_ char *dir = snapstore_path(from->vm, from->name, NULL, err);
 	const char *name = strrchr(d->path, '/');
 
+	if (!dir)
+		return -ENOMEM;
 	if (d->is_readonly)
-		return 0;
+		return is_in(dir, d->path) ? own_file(&d->path, vm, err) : 0;
 	char *path = snapstore_path(vm, from->name, name ? name + 1 : d->path, err);
 
 	if (!path)

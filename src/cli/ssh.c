@@ -17,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "cli/cli.h"
+#include "cli/ssh.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
@@ -36,7 +37,8 @@ struct args {
 	const char *user;
 };
 static const struct opt ssh_opts[] = {
-	OPT_STRING(struct args, user, "user", "USER", "whom to log in as (default root)"),
+	OPT_STRING(struct args, user, "user", "USER",
+		   "whom to log in as (default: the one of --cloud-init, or root)"),
 	OPT_END,
 };
 const struct opts_cmd cli_ssh_cmd = {
@@ -82,8 +84,8 @@ static int run_keygen(const char *path, struct error *err)
 	return 0;
 }
 
-/* *@key: the private one's path; *@public: the line. Made once; two at once make one. */
-static int have_key(char **key, char **public, struct error *err)
+/* Two at once make one. */
+int ssh_own_key(char **key, char **public, struct error *err)
 {
 	_cleanup_free_ char *dir = paths_data("ssh", err);
 	int r = dir ? paths_make(dir, err) : -ENOMEM;
@@ -169,9 +171,9 @@ static int ask_guest(const char *name, const char *user, const char *public, con
 
 /* ---- the connection ---- */
 
-/* The host's end of the forward to port 22. */
-static int find_forward(const char *name, char host[INET6_ADDRSTRLEN + 32], char port[8],
-			struct error *err)
+/* The host's end of the forward to port 22; whom the machine was made for, unless there is a *@user. */
+static int find_forward(const char *name, char **user, char host[INET6_ADDRSTRLEN + 32],
+			char port[8], struct error *err)
 {
 	struct vmconfig c;
 	struct netd_forward f = { 0 };
@@ -183,6 +185,8 @@ static int find_forward(const char *name, char host[INET6_ADDRSTRLEN + 32], char
 	for (unsigned i = 0; r == 0 && i < c.nforwards && !is_found; i++)
 		is_found = netd_parse_forward(c.forwards[i], &f, err) == 0 && !f.is_udp &&
 			   f.guest_port == SSH_PORT;
+	if (r == 0 && !*user)
+		r = vmconfig_set(user, c.login ? c.login : "root", err);
 	vmconfig_free(&c);
 	if (r == 0 && !is_found)
 		r = error_set(err, -ENOENT, "no port of this host leads to port 22 of \"%s\"; viv set %s --net nat --forward 2222:22 makes one while it is stopped",
@@ -201,18 +205,19 @@ static int find_forward(const char *name, char host[INET6_ADDRSTRLEN + 32], char
 static int exec_ssh(const char *name, const struct args *a, char **command, unsigned ncommand,
 		    struct error *err)
 {
-	const char *user = a->user ? a->user : "root";
 	char host[INET6_ADDRSTRLEN + 32], port[8];
-	_cleanup_free_ char *key = NULL, *public = NULL;
+	_cleanup_free_ char *key = NULL, *public = NULL, *user = NULL;
 	int r = paths_check_name("a machine", name, err);
 
+	if (r == 0)
+		r = vmconfig_set(&user, a->user, err);
+	if (r == 0)
+		r = find_forward(name, &user, host, port, err);
 	/* It becomes an argument of ssh. */
 	if (r == 0 && (user[0] == '-' || !user[0]))
 		r = error_set(err, -EINVAL, "\"%s\" is no name of a user", user);
 	if (r == 0)
-		r = find_forward(name, host, port, err);
-	if (r == 0)
-		r = have_key(&key, &public, err);
+		r = ssh_own_key(&key, &public, err);
 	_cleanup_free_ char *known = r == 0 ? paths_vm(name, "known_hosts", err) : NULL;
 	if (!known)
 		return r < 0 ? r : -ENOMEM;

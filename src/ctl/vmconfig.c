@@ -39,6 +39,7 @@ static const struct row rows[] = {
 	S("mac",             mac),
 	S("log_level",       log_level),
 	S("lab",             lab),
+	S("login",           login),
 	B("iommu",           has_iommu),
 	B("edu",             has_edu),
 	B("no_reboot",       no_reboot),

@@ -41,6 +41,7 @@ struct vmconfig {
 	char *mac;	  /* "52:54:00:..." */
 	char *log_level;  /* "info": log_level_parse() */
 	char *lab;	  /* viv up of this lab made it, and viv down ends it; NULL: none */
+	char *login;	  /* whom viv ssh logs in as; NULL: root */
 	json_t *origin; /* the record, in its lab, of the machine that it is a copy of (net/identity.h); NULL: none */
 	char *forwards[VMCONFIG_MAX_FORWARDS]; /* "2222:22" */
 	unsigned nforwards;

@@ -64,6 +64,12 @@ static const char *name_in(const char *path, const char *folder)
 		       : NULL;
 }
 
+/* The name, in the machine's folder, of disk @i that is read-only and the machine's own, as a seed is (cli/seed.h); NULL: it is none. */
+static const char *own_readonly(const struct vmdisks *d, const struct vmconfig *c, unsigned i)
+{
+	return c->disks[i].is_readonly ? name_in(c->disks[i].path, d->folder) : NULL;
+}
+
 /* From the file @path, of @format, in @folder down to the base. */
 static int chain_read(struct vmdisk_chain *ch, const char *path, const char *format,
 		      const char *folder, struct error *err)
@@ -387,6 +393,9 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
 		names[i] = NULL;
 	for (unsigned i = 0; r == 0 && i < d->config->ndisks; i++) {
+		names[i] = own_readonly(d, d->config, i);
+		if (names[i])
+			r = snapstore_add_file(b, d->config->disks[i].path, names[i], false, err);
 		if (!vmdisks_is_layered(d->config, i))
 			continue;
 		r = bring_inside(d, i, err);
@@ -404,6 +413,20 @@ int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 	return r;
 }
 
+/* A file that nobody writes is one file for both. */
+static int copy_readonly(struct vmdisks *d, struct vmconfig *c, unsigned i, const char *folder,
+			 struct error *err)
+{
+	const char *name = own_readonly(d, c, i);
+	_cleanup_free_ char *to = name ? paths_format(err, "%s/%s", folder, name) : NULL;
+
+	if (!name)
+		return 0;
+	int r = to ? link_file(c->disks[i].path, to, false, err) : -ENOMEM;
+
+	return r < 0 ? r : vmconfig_set(&c->disks[i].path, to, err);
+}
+
 int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 		 const uint64_t sizes[MACHINE_MAX_DISKS], struct error *err)
 {
@@ -413,8 +436,10 @@ int vmdisks_copy(struct vmdisks *d, struct vmconfig *c, const char *folder,
 		_cleanup_free_ char *top = NULL;
 		const struct vmdisk_chain *ch = &d->chains[i];
 
-		if (!vmdisks_is_layered(c, i))
+		if (!vmdisks_is_layered(c, i)) {
+			r = copy_readonly(d, c, i, folder, err);
 			continue;
+		}
 		r = bring_inside(d, i, err);
 		for (unsigned k = 0; r == 0 && k < ch->n; k++) {
 			_cleanup_free_ char *from = paths_format(err, "%s/%s", d->folder, ch->files[k]);

@@ -11,8 +11,9 @@
  * vmdisks_open(), vmdisks_reread(), vmdisks_add_to(), vmdisks_copy() or vmdisks_go_back() holds the lock of the snapshots (snapstore_lock()), and
  * holds it until files that are to be opened are.
  *
- * Disks that are read-only have no layers.  Those that are thrown away at the end have one that nobody can name, until a snapshot or a copy
- * is made: then it gets a file, and the disk has layers like any other, which go when the machine is started anew.
+ * Disks that are read-only have no layers; one whose file lies in the machine's folder goes along with snapshots and copies, by a link.
+ * Those that are thrown away at the end have a layer that nobody can name, until a snapshot or a copy is made: then it gets a file, and the
+ * disk has layers like any other, which go when the machine is started anew.
  */
 #ifndef VIV_CTL_VMDISKS_H
 #define VIV_CTL_VMDISKS_H
@@ -67,7 +68,7 @@ int vmdisks_push(struct vmdisks *d, unsigned i, const char *path, struct error *
 void vmdisks_pop(struct vmdisks *d, unsigned i, const char *format);
 
 /** vmdisks_add_to() - links to all chains into a snapshot.  A top outside of the machine's folder comes into it (a link).
- * @names: gets the name of each layered disk's top, borrowed until the next call; NULL for others */
+ * @names: gets the name of each disk's file there, borrowed until the next call; NULL for a read-only one that lies elsewhere */
 int vmdisks_add_to(struct vmdisks *d, struct snapstore_build *b,
 		   const char *names[MACHINE_MAX_DISKS], struct error *err);
 
