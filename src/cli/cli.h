@@ -41,6 +41,7 @@ int cli_logs(int argc, char **argv);
 int cli_service(int argc, char **argv);
 int cli_cp(int argc, char **argv);
 int cli_ssh(int argc, char **argv);
+int cli_tunnel(int argc, char **argv);
 int cli_events(int argc, char **argv);
 int cli_api(int argc, char **argv);
 int cli_set(int argc, char **argv);
@@ -72,7 +73,7 @@ extern const struct opts_cmd cli_run_cmd, cli_migrate_cmd, cli_receive_cmd, cli_
 	cli_resume_cmd, cli_reset_cmd, cli_rm_cmd, cli_list_cmd, cli_info_cmd, cli_console_cmd,
 	cli_exec_cmd, cli_fork_cmd, cli_snapshot_cmd, cli_bench_cmd, cli_image_cmd, cli_doctor_cmd,
 	cli_up_cmd, cli_down_cmd, cli_quarantine_cmd, cli_plan_cmd, cli_version_cmd, cli_net_cmd,
-	cli_completion_cmd, cli_metrics_cmd, cli_logs_cmd, cli_service_cmd, cli_cp_cmd, cli_ssh_cmd, cli_events_cmd, cli_api_cmd, cli_set_cmd, cli_rename_cmd, cli_capture_cmd /* of cli_net_cmd */;
+	cli_completion_cmd, cli_metrics_cmd, cli_logs_cmd, cli_service_cmd, cli_cp_cmd, cli_ssh_cmd, cli_tunnel_cmd, cli_events_cmd, cli_api_cmd, cli_set_cmd, cli_rename_cmd, cli_capture_cmd /* of cli_net_cmd */;
 // clang-format on
 
 /**

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * `viv ssh`: this host's ssh, with a key pair of viv's own, to a machine that forwards a port of this host to its port 22.
+ * `viv ssh`: this host's ssh, with a key pair of viv's own, by a tunnel to the machine's port 22 (cli/tunnel.h); where there are none, to a port of this host
+ * that is forwarded there.
  *
  * The guest's agent is told the public key, and tells the guest's host keys: both go past the network, so that the connection
  * is to this machine and no other. Without an agent the first connection's host key is taken, and held on to.
@@ -45,11 +46,12 @@ const struct opts_cmd cli_ssh_cmd = {
 	.name = "viv ssh",
 	.usage = "NAME [-- CMD...]",
 	.summary = "log in to a machine by SSH, or run a command there",
-	.details = "A port of this host must lead to port 22 of the machine: viv run --forward "
-		   "2222:22, or viv set. viv has a key pair of\n"
-		   "its own for it; where the guest runs qemu-guest-agent, the user is made to "
-		   "accept it, and the guest's host keys\n"
-		   "are known.",
+	.details = "The machine is behind NAT (--net nat); no port of this host has to lead there. "
+		   "viv has "
+		   "a key pair of its own for it,\n"
+		   "which the user that --cloud-init made accepts; where the guest runs "
+		   "qemu-guest-agent, any user is made to, and the\n"
+		   "guest's host keys are known.",
 	.opts = ssh_opts,
 	.min_args = 1,
 	.max_args = 1,
@@ -171,59 +173,90 @@ static int ask_guest(const char *name, const char *user, const char *public, con
 
 /* ---- the connection ---- */
 
-/* The host's end of the forward to port 22; whom the machine was made for, unless there is a *@user. */
-static int find_forward(const char *name, char **user, char host[INET6_ADDRSTRLEN + 32],
-			char port[8], struct error *err)
+/* How ssh gets there: the options before "--", and the host after it. */
+struct route {
+	char *proxy; /* "ProxyCommand=..."; NULL: straight to @host and @port */
+	char host[INET6_ADDRSTRLEN + 32], port[8];
+};
+
+/* As a word for the shell that ssh has run it, which looks for % before. */
+static void put_word(struct bytes *b, const char *word)
 {
-	struct vmconfig c;
+	bytes_put_u8(b, '\'');
+	for (; *word; word++) {
+		if (*word == '\'')
+			bytes_put(b, "'\\''", 4);
+		else
+			bytes_put(b, *word == '%' ? "%%" : word, *word == '%' ? 2 : 1);
+	}
+	bytes_put_u8(b, '\'');
+}
+
+static int by_tunnel(struct route *r, const char *name, struct error *err)
+{
+	_cleanup_bytes_ struct bytes b = { 0 };
+	char exe[4096];
+	ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+
+	if (n < 0)
+		return error_set(err, -errno, "viv does not find itself: %s", strerror(errno));
+	exe[n] = 0;
+	bytes_printf(&b, "ProxyCommand=");
+	put_word(&b, exe);
+	bytes_printf(&b, " tunnel %s %d", name, SSH_PORT);
+	bytes_put_u8(&b, 0);
+	if (b.is_failed)
+		return error_set(err, -ENOMEM, "no memory for a command");
+	snprintf(r->host, sizeof(r->host), "%s", HOST_ALIAS);
+	snprintf(r->port, sizeof(r->port), "%d", SSH_PORT);
+	return vmconfig_set(&r->proxy, (const char *)b.data, err);
+}
+
+/* The host's end of the forward to port 22. */
+static int by_forward(struct route *r, const struct vmconfig *c, struct error *err)
+{
 	struct netd_forward f = { 0 };
 	bool is_found = false;
-	int r = vmconfig_init(&c, err);
 
-	if (r == 0)
-		r = vmconfig_load(&c, name, err);
-	for (unsigned i = 0; r == 0 && i < c.nforwards && !is_found; i++)
-		is_found = netd_parse_forward(c.forwards[i], &f, err) == 0 && !f.is_udp &&
+	for (unsigned i = 0; i < c->nforwards && !is_found; i++)
+		is_found = netd_parse_forward(c->forwards[i], &f, err) == 0 && !f.is_udp &&
 			   f.guest_port == SSH_PORT;
-	if (r == 0 && !*user)
-		r = vmconfig_set(user, c.login ? c.login : "root", err);
-	vmconfig_free(&c);
-	if (r == 0 && !is_found)
-		r = error_set(err, -ENOENT, "no port of this host leads to port 22 of \"%s\"; viv set %s --net nat --forward 2222:22 makes one while it is stopped",
-			      name, name);
-	if (r < 0)
-		return r;
+	if (!is_found)
+		return error_set(err, -ENOENT, "machine \"%s\" is in the network %s, where viv ssh finds no way; viv set %s --net nat gives it one while it is stopped",
+				 c->name, c->net, c->name);
 	socklen_t len = f.host.ss_family == AF_INET6 ? sizeof(struct sockaddr_in6)
 						     : sizeof(struct sockaddr_in);
 
-	if (getnameinfo((struct sockaddr *)&f.host, len, host, INET6_ADDRSTRLEN + 32, port, 8,
-			NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+	if (getnameinfo((struct sockaddr *)&f.host, len, r->host, sizeof(r->host), r->port,
+			sizeof(r->port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
 		return error_set(err, -EINVAL, "the forward's address cannot be used");
 	return 0;
 }
 
-static int exec_ssh(const char *name, const struct args *a, char **command, unsigned ncommand,
-		    struct error *err)
+/* *@user: whom the machine was made for, unless there is one. */
+static int find_route(struct route *r, const char *name, char **user, struct error *err)
 {
-	char host[INET6_ADDRSTRLEN + 32], port[8];
-	_cleanup_free_ char *key = NULL, *public = NULL, *user = NULL;
-	int r = paths_check_name("a machine", name, err);
+	_cleanup_free_ char *path = paths_run(name, "net.sock", err);
+	struct vmconfig c;
+	int ret = vmconfig_init(&c, err);
 
-	if (r == 0)
-		r = vmconfig_set(&user, a->user, err);
-	if (r == 0)
-		r = find_forward(name, &user, host, port, err);
-	/* It becomes an argument of ssh. */
-	if (r == 0 && (user[0] == '-' || !user[0]))
-		r = error_set(err, -EINVAL, "\"%s\" is no name of a user", user);
-	if (r == 0)
-		r = ssh_own_key(&key, &public, err);
-	_cleanup_free_ char *known = r == 0 ? paths_vm(name, "known_hosts", err) : NULL;
-	if (!known)
-		return r < 0 ? r : -ENOMEM;
-	r = ask_guest(name, user, public, known, err);
-	if (r < 0)
-		return r;
+	if (ret == 0)
+		ret = path ? vmconfig_load(&c, name, err) : -ENOMEM;
+	if (ret == 0 && !*user)
+		ret = vmconfig_set(user, c.login ? c.login : "root", err);
+	/* One that an older viv started has no socket for them. */
+	if (ret == 0)
+		ret = strcmp(c.net, "nat") == 0 && (!c.nforwards || access(path, F_OK) == 0)
+			      ? by_tunnel(r, name, err)
+			      : by_forward(r, &c, err);
+	vmconfig_free(&c);
+	return ret;
+}
+
+/* Takes the place of this process. */
+static int exec_with(const struct route *route, const char *user, const char *key, const char *known,
+		     bool is_known, char **command, unsigned ncommand, struct error *err)
+{
 	_cleanup_free_ char *known_opt = paths_format(err, "UserKnownHostsFile=\"%s\"", known);
 	const char *fixed[] = { "ssh",
 				"-i",
@@ -239,15 +272,17 @@ static int exec_ssh(const char *name, const struct args *a, char **command, unsi
 				"-o",
 				"CheckHostIP=no",
 				"-o",
-				r == 0 ? "StrictHostKeyChecking=yes" : "StrictHostKeyChecking=accept-new",
+				is_known ? "StrictHostKeyChecking=yes" : "StrictHostKeyChecking=accept-new",
 				"-o",
 				"LogLevel=ERROR",
+				"-o",
+				route->proxy ? route->proxy : "ProxyCommand=none",
 				"-p",
-				port,
+				route->port,
 				"-l",
 				user,
 				"--",
-				host };
+				route->host };
 	_cleanup_free_ const char **argv = calloc(ARRAY_SIZE(fixed) + ncommand + 1, sizeof(*argv));
 
 	if (!argv || !known_opt)
@@ -258,6 +293,32 @@ static int exec_ssh(const char *name, const struct args *a, char **command, unsi
 	fflush(NULL);
 	execvp(argv[0], (char **)(uintptr_t)argv);
 	return error_set(err, -errno, "this host has no ssh; Debian's package openssh-client has it");
+}
+
+static int exec_ssh(const char *name, const struct args *a, char **command, unsigned ncommand,
+		    struct error *err)
+{
+	struct route route = { 0 };
+	_cleanup_free_ char *key = NULL, *public = NULL, *user = NULL, *known = NULL;
+	int r = paths_check_name("a machine", name, err);
+
+	if (r == 0)
+		r = vmconfig_set(&user, a->user, err);
+	if (r == 0)
+		r = find_route(&route, name, &user, err);
+	/* It becomes an argument of ssh. */
+	if (r == 0 && (user[0] == '-' || !user[0]))
+		r = error_set(err, -EINVAL, "\"%s\" is no name of a user", user);
+	if (r == 0)
+		r = ssh_own_key(&key, &public, err);
+	if (r == 0) {
+		known = paths_vm(name, "known_hosts", err);
+		r = known ? ask_guest(name, user, public, known, err) : -ENOMEM;
+	}
+	if (r >= 0)
+		r = exec_with(&route, user, key, known, r == 0, command, ncommand, err);
+	free(route.proxy);
+	return r;
 }
 
 int cli_ssh(int argc, char **argv)

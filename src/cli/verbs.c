@@ -24,6 +24,7 @@ const struct verb cli_verbs[] = {
 	{ "exec",       "run a command inside a machine",                          cli_exec,      &cli_exec_cmd },
 	{ "cp",         "copy files to and from machines",                         cli_cp,        &cli_cp_cmd },
 	{ "ssh",        "log in to a machine by SSH",                              cli_ssh,       &cli_ssh_cmd },
+	{ "tunnel",     "connect input and output to a TCP port of a machine",     cli_tunnel,    &cli_tunnel_cmd },
 	{ "snapshot",   "take, list and go back to snapshots of a machine",        cli_snapshot,  &cli_snapshot_cmd },
 	{ "fork",       "make running copies of a running machine",                cli_fork,      &cli_fork_cmd },
 	{ "migrate",    "move a running machine to another host",                  cli_migrate,   &cli_migrate_cmd },

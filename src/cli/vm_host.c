@@ -65,15 +65,29 @@ static void remove_files(struct vm_host *h)
 
 /* ---- cards ---- */
 
+/* For tunnels (net/tunnel.h).  With the machine's lock: who still listens there belongs to one that was killed. */
+static int listen_for_tunnels(const char *name, struct error *err)
+{
+	_cleanup_free_ char *path = paths_run(name, "net.sock", err);
+
+	if (path)
+		(void)unlink(path);
+	return path ? socket_listen(path, err) : -ENOMEM;
+}
+
 /* It ends when its socket closes, at the latest with this process. */
 static int start_net(struct vm_host *h, const struct vmconfig *c, struct error *err)
 {
 	struct broker_start *s = &h->start;
+	_cleanup_close_ int tunnel = listen_for_tunnels(c->name, err);
 	const struct netd_options o = { .forwards = (const char *const *)c->forwards,
-					.nforwards = c->nforwards };
+					.nforwards = c->nforwards,
+					.tunnel_fd = tunnel };
 	static const uint8_t default_mac[6] = { 0x52, 0x54, 0, 0x12, 0x34, 0x56 };
 
 	memcpy(s->macs[0], default_mac, sizeof(default_mac));
+	if (tunnel < 0)
+		return tunnel;
 	int r = c->mac ? vmconfig_parse_mac(c->mac, s->macs[0], err) : 0;
 
 	if (r == 0)

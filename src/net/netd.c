@@ -21,10 +21,12 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "net/link.h"
 #include "net/offload.h"
+#include "net/tunnel.h"
 #include "net/uplink.h"
 
 #define QUEUE_MAX   256
@@ -44,7 +46,8 @@ struct out_frame {
 struct netd {
 	struct net_link link;
 	struct uplink *uplink;
-	struct pollfd *pfds; /* [0] is the machine, then the uplink's */
+	struct tunnel tunnel;
+	struct pollfd *pfds; /* [0] is the machine, then the tunnel's and the uplink's */
 	bool is_gone;	     /* the machine closed the socket, or broke the rings */
 	/* frames to the guest */
 	struct out_frame *queue[QUEUE_MAX]; /* malloc'd */
@@ -172,18 +175,21 @@ static void serve(struct netd *n)
 
 		n->pfds[0].fd = n->link.fd;
 		n->pfds[0].events = net_link_poll(&n->link, wants_room, &timeout_ms);
-		unsigned npfds = uplink_fill(n->uplink, n->pfds + 1, FILES_MAX, congested, &timeout_ms);
-		int r = poll(n->pfds, 1 + npfds, (int)timeout_ms);
+		unsigned ntunnel = tunnel_fill(&n->tunnel, n->pfds + 1, &timeout_ms);
+		struct pollfd *up = n->pfds + 1 + ntunnel;
+		unsigned npfds = uplink_fill(n->uplink, up, FILES_MAX, congested, &timeout_ms);
+		int r = poll(n->pfds, 1 + ntunnel + npfds, (int)timeout_ms);
 		if (r < 0 && errno != EINTR) {
 			log_error("net", "poll: %s", strerror(errno));
 			return;
 		}
-		for (unsigned i = 0; r <= 0 && i <= npfds; i++)
+		for (unsigned i = 0; r <= 0 && i <= ntunnel + npfds; i++)
 			n->pfds[i].revents = 0;
 		net_link_polled(&n->link, n->pfds[0].revents);
 		if (n->link.is_writable)
 			flush_queue(n);
-		uplink_polled(n->uplink, n->pfds + 1, npfds, r < 0);
+		uplink_polled(n->uplink, up, npfds, r < 0);
+		tunnel_polled(&n->tunnel, n->pfds + 1, ntunnel);
 		read_guest(n);
 		uplink_flush(n->uplink);
 		if (n->link.wants_resets)
@@ -228,10 +234,25 @@ static int set_up_uplink(struct netd *n, const struct netd_config *cfg, struct e
 	return uplink_create(&n->uplink, &c, err);
 }
 
+static void call_guest(void *ctx, int fd, uint16_t port)
+{
+	uplink_call(((struct netd *)ctx)->uplink, fd, port);
+}
+
+static int64_t now_ms(void *ctx)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
 static int set_up(struct netd *n, const struct netd_config *cfg, struct error *err)
 {
 	net_link_open(&n->link, cfg->fd, false);
-	n->pfds = calloc(FILES_MAX + 1, sizeof(*n->pfds));
+	n->tunnel =
+		(struct tunnel){ .fd = cfg->tunnel_fd, .call = call_guest, .now_ms = now_ms, .ctx = n };
+	n->pfds = calloc(1 + TUNNEL_POLLS + FILES_MAX, sizeof(*n->pfds));
 	if (!n->pfds)
 		return error_set(err, -ENOMEM, "the network process has no memory");
 	if (fcntl(n->link.fd, F_SETFD, FD_CLOEXEC) < 0)
@@ -275,6 +296,7 @@ int netd_main(const struct netd_config *cfg)
 	report(cfg, r < 0 ? err.text : "ok");
 	if (r == 0)
 		serve(n);
+	tunnel_close(&n->tunnel);
 	uplink_destroy(n->uplink);
 	net_link_close(&n->link);
 	while (n->queued) {

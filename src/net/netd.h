@@ -35,6 +35,7 @@ struct netd_config {
 	bool is_restricted; /* the guest reaches only the virtual host, and forwards come in */
 	bool no_ipv6;
 	bool no_host_loopback; /* 10.0.2.2 does not lead to the host's 127.0.0.1 */
+	int tunnel_fd;	       /* a listening UNIX socket for net/tunnel.h; taken; -1: none */
 	struct netd_forward forwards[NETD_FORWARDS_MAX];
 	unsigned nforwards;
 };
@@ -59,6 +60,7 @@ struct netd_options {
 	bool is_restricted, no_ipv6, no_host_loopback;
 	const char *const *forwards; /* texts for netd_parse_forward */
 	unsigned nforwards;
+	int tunnel_fd; /* as in struct netd_config; borrowed; 0 or less: none */
 	/* If this process logs to files (base/log.h), so does that one, from the same level on. */
 };
 

@@ -129,7 +129,7 @@ bad:
 /* ---- the network process ---- */
 
 struct net_args {
-	uint64_t fd, ready_fd, log_fd, log_fd_1, log_level;
+	uint64_t fd, ready_fd, tunnel_fd, log_fd, log_fd_1, log_level;
 	bool is_restricted, no_ipv6, no_host_loopback;
 	struct opt_list forwards;
 };
@@ -139,6 +139,7 @@ struct net_args {
 static const struct opt net_opts[] = {
 	OPT_UINT(struct net_args, fd, "fd", "N", "packet socket to the machine (needed)", 0, INT32_MAX),
 	OPT_UINT(struct net_args, ready_fd, "ready-fd", "N", "tell here, once, whether it serves", 0, INT32_MAX),
+	OPT_UINT(struct net_args, tunnel_fd, "tunnel-fd", "N", "listening UNIX socket: who connects reaches the guest's ports", 0, INT32_MAX),
 	OPT_UINT(struct net_args, log_fd, "log-fd", "N", "one file of the log", 0, INT32_MAX),
 	OPT_UINT(struct net_args, log_fd_1, "log-fd-1", "N", "the other", 0, INT32_MAX),
 	OPT_UINT(struct net_args, log_level, "log-level", "N", "from which level on", 0, LOG_NLEVELS - 1),
@@ -161,6 +162,7 @@ static int fill_config(const struct net_args *a, struct netd_config *cfg, struct
 	*cfg = (struct netd_config){
 		.fd = (int)a->fd,
 		.ready_fd = a->ready_fd == NO_FD ? -1 : (int)a->ready_fd,
+		.tunnel_fd = a->tunnel_fd == NO_FD ? -1 : (int)a->tunnel_fd,
 		.is_restricted = a->is_restricted,
 		.no_ipv6 = a->no_ipv6,
 		.no_host_loopback = a->no_host_loopback,
@@ -182,9 +184,12 @@ static int fill_config(const struct net_args *a, struct netd_config *cfg, struct
 int netd_cli(int argc, char **argv)
 {
 	static struct netd_config cfg;
-	struct net_args a = {
-		.fd = NO_FD, .ready_fd = NO_FD, .log_fd = NO_FD, .log_fd_1 = NO_FD, .log_level = LOG_WARN
-	};
+	struct net_args a = { .fd = NO_FD,
+			      .ready_fd = NO_FD,
+			      .tunnel_fd = NO_FD,
+			      .log_fd = NO_FD,
+			      .log_fd_1 = NO_FD,
+			      .log_level = LOG_WARN };
 	struct opts_rest rest = { 0 };
 	struct error err = { 0 };
 
@@ -212,17 +217,17 @@ int netd_cli(int argc, char **argv)
 
 /* ---- starting it ---- */
 
-enum { ARGS_MAX = 24 + 2 * NETD_FORWARDS_MAX };
+enum { ARGS_MAX = 24 + 2 * NETD_FORWARDS_MAX, NFDS = 5 };
 
 /* After the fork, before the exec: only calls that are safe there. */
 static void __attribute__((noreturn))
-run_child(const char *exe, char **argv, const int fds[4], pid_t parent)
+run_child(const char *exe, char **argv, const int fds[NFDS], pid_t parent)
 {
 	setsid();
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
 		_exit(1); /* it died before we could ask to be told */
-	for (unsigned i = 0; i < 4; i++)
+	for (unsigned i = 0; i < NFDS; i++)
 		if (fds[i] >= 0)
 			fcntl(fds[i], F_SETFD, 0);
 	sigset_t none;
@@ -274,7 +279,7 @@ static void close_pair(int fds[2])
 int netd_begin(const struct netd_options *o, int *fd, pid_t *pid, int *ready_fd, struct error *err)
 {
 	int sock[2] = { -1, -1 }, ready[2] = { -1, -1 }, r;
-	char fd_text[16], ready_text[16], log_text[2][16], level_text[16];
+	char fd_text[16], ready_text[16], tunnel_text[16], log_text[2][16], level_text[16];
 	int logs[2];
 	char *argv[ARGS_MAX] = { "viv", "net", "--fd", fd_text, "--ready-fd", ready_text };
 	unsigned n = 6;
@@ -301,6 +306,11 @@ int netd_begin(const struct netd_options *o, int *fd, pid_t *pid, int *ready_fd,
 		snprintf(log_text[1], sizeof(log_text[1]), "%d", logs[1]);
 		snprintf(level_text, sizeof(level_text), "%d", (int)log_level());
 	}
+	if (o->tunnel_fd > 0) {
+		argv[n++] = "--tunnel-fd";
+		argv[n++] = tunnel_text;
+		snprintf(tunnel_text, sizeof(tunnel_text), "%d", o->tunnel_fd);
+	}
 	if (o->is_restricted)
 		argv[n++] = "--restricted";
 	if (o->no_ipv6)
@@ -321,7 +331,9 @@ int netd_begin(const struct netd_options *o, int *fd, pid_t *pid, int *ready_fd,
 	}
 	if (!child)
 		run_child(o->exe ? o->exe : "/proc/self/exe", argv,
-			  (const int[4]){ sock[1], ready[1], logs[0], logs[1] }, parent);
+			  (const int[NFDS]){ sock[1], ready[1], logs[0], logs[1],
+					     o->tunnel_fd > 0 ? o->tunnel_fd : -1 },
+			  parent);
 	close(sock[1]);
 	close(ready[1]);
 	*fd = sock[0];

@@ -56,6 +56,7 @@
 #define CALLS	       6  /* of a guest that does not answer: about a minute */
 #define ACCEPTS	       16 /* a listener a round */
 #define ACCEPT_REST_MS 100
+#define CALLER_PORTS   49152u /* from here on (RFC 6335, 6): of callers that have none */
 
 _Static_assert(WINDOW >> OUR_WSCALE <= 0xffff, "told in 16 bits");
 
@@ -104,6 +105,7 @@ struct tcp_nat {
 	struct listener listeners[TCP_NAT_LISTENERS];
 	unsigned nlisteners, npolled; /* npolled: listeners at the start of the last poll set */
 	int64_t accept_after_ms;      /* there was no descriptor left: callers wait */
+	unsigned ncalls;	      /* ports of callers that have none */
 	uint8_t guest_mac[6];
 	bool has_guest_mac;
 	struct flow *buckets[BUCKETS];
@@ -785,6 +787,22 @@ static void caller(const struct tcp_nat *t, const struct sockaddr_storage *from,
 		!ip || ntohl(ip) >> 24 == 127 || (ip & t->cfg.mask) == t->cfg.net ? t->cfg.host : ip;
 }
 
+/* Takes @fd. */
+static int call_guest(struct tcp_nat *t, struct tcp_ends *ends, int fd)
+{
+	memcpy(ends->dst_mac, t->cfg.gateway_mac, 6);
+	struct flow *f = make_flow(t, ends, fd, CALLING);
+
+	if (!f) {
+		close(fd);
+		return -ENOMEM;
+	}
+	f->nxt = f->iss + 1;
+	send_syn(f);
+	arm_retry(f);
+	return 0;
+}
+
 /* False: nobody waits. */
 static bool accept_from(struct tcp_nat *t, const struct listener *l)
 {
@@ -801,17 +819,27 @@ static bool accept_from(struct tcp_nat *t, const struct listener *l)
 		return false;
 	}
 	caller(t, &from, &ends);
-	memcpy(ends.dst_mac, t->cfg.gateway_mac, 6);
-	struct flow *f = find_flow(t, &ends) ? NULL : make_flow(t, &ends, fd, CALLING);
-	if (!f) {
-		close(fd);
-		return true;
-	}
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)); /* a wish, as in opened() */
-	f->nxt = f->iss + 1;
-	send_syn(f);
-	arm_retry(f);
+	if (find_flow(t, &ends))
+		close(fd);
+	else
+		call_guest(t, &ends, fd);
 	return true;
+}
+
+int tcp_nat_call(struct tcp_nat *t, int fd, uint32_t guest_ip, uint16_t guest_port)
+{
+	struct tcp_ends ends = { .src_ip = guest_ip, .src_port = guest_port, .dst_ip = t->cfg.host };
+
+	if (t->nflows == TCP_NAT_FLOWS) {
+		close(fd);
+		return -ENOSPC;
+	}
+	/* There are more ports than flows. */
+	do
+		ends.dst_port = (uint16_t)(CALLER_PORTS + t->ncalls++ % (65536 - CALLER_PORTS));
+	while (find_flow(t, &ends));
+	return call_guest(t, &ends, fd);
 }
 
 static void serve_listeners(struct tcp_nat *t, const struct pollfd *pfds)

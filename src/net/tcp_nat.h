@@ -58,6 +58,12 @@ void tcp_nat_destroy(struct tcp_nat *t);
 int tcp_nat_forward(struct tcp_nat *t, int fd, uint32_t guest_ip, uint16_t guest_port);
 
 /**
+ * tcp_nat_call() - who is at @fd, a connected stream socket, taken on failure too, goes to @guest_port of the guest.
+ * Returns 0, -ENOSPC: there are TCP_NAT_FLOWS, -ENOMEM.
+ */
+int tcp_nat_call(struct tcp_nat *t, int fd, uint32_t guest_ip, uint16_t guest_port);
+
+/**
  * tcp_nat_resets() - for each connection that stands a frame that tells the guest that it is over (RST), one after the other, TCP_NAT_RESET_BYTES each; nothing
  * changes here.  Their checksums are to be filled in (net_offload).  Returns the bytes of them, at most @cap.
  */

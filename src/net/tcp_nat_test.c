@@ -807,6 +807,63 @@ static void test_forward(void **state)
 	assert_false(guest(TCP_SYN, NULL, 0));
 }
 
+/* Somebody who has no port is a caller all the same, each from another port of the gateway's. */
+static void test_call(void **state)
+{
+	unsigned ports[2];
+	int first = -1;
+
+	(void)state;
+	tear_down(state);
+	set_up_with(true, true);
+	tcp_nat_guest_mac(g.nat, g.ends.src_mac);
+	for (unsigned i = 0; i < 2; i++) {
+		int fds[2];
+
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
+		first = g.far;
+		g.far = fds[1];
+		assert_int_equal(tcp_nat_call(g.nat, fds[0], g.ends.src_ip, 22), 0);
+		struct tcp_segment s;
+		assert_true(tcp_parse(g.frames[0].data, g.frames[0].len, &s));
+		ports[i] = g.ends.dst_port = s.ends.src_port;
+		g.ends.src_port = 22;
+		s = only_frame();
+		assert_int_equal(s.flags, TCP_SYN);
+		g.seq = 1000;
+		g.ack = s.seq + 1;
+		guest(TCP_SYN | TCP_ACK, NULL, 0);
+		tcp_nat_flush(g.nat);
+		assert_int_equal(only_frame().ack, 1001);
+	}
+	assert_true(ports[0] >= 49152 && ports[1] >= 49152 && ports[0] != ports[1]);
+	assert_int_equal(tcp_nat_flows(g.nat), 2);
+	guest(TCP_ACK, data, 3000);
+	assert_int_equal(recv(g.far, got, 3000, MSG_WAITALL), 3000);
+	assert_memory_equal(got, data, 3000);
+	tcp_nat_flush(g.nat);
+	g.nframes = 0;
+	write_far(0, 5000);
+	uint32_t base = g.ack;
+	poll_round();
+	assert_int_equal(take_data(0, base, true), 5000);
+	/* The guest hangs up. */
+	guest(TCP_RST, NULL, 0);
+	assert_int_equal(tcp_nat_flows(g.nat), 1);
+	assert_true(recv(g.far, got, 1, 0) <= 0);
+	close(first);
+}
+
+/* There is an end to them. */
+static void test_calls_are_bounded(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < TCP_NAT_FLOWS; i++)
+		assert_int_equal(tcp_nat_call(g.nat, open("/dev/null", O_RDONLY | O_CLOEXEC), 1, 1), 0);
+	assert_int_equal(tcp_nat_call(g.nat, open("/dev/null", O_RDONLY | O_CLOEXEC), 1, 1), -ENOSPC);
+	assert_int_equal(tcp_nat_flows(g.nat), TCP_NAT_FLOWS);
+}
+
 static void test_forward_to_nobody(void **state)
 {
 	char c;
@@ -970,6 +1027,8 @@ int main(void)
 		T(test_many),
 		T(test_no_memory),
 		T(test_forward),
+		T(test_call),
+		T(test_calls_are_bounded),
 		T(test_forward_to_nobody),
 		T(test_forward_without_files),
 	};

@@ -528,3 +528,9 @@ int uplink_forward(struct uplink *u, const struct netd_forward *f, struct error 
 			 : e == EADDRNOTAVAIL ? "choose an address that this host has"
 					      : "choose another host port");
 }
+
+void uplink_call(struct uplink *u, int fd, uint16_t port)
+{
+	if (tcp_nat_call(u->tcp, fd, u->cfg.dhcp_start.s_addr, port) < 0)
+		log_guest("net", "no room for a connection to port %u of the guest", port);
+}

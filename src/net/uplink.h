@@ -42,6 +42,9 @@ void uplink_destroy(struct uplink *u); /* NULL is fine */
 /** uplink_forward() - lead a port of the host's to the guest's.  Returns 0 or -errno with @err set. */
 int uplink_forward(struct uplink *u, const struct netd_forward *f, struct error *err);
 
+/** uplink_call() - who is at @fd, a connected stream socket, taken, goes to @port of the first guest. */
+void uplink_call(struct uplink *u, int fd, uint16_t port);
+
 /** uplink_input() - a frame from the guest; @frame is overwritten. */
 void uplink_input(struct uplink *u, const struct net_offload *off, uint8_t *frame, size_t len);
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files to and from a Debian guest, and logins by SSH with a key that nobody had to carry there."""
+import contextlib
+import hashlib
 import os
+import pathlib
+import re
 import socket
 import subprocess
 
@@ -17,7 +21,7 @@ def free_port():
 
 @pytest.fixture
 def guest(viv):
-    viv.ok("run", "--detach", "--name", "m", "--forward", f"{free_port()}:22", "debian", limit=BOOT_LIMIT)
+    viv.ok("run", "--detach", "--name", "m", "debian", limit=BOOT_LIMIT)
     viv.wait_until(lambda: viv.run("exec", "--timeout", "30s", "m", "--", "true").returncode == 0, "the agent answers", BOOT_LIMIT)
     yield viv
     viv.ok("rm", "--force", "m")
@@ -88,7 +92,44 @@ def test_ssh(guest):
     assert refused.returncode == 255 and "host key" in refused.stderr.lower(), refused.stderr
     sh(viv, "cp /root/ssh.old/ssh_host_*.pub /etc/ssh/")
     viv.ok("ssh", "m", "--", "true", limit=BOOT_LIMIT)
+    # Nothing of it listens on a port of this host.
+    assert not [line for line in listening() if line in inodes(viv)]
+    # Other ports, as a stream of bytes; nobody there.
+    banner = viv.run("tunnel", "m", "22", input="x\n", stdin=None)
+    assert banner.returncode == 0 and banner.stdout.startswith("SSH-2.0-"), banner
+    viv.fails("tunnel", "m", "1", says=["port 1 "])
+    viv.fails("tunnel", "m", "0", status=2, says=["no port"])
+    assert viv.run("ssh", "m", "--", "cat >/root/many; sha256sum </root/many", input="0123456789" * 300_000, stdin=None,
+                   limit=BOOT_LIMIT).stdout.split()[0] == hashlib.sha256(b"0123456789" * 300_000).hexdigest()
     viv.ok("stop", "--force", "m")
     viv.fails("ssh", "m", "--", "true", says=["not running"])
-    viv.ok("set", "m", "--forward", "none")
-    viv.fails("ssh", "m", "--", "true", says=["--forward 2222:22"])
+    viv.fails("tunnel", "m", "22", says=["not running"])
+    viv.ok("set", "m", "--net", "none")
+    viv.fails("ssh", "m", "--", "true", says=["--net nat"])
+
+
+def listening():
+    """Inodes of TCP sockets that listen in this network namespace."""
+    rows = pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:] + pathlib.Path("/proc/net/tcp6").read_text().splitlines()[1:]
+    return [row.split()[9] for row in rows if row.split()[3] == "0A"]
+
+
+def inodes(viv):
+    """Of sockets that this home's processes hold."""
+    found = []
+    for pid in viv.processes():
+        for fd in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found += re.findall(r"socket:\[(\d+)\]", os.readlink(fd))
+    return found
+
+
+def test_forward_still_leads_there(viv):
+    """With a port of this host, whoever knows it gets there; viv ssh needs none."""
+    port = free_port()
+    viv.ok("run", "--detach", "--name", "m", "--forward", f"{port}:22", "debian", limit=BOOT_LIMIT)
+    viv.wait_until(lambda: viv.run("exec", "--timeout", "30s", "m", "--", "true").returncode == 0, "the agent answers", BOOT_LIMIT)
+    assert viv.ok("ssh", "m", "--", "echo here", limit=BOOT_LIMIT).stdout == "here\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=BOOT_LIMIT) as s:
+        assert s.recv(8) == b"SSH-2.0-"
+    viv.ok("rm", "--force", "m")
