@@ -27,6 +27,12 @@ bool cli_image_file(int argc, char **argv, int *status);
 /** cli_image_file_action() - the @i-th of these verbs; false: there are less. */
 bool cli_image_file_action(unsigned i, struct opts_action *out);
 
+/** image_add() - `viv image add`; @argv[0] is that.  The exit status. */
+int image_add(int argc, char **argv);
+extern const struct opts_cmd image_add_cmd;
+
+/** image_is_foreign() - by its name: one for image_import(). */
+bool image_is_foreign(const char *path);
 /** image_import() - a VMDK, VHDX, VHD or VDI file (by its name) to a new image, with qemu-img. */
 int image_import(const char *from, const char *to, const char *to_format, bool may_replace,
 		 struct error *err);

@@ -29,6 +29,11 @@ static const char *foreign_format(const char *path)
 	return NULL;
 }
 
+bool image_is_foreign(const char *path)
+{
+	return foreign_format(path);
+}
+
 /* A leading dash is no option of qemu-img's, a colon no protocol. */
 static int plain_path(const char *path, char out[PATH_MAX])
 {

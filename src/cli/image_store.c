@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/store.h"
 #include "ctl/paths.h"
 
 #define IMAGE_JSON_MAX (64 * KIB)
@@ -33,7 +34,7 @@ static int get_string(json_t *json, const char *key, const char *dflt, char **ou
 	return vmconfig_set(out, v ? json_string_value(v) : dflt, err);
 }
 
-/* Files of an image lie beside its image.json. */
+/* Files of an image lie beside its image.json; a machine is told the blob, which stays what it is. */
 static int get_file(json_t *json, const char *key, const char *image, char **out, struct error *err)
 {
 	_cleanup_free_ char *name = NULL;
@@ -44,7 +45,9 @@ static int get_file(json_t *json, const char *key, const char *image, char **out
 	if (!name[0] || name[0] == '.' || strchr(name, '/'))
 		return error_set(err, -EINVAL,
 				 "\"%s\" must name a file of the image's own directory", key);
-	*out = paths_image(image, name, err);
+	*out = store_blob(image, name);
+	if (!*out)
+		*out = paths_image(image, name, err);
 	return *out ? 0 : -ENOMEM;
 }
 

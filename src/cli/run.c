@@ -16,6 +16,7 @@
 #include "cli/share.h"
 #include "cli/snapshot.h"
 #include "cli/spawn.h"
+#include "cli/store.h"
 #include "cli/terminal.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
@@ -763,11 +764,16 @@ static int run_made(struct vmconfig *c, int *lock, const struct spawn_from *from
 	return status;
 }
 
+/* @store: the image store's lock, which is given back once the machine has what it needs from there. */
 static int run_config(struct vmconfig *c, const struct args *a, const struct opts_rest *rest,
-		      const struct image *im, struct cloudinit *seed, struct error *err)
+		      const struct image *im, struct cloudinit *seed, int *store, struct error *err)
 {
 	_cleanup_close_ int lock = -1;
 	int r = make_machine(c, im, seed, a->name, &lock, err);
+
+	if (*store >= 0)
+		close(*store);
+	*store = -1;
 
 	if (r < 0) {
 		/* A directory that was there before us is not ours to remove. */
@@ -862,17 +868,20 @@ static int run_new(const struct args *a, const char *image, const struct opts_re
 	struct cloudinit seed = { 0 };
 	struct image im = { 0 };
 	struct vmconfig c;
+	_cleanup_close_ int store = -1;
 	int status, r = vmconfig_init(&c, err);
 
-	if (r == 0 && image)
-		r = image_load(&im, image, err);
+	if (r == 0 && image) {
+		store = store_lock(false, err);
+		r = store < 0 ? store : image_load(&im, image, err);
+	}
 	if (r < 0) {
 		status = cli_fail(err);
 	} else {
 		r = seed_read(&seed, &a->seed, err);
 		if (r == 0)
 			r = make_config(&c, a, image ? &im : NULL, image, rest, err);
-		status = r == 0		? run_config(&c, a, rest, image ? &im : NULL, &seed, err)
+		status = r == 0 ? run_config(&c, a, rest, image ? &im : NULL, &seed, &store, err)
 			 : r == -EINVAL ? cli_usage(&cli_run_cmd, err)
 					: cli_fail(err);
 	}

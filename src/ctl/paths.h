@@ -6,9 +6,9 @@
  *     vms/NAME/machine.json        its configuration; disk.raw, vm.log: its own files
  *     vms/NAME/lock                held (flock) by the running machine's process
  *     code-secret                  what files of translated code are believed by (snapcode.h)
- *     images/NAME/image.json       an image: kernel, initrd, disk, command line
+ *     images/NAME/image.json       an image: kernel, initrd, disk, command line; images/.blobs: its files by content (cli/store.h)
  *   run root    $VIVARIUM_HOME/run, else $XDG_RUNTIME_DIR/vivarium, else /tmp/vivarium-UID
- *     NAME/control.sock            while it runs
+ *     NAME/control.sock            while it runs; net.sock: tunnels to it (net/tunnel.h)
  *     .labs/LAB/control.sock       of a lab's network
  *
  * Directories are made with mode 0700.
