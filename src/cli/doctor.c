@@ -21,6 +21,7 @@
 #include "block/uring.h"
 #include "cli/attack.h"
 #include "cli/cli.h"
+#include "ctl/cgroup.h"
 #include "ctl/confine.h"
 #include "ctl/paths.h"
 #include "engine/pick.h"
@@ -274,10 +275,17 @@ static void check_huge_pages(struct finding *f)
 
 static void check_cgroup2(struct finding *f)
 {
-	if (access("/sys/fs/cgroup/cgroup.controllers", R_OK) == 0)
-		say(f, GOOD, "v2");
+	char why[256];
+	unsigned offered = cgroup_offered(why);
+
+	if (!*why)
+		say(f, GOOD, "v2: --cpu-limit, --mem-limit, --io-limit");
+	else if (!offered)
+		say(f, NOTE, "%s", why);
 	else
-		say(f, NOTE, "no v2: machines cannot be limited as a group");
+		say(f, NOTE, "v2:%s%s%s; %s", offered & CGROUP_CPU ? " --cpu-limit" : "",
+		    offered & CGROUP_MEMORY ? " --mem-limit" : "",
+		    offered & CGROUP_IO ? " --io-limit" : "", why);
 }
 
 static void check_memfd_exec(struct finding *f)

@@ -12,6 +12,7 @@
 
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/limits.h"
 #include "cli/seed.h"
 #include "cli/share.h"
 #include "cli/snapshot.h"
@@ -35,6 +36,7 @@ struct args {
 	uint64_t cpus, mem, check;
 	struct opt_list disks, shares, forwards, devices;
 	struct seed_args seed;
+	struct limit_args limits;
 	bool rm, detach, prefault, skip_time, no_reboot, strict, interp_only, counting, with_input;
 	int64_t boot_timeout;
 };
@@ -74,6 +76,12 @@ static const struct opt run_opts[] = {
 	OPT_STRING(struct args, seed.meta_data, "meta-data", "FILE", "the same; it has an instance-id"),
 	OPT_STRING(struct args, seed.network_config, "network-config", "FILE",
 		   "for cloud-init; without it the guest asks for an address by DHCP"),
+	OPT_STRING(struct args, limits.cpu, "cpu-limit", "150%|1.5",
+		   "processor time of all its processes together, by a control group"),
+	OPT_SIZE(struct args, limits.mem, "mem-limit", "SIZE",
+		 "their memory, the guest's among it, by a control group", 1 * MIB, INT64_MAX),
+	OPT_STRING(struct args, limits.io, "io-limit", "SIZE|read=SIZE,write=SIZE,read-iops=N,write-iops=N",
+		   "what they read and write a second, by a control group"),
 	OPT_STRING(struct args, iommu, "iommu", "intel|none",
 		   "remap DMA and interrupts (VT-d), for guests that test or use DMA isolation"),
 	OPT_LIST(struct args, devices, "device", "edu",
@@ -134,6 +142,11 @@ const struct opts_cmd cli_run_cmd = {
 		"again and again) may log in as it, and\n"
 		"so may viv ssh; password-file=FILE or password=TEXT, hostname=NAME, "
 		"packages=A+B and package=NAME, which are installed.\n\n"
+		"--cpu-limit, --mem-limit and --io-limit need a control group (cgroup v2) that is "
+		"delegated to you: systemd-run --user\n"
+		"--scope -p Delegate=yes viv run ...; viv doctor says what there is. Without it "
+		"--disk FILE,bps=50M limits what a guest\n"
+		"reads and writes, and --cpus how many processors it uses.\n\n"
 		"--iommu intel puts every PCI device behind an Intel VT-d unit; Linux uses it with "
 		"--append "
 		"intel_iommu=on.\n"
@@ -357,6 +370,8 @@ static int make_config(struct vmconfig *c, const struct args *a, const struct im
 	c->use_interp_only = a->interp_only;
 	c->is_counting = a->counting;
 	r = set_devices(c, a, err);
+	if (r == 0)
+		r = limits_set(c, &a->limits, err);
 	if (r == 0 && a->without)
 		r = engine_parse_techniques(a->without, &c->without, err);
 	if (r < 0)
@@ -791,11 +806,12 @@ static int check_from(const struct args *a, const char *image, struct error *err
 {
 	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net || a->cpus ||
 	    a->mem || a->disks.n || a->without || a->iommu || a->devices.n || seed_is_asked(&a->seed))
-		return error_set(err, -EINVAL,
-				 "with --from the snapshot says what the machine is made of; "
-				 "besides it there are "
-				 "--name, --rm, --detach, --engine, --forward, --share, "
-				 "--prefault, --skip-time");
+		return error_set(
+			err, -EINVAL,
+			"with --from the snapshot says what the machine is made of; "
+			"besides it there are "
+			"--name, --rm, --detach, --engine, --forward, --share, --cpu-limit, "
+			"--mem-limit, --io-limit, --prefault, --skip-time");
 	return 0;
 }
 
@@ -812,6 +828,8 @@ static int make_from(struct vmconfig *c, const struct args *a, const struct snap
 		return r;
 	*lock = r;
 	r = snapshot_instantiate(info, c, a->rm || !a->name, err);
+	if (r == 0)
+		r = limits_set(c, &a->limits, err);
 	if (r == 0 && a->engine)
 		r = vmconfig_set(&c->engine, a->engine, err);
 	for (unsigned i = 0; r == 0 && i < a->forwards.n; i++)

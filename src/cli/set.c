@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/limits.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
 #include "ctl/vmconfig.h"
@@ -16,6 +17,7 @@ struct args {
 	const char *engine, *cpu, *append, *net;
 	uint64_t cpus, mem;
 	struct opt_list forwards;
+	struct limit_args limits;
 	int log_level; /* -1: as it is */
 };
 
@@ -30,6 +32,12 @@ static const struct opt set_opts[] = {
 	OPT_STRING(struct args, net, "net", "nat|none", "network"),
 	OPT_LIST(struct args, forwards, "forward", "HOST:GUEST|none",
 		 "TCP port of this host to a port of the guest, instead of those there were"),
+	OPT_STRING(struct args, limits.cpu, "cpu-limit", "150%|none",
+		   "processor time of all its processes together"),
+	OPT_SIZE(struct args, limits.mem, "mem-limit", "SIZE", "their memory", 1 * MIB, INT64_MAX),
+	OPT_FLAG(struct args, limits.no_mem, "unlimited-mem", "no limit of memory"),
+	OPT_STRING(struct args, limits.io, "io-limit", "none|SIZE|read=SIZE,write=SIZE,...",
+		   "what they read and write a second"),
 	OPT_CHOICE(struct args, log_level, "log-level", "error|warning|info|debug|trace",
 		   "from which level on lines are logged; at once if it runs", levels),
 	OPT_END,
@@ -51,7 +59,8 @@ const struct opts_cmd cli_set_cmd = {
 
 static bool is_for_stopped(const struct args *a)
 {
-	return a->engine || a->cpu || a->append || a->net || a->cpus || a->mem || a->forwards.n;
+	return a->engine || a->cpu || a->append || a->net || a->cpus || a->mem || a->forwards.n ||
+	       limits_are_asked(&a->limits);
 }
 
 static int set_forwards(struct vmconfig *c, const struct args *a, struct error *err)
@@ -107,6 +116,8 @@ static int change(struct vmconfig *c, const struct args *a, struct error *err)
 		r = cpu_model_init(&model, a->cpu, (unsigned)c->cpus, err);
 	if (r == 0 && a->cpu)
 		r = vmconfig_set(&c->cpu, a->cpu, err);
+	if (r == 0)
+		r = limits_set(c, &a->limits, err);
 	if (r == 0 && a->append && !c->kernel)
 		r = error_set(err, -EINVAL,
 			      "\"%s\" starts from its disk: there is no kernel command line", c->name);

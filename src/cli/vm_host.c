@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "base/log.h"
@@ -220,6 +221,28 @@ static int start_shares(struct vm_host *h, const struct vmconfig *c, struct erro
 	return r;
 }
 
+/* Where its disks are is asked for now: files move. */
+static int take_limits(struct vm_host *h, const struct vmconfig *c, struct error *err)
+{
+	struct cgroup_limits l = c->limits;
+	struct stat st;
+
+	l.ndevices = 0;
+	for (unsigned i = 0; i < c->ndisks; i++) {
+		bool is_known = stat(c->disks[i].path, &st) < 0;
+
+		for (unsigned k = 0; k < l.ndevices; k++)
+			is_known |= l.devices[k] == st.st_dev;
+		if (!is_known && l.ndevices < CGROUP_DEVICES_MAX)
+			l.devices[l.ndevices++] = st.st_dev;
+	}
+	int r = cgroup_enter(&h->cgroup, &l, c->name, err);
+
+	if (r == 0 && h->cgroup.path)
+		log_info("vm", "limited by %s", h->cgroup.path);
+	return r;
+}
+
 int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int lock_fd,
 		    struct error *err)
 {
@@ -237,6 +260,8 @@ int vm_host_prepare(struct vm_host *h, struct vmconfig *c, const char *name, int
 		r = vmlog_set_level(c->log_level, err);
 	if (r == 0)
 		r = vmlog_open(name, err);
+	if (r == 0)
+		r = take_limits(h, c, err);
 	if (r == 0)
 		r = make_socket(h, name, err);
 	if (r == 0)
@@ -346,6 +371,7 @@ void vm_host_finish(struct vm_host *h)
 	leave_lab(h);
 	json_decref(h->identity);
 	h->identity = NULL;
+	cgroup_leave(&h->cgroup);
 	remove_files(h);
 	close_fd(&h->lock_fd);
 	free(h->run_dir);
@@ -453,6 +479,8 @@ static int prepare_copy(struct vm_host *h, struct vmconfig *c, const char *name,
 
 	if (r == 0)
 		r = vm_host_prepare(h, c, name, 0, err);
+	if (r == 0)
+		r = cgroup_add(&h->cgroup, pid, err);
 	if (r < 0)
 		return r;
 	h->start.pid = pid;

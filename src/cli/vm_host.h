@@ -21,10 +21,11 @@ struct vm_host {
 	json_t *identity;  /* its record in its lab, as told when it joined; NULL: it is in none */
 	bool is_copy_in_lab;	   /* its place there is another's when it is thrown away */
 	struct broker_start start; /* door: -1 */
+	struct cgroup cgroup;	   /* with the broker and the network's process in it */
 };
 
 /**
- * vm_host_prepare() - lock, configuration, log, control socket and cards of machine @name; in this order.
+ * vm_host_prepare() - lock, configuration, log, limits, control socket and cards of machine @name; in this order.
  * @c: is filled, vmconfig_init() was called
  * @lock_fd: of vmlock_take(), taken; 0: it is taken here
  * 0 or -errno with @err set; vm_host_finish() in any case.

@@ -201,15 +201,27 @@ static bool is_ours(const char *dir)
 	return procs && access(dir, W_OK) == 0 && access(procs, W_OK) == 0;
 }
 
-/* What @dir hands on, having been asked to. */
-static unsigned hand_on(const char *dir, unsigned wanted)
+/* One that has processes hands on nothing, but for the root, which has no type. */
+static bool may_hand_on(const char *dir)
+{
+	_cleanup_free_ char *type = paths_format(NULL, "%s/cgroup.type", dir);
+	_cleanup_free_ char *path = paths_format(NULL, "%s/cgroup.procs", dir);
+	_cleanup_free_ char *procs = path ? read_text(path) : NULL;
+
+	return type && (access(type, F_OK) < 0 || (procs && !*procs));
+}
+
+/* What @dir hands on, having been asked to; @is_dry: would. */
+static unsigned hand_on(const char *dir, unsigned wanted, bool is_dry)
 {
 	unsigned has = read_controllers(dir, "cgroup.subtree_control");
 
+	if (is_dry && may_hand_on(dir))
+		has |= read_controllers(dir, "cgroup.controllers");
 	for (size_t i = 0; i < ARRAY_SIZE(controllers); i++) {
 		char word[16];
 
-		if (!(wanted & ~has & controllers[i].bit) ||
+		if (is_dry || !(wanted & ~has & controllers[i].bit) ||
 		    !(read_controllers(dir, "cgroup.controllers") & controllers[i].bit))
 			continue;
 		snprintf(word, sizeof(word), "+%s", controllers[i].name);
@@ -220,13 +232,13 @@ static unsigned hand_on(const char *dir, unsigned wanted)
 	return has & wanted;
 }
 
-char *cgroup_find_parent(const char *own, const char *mount, unsigned wanted, unsigned *missing)
+char *cgroup_find_parent(const char *own, const char *mount, unsigned wanted, bool is_dry, unsigned *missing)
 {
 	char *dir = strdup(own);
 
 	*missing = wanted;
 	while (dir && strlen(dir) >= strlen(mount) && is_ours(dir)) {
-		unsigned lacks = wanted & ~hand_on(dir, wanted);
+		unsigned lacks = wanted & ~hand_on(dir, wanted, is_dry);
 
 		if (!lacks)
 			return dir;
@@ -238,7 +250,7 @@ char *cgroup_find_parent(const char *own, const char *mount, unsigned wanted, un
 	return NULL;
 }
 
-static char *find_here(unsigned wanted, char **own, unsigned *missing)
+static char *find_here(unsigned wanted, bool is_dry, char **own, unsigned *missing)
 {
 	_cleanup_free_ char *self = read_text("/proc/self/cgroup"),
 			    *mounts = read_text("/proc/self/mountinfo");
@@ -249,8 +261,8 @@ static char *find_here(unsigned wanted, char **own, unsigned *missing)
 	*own = self && mounts ? cgroup_own_path(self, mounts, &mount) : NULL;
 	if (!*own)
 		return NULL;
-	return named && *named ? cgroup_find_parent(named, named, wanted, missing)
-			       : cgroup_find_parent(*own, mount, wanted, missing);
+	return named && *named ? cgroup_find_parent(named, named, wanted, is_dry, missing)
+			       : cgroup_find_parent(*own, mount, wanted, is_dry, missing);
 }
 
 /* ---- limits ---- */
@@ -388,7 +400,7 @@ int cgroup_enter(struct cgroup *g, const struct cgroup_limits *l, const char *na
 	*g = (struct cgroup){ NULL, NULL };
 	if (!wanted)
 		return 0;
-	_cleanup_free_ char *parent = find_here(wanted, &g->home, &missing);
+	_cleanup_free_ char *parent = find_here(wanted, false, &g->home, &missing);
 
 	if (!parent) {
 		r = refuse(missing, g->home, err);
@@ -441,7 +453,7 @@ unsigned cgroup_offered(char why[256])
 	for (size_t i = 0; i < ARRAY_SIZE(controllers); i++) {
 		free(own);
 		own = NULL;
-		_cleanup_free_ char *parent = find_here(controllers[i].bit, &own, &missing);
+		_cleanup_free_ char *parent = find_here(controllers[i].bit, true, &own, &missing);
 
 		offered |= parent ? controllers[i].bit : 0;
 	}

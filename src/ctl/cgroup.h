@@ -59,8 +59,12 @@ unsigned cgroup_offered(char why[256]);
 
 /** cgroup_own_path() - in the file system, from the texts of /proc/self/cgroup and /proc/self/mountinfo; allocated, NULL: there is no cgroup v2. */
 char *cgroup_own_path(const char *self, const char *mountinfo, char **mount);
-/** cgroup_find_parent() - from @own upwards, not above @mount: a group that can hand on @wanted; allocated.  NULL: none; *@missing: what the best lacks. */
-char *cgroup_find_parent(const char *own, const char *mount, unsigned wanted, unsigned *missing);
+/**
+ * cgroup_find_parent() - from @own upwards, not above @mount: a group that hands on @wanted; allocated.  NULL: none; *@missing: what the best lacks.
+ * @is_dry: only look; else it is asked to hand on what it does not yet
+ */
+char *cgroup_find_parent(const char *own, const char *mount, unsigned wanted, bool is_dry,
+			 unsigned *missing);
 /** cgroup_make() - the group @path under @l.  0 or -errno. */
 int cgroup_make(const char *path, const struct cgroup_limits *l, struct error *err);
 

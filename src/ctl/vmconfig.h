@@ -10,6 +10,7 @@
 #include <jansson.h>
 
 #include "base/error.h"
+#include "ctl/cgroup.h"
 #include "vm/machine.h"
 
 #define VMCONFIG_MAX_FORWARDS 32
@@ -49,6 +50,7 @@ struct vmconfig {
 	unsigned ndisks;
 	struct vmconfig_share shares[MACHINE_MAX_SHARES];
 	unsigned nshares;
+	struct cgroup_limits limits; /* its devices are found at each start */
 	bool has_iommu, has_edu;
 	bool no_reboot, is_strict, use_interp_only, is_counting;
 	bool is_throwaway;	  /* its directory goes when it ends */
