@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/lab.h"
 #include "cli/prom.h"
 #include "ctl/client.h"
 #include "ctl/paths.h"
@@ -18,7 +19,8 @@ const struct opts_cmd cli_metrics_cmd = {
 	.name = "viv metrics",
 	.usage = "[NAME...]",
 	.summary = "print the counters of running machines for Prometheus",
-	.details = "Without a name: of all that run; one that does not answer has viv_vm_up 0.  "
+	.details = "Without a name: of all that run, and of labs' networks; one that does not "
+		   "answer has viv_vm_up 0.  "
 		   "The format is Prometheus' text format 0.0.4, which "
 		   "node_exporter's textfile collector takes, too.  docs/design/counters.md tells "
 		   "what "
@@ -64,6 +66,31 @@ static int ask(struct prom_machine *m, const char *name, struct error *err)
 	return 0;
 }
 
+/* One that does not answer in time, or has just ended, is left out. */
+static void print_labs(void)
+{
+	_cleanup_free_ char *root = paths_lab("", NULL, NULL);
+	DIR *dir = root ? opendir(root) : NULL;
+	json_t **labs = NULL;
+	struct dirent *e;
+	size_t n = 0;
+
+	while (dir && (e = readdir(dir))) {
+		json_t **more = e->d_name[0] == '.' ? NULL : reallocarray(labs, n + 1, sizeof(*labs));
+
+		if (!more)
+			continue;
+		labs = more;
+		n += lab_request(e->d_name, json_pack("{s:s}", "cmd", "show"), &labs[n], NULL) == 0;
+	}
+	if (dir)
+		closedir(dir);
+	prom_print_labs(labs, n, stdout);
+	while (n)
+		json_decref(labs[--n]);
+	free(labs);
+}
+
 static int print_machines(const char *const *names, size_t n, bool is_all, struct error *err)
 {
 	struct prom_machine *machines = calloc(n + 1, sizeof(*machines));
@@ -79,6 +106,8 @@ static int print_machines(const char *const *names, size_t n, bool is_all, struc
 	}
 	if (r == 0) {
 		prom_print(machines, have, stdout);
+		if (is_all)
+			print_labs();
 		if (fflush(stdout) == EOF)
 			r = error_set(err, -EIO, "cannot write the metrics");
 	}

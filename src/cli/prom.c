@@ -3,14 +3,16 @@
 
 #include "base/util.h"
 #include "cli/prom.h"
+#include "cli/prom_int.h"
 
 enum source {
-	OF_MACHINE, /* a member of the answer */
-	OF_PROCESS, /* ... of its "process" */
-	OF_VCPU,    /* of each object in "counters", labelled by its number */
-	OF_ENGINE,  /* the same, summed up: what all vCPUs share stands with the first */
-	OF_DISK,    /* of each object in "disk_counters" */
-	OF_CARD,    /* of each object in "card_counters" */
+	OF_MACHINE,   /* a member of the answer */
+	OF_PROCESS,   /* ... of its "process" */
+	OF_MIGRATION, /* ... of its "migration", while there is one */
+	OF_VCPU,      /* of each object in "counters", labelled by its number */
+	OF_ENGINE,    /* the same, summed up: what all vCPUs share stands with the first */
+	OF_DISK,      /* of each object in "disk_counters" */
+	OF_CARD,      /* of each object in "card_counters" */
 };
 
 struct row {
@@ -21,8 +23,8 @@ struct row {
 	bool is_ns;		 /* to be shown in seconds */
 };
 
-#define COUNTER(metric, help) "viv_vm_" metric "_total", "counter", help
-#define GAUGE(metric, help)   "viv_vm_" metric, "gauge", help
+#define COUNTER(metric, help) PROM_COUNTER("viv_vm_" metric, help)
+#define GAUGE(metric, help)   PROM_GAUGE("viv_vm_" metric, help)
 #define MORE		      NULL, NULL, NULL
 
 // clang-format off
@@ -36,6 +38,11 @@ static const struct row rows[] = {
 	{ GAUGE("process_max_resident_bytes", "The most memory of the host that the machine's process had at once."), OF_PROCESS, "max_resident_bytes" },
 	{ COUNTER("process_page_faults", "Page faults of the machine's process on the host; major ones waited for a disk."), OF_PROCESS, "minor_faults", "severity", "minor" },
 	{ MORE, OF_PROCESS, "major_faults", "severity", "major" },
+
+	{ GAUGE("migration_dirty_bytes_per_second", "What the guest changes of its memory, while the machine is being moved."), OF_MIGRATION, "dirty_bytes_per_s" },
+	{ GAUGE("migration_sent_bytes", "Bytes sent of the machine that is being moved."), OF_MIGRATION, "sent_bytes" },
+	{ GAUGE("migration_left_pages", "Pages that are still to be sent in this round."), OF_MIGRATION, "pages_left" },
+	{ GAUGE("migration_throttle_percent", "Time that the guest's CPUs are held for it."), OF_MIGRATION, "throttle_percent" },
 
 	{ COUNTER("vcpu_cpu_seconds", "Processor time of the vCPU's thread."), OF_VCPU, "cpu_time_ns", .is_ns = true },
 	{ COUNTER("vcpu_halts", "HLT instructions with nothing to deliver."), OF_VCPU, "halts" },
@@ -83,80 +90,20 @@ static const struct row rows[] = {
 };
 // clang-format on
 
-/* ---- the format ---- */
-
-/* In a HELP line \ and the end of the line are escaped, in a label " too. */
-static void put_escaped(FILE *out, const char *text, bool is_label)
-{
-	for (; *text; text++) {
-		if (*text == '\n')
-			fputs("\\n", out);
-		else if (*text == '\\' || (*text == '"' && is_label))
-			fprintf(out, "\\%c", *text);
-		else
-			fputc(*text, out);
-	}
-}
-
-/* One metric: its header is written before the first sample, so one without samples is not there at all. */
-struct family {
-	FILE *out;
-	const char *metric, *type, *help;
-	bool is_open;
-};
-
-static void put_label(FILE *out, const char *key, const char *value)
-{
-	fprintf(out, ",%s=\"", key);
-	put_escaped(out, value, true);
-	fputc('"', out);
-}
-
-static void begin_sample(struct family *f, const char *vm)
-{
-	if (!f->is_open) {
-		fprintf(f->out, "# HELP %s ", f->metric);
-		put_escaped(f->out, f->help, false);
-		fprintf(f->out, "\n# TYPE %s %s\n", f->metric, f->type);
-	}
-	f->is_open = true;
-	fprintf(f->out, "%s{vm=\"", f->metric);
-	put_escaped(f->out, vm, true);
-	fputc('"', f->out);
-}
-
-static void end_sample(struct family *f, json_int_t v, bool is_ns)
-{
-	if (is_ns)
-		fprintf(f->out, "} %lld.%09lld\n", (long long)v / 1000000000, (long long)v % 1000000000);
-	else
-		fprintf(f->out, "} %lld\n", (long long)v);
-}
-
 /* ---- samples ---- */
 
-static bool read_number(json_t *obj, const char *name, json_int_t *out)
+static void put_sample(struct prom_family *f, const struct row *r, const char *vm,
+		       const char *index_key, size_t index, json_int_t v)
 {
-	json_t *v = json_object_get(obj, name);
-
-	if (!json_is_integer(v) || json_integer_value(v) < 0)
-		return false;
-	*out = json_integer_value(v);
-	return true;
-}
-
-static void put_sample(struct family *f, const struct row *r, const char *vm, const char *index_key,
-		       size_t index, json_int_t v)
-{
-	begin_sample(f, vm);
+	prom_begin_sample(f, "vm", vm);
 	if (index_key)
 		fprintf(f->out, ",%s=\"%zu\"", index_key, index);
 	if (r->key)
-		put_label(f->out, r->key, r->value);
-	end_sample(f, v, r->is_ns);
+		prom_put_label(f->out, r->key, r->value);
+	prom_end_sample(f, v, r->is_ns);
 }
 
-static void put_each(struct family *f, const struct row *r, const struct prom_machine *m)
+static void put_each(struct prom_family *f, const struct row *r, const struct prom_machine *m)
 {
 	static const struct {
 		const char *list, *key;
@@ -169,12 +116,12 @@ static void put_each(struct family *f, const struct row *r, const struct prom_ma
 
 	json_array_foreach(json_object_get(m->info, lists[r->source].list), i, one)
 	{
-		if (read_number(one, r->counter, &v))
+		if (prom_read_number(one, r->counter, &v))
 			put_sample(f, r, m->name, lists[r->source].key, i, v);
 	}
 }
 
-static void put_sum(struct family *f, const struct row *r, const struct prom_machine *m)
+static void put_sum(struct prom_family *f, const struct row *r, const struct prom_machine *m)
 {
 	json_int_t v, sum = 0;
 	bool is_there = false, is_too_much = false;
@@ -183,7 +130,7 @@ static void put_sum(struct family *f, const struct row *r, const struct prom_mac
 
 	json_array_foreach(json_object_get(m->info, "counters"), i, one)
 	{
-		if (!read_number(one, r->counter, &v))
+		if (!prom_read_number(one, r->counter, &v))
 			continue;
 		is_there = true;
 		is_too_much |= __builtin_add_overflow(sum, v, &sum);
@@ -192,15 +139,18 @@ static void put_sum(struct family *f, const struct row *r, const struct prom_mac
 		put_sample(f, r, m->name, NULL, 0, sum);
 }
 
-static void put_row(struct family *f, const struct row *r, const struct prom_machine *m)
+static void put_row(struct prom_family *f, const struct row *r, const struct prom_machine *m)
 {
-	json_t *from = r->source == OF_PROCESS ? json_object_get(m->info, "process") : m->info;
+	json_t *from = r->source == OF_PROCESS	   ? json_object_get(m->info, "process")
+		       : r->source == OF_MIGRATION ? json_object_get(m->info, "migration")
+						   : m->info;
 	json_int_t v;
 
 	switch (r->source) {
 	case OF_MACHINE:
 	case OF_PROCESS:
-		if (read_number(from, r->counter, &v))
+	case OF_MIGRATION:
+		if (prom_read_number(from, r->counter, &v))
 			put_sample(f, r, m->name, NULL, 0, v);
 		break;
 	case OF_ENGINE:
@@ -213,11 +163,11 @@ static void put_row(struct family *f, const struct row *r, const struct prom_mac
 
 static void put_rows(const struct prom_machine *machines, size_t n, FILE *out)
 {
-	struct family f = { 0 };
+	struct prom_family f = { 0 };
 
 	for (const struct row *r = rows; r < rows + ARRAY_SIZE(rows); r++) {
 		if (r->metric)
-			f = (struct family){ out, r->metric, r->type, r->help };
+			f = (struct prom_family){ out, r->metric, r->type, r->help };
 		for (size_t i = 0; i < n; i++)
 			put_row(&f, r, &machines[i]);
 	}
@@ -227,38 +177,38 @@ static void put_rows(const struct prom_machine *machines, size_t n, FILE *out)
 
 static void put_states(const struct prom_machine *machines, size_t n, FILE *out)
 {
-	struct family up = {
+	struct prom_family up = {
 		out, GAUGE("up", "1 for a running machine that answers, 0 if it does not.")
 	};
-	struct family paused = { out, GAUGE("paused", "1 while the machine is paused.") };
-	struct family resident = {
+	struct prom_family paused = { out, GAUGE("paused", "1 while the machine is paused.") };
+	struct prom_family resident = {
 		out, GAUGE("process_resident_bytes",
 			   "Memory of the host that the machine's process has now.")
 	};
 
 	for (size_t i = 0; i < n; i++) {
-		begin_sample(&up, machines[i].name);
-		end_sample(&up, machines[i].info != NULL, false);
+		prom_begin_sample(&up, "vm", machines[i].name);
+		prom_end_sample(&up, machines[i].info != NULL, false);
 	}
 	for (size_t i = 0; i < n; i++) {
 		const char *state = json_string_value(json_object_get(machines[i].info, "state"));
 
 		if (!state)
 			continue;
-		begin_sample(&paused, machines[i].name);
-		end_sample(&paused, strcmp(state, "paused") == 0, false);
+		prom_begin_sample(&paused, "vm", machines[i].name);
+		prom_end_sample(&paused, strcmp(state, "paused") == 0, false);
 	}
 	for (size_t i = 0; i < n; i++) {
 		if (machines[i].resident_bytes < 0)
 			continue;
-		begin_sample(&resident, machines[i].name);
-		end_sample(&resident, machines[i].resident_bytes, false);
+		prom_begin_sample(&resident, "vm", machines[i].name);
+		prom_end_sample(&resident, machines[i].resident_bytes, false);
 	}
 }
 
 static void put_info(const struct prom_machine *machines, size_t n, FILE *out)
 {
-	struct family f = { out, GAUGE("info", "The machine's engine and CPU; always 1.") };
+	struct prom_family f = { out, GAUGE("info", "The machine's engine and CPU; always 1.") };
 
 	for (size_t i = 0; i < n; i++) {
 		const char *engine = json_string_value(json_object_get(machines[i].info, "engine"));
@@ -266,17 +216,17 @@ static void put_info(const struct prom_machine *machines, size_t n, FILE *out)
 
 		if (!engine || !cpu)
 			continue;
-		begin_sample(&f, machines[i].name);
-		put_label(out, "engine", engine);
-		put_label(out, "cpu", cpu);
-		end_sample(&f, 1, false);
+		prom_begin_sample(&f, "vm", machines[i].name);
+		prom_put_label(out, "engine", engine);
+		prom_put_label(out, "cpu", cpu);
+		prom_end_sample(&f, 1, false);
 	}
 }
 
 static void put_devices(const struct prom_machine *machines, size_t n, FILE *out)
 {
-	struct family f = { out, COUNTER("device_accesses",
-					 "Accesses of the guest to a device over the bus.") };
+	struct prom_family f = { out, COUNTER("device_accesses",
+					      "Accesses of the guest to a device over the bus.") };
 	const char *device;
 	json_int_t v;
 	json_t *one;
@@ -286,11 +236,11 @@ static void put_devices(const struct prom_machine *machines, size_t n, FILE *out
 
 		json_object_foreach(devices, device, one)
 		{
-			if (!read_number(devices, device, &v))
+			if (!prom_read_number(devices, device, &v))
 				continue;
-			begin_sample(&f, machines[i].name);
-			put_label(out, "device", device);
-			end_sample(&f, v, false);
+			prom_begin_sample(&f, "vm", machines[i].name);
+			prom_put_label(out, "device", device);
+			prom_end_sample(&f, v, false);
 		}
 	}
 }

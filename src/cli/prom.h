@@ -22,5 +22,7 @@ struct prom_machine {
 
 /** prom_print() - all that is known of @n machines; what is missing, not a number or below 0 gives no sample. */
 void prom_print(const struct prom_machine *machines, size_t n, FILE *out);
+/** prom_print_labs() - @labs: what their networks answered to "show" (net/labd.h); nothing in it is trusted. */
+void prom_print_labs(json_t *const *labs, size_t n, FILE *out);
 
 #endif

@@ -128,12 +128,67 @@ static void test_odd_answers(void **state)
 	}
 }
 
+static char *printed_labs(const char *a, const char *b)
+{
+	json_t *labs[] = { parse(a), parse(b) };
+	char *out = NULL;
+	size_t len;
+	FILE *f = open_memstream(&out, &len);
+
+	prom_print_labs(labs, ARRAY_SIZE(labs), f);
+	fclose(f);
+	json_decref(labs[0]);
+	json_decref(labs[1]);
+	return out;
+}
+
+static void test_labs(void **state)
+{
+	char *text =
+		printed_labs("{\"lab\": \"shop\", \"rules\": [{\"id\": 3, \"action\": \"deny\", "
+			     "\"rule\": \"a.* -> \\\"b\\\"\", \"frames\": 7, \"flows\": 0}],"
+			     " \"cards\": [{\"card\": \"app.db\", \"dropped\": 1, \"lost\": 2, "
+			     "\"denied\": {\"rule\": 7, \"spoofed-ip\": 4}}]}",
+			     "{\"lab\": \"other\", \"rules\": [{\"id\": 1, \"action\": \"allow\", "
+			     "\"rule\": \"x\", \"frames\": 9, \"flows\": 5}], \"cards\": []}");
+
+	expect_line(text, "viv_lab_rule_frames_total{lab=\"shop\",id=\"3\",action=\"deny\",rule="
+			  "\"a.* -> \\\"b\\\"\"} 7");
+	expect_line(
+		text,
+		"viv_lab_rule_flows_total{lab=\"other\",id=\"1\",action=\"allow\",rule=\"x\"} 5");
+	expect_line(text, "viv_lab_card_denied_frames_total{lab=\"shop\",card=\"app.db\",reason="
+			  "\"spoofed-ip\"} 4");
+	expect_line(
+		text,
+		"viv_lab_card_denied_frames_total{lab=\"shop\",card=\"app.db\",reason=\"full\"} 1");
+	expect_line(text, "viv_lab_card_denied_frames_total{lab=\"shop\",card=\"app.db\",reason="
+			  "\"fault\"} 2");
+	free(text);
+	text = printed_labs("[]", "{\"lab\": 1, \"rules\": [1, {}, {\"id\": -1}], \"cards\": "
+				  "[null, {\"card\": \"x\", \"denied\": [1]}]}");
+	assert_string_equal(text, "");
+	free(text);
+}
+
+static void test_migration(void **state)
+{
+	char *text = printed("{\"migration\": {\"dirty_bytes_per_s\": 4096, \"sent_bytes\": 5, "
+			     "\"pages_left\": 6, \"throttle_percent\": 7}}",
+			     "{}");
+
+	expect_line(text, "viv_vm_migration_dirty_bytes_per_second{vm=\"a\"} 4096");
+	expect_line(text, "viv_vm_migration_left_pages{vm=\"a\"} 6");
+	expect_none(text, "viv_vm_migration_sent_bytes{vm=\"b\"");
+	free(text);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_samples),
-		cmocka_unit_test(test_escaping),
-		cmocka_unit_test(test_odd_answers),
+		cmocka_unit_test(test_samples),	    cmocka_unit_test(test_escaping),
+		cmocka_unit_test(test_odd_answers), cmocka_unit_test(test_labs),
+		cmocka_unit_test(test_migration),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
