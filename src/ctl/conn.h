@@ -40,7 +40,9 @@ struct ctl {
 	struct bytes events;
 	uint64_t nlost; /* that there was no room for in @events */
 	bool is_event_posted;
+	struct vtimer *migration; /* for events of one that is under way; NULL: there was none */
 };
+extern const struct ctl_field ctl_migration_fields[];
 
 /** conn_take_fds() - those that came along are the caller's now; how many. */
 unsigned conn_take_fds(struct ctl_conn *conn, int fds[CTL_FDS_MAX]);
@@ -58,6 +60,8 @@ void conn_update(struct ctl_conn *conn);
 /* events.c */
 void events_start(struct ctl *c);
 void events_stop(struct ctl *c);
+/** events_watch_migration() - one has begun: it is told now, and twice a second until it is over.  With the lock. */
+void events_watch_migration(struct ctl *c);
 /** events_put_lost() - the line that stands in for what was left out. */
 void events_put_lost(struct ctl_conn *conn);
 

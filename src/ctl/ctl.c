@@ -129,6 +129,12 @@ static int cmd_info(struct ctl_conn *conn, json_t *request, json_t *reply, struc
 	machine_card_counters(c->cfg.machine, &card_sink);
 	put(reply, "card_counters", cards);
 	put(reply, "process", process_counters());
+	if (migrator_is_active(c->cfg.migrator)) {
+		json_t *migration = json_pack("{s:b}", "active", 1);
+
+		migrator_status(c->cfg.migrator, migration);
+		put(reply, "migration", migration);
+	}
 	return 0;
 }
 
@@ -542,6 +548,7 @@ static void migrate_done(void *ctx, json_t *result, const struct error *err)
 	struct ctl_conn *conn = ctx;
 
 	conn->awaits_migrator = false;
+	events_watch_migration(conn->ctl); /* how it ended */
 	conn_reply(conn, result, err);
 }
 
@@ -572,6 +579,8 @@ static int cmd_migrate(struct ctl_conn *conn, json_t *request, json_t *reply, st
 	}
 	r = migrator_begin(conn->ctl->cfg.migrator, &rq, migrate_done, conn, err);
 	conn->awaits_migrator = r == 0;
+	if (r == 0)
+		events_watch_migration(conn->ctl);
 	return r < 0 ? r : CTL_PENDING;
 }
 
@@ -632,6 +641,8 @@ static int cmd_migrate_recover(struct ctl_conn *conn, json_t *request, json_t *r
 	}
 	r = migrator_recover(conn->ctl->cfg.migrator, fds[0], migrate_done, conn, err);
 	conn->awaits_migrator = r == 0;
+	if (r == 0)
+		events_watch_migration(conn->ctl);
 	return r < 0 ? r : CTL_PENDING;
 }
 
@@ -768,6 +779,7 @@ static const struct ctl_field info_answer[] = {
 	{ "disk_counters", CTL_COUNTER_LIST, false, "of each disk" },
 	{ "card_counters", CTL_COUNTER_LIST, false, "of each network card" },
 	{ "process",       CTL_OBJECT,       true,  "of the machine's process", .fields = process_fields },
+	{ "migration",     CTL_OBJECT,       true,  "while it is being moved: how far that is", .fields = ctl_migration_fields },
 	END,
 };
 static const struct ctl_field exec_fields[] = {
@@ -840,7 +852,7 @@ static const struct ctl_field migrate_answer[] = {
 	{ "longest_freeze_us", CTL_UINT, true, "of that, at a time at most" },
 	END,
 };
-static const struct ctl_field migrate_status_answer[] = {
+const struct ctl_field ctl_migration_fields[] = {
 	{ "active", CTL_BOOL, false, "is one under way, or in doubt?" },
 	MIGRATE_FIELDS,
 	END,
@@ -898,7 +910,7 @@ const struct ctl_command ctl_commands[] = {
 	{ "subscribe",         "get events from here on, besides answers",                NULL,            subscribe_answer,      cmd_subscribe },
 	{ "migrate",           "move the machine to another process",                     migrate_args,    migrate_answer,        cmd_migrate },
 	{ "upgrade",           "go on in another process on this host",                   upgrade_args,    migrate_answer,        cmd_upgrade },
-	{ "migrate-status",    "how far that is",                                         NULL,            migrate_status_answer, cmd_migrate_status },
+	{ "migrate-status",    "how far that is",                                         NULL,            ctl_migration_fields, cmd_migrate_status },
 	{ "migrate-cancel",    "it stays here",                                           NULL,            NULL,                  cmd_migrate_cancel },
 	{ "migrate-recover",   "ask over the link that comes along whether it moved",     NULL,            migrate_answer,        cmd_migrate_recover },
 	{ "help",              "these commands",                                          NULL,            help_answer,           cmd_help },

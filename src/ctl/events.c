@@ -11,6 +11,9 @@
 #include "base/log.h"
 #include "ctl/conn.h"
 #include "ctl/events.h"
+#include "ctl/migrate.h"
+
+#define MIGRATION_EVERY_NS 500000000LL
 
 static const char *const end_reasons[] = {
 	[END_POWEROFF] = "poweroff",	 [END_STOPPED] = "stopped",
@@ -59,6 +62,7 @@ const struct ctl_event_row ctl_event_rows[] = {
 	{ "snapshot", "a snapshot was taken, or came to nothing",            snapshot_fields },
 	{ "restored", "it went back to a snapshot, or did not",              snapshot_fields },
 	{ "forked",   "copies of it were made, or were not",                 forked_fields },
+	{ "migration", "how a move of it to another host goes on; twice a second", ctl_migration_fields },
 	{ "lost",     "events are missing here",                             lost_fields },
 	{ .name = NULL },
 };
@@ -198,6 +202,35 @@ static void on_machine(void *arg, enum machine_event event)
 	}
 }
 
+/* ---- a migration ---- */
+
+static void on_migration(void *arg)
+{
+	struct ctl *c = arg;
+	json_t *members = json_object();
+	bool is_active = migrator_is_active(c->cfg.migrator);
+
+	if (members) {
+		(void)json_object_set_new(members, "active", json_boolean(is_active));
+		migrator_status(c->cfg.migrator, members);
+	}
+	ctl_event(c, "migration", members);
+	if (is_active)
+		vtimer_arm(c->migration, vclock_now_ns(c->cfg.clock) + MIGRATION_EVERY_NS);
+	else
+		vtimer_cancel(c->migration);
+}
+
+void events_watch_migration(struct ctl *c)
+{
+	if (!c->migration)
+		c->migration = vtimer_create(c->loop, c->cfg.clock, on_migration, c);
+	if (c->migration)
+		on_migration(c);
+	else
+		log_warn("ctl", "no memory to tell how the migration goes on");
+}
+
 void events_start(struct ctl *c)
 {
 	machine_watch(c->cfg.machine, on_machine, c);
@@ -206,6 +239,8 @@ void events_start(struct ctl *c)
 void events_stop(struct ctl *c)
 {
 	machine_watch(c->cfg.machine, NULL, NULL);
+	vtimer_destroy(c->migration);
+	c->migration = NULL;
 	bytes_free(&c->events);
 }
 
