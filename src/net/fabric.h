@@ -5,7 +5,7 @@
  *
  *   machine --> fabric_input() --> tag --> door --> guard --> switch ----------------------> send()
  *                                 (packet.h)  (sender is  \-> gateway's own: ARP, ND, RA,
- *                                              the port's)     DHCP, echo; service() for DNS
+ *                                              the port's)     DHCP, echo; dns() for DNS
  *                                                         \-> router --> flow allowed? ----> send(), uplink()
  *   uplink  --> fabric_uplink_input() -----------------------^
  *
@@ -96,6 +96,8 @@ struct fabric_ops {
 		       size_t len);
 	/* A UDP packet for the gateway's port 53; answered by fabric_send_udp(). */
 	void (*dns)(void *ctx, unsigned port, const struct packet *p, const uint8_t *payload, size_t len);
+	/* A TCP segment for it; answered by fabric_send_tcp(). */
+	void (*dns_tcp)(void *ctx, unsigned port, const struct packet *p);
 	/* For captures: @port POLICY_OUTSIDE: from the uplink of @network.  NULL: nobody looks. */
 	void (*seen)(void *ctx, int port, unsigned network, const struct fabric_verdict *v,
 		     const uint8_t *frame, size_t len);
@@ -137,6 +139,9 @@ void fabric_port_up(struct fabric *f, unsigned port);
 void fabric_send_udp(struct fabric *f, unsigned port, const struct net_addr *src,
 		     const struct net_addr *dst, uint16_t sport, uint16_t dport,
 		     const void *payload, size_t len);
+/** fabric_send_tcp() - the same with a segment, header and all but its checksum, of up to NET_MTU bytes with what is below. */
+void fabric_send_tcp(struct fabric *f, unsigned port, const struct net_addr *src,
+		     const struct net_addr *dst, const uint8_t *segment, size_t len);
 
 /** fabric_port_by_addr() - whose address (not a link-local one) it is: the policy's or one that was announced; -1: nobody's. */
 int fabric_port_by_addr(const struct fabric *f, const struct net_addr *a);

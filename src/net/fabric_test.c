@@ -153,6 +153,20 @@ static void test_gateway(void **state)
 		assert_int_equal(lab.dns_questions, v6 + 1);
 		frame_tcp(&f, &e, 1000, 22, PACKET_SYN);
 		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_DEFAULT);
+		frame_tcp(&f, &e, 1000, 53, PACKET_SYN);
+		assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
+		assert_int_equal(lab.dns_segments, v6 + 1);
+		/* A segment of the gateway's, with its checksum. */
+		uint8_t segment[23] = { 0, 53, 3, 232, [12] = 0x50, [20] = 'a', 'b', 'c' };
+		lab.nsent = 0;
+		fabric_send_tcp(lab.f, SUS, &e.dst, &e.src, segment, sizeof(segment));
+		p = parsed(lab_got(&lab, SUS));
+		assert_true(p.proto == IP_TCP && p.sport == 53 && p.dport == 1000);
+		assert_int_equal(p.end - p.payload, 3);
+		l4 = p.data + p.l4;
+		sum = net_get16(l4 + 16);
+		packet_put_sum(l4, p.end - p.l4, 16, &p.src, &p.dst, p.proto);
+		assert_int_equal(net_get16(l4 + 16), sum);
 	}
 	/* Another network's gateway is no way in. */
 	struct frame_ends e = { .src = q->v4, .dst = lab.policy->networks[APP].gateway_v4 };

@@ -112,6 +112,14 @@ static void on_dns(void *ctx, unsigned port, const struct packet *p, const uint8
 	((struct lab_fixture *)ctx)->dns_questions++;
 }
 
+static void on_dns_tcp(void *ctx, unsigned port, const struct packet *p)
+{
+	(void)port;
+	if (p->proto != IP_TCP || !p->has_l4 || p->dport != 53)
+		abort();
+	((struct lab_fixture *)ctx)->dns_segments++;
+}
+
 static void on_seen(void *ctx, int port, unsigned network, const struct fabric_verdict *v,
 		    const uint8_t *frame, size_t len)
 {
@@ -150,6 +158,7 @@ void lab_set_up_with(struct lab_fixture *l, struct policy *p)
 	struct fabric_ops ops = { .send = on_send,
 				  .uplink = on_uplink,
 				  .dns = on_dns,
+				  .dns_tcp = on_dns_tcp,
 				  .seen = on_seen,
 				  .names = { has_learnt, NULL },
 				  .now_ms = now_ms,

@@ -40,7 +40,7 @@ struct lab_fixture {
 	unsigned nsent;
 	struct fabric_verdict verdict; /* the last */
 	unsigned nseen;
-	unsigned dns_questions;
+	unsigned dns_questions, dns_segments;
 };
 
 extern const int lab_tags[LAB_PORTS]; /* of frames at their cards; -1: none */

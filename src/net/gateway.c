@@ -56,6 +56,19 @@ void fabric_send_udp(struct fabric *f, unsigned port, const struct net_addr *src
 	fabric_output(f, port, &no_hints, m.b, len);
 }
 
+void fabric_send_tcp(struct fabric *f, unsigned port, const struct net_addr *src,
+		     const struct net_addr *dst, const uint8_t *segment, size_t len)
+{
+	struct made m;
+	uint8_t *at = m.b + ip_at(src);
+
+	if (policy_is_cut_off(f->policy, port))
+		return;
+	memcpy(at, segment, len);
+	packet_put_sum(at, len, 16, src, dst, IP_TCP);
+	send_ip(f, port, &m, src, dst, IP_TCP, 64, len);
+}
+
 /* ---- ARP, neighbor discovery ---- */
 
 static void answer_arp(struct input *in)
@@ -196,6 +209,9 @@ static void take_own(struct input *in)
 		fabric_told(in, FABRIC_GATEWAY, -1);
 		in->f->ops.dns(in->f->ops.ctx, (unsigned)in->port, p, p->data + p->payload,
 			       end - p->payload);
+	} else if (p->proto == IP_TCP && p->dport == DNS) {
+		fabric_told(in, FABRIC_GATEWAY, -1);
+		in->f->ops.dns_tcp(in->f->ops.ctx, (unsigned)in->port, p);
 	} else {
 		fabric_told(in, FABRIC_DEFAULT, -1);
 		gateway_error(in, ICMP_UNREACHABLE, 3, ICMP6_UNREACHABLE, 4); /* the port */

@@ -174,6 +174,15 @@ static int is_of_gateway(unsigned port, const struct frame *f)
 	if (packet_parse(&p, copy.b + tag, copy.len - tag) != PACKET_FINE || !p.has_l4 ||
 	    memcmp(p.src_mac, t.policy->networks[t.policy->ports[port].network].gateway_mac, 6) != 0)
 		return OF_GATEWAY_NONE;
+	/* Its DNS says some things again, over TCP and until it is heard. */
+	const struct policy_port *q = &t.policy->ports[port];
+	const struct policy_network *n = &t.policy->networks[q->network];
+	if (p.proto == IP_TCP && p.sport == 53 &&
+	    (net_addr_is_equal(&p.src, &n->gateway_v4) || net_addr_is_equal(&p.src, &n->gateway_v6) ||
+	     net_addr_is_equal(&p.src, &n->gateway_ll)) &&
+	    (net_addr_is_equal(&p.dst, &q->v4) || net_addr_is_equal(&p.dst, &q->v6) ||
+	     net_addr_is_equal(&p.dst, &q->ll)))
+		return OF_GATEWAY;
 	if (p.kind == PACKET_IPV6)
 		return p.proto == IP_ICMP6 && p.icmp_type == ICMP6_RA ? OF_GATEWAY : OF_GATEWAY_NONE;
 	return p.proto == IP_ICMP && p.icmp_type == ICMP_ECHO_REPLY &&

@@ -34,7 +34,7 @@ int64_t labd_now_ns(void)
 
 /* ---- what the data plane asks for ---- */
 
-static int64_t on_now(void *ctx)
+int64_t labd_now_ms(void *ctx)
 {
 	(void)ctx;
 	return labd_now_ns() / 1000000;
@@ -64,28 +64,6 @@ void labd_input(struct labd *d, unsigned port, const struct net_offload *off, ui
 {
 	fabric_input(d->f, port, off, frame, len);
 	d->has_verdict = false;
-}
-
-static void on_dns(void *ctx, unsigned port, const struct packet *p, const uint8_t *payload, size_t len)
-{
-	struct labd *d = ctx;
-
-	resolver_ask(d->resolver, fabric_policy(d->f), port, p, payload, len);
-}
-
-static struct net_addr on_addr6(void *ctx, unsigned port)
-{
-	const struct labd *d = ctx;
-
-	return fabric_addr6(d->f, port);
-}
-
-static void on_dns_reply(void *ctx, unsigned port, const struct net_addr *src, const struct net_addr *dst,
-			 uint16_t sport, uint16_t dport, const void *payload, size_t len)
-{
-	struct labd *d = ctx;
-
-	fabric_send_udp(d->f, port, src, dst, sport, dport, payload, len);
 }
 
 /* ---- control ---- */
@@ -393,6 +371,7 @@ static bool serve_round(struct labd *d, int64_t next_ns)
 	unsigned dns_at = d->npfds;
 	unsigned ndns = resolver_fill(d->resolver, d->pfds + dns_at, d->pfds_cap - dns_at, &timeout_ms);
 	d->npfds += ndns;
+	dns_tcp_tick(d->dns_tcp, &timeout_ms);
 	for (unsigned i = 0; i < POLICY_NETWORKS_MAX; i++)
 		if (d->taps[i].uplink) {
 			d->taps[i].pfd = d->npfds;
@@ -470,20 +449,17 @@ static void init_faults(struct labd *d, unsigned port, const struct faults *f)
 
 static int create_fabric(struct labd *d, const struct labd_config *cfg, struct error *err)
 {
-	struct sockaddr_storage upstream;
-	bool has_upstream = resolver_host_upstream(cfg->resolv_conf, &upstream) == 0;
-	struct resolver_ops rops = { on_dns_reply, on_now, on_addr6, d };
 	struct fabric_ops ops = { .send = on_send,
 				  .uplink = labd_to_uplink,
-				  .dns = on_dns,
+				  .dns = labd_dns,
+				  .dns_tcp = labd_dns_tcp,
 				  .seen = on_seen,
-				  .now_ms = on_now,
+				  .now_ms = labd_now_ms,
 				  .ctx = d };
 	struct policy *p = d->lab->policy;
 
-	d->resolver = resolver_create(has_upstream ? &upstream : NULL, &rops);
 	d->ports = calloc(POLICY_PORTS_MAX, sizeof(*d->ports));
-	if (!d->resolver || !d->ports)
+	if (labd_create_dns(d, cfg->resolv_conf) < 0 || !d->ports)
 		return error_set(err, -ENOMEM, "the lab has no memory");
 	for (unsigned i = 0; i < POLICY_PORTS_MAX; i++) {
 		d->ports[i].link.fd = -1;
@@ -539,6 +515,8 @@ static void end_card(struct labd *d, unsigned port)
 	struct lab_port *p = &d->ports[port];
 
 	labd_close_port(d, port);
+	resolver_forget(d->resolver, port);
+	dns_tcp_forget(d->dns_tcp, port);
 	uplink_destroy(p->uplink);
 	free(p->uplink_port);
 	p->uplink = NULL;
@@ -593,6 +571,7 @@ static void tear_down(struct labd *d)
 	free(d->held);
 	fabric_destroy(d->f);
 	resolver_destroy(d->resolver);
+	dns_tcp_destroy(d->dns_tcp);
 	for (unsigned i = 0; i < POLICY_MACHINES_MAX; i++)
 		json_decref(d->origins[i]);
 	free(d->ports);

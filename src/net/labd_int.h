@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of the process of a lab: labd.c (life and loop), labd_port.c (frames), labd_uplink.c (ways out),
+/* Inside of the process of a lab: labd.c (life and loop), labd_port.c (frames), labd_uplink.c (ways out), labd_dns.c (names),
  * labd_ctl.c (commands). */
 #ifndef VIV_NET_LABD_INT_H
 #define VIV_NET_LABD_INT_H
@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "net/capture.h"
+#include "net/dns_tcp.h"
 #include "net/fabric.h"
 #include "net/identity.h"
 #include "net/labd.h"
@@ -60,6 +61,7 @@ struct labd {
 	struct lab *lab; /* its policy is the fabric's */
 	struct fabric *f;
 	struct resolver *resolver;
+	struct dns_tcp *dns_tcp;
 	struct lab_port *ports; /* as the policy's; POLICY_PORTS_MAX, as more may come */
 	unsigned nports;
 	struct lab_frame **held; /* a heap, the earliest first */
@@ -98,6 +100,14 @@ static inline struct lab_port *labd_card(const struct labd *d, unsigned port)
 }
 
 int64_t labd_now_ns(void);
+/** labd_now_ms() - for modules that are told the time; @ctx is not looked at. */
+int64_t labd_now_ms(void *ctx);
+
+/** labd_create_dns() - the gateways' DNS.  0 or -ENOMEM. */
+int labd_create_dns(struct labd *d, const char *resolv_conf);
+/** labd_dns(), labd_dns_tcp() - fabric_ops.dns and dns_tcp. */
+void labd_dns(void *ctx, unsigned port, const struct packet *p, const uint8_t *payload, size_t len);
+void labd_dns_tcp(void *ctx, unsigned port, const struct packet *p);
 
 /** labd_frame_to() - a frame of the data plane for the machine at @card: faults, then its link. */
 void labd_frame_to(struct labd *d, unsigned card, const struct net_offload *off,

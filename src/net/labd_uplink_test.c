@@ -25,6 +25,7 @@
 
 #include <cmocka.h>
 
+#include "net/dns.h"
 #include "net/labd.h"
 #include "net/netns_testing.h"
 #include "net/offload.h"
@@ -34,6 +35,7 @@
 #define FILES	 192	   /* descriptors of the lab */
 #define NAMED	 "5.5.5.5" /* what updates.example.org is */
 #define OTHER	 "6.6.6.6"
+#define LONG	 "7.7.7.7" /* what long.example.org is, among much else */
 #define OTHER6	 "2600::6"
 
 static const char file[] =
@@ -44,7 +46,7 @@ static const char file[] =
 	"  web: {kernel: k, networks: [dmz], forward: ['8080:80', 'udp:5353:53']}\n"
 	"  db: {kernel: k, networks: [app]}\n"
 	"allow:\n"
-	"  - dmz.web -> internet : {names: [updates.example.org], ports: [80]}\n"
+	"  - dmz.web -> internet : {names: [updates.example.org, long.example.org], ports: [80]}\n"
 	"  - dmz.web -> internet : udp/99\n"
 	"  - dmz.web -> internet : tcp/8081\n";
 
@@ -52,7 +54,7 @@ static struct {
 	pid_t pid;
 	char dir[64], path[96], resolv[96];
 	struct lab *lab;
-	int web, listener, dns, sniffer;
+	int web, listener, dns, dns_tcp, sniffer;
 } t = { .sniffer = -1 };
 static struct error err;
 
@@ -81,6 +83,7 @@ static bool enter_namespace(void)
 	assert_true(netns_up("lo"));
 	assert_true(netns_add_address("lo:1", NAMED, NULL));
 	assert_true(netns_add_address("lo:2", OTHER, NULL));
+	assert_true(netns_add_address("lo:3", LONG, NULL));
 	add_address6(OTHER6);
 	return true;
 }
@@ -146,6 +149,7 @@ static void start_lab(void)
 		parse(&cfg.lab);
 		close(t.listener);
 		close(t.dns);
+		close(t.dns_tcp);
 		_exit(labd_main(&cfg));
 	}
 	close(fd);
@@ -285,9 +289,11 @@ static void test_names_open_the_way(void **state)
 	frame_udp(&f, &e, 3333, 53, q, sizeof(q) - 1);
 	send_frame(&f);
 	ssize_t len = recvfrom(t.dns, m, sizeof(m), 0, (struct sockaddr *)&from, &from_len);
-	assert_int_equal(len, sizeof(q) - 1);
+	assert_int_equal(len, sizeof(q) - 1 + DNS_OPT_BYTES); /* with EDNS of the gateway's own */
+	len = sizeof(q) - 1;
 	net_put16(m + 2, 0x8180);
 	net_put16(m + 6, 1);
+	net_put16(m + 10, 0);
 	memcpy(m + len, "\xc0\x0c\0\1\0\1\0\0\1\0\0\4\5\5\5\5", 16);
 	sendto(t.dns, m, (size_t)len + 16, 0, (struct sockaddr *)&from, from_len);
 	assert_true(await(IP_UDP, 3333, &p, &f, LIMIT_MS));
@@ -301,6 +307,125 @@ static void test_names_open_the_way(void **state)
 	assert_int_equal(knock(NAMED, 81), 0);
 	assert_int_equal(knock(OTHER, 80), 0);
 	assert_int_equal(count_sniffed(OTHER), 0);
+}
+
+/* ---- names over TCP ---- */
+
+/* A connection of the guest's to its gateway's DNS. */
+static struct {
+	uint16_t port;
+	uint32_t next, expected;
+} tcp;
+
+static void send_tcp(uint8_t flags, const void *data, size_t len)
+{
+	struct frame_ends e = ends("10.1.0.1");
+	uint8_t b[20 + 512] = { 0 };
+	struct frame f;
+
+	net_put16(b, tcp.port);
+	net_put16(b + 2, 53);
+	net_put32(b + 4, tcp.next);
+	net_put32(b + 8, tcp.expected);
+	b[12] = 0x50;
+	b[13] = flags;
+	net_put16(b + 14, 64240);
+	if (len)
+		memcpy(b + 20, data, len);
+	packet_put_sum(b, 20 + len, 16, &e.src, &e.dst, IP_TCP);
+	frame_ip(&f, &e, IP_TCP, b, 20 + len);
+	send_frame(&f);
+	tcp.next += (uint32_t)len + !!(flags & PACKET_SYN);
+}
+
+/* What comes next on it, behind what was there. */
+static size_t receive_tcp(uint8_t *out, size_t cap)
+{
+	struct frame f;
+	struct packet p;
+	size_t len;
+
+	do {
+		assert_true(await(IP_TCP, tcp.port, &p, &f, LIMIT_MS));
+		len = p.end - p.payload;
+	} while (!len || net_get32(p.data + p.l4 + 4) != tcp.expected);
+	assert_true(len <= cap);
+	memcpy(out, p.data + p.payload, len);
+	tcp.expected += (uint32_t)len;
+	send_tcp(PACKET_ACK, NULL, 0);
+	return len;
+}
+
+static void read_whole(int fd, uint8_t *out, size_t len)
+{
+	for (size_t at = 0; at < len;) {
+		ssize_t n = read(fd, out + at, len - at);
+		assert_true(n > 0);
+		at += (size_t)n;
+	}
+}
+
+/* The host's resolver: truncated over UDP; over TCP LONG, and 3000 bytes of text that come first. */
+static void answer_long(void)
+{
+	static uint8_t b[4096];
+	uint8_t m[512];
+	struct sockaddr_in from;
+	socklen_t from_len = sizeof(from);
+	ssize_t n = recvfrom(t.dns, m, sizeof(m), 0, (struct sockaddr *)&from, &from_len);
+
+	assert_true(n > 12);
+	net_put16(m + 2, 0x8380);
+	net_put16(m + 10, 0);
+	sendto(t.dns, m, (size_t)n - DNS_OPT_BYTES, 0, (struct sockaddr *)&from, from_len);
+	int fd = accept(t.dns_tcp, NULL, NULL);
+	assert_true(fd >= 0);
+	read_whole(fd, b, 2);
+	size_t len = net_get16(b);
+	read_whole(fd, b + 2, len);
+	size_t at = 2 + len - DNS_OPT_BYTES;
+	net_put16(b + 4, 0x8180);
+	net_put16(b + 8, 2);
+	net_put16(b + 12, 0);
+	memcpy(b + at, "\xc0\x0c\0\x10\0\1\0\0\1\0", 10);
+	net_put16(b + at + 10, 3000);
+	at += 12 + 3000;
+	memcpy(b + at, "\xc0\x0c\0\1\0\1\0\0\1\0\0\4\7\7\7\7", 16);
+	at += 16;
+	net_put16(b, (unsigned)at - 2);
+	assert_int_equal(write(fd, b, at), at);
+	close(fd);
+}
+
+static void test_names_over_tcp_open_the_way(void **state)
+{
+	static const uint8_t q[] =
+		"\0\x22\x12\x34\1\0\0\1\0\0\0\0\0\0\4long\7example\3org\0\0\1\0\1";
+	uint8_t got[4096];
+	struct frame f;
+	struct packet p;
+	size_t len = 0;
+	int listener = listen_at(SOCK_STREAM, LONG, 80);
+
+	assert_int_equal(knock(LONG, 80), 0);
+	tcp.port = 999;
+	tcp.next = 1000;
+	send_tcp(PACKET_SYN, NULL, 0);
+	assert_true(await(IP_TCP, tcp.port, &p, &f, LIMIT_MS));
+	assert_int_equal(p.tcp_flags, PACKET_SYN | PACKET_ACK);
+	tcp.expected = net_get32(p.data + p.l4 + 4) + 1;
+	send_tcp(PACKET_ACK, q, sizeof(q) - 1);
+	answer_long();
+	do
+		len += receive_tcp(got + len, sizeof(got) - len);
+	while (len < 2 || len < 2u + net_get16(got));
+	assert_int_equal(len, 2 + 34 + 12 + 3000 + 16);
+	assert_int_equal(net_get16(got + 2), 0x1234);
+	assert_memory_equal(got + len - 4, "\7\7\7\7", 4);
+	assert_int_equal(knock(LONG, 80), PACKET_SYN | PACKET_ACK);
+	assert_int_equal(knock(LONG, 81), 0);
+	close(listener);
+	send_tcp(PACKET_RST | PACKET_ACK, NULL, 0);
 }
 
 static void test_host_is_closed(void **state)
@@ -447,6 +572,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_names_open_the_way),
+		cmocka_unit_test(test_names_over_tcp_open_the_way),
 		cmocka_unit_test(test_host_is_closed),
 		cmocka_unit_test(test_datagrams),
 		cmocka_unit_test(test_tcp_over_ipv6),
@@ -463,6 +589,7 @@ int main(void)
 	}
 	t.listener = listen_at(SOCK_STREAM, NAMED, 80);
 	t.dns = listen_at(SOCK_DGRAM, "127.0.0.1", 53);
+	t.dns_tcp = listen_at(SOCK_STREAM, "127.0.0.1", 53);
 	start_lab();
 	int r = cmocka_run_group_tests(tests, NULL, NULL);
 	stop_lab();

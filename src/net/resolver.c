@@ -14,24 +14,31 @@
 #include "base/host.h"
 
 enum {
-	HEADER = 12,
 	SETS = 32, /* for each port */
 	WAYS = 8,
-	PENDING_MS = 5000,
 	TTL_LAB_S = 60,
 	KEEP_MIN_S = 60,
 	KEEP_MAX_S = 86400
 };
-enum { FLAG_QR = 0x8000, FLAG_AA = 0x0400, FLAG_RD = 0x0100, FLAG_RA = 0x0080, OPCODE = 0x7800 };
-enum { RCODE_FORMERR = 1, RCODE_SERVFAIL = 2, RCODE_NXDOMAIN = 3, RCODE_REFUSED = 5 };
+
+/* How the host's resolver is asked. */
+enum way { BY_EDNS, BY_PLAIN, BY_TCP };
 
 struct pending {
 	int fd; /* -1: unused */
-	unsigned port;
-	struct net_addr gateway, client;
-	uint16_t client_port, id;
+	struct dns_client from;
+	uint16_t id;	       /* the guest's */
+	struct dns_edns edns;  /* the guest's */
 	struct dns_question q; /* as it was sent on */
-	int64_t expires_ms;
+	uint16_t flags;	       /* as it is sent on */
+	bool wants_dnssec;
+	enum way way;
+	uint8_t query[2 + DNS_QUERY_MAX]; /* behind TCP's length */
+	size_t query_len, sent;		  /* with that; by TCP */
+	uint8_t *answer; /* by TCP: with its length, as soon as that is known; malloc'd */
+	uint8_t length[2];
+	size_t got;
+	int64_t udp_until_ms, expires_ms;
 	bool is_polled;
 };
 
@@ -48,109 +55,6 @@ struct resolver {
 	struct pending pending[RESOLVER_PENDING];
 	struct learnt learnt[POLICY_PORTS_MAX][SETS][WAYS];
 };
-
-/* ---- messages ---- */
-
-/* A name at @at, labels dotted, lower case; @at moves behind it.  False: malformed. */
-static bool read_name(const uint8_t *m, size_t len, size_t *at, char *out, bool may_point)
-{
-	size_t pos = *at, n = 0, jumps = 0;
-	bool has_jumped = false;
-
-	for (;;) {
-		if (pos >= len)
-			return false;
-		uint8_t label = m[pos++];
-		if (label >= 0xc0) {
-			/* Only backwards, so that it ends. */
-			size_t to = pos < len ? (size_t)(label & 0x3f) << 8 | m[pos] : len;
-			if (!may_point || to >= pos - 1 || ++jumps > 32)
-				return false;
-			if (!has_jumped)
-				*at = pos + 1;
-			has_jumped = true;
-			pos = to;
-			continue;
-		}
-		if (label > 63 || label > len - pos || n + label + 1 > POLICY_DOMAIN_MAX)
-			return false;
-		if (!label)
-			break;
-		if (n)
-			out[n++] = '.';
-		for (unsigned i = 0; i < label; i++) {
-			char c = (char)m[pos++];
-			bool is_fine = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-				       (c >= '0' && c <= '9') || c == '-' || c == '_';
-			if (!is_fine)
-				return false;
-			out[n++] = c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
-		}
-	}
-	out[n] = 0;
-	if (!has_jumped)
-		*at = pos;
-	return true;
-}
-
-bool dns_parse_question(const uint8_t *m, size_t len, struct dns_question *out)
-{
-	struct dns_question q;
-	size_t at = HEADER;
-
-	if (len < HEADER || net_get16(m + 4) != 1)
-		return false;
-	q.id = net_get16(m);
-	q.flags = net_get16(m + 2);
-	if (!read_name(m, len, &at, q.name, false) || len - at < 4 || net_get16(m + at + 2) != 1)
-		return false;
-	q.type = net_get16(m + at);
-	q.end = at + 4;
-	*out = q;
-	return true;
-}
-
-int dns_each_address(const uint8_t *m, size_t len, const struct dns_question *q,
-		     void (*fn)(void *arg, const struct net_addr *a, uint32_t ttl_s), void *arg)
-{
-	char name[POLICY_DOMAIN_MAX + 1];
-	struct dns_question own;
-	int found = 0;
-
-	if (!dns_parse_question(m, len, &own) || !(own.flags & FLAG_QR) || own.id != q->id ||
-	    own.type != q->type || strcmp(own.name, q->name) != 0)
-		return -EBADMSG;
-	size_t at = own.end;
-	for (unsigned i = 0, n = net_get16(m + 6); i < n; i++) {
-		if (!read_name(m, len, &at, name, true) || len - at < 10)
-			return -EBADMSG;
-		uint16_t type = net_get16(m + at), size = net_get16(m + at + 8);
-		uint32_t ttl = net_get32(m + at + 4);
-		at += 10;
-		if (size > len - at)
-			return -EBADMSG;
-		struct net_addr a;
-		bool is_address = (type == DNS_A && size == 4) || (type == DNS_AAAA && size == 16);
-		if (is_address) {
-			a = type == DNS_A ? net_addr_v4(m + at) : net_addr_v6(m + at);
-			fn(arg, &a, ttl);
-			found++;
-		}
-		at += size;
-	}
-	return found;
-}
-
-/* The question's own bytes with another header: an answer without records. */
-static size_t make_header(uint8_t *out, const uint8_t *query, const struct dns_question *q, unsigned rcode)
-{
-	memcpy(out, query, q->end);
-	net_put16(out + 2, FLAG_QR | FLAG_AA | FLAG_RA | (q->flags & (FLAG_RD | OPCODE)) | rcode);
-	net_put16(out + 6, 0);
-	net_put16(out + 8, 0);
-	net_put16(out + 10, 0);
-	return q->end;
-}
 
 /* ---- what was learnt ---- */
 
@@ -210,11 +114,11 @@ static void learn(void *arg, const struct net_addr *a, uint32_t ttl_s)
 static void learn_answer(struct resolver *r, const struct policy *policy, const struct pending *p,
 			 const uint8_t *m, size_t len)
 {
-	const struct policy_port *q = &policy->ports[p->port];
+	const struct policy_port *q = &policy->ports[p->from.port];
 
 	for (unsigned i = 0; i < policy->nrules; i++) {
 		const struct policy_rule *rule = &policy->rules[i];
-		struct learning l = { r, policy, p->port, rule->id };
+		struct learning l = { r, policy, p->from.port, rule->id };
 		if (!rule->nnames ||
 		    (rule->from.network >= 0 && (unsigned)rule->from.network != q->network) ||
 		    (rule->from.machine >= 0 && (unsigned)rule->from.machine != q->machine) ||
@@ -263,7 +167,7 @@ static int find_machine(const struct policy *policy, unsigned from, const char *
 static size_t answer_machine(const struct resolver *r, const struct policy *policy, int port,
 			     const uint8_t *query, const struct dns_question *q, uint8_t *out)
 {
-	size_t at = make_header(out, query, q, port < 0 ? RCODE_NXDOMAIN : 0);
+	size_t at = dns_make_empty(out, query, q, port < 0 ? DNS_NXDOMAIN : 0);
 	bool is_v4 = q->type == DNS_A;
 
 	if (port < 0 || (!is_v4 && q->type != DNS_AAAA))
@@ -271,7 +175,7 @@ static size_t answer_machine(const struct resolver *r, const struct policy *poli
 	struct net_addr v6 = r->ops.addr6(r->ops.ctx, (unsigned)port);
 	size_t size = is_v4 ? 4 : 16;
 	net_put16(out + 6, 1);
-	net_put16(out + at, 0xc000 | HEADER);
+	net_put16(out + at, 0xc000 | 12); /* the question's name */
 	net_put16(out + at + 2, q->type);
 	net_put16(out + at + 4, 1);
 	net_put32(out + at + 6, TTL_LAB_S);
@@ -280,20 +184,48 @@ static size_t answer_machine(const struct resolver *r, const struct policy *poli
 	return at + 12 + size;
 }
 
-/* ---- questions ---- */
+/* ---- to who asked ---- */
 
-static void reply(struct resolver *r, unsigned port, const struct packet *p, const uint8_t *m, size_t len)
+static size_t max_of(const struct dns_client *to, const struct dns_edns *edns)
 {
-	r->ops.reply(r->ops.ctx, port, &p->dst, &p->src, 53, p->sport, m, len);
+	return to->conn ? DNS_MESSAGE_MAX : dns_udp_max(edns);
+}
+
+/* An answer without records, made of the question at @query. */
+static void reply_empty(struct resolver *r, const struct dns_client *to, const uint8_t *query,
+			const struct dns_question *q, const struct dns_edns *edns, unsigned rcode)
+{
+	uint8_t out[DNS_QUERY_MAX];
+	size_t len = dns_make_empty(out, query, q, rcode);
+
+	len = dns_fit(out, len, q, NULL, edns, rcode, max_of(to, edns));
+	r->ops.reply(r->ops.ctx, to, out, len);
 }
 
 static void release(struct pending *p)
 {
 	if (p->fd >= 0)
 		close(p->fd);
+	free(p->answer);
+	p->answer = NULL;
 	p->fd = -1;
 	p->is_polled = false;
 }
+
+/* The host's resolver has none, or could not be asked. */
+static void fail(struct resolver *r, struct pending *p)
+{
+	uint8_t query[DNS_QUERY_MAX];
+	struct dns_question q = p->q;
+
+	memcpy(query, p->query + 2, q.end);
+	q.flags = p->flags;
+	net_put16(query, p->id);
+	reply_empty(r, &p->from, query, &q, &p->edns, DNS_SERVFAIL);
+	release(p);
+}
+
+/* ---- to the host's resolver ---- */
 
 static struct pending *take_slot(struct resolver *r, unsigned port)
 {
@@ -304,38 +236,71 @@ static struct pending *take_slot(struct resolver *r, unsigned port)
 		struct pending *p = &r->pending[i];
 		if (p->fd < 0)
 			free_one = p;
-		else if (p->port == port)
+		else if (p->from.port == port)
 			own++;
 	}
 	return own < RESOLVER_PER_PORT ? free_one : NULL;
 }
 
-static int send_upstream(struct resolver *r, struct pending *p, const uint8_t *query, size_t len)
+/* @query is the guest's question, or the one that was sent before: of it go on the question and @p->flags, no option. */
+static int make_query(struct pending *p, const uint8_t *query)
 {
-	uint8_t m[HEADER + POLICY_DOMAIN_MAX + 6];
-	socklen_t size = r->upstream.ss_family == AF_INET6 ? sizeof(struct sockaddr_in6)
-							   : sizeof(struct sockaddr_in);
+	struct dns_edns own = { .wants_dnssec = p->wants_dnssec };
+	uint8_t copy[DNS_QUERY_MAX];
+	uint16_t id;
 
-	if (!r->has_upstream || p->q.end > sizeof(m) || len < p->q.end)
-		return -EHOSTUNREACH;
-	/* Question and flags only: no options of the guest's reach the host's resolver. */
-	memcpy(m, query, p->q.end);
-	if (getrandom(m, 2, 0) != 2)
+	memcpy(copy, query, p->q.end);
+	if (getrandom(&id, sizeof(id), 0) != sizeof(id))
 		return -EIO;
-	net_put16(m + 2, FLAG_RD);
-	memset(m + 6, 0, 6);
-	p->q.id = net_get16(m);
-	p->fd = host.socket(r->upstream.ss_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (p->fd < 0)
-		return -errno;
-	if (host.connect(p->fd, (const struct sockaddr *)&r->upstream, size) < 0 ||
-	    send(p->fd, m, p->q.end, MSG_NOSIGNAL) < 0) {
-		int e = -errno;
-		release(p);
-		return e;
-	}
+	p->q.id = id;
+	p->query_len = 2 + dns_make_query(p->query + 2, copy, &p->q, id, p->flags,
+					  p->way == BY_PLAIN ? NULL : &own);
+	net_put16(p->query, (unsigned)p->query_len - 2);
+	p->sent = p->got = 0;
 	return 0;
 }
+
+static int connect_upstream(const struct resolver *r, int type)
+{
+	socklen_t size = r->upstream.ss_family == AF_INET6 ? sizeof(struct sockaddr_in6)
+							   : sizeof(struct sockaddr_in);
+	int fd = host.socket(r->upstream.ss_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -errno;
+	if (host.connect(fd, (const struct sockaddr *)&r->upstream, size) < 0 && errno != EINPROGRESS) {
+		int e = -errno;
+		close(fd);
+		return e;
+	}
+	return fd;
+}
+
+static int send_upstream(struct resolver *r, struct pending *p, enum way way, const uint8_t *query)
+{
+	p->way = way;
+	if (!r->has_upstream)
+		return -EHOSTUNREACH;
+	int e = make_query(p, query);
+	if (e < 0)
+		return e;
+	int fd = connect_upstream(r, way == BY_TCP ? SOCK_STREAM : SOCK_DGRAM);
+	if (fd < 0)
+		return fd;
+	release(p);
+	p->fd = fd;
+	if (way != BY_TCP && send(fd, p->query + 2, p->query_len - 2, MSG_NOSIGNAL) < 0)
+		return -errno;
+	return 0;
+}
+
+static void ask_again(struct resolver *r, struct pending *p, enum way way)
+{
+	if (send_upstream(r, p, way, p->query + 2) < 0)
+		fail(r, p);
+}
+
+/* ---- questions ---- */
 
 static bool is_only_named(const struct policy *policy, unsigned port, const char *name)
 {
@@ -345,70 +310,161 @@ static bool is_only_named(const struct policy *policy, unsigned port, const char
 	return policy_may_ask(policy, port, name) && !policy_may_ask(policy, port, any);
 }
 
-void resolver_ask(struct resolver *r, const struct policy *policy, unsigned port,
-		  const struct packet *p, const uint8_t *payload, size_t len)
+static void ask_outside(struct resolver *r, const struct policy *policy, const struct dns_client *from,
+			const uint8_t *m, const struct dns_question *q, const struct dns_edns *edns)
 {
-	uint8_t out[DNS_MESSAGE_MAX];
+	bool is_named = is_only_named(policy, from->port, q->name);
+	struct pending *slot;
+
+	if (!policy_may_ask(policy, from->port, q->name)) {
+		reply_empty(r, from, m, q, edns, DNS_REFUSED);
+		return;
+	}
+	if (q->type != DNS_A && q->type != DNS_AAAA && is_named) {
+		reply_empty(r, from, m, q, edns, 0);
+		return;
+	}
+	slot = take_slot(r, from->port);
+	if (!slot) {
+		if (from->conn) /* over UDP it will ask again */
+			reply_empty(r, from, m, q, edns, DNS_SERVFAIL);
+		return;
+	}
+	int64_t now_ms = r->ops.now_ms(r->ops.ctx);
+	*slot = (struct pending){ .fd = -1,
+				  .from = *from,
+				  .id = q->id,
+				  .edns = *edns,
+				  .q = *q,
+				  .flags = DNS_RD,
+				  .udp_until_ms = now_ms + RESOLVER_UDP_MS,
+				  .expires_ms = now_ms + RESOLVER_MS };
+	/* Who validates itself needs both (RFC 4035, 4.9); with a rule's names nothing but the name goes out. */
+	if (!is_named) {
+		slot->wants_dnssec = edns->wants_dnssec;
+		slot->flags |= q->flags & DNS_CD;
+	}
+	if (send_upstream(r, slot, BY_EDNS, m) < 0) {
+		release(slot);
+		reply_empty(r, from, m, q, edns, DNS_SERVFAIL);
+	}
+}
+
+bool resolver_ask(struct resolver *r, const struct policy *policy, const struct dns_client *from,
+		  const uint8_t *m, size_t len)
+{
+	uint8_t out[DNS_QUERY_MAX + 12 + 16];
+	struct dns_edns edns = { .udp_size = DNS_UDP_PLAIN };
 	struct dns_question q;
 
-	if (!dns_parse_question(payload, len, &q) || q.flags & FLAG_QR)
-		return;
-	if (q.flags & OPCODE) {
-		reply(r, port, p, out, make_header(out, payload, &q, RCODE_REFUSED));
-		return;
+	if (!dns_parse_question(m, len, &q) || q.flags & DNS_QR)
+		return false;
+	bool is_fine = dns_parse_edns(m, len, &q, &edns);
+	unsigned rcode = !is_fine		? DNS_FORMERR
+			 : edns.version		? DNS_BADVERS
+			 : q.flags & DNS_OPCODE ? DNS_NOTIMP
+						: 0;
+	if (rcode) {
+		reply_empty(r, from, m, &q, &edns, rcode);
+		return true;
 	}
-	int machine = find_machine(policy, port, q.name);
-	if (machine != -1) {
-		reply(r, port, p, out, answer_machine(r, policy, machine, payload, &q, out));
-		return;
+	int machine = find_machine(policy, from->port, q.name);
+	if (machine == -1) {
+		ask_outside(r, policy, from, m, &q, &edns);
+		return true;
 	}
-	if (!policy_may_ask(policy, port, q.name)) {
-		reply(r, port, p, out, make_header(out, payload, &q, RCODE_REFUSED));
-		return;
-	}
-	if (q.type != DNS_A && q.type != DNS_AAAA && is_only_named(policy, port, q.name)) {
-		reply(r, port, p, out, make_header(out, payload, &q, 0));
-		return;
-	}
-	struct pending *slot = take_slot(r, port);
-	if (!slot)
-		return; /* it will ask again */
-	*slot = (struct pending){ .fd = -1,
-				  .port = port,
-				  .gateway = p->dst,
-				  .client = p->src,
-				  .client_port = p->sport,
-				  .id = q.id,
-				  .q = q };
-	slot->expires_ms = r->ops.now_ms(r->ops.ctx) + PENDING_MS;
-	if (send_upstream(r, slot, payload, len) < 0)
-		reply(r, port, p, out, make_header(out, payload, &q, RCODE_SERVFAIL));
+	len = answer_machine(r, policy, machine, m, &q, out);
+	len = dns_fit(out, len, &q, NULL, &edns, out[3] & DNS_RCODE, max_of(from, &edns));
+	r->ops.reply(r->ops.ctx, from, out, len);
+	return true;
 }
 
-static void ignore(void *arg, const struct net_addr *a, uint32_t ttl_s)
+/* ---- answers ---- */
+
+/* @m: @len bytes, and room for DNS_OPT_BYTES.  False: it is none to what was asked. */
+static bool take_message(struct resolver *r, const struct policy *policy, struct pending *p,
+			 uint8_t *m, size_t len)
 {
-	(void)arg;
-	(void)a;
-	(void)ttl_s;
+	struct dns_answer a;
+
+	if (!dns_parse_answer(m, len, &p->q, &a))
+		return false;
+	bool is_refusal = a.rcode == DNS_FORMERR || a.rcode == DNS_NOTIMP;
+	if (p->way == BY_EDNS && is_refusal && !a.has_opt) {
+		ask_again(r, p, BY_PLAIN);
+		return true;
+	}
+	if (a.is_truncated && p->way != BY_TCP && p->from.conn) {
+		ask_again(r, p, BY_TCP);
+		return true;
+	}
+	if (a.rcode > DNS_RCODE || (a.is_truncated && p->way == BY_TCP)) { /* about our own options; nonsense */
+		fail(r, p);
+		return true;
+	}
+	len = dns_fit(m, len, &p->q, &a, &p->edns, a.rcode, max_of(&p->from, &p->edns));
+	/* As it is sent: what was cut off is not learnt. */
+	learn_answer(r, policy, p, m, len);
+	net_put16(m, p->id);
+	r->ops.reply(r->ops.ctx, &p->from, m, len);
+	release(p);
+	return true;
 }
 
-static void take_answer(struct resolver *r, const struct policy *policy, struct pending *p)
+static void read_udp(struct resolver *r, const struct policy *policy, struct pending *p)
 {
-	uint8_t m[DNS_MESSAGE_MAX + 1];
-	ssize_t len = recv(p->fd, m, sizeof(m), MSG_DONTWAIT);
+	uint8_t m[DNS_UDP_MAX + 1 + DNS_OPT_BYTES];
+	ssize_t len = recv(p->fd, m, DNS_UDP_MAX + 1, MSG_DONTWAIT);
 
 	if (len < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	/* Not what was asked for: somebody guesses.  The right one may still come. */
-	if (len > 0 && len <= DNS_MESSAGE_MAX && dns_each_address(m, (size_t)len, &p->q, ignore, NULL) < 0)
-		return;
-	if (len > 0 && len <= DNS_MESSAGE_MAX) {
-		learn_answer(r, policy, p, m, (size_t)len);
-		net_put16(m, p->id);
-		r->ops.reply(r->ops.ctx, p->port, &p->gateway, &p->client, 53, p->client_port, m,
-			     (size_t)len);
+	if (len < 0) /* nobody is there: over TCP there may be */
+		ask_again(r, p, BY_TCP);
+	else if (len <= DNS_UDP_MAX)
+		/* What is none to it is somebody's guess.  The right one may still come. */
+		(void)take_message(r, policy, p, m, (size_t)len);
+}
+
+/* Its length first, then as much memory.  1: there is more to come, 0: it is whole, or -errno. */
+static int read_part(struct pending *p)
+{
+	size_t len = p->answer ? net_get16(p->length) : 0;
+	uint8_t *at = p->answer ? p->answer + p->got - 2 : p->length + p->got;
+	ssize_t n = recv(p->fd, at, (p->answer ? len + 2 : 2) - p->got, MSG_DONTWAIT);
+
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 1 : -errno;
+	if (n == 0)
+		return -EPIPE;
+	p->got += (size_t)n;
+	if (p->answer)
+		return p->got < len + 2;
+	if (p->got == 2) {
+		p->answer = malloc(net_get16(p->length) + (size_t)DNS_OPT_BYTES);
+		return p->answer ? 1 : -ENOMEM;
 	}
-	release(p);
+	return 1;
+}
+
+static void serve_tcp(struct resolver *r, const struct policy *policy, struct pending *p)
+{
+	if (p->sent < p->query_len) {
+		ssize_t n = send(p->fd, p->query + p->sent, p->query_len - p->sent,
+				 MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (n < 0 && errno != EAGAIN && errno != EINTR)
+			fail(r, p);
+		else if (n > 0)
+			p->sent += (size_t)n;
+		return;
+	}
+	int left = read_part(p);
+	if (left > 0)
+		return;
+	uint8_t *m = p->answer;
+	p->answer = NULL; /* asking again may release the slot */
+	if (left < 0 || !take_message(r, policy, p, m, net_get16(p->length)))
+		fail(r, p);
+	free(m);
 }
 
 /* ---- life ---- */
@@ -465,6 +521,19 @@ int resolver_host_upstream(const char *path, struct sockaddr_storage *out)
 	return r;
 }
 
+void resolver_forget(struct resolver *r, unsigned port)
+{
+	for (unsigned i = 0; i < RESOLVER_PENDING; i++)
+		if (r->pending[i].from.port == port)
+			release(&r->pending[i]);
+	memset(r->learnt[port], 0, sizeof(r->learnt[port]));
+}
+
+static int64_t next_ms(const struct pending *p)
+{
+	return p->way == BY_TCP ? p->expires_ms : MIN(p->udp_until_ms, p->expires_ms);
+}
+
 unsigned resolver_fill(struct resolver *r, struct pollfd *pfds, unsigned max, uint32_t *timeout_ms)
 {
 	int64_t now_ms = r->ops.now_ms(r->ops.ctx);
@@ -472,21 +541,40 @@ unsigned resolver_fill(struct resolver *r, struct pollfd *pfds, unsigned max, ui
 
 	for (unsigned i = 0; i < RESOLVER_PENDING; i++) {
 		struct pending *p = &r->pending[i];
-		if (p->fd >= 0 && p->expires_ms <= now_ms)
-			release(p);
 		p->is_polled = p->fd >= 0 && n < max;
+		if (p->fd >= 0)
+			*timeout_ms = (uint32_t)MIN((int64_t)*timeout_ms,
+						    MAX(next_ms(p) - now_ms, (int64_t)0));
 		if (!p->is_polled)
 			continue;
-		pfds[n++] = (struct pollfd){ .fd = p->fd, .events = POLLIN };
-		*timeout_ms = (uint32_t)MIN((int64_t)*timeout_ms, p->expires_ms - now_ms);
+		bool is_sent = p->way != BY_TCP || p->sent == p->query_len;
+		pfds[n++] = (struct pollfd){ .fd = p->fd, .events = is_sent ? POLLIN : POLLOUT };
 	}
 	return n;
+}
+
+static void look_at_clock(struct resolver *r, struct pending *p, int64_t now_ms)
+{
+	if (p->fd < 0 || next_ms(p) > now_ms)
+		return;
+	if (p->expires_ms <= now_ms)
+		fail(r, p);
+	else
+		ask_again(r, p, BY_TCP);
 }
 
 void resolver_polled(struct resolver *r, const struct policy *policy, const struct pollfd *pfds,
 		     unsigned n)
 {
-	for (unsigned i = 0, at = 0; i < RESOLVER_PENDING && at < n; i++)
-		if (r->pending[i].is_polled && pfds[at++].revents)
-			take_answer(r, policy, &r->pending[i]);
+	int64_t now_ms = r->ops.now_ms(r->ops.ctx);
+
+	for (unsigned i = 0, at = 0; i < RESOLVER_PENDING; i++) {
+		struct pending *p = &r->pending[i];
+		bool is_ready = p->is_polled && at < n && pfds[at++].revents;
+		if (is_ready && p->way == BY_TCP)
+			serve_tcp(r, policy, p);
+		else if (is_ready)
+			read_udp(r, policy, p);
+		look_at_clock(r, p, now_ms);
+	}
 }

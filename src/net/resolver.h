@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The gateway's DNS (RFC 1035): names of the lab's machines, and what the policy lets a machine look up outside.
+ * The gateway's DNS: names of the lab's machines, and what the policy lets a machine look up outside.
  *
  *   web, web.lab, web.app, web.app.lab     a machine, or its card in a network; told to who may reach it
  *   anything else                          passed to the host's resolver if policy_may_ask(), else refused
@@ -8,8 +8,12 @@
  * What is answered for a name of a rule is kept: those addresses are what the rule allows (resolver_names()).  A rule
  * with names lets only A and AAAA be asked for.
  *
+ * The host's resolver is asked over UDP with EDNS0; without, if it does not know that (RFC 6891, 7); over TCP, if its answer is truncated and the
+ * guest asks over TCP, or if none came within RESOLVER_UDP_MS.  A guest that asked over UDP gets what is too long for it as a truncated
+ * answer, and asks again over TCP (RFC 7766, 5); of such an answer nothing is learnt, as it has no addresses.
+ *
  * Untrusted are the questions and the answers.  Bounds: RESOLVER_PENDING questions under way, RESOLVER_PER_PORT for one
- * port, each on a socket of its own; 256 addresses for one port, which nobody else's questions push out.  UDP only.
+ * port, each on a socket of its own, with up to 64 KiB of an answer over TCP; 256 addresses for one port, which nobody else's questions push out.
  */
 #ifndef VIV_NET_RESOLVER_H
 #define VIV_NET_RESOLVER_H
@@ -17,37 +21,27 @@
 #include <netinet/in.h>
 #include <poll.h>
 
-#include "net/packet.h"
+#include "net/dns.h"
 #include "net/policy.h"
 
 #define RESOLVER_PENDING  64
 #define RESOLVER_PER_PORT 16
-#define DNS_MESSAGE_MAX	  1232 /* of an answer: fits every frame (DNS flag day 2020) */
+#define RESOLVER_UDP_MS	  2000 /* for an answer over UDP */
+#define RESOLVER_MS	  5000 /* for an answer at all: then it is SERVFAIL */
 
-enum { DNS_A = 1, DNS_CNAME = 5, DNS_AAAA = 28 };
-
-struct dns_question {
-	uint16_t id, flags, type;
-	char name[POLICY_DOMAIN_MAX + 1]; /* lower case, no dot at the end */
-	size_t end;			  /* behind the question in the message */
+/* Who asked, and how. */
+struct dns_client {
+	unsigned port;
+	struct net_addr gateway, addr; /* asked, asking */
+	uint16_t udp_port;
+	uint32_t conn; /* dns_tcp.h's; 0: over UDP */
 };
-
-/** dns_parse_question() - a query with one question.  False: it is none, or its name has other bytes than a host's. */
-bool dns_parse_question(const uint8_t *m, size_t len, struct dns_question *out);
-/**
- * dns_each_address() - the A and AAAA records in the answer section.
- * @q: the question that the message must be about
- * Returns how many there were, or -EBADMSG: it is no answer to that, or malformed.
- */
-int dns_each_address(const uint8_t *m, size_t len, const struct dns_question *q,
-		     void (*fn)(void *arg, const struct net_addr *a, uint32_t ttl_s), void *arg);
 
 struct resolver;
 
 struct resolver_ops {
-	/* To the machine at @port; as fabric_send_udp(). */
-	void (*reply)(void *ctx, unsigned port, const struct net_addr *src, const struct net_addr *dst,
-		      uint16_t sport, uint16_t dport, const void *payload, size_t len);
+	/* To who asked. */
+	void (*reply)(void *ctx, const struct dns_client *to, const uint8_t *m, size_t len);
 	int64_t (*now_ms)(void *ctx);
 	/* As fabric_addr6(). */
 	struct net_addr (*addr6)(void *ctx, unsigned port);
@@ -60,10 +54,12 @@ void resolver_destroy(struct resolver *r); /* NULL is fine */
 /** resolver_host_upstream() - the first server of @path, as /etc/resolv.conf.  0 or -ENOENT. */
 int resolver_host_upstream(const char *path, struct sockaddr_storage *out);
 
-/** resolver_ask() - a question in packet @p from the machine at @port. */
-void resolver_ask(struct resolver *r, const struct policy *policy, unsigned port,
-		  const struct packet *p, const uint8_t *payload, size_t len);
-/** resolver_fill(), resolver_polled() - as uplink_fill(). */
+/** resolver_ask() - a question, answered now or later.  False: it is none, and has no answer. */
+bool resolver_ask(struct resolver *r, const struct policy *policy, const struct dns_client *from,
+		  const uint8_t *m, size_t len);
+/** resolver_forget() - what the machine at @port has asked for and learnt: it is another one from now on. */
+void resolver_forget(struct resolver *r, unsigned port);
+/** resolver_fill(), resolver_polled() - as uplink_fill(); resolver_polled() also when nothing happened. */
 unsigned resolver_fill(struct resolver *r, struct pollfd *pfds, unsigned max, uint32_t *timeout_ms);
 void resolver_polled(struct resolver *r, const struct policy *policy, const struct pollfd *pfds,
 		     unsigned n);
