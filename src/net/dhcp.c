@@ -15,6 +15,7 @@ enum {
 	OPT_LEASE = 51,
 	OPT_TYPE = 53,
 	OPT_SERVER = 54,
+	OPT_SEARCH = 119, /* RFC 3397 */
 	OPT_END = 255,
 };
 enum { FIXED = 236, OPTIONS = 240, CIADDR = 12, YIADDR = 16, CHADDR = 28 };
@@ -41,7 +42,9 @@ static uint8_t *put_settings(uint8_t *at, const struct policy *policy, const str
 		at = put(at, OPT_ROUTER, n->gateway_v4.b + 12, 4);
 	at = put(at, OPT_DNS, n->gateway_v4.b + 12, 4);
 	at = put(at, OPT_HOSTNAME, name, strlen(name));
+	/* By either a client completes single names. */
 	at = put(at, OPT_DOMAIN, "lab", 3);
+	at = put(at, OPT_SEARCH, "\3lab", 5);
 	net_put32(lease, DHCP_LEASE_S);
 	return has_lease ? put(at, OPT_LEASE, lease, 4) : at;
 }

@@ -286,6 +286,8 @@ static void test_nd(void **state)
 	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_GATEWAY);
 	p = parsed(lab_got(&lab, SUS));
 	assert_int_equal(p.icmp_type, ICMP6_RA);
+	static const uint8_t search[] = { 31, 2, 0, 0, 0, 0, 7, 8, 3, 'l', 'a', 'b', 0, 0, 0, 0 };
+	assert_memory_equal(p.data + p.end - sizeof(search), search, sizeof(search)); /* RFC 8106, 5.2 */
 	/* About a link, it stays there, whatever a rule says of ICMP. */
 	e = lab_ends(lab.policy, DB, OPS, true);
 	frame_nd(&f, &e, ICMP6_NS, &lab.policy->ports[OPS].v6, lab.policy->ports[DB].mac);
@@ -367,6 +369,18 @@ static void test_announced(void **state)
 	assert_memory_equal(&a, &lab.policy->ports[SUS].v6, sizeof(a));
 }
 
+/* What a DHCP message says; it has to be @len bytes. */
+static const uint8_t *dhcp_option(const struct packet *p, uint8_t code, uint8_t len)
+{
+	for (const uint8_t *o = p->data + p->payload + 240; *o != 255; o += 2 + o[1])
+		if (*o == code) {
+			assert_int_equal(o[1], len);
+			return o + 2;
+		}
+	fail_msg("there is no option %u", code);
+	return NULL;
+}
+
 static void test_dhcp(void **state)
 {
 	const struct policy_port *q = &lab.policy->ports[SUS];
@@ -378,6 +392,11 @@ static void test_dhcp(void **state)
 	struct packet p = parsed(lab_got(&lab, SUS));
 	assert_true(p.is_dhcp && p.dhcp_op == 2 && p.dhcp_type == 2);
 	assert_memory_equal(p.data + p.payload + 16, q->v4.b + 12, 4);
+	/* Single names are completed by either: web is web.lab. */
+	assert_memory_equal(dhcp_option(&p, 15, 3), "lab", 3);
+	assert_memory_equal(dhcp_option(&p, 119, 5), "\3lab", 5);
+	assert_memory_equal(dhcp_option(&p, 12, 3), "sus", 3);
+	assert_memory_equal(dhcp_option(&p, 6, 4), lab.policy->networks[MAL].gateway_v4.b + 12, 4);
 	/* For another's hardware address; a request for an address that is not its own. */
 	frame_dhcp(&f, q->mac, lab.policy->ports[EVIL].mac, 1);
 	assert_int_equal(lab_send(&lab, SUS, &f), FABRIC_SPOOFED_DHCP);

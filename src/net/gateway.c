@@ -100,13 +100,19 @@ static void answer_ns(struct input *in)
 	send_ip(in->f, (unsigned)in->port, &m, src, dst, IP_ICMP6, 255, 32);
 }
 
-/* RFC 4861, 4.2; RFC 8106, 5.1: the resolver.  To one machine: not every card is the machine's way out. */
+/* RFC 4861, 4.2; RFC 8106: the resolver, and by what single names are completed.  To one machine: not every card is the machine's way out. */
 void gateway_advertise(struct fabric *f, unsigned port)
 {
 	static const struct net_addr all_nodes = { { 0xff, 2, [15] = 1 } };
 	const struct policy_port *q = &f->policy->ports[port];
 	const struct policy_network *n = &f->policy->networks[q->network];
-	enum { PREFIX = 16, LLADDR = PREFIX + 32, RDNSS = LLADDR + 8, LEN = RDNSS + 24 };
+	enum {
+		PREFIX = 16,
+		LLADDR = PREFIX + 32,
+		RDNSS = LLADDR + 8,
+		DNSSL = RDNSS + 24,
+		LEN = DNSSL + 16
+	};
 	struct made m;
 	uint8_t *r = m.b + ip_at(&n->gateway_ll);
 
@@ -128,6 +134,10 @@ void gateway_advertise(struct fabric *f, unsigned port)
 	r[RDNSS + 1] = 3;
 	net_put32(r + RDNSS + 4, RA_LIFETIME_S);
 	memcpy(r + RDNSS + 8, n->gateway_v6.b, 16);
+	r[DNSSL] = 31;
+	r[DNSSL + 1] = 2;
+	net_put32(r + DNSSL + 4, RA_LIFETIME_S);
+	memcpy(r + DNSSL + 8, "\3lab", 5);
 	packet_put_sum(r, LEN, 2, &n->gateway_ll, &all_nodes, IP_ICMP6);
 	send_ip(f, port, &m, &n->gateway_ll, &all_nodes, IP_ICMP6, 255, LEN);
 }
