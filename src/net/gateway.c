@@ -3,12 +3,13 @@
 #include <string.h>
 
 #include "net/dhcp.h"
+#include "net/dhcp6.h"
 #include "net/fabric_int.h"
 #include "net/offload.h"
 
-enum { DHCP_SERVER = 67, DHCP_CLIENT = 68, DNS = 53 };
+enum { DHCP_SERVER = 67, DHCP_CLIENT = 68, DHCP6_SERVER = 547, DHCP6_CLIENT = 546, DNS = 53 };
 enum { RA_LIFETIME_S = 1800, RA_PREFIX_S = 86400, ERROR_QUOTE = 548 - 28, ICMP_HEADER = 8 };
-enum { ND_ROUTER = 0x80, ND_SOLICITED = 0x40, ND_OVERRIDE = 0x20 };
+enum { ND_ROUTER = 0x80, ND_SOLICITED = 0x40, ND_OVERRIDE = 0x20, RA_OTHER = 0x40 };
 
 static const struct net_offload no_hints;
 
@@ -119,6 +120,7 @@ void gateway_advertise(struct fabric *f, unsigned port)
 	memset(r, 0, LEN);
 	r[0] = ICMP6_RA;
 	r[4] = 64;
+	r[5] = RA_OTHER; /* dhcp6.h */
 	net_put16(r + 6, q->is_default ? RA_LIFETIME_S : 0);
 	r[PREFIX] = 3;
 	r[PREFIX + 1] = 4;
@@ -187,6 +189,31 @@ static void take_dhcp(struct input *in)
 				&everyone, DHCP_SERVER, DHCP_CLIENT, reply, len);
 }
 
+/* To all servers of the link, in one packet, by who has a link-local address (RFC 8415, 7.1 and 13.1). */
+static bool is_dhcp6(const struct packet *p)
+{
+	static const struct net_addr all_servers = { { 0xff, 2, [13] = 1, [15] = 2 } };
+
+	return p->kind == PACKET_IPV6 && p->proto == IP_UDP && p->has_l4 && !p->is_fragment &&
+	       p->dport == DHCP6_SERVER && net_addr_is_equal(&p->dst, &all_servers);
+}
+
+static void take_dhcp6(struct input *in)
+{
+	const struct packet *p = &in->p;
+	size_t end = p->l4 + (size_t)net_get16(p->data + p->l4 + 4);
+	uint8_t reply[DHCP6_REPLY_MAX];
+
+	fabric_told(in, FABRIC_GATEWAY, -1);
+	if (!net_addr_is_link_local(&p->src) || p->sport != DHCP6_CLIENT)
+		return;
+	size_t len = dhcp6_reply(in->f->policy, (unsigned)in->port, p->data + p->payload,
+				 end - p->payload, reply);
+	if (len)
+		fabric_send_udp(in->f, (unsigned)in->port, &input_network(in)->gateway_ll, &p->src,
+				DHCP6_SERVER, DHCP6_CLIENT, reply, len);
+}
+
 static void answer_echo(struct input *in)
 {
 	const struct packet *p = &in->p;
@@ -247,6 +274,10 @@ bool gateway_take(struct input *in)
 		return true;
 	if (p->is_dhcp && p->dport == DHCP_SERVER) {
 		take_dhcp(in);
+		return true;
+	}
+	if (is_dhcp6(p)) {
+		take_dhcp6(in);
 		return true;
 	}
 	if (!is_gateway_addr(n, &p->dst))
