@@ -92,6 +92,11 @@ int fabric_port_by_addr(const struct fabric *f, const struct net_addr *a)
 	return port;
 }
 
+bool fabric_bind(struct fabric *f, unsigned port, const struct net_addr *a)
+{
+	return binding_claim(f, port, a);
+}
+
 unsigned fabric_bound(const struct fabric *f, unsigned port, struct net_addr out[FABRIC_BOUND])
 {
 	const struct fabric_port *fp = &f->ports[port];

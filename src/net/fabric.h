@@ -147,6 +147,8 @@ void fabric_send_tcp(struct fabric *f, unsigned port, const struct net_addr *src
 int fabric_port_by_addr(const struct fabric *f, const struct net_addr *a);
 /** fabric_bound() - IPv6 addresses of the machine's own making.  Returns how many. */
 unsigned fabric_bound(const struct fabric *f, unsigned port, struct net_addr out[FABRIC_BOUND]);
+/** fabric_bind() - the machine at @port has announced @a elsewhere, and has it if nobody else does.  False: that can't be. */
+bool fabric_bind(struct fabric *f, unsigned port, const struct net_addr *a);
 /** fabric_addr6() - the IPv6 address by which others are told to find it: the policy's, unless only others were announced. */
 struct net_addr fabric_addr6(const struct fabric *f, unsigned port);
 

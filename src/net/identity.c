@@ -118,6 +118,21 @@ static bool is_name(json_t *v)
 	return len && len <= POLICY_NAME_MAX && len == json_string_length(v);
 }
 
+/* May be missing. */
+static int check_announced(json_t *list)
+{
+	struct net_addr a;
+	json_t *o;
+	size_t i;
+
+	if (list && (!json_is_array(list) || json_array_size(list) > IDENTITY_ANNOUNCED_MAX))
+		return -EINVAL;
+	json_array_foreach(list, i, o) if (!json_is_string(o) ||
+					   net_addr_parse(json_string_value(o), &a) < 0 ||
+					   net_addr_is_v4(&a)) return -EINVAL;
+	return 0;
+}
+
 static int check_card(json_t *card, struct error *err)
 {
 	static const char *const addresses[] = { "address", "address6", "gateway" };
@@ -141,6 +156,8 @@ static int check_card(json_t *card, struct error *err)
 		return bad("default", err);
 	if (!json_is_boolean(json_object_get(card, "may_spoof")))
 		return bad("may_spoof", err);
+	if (check_announced(json_object_get(card, "announced")) < 0)
+		return bad("announced", err);
 	return json_is_string(json_object_get(card, "faults")) ? 0 : bad("faults", err);
 }
 
@@ -211,6 +228,26 @@ static int read_faults(struct faults *out, const char *text, struct error *err)
 	return 0;
 }
 
+/* Its tag, if it is a part of a trunk, and its faults. */
+static int finish_card(struct policy *p, struct faults *faults, unsigned machine, unsigned port,
+		       json_t *card, struct error *err)
+{
+	/* The first of a trunk comes before its other parts. */
+	json_t *trunk = json_object_get(card, "trunk");
+	int first = trunk ? policy_find_port(p, (int)machine,
+					     policy_find_network(p, json_string_value(trunk)))
+			  : -1;
+	if (trunk && first < 0)
+		return bad("trunk", err);
+	json_int_t vlan = json_integer_value(json_object_get(card, "vlan"));
+	int r = trunk ? policy_join_trunk(p, port, (unsigned)first,
+					  vlan > 0 && vlan < 4095 ? (int)vlan : 0, err)
+		      : 0;
+	if (r < 0)
+		return r;
+	return read_faults(&faults[port], text_of(card, "faults"), err);
+}
+
 /* The address that it had, if it is the same machine and nobody has it. */
 static int add_card(struct policy *p, struct faults *faults, unsigned machine, json_t *card,
 		    bool is_same, struct error *err)
@@ -230,22 +267,8 @@ static int add_card(struct policy *p, struct faults *faults, unsigned machine, j
 	if (port < 0)
 		return port;
 	p->ports[port].may_spoof = json_is_true(json_object_get(card, "may_spoof"));
-	/* The first of a trunk comes before its other parts. */
-	json_t *trunk = json_object_get(card, "trunk");
-	int first = trunk ? policy_find_port(p, (int)machine,
-					     policy_find_network(p, json_string_value(trunk)))
-			  : -1;
-	if (trunk && first < 0)
-		return bad("trunk", err);
-	json_int_t vlan = json_integer_value(json_object_get(card, "vlan"));
-	int r = trunk ? policy_join_trunk(p, (unsigned)port, (unsigned)first,
-					  vlan > 0 && vlan < 4095 ? (int)vlan : 0, err)
-		      : 0;
-	if (r < 0)
-		return r;
-	return read_faults(&faults[port], text_of(card, "faults"), err);
+	return finish_card(p, faults, machine, (unsigned)port, card, err);
 }
-
 /* "dmz.web" with machine @from called @to; other ends as they are. */
 static void rename_end(const char *text, size_t len, const char *from, const char *to, char *out,
 		       size_t cap)
@@ -361,6 +384,146 @@ int identity_add(struct policy *p, struct faults *faults, const char *name, json
 			faults[i] = faults[from];
 	}
 	return copy;
+}
+
+/* ---- from another host ---- */
+
+static int find_same_network(const struct policy *p, json_t *card, struct error *err)
+{
+	const char *name = text_of(card, "network"), *subnet = text_of(card, "subnet"),
+		   *subnet6 = text_of(card, "subnet6");
+	int network = policy_find_network(p, name);
+	char v4[NET_ADDR_TEXT], v6[NET_ADDR_TEXT];
+
+	if (network < 0)
+		return error_set(err, -ENOENT, "lab \"%s\" has no network \"%s\"", p->name, name);
+	net_prefix_format(&p->networks[network].v4, v4);
+	net_prefix_format(&p->networks[network].v6, v6);
+	if (strcmp(v4, subnet) != 0 || strcmp(v6, subnet6) != 0)
+		return error_set(err, -EEXIST, "network \"%s\" of lab \"%s\" is %s and %s here, and %.60s and %.60s where the machine comes from",
+				 name, p->name, v4, v6, subnet, subnet6);
+	return network;
+}
+
+static int parse_mac(json_t *card, uint8_t mac[6], struct error *err)
+{
+	unsigned b[6];
+
+	if (sscanf(text_of(card, "mac"), "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3],
+		   &b[4], &b[5]) != 6)
+		return bad("mac", err);
+	for (unsigned i = 0; i < 6; i++)
+		mac[i] = (uint8_t)b[i];
+	return 0;
+}
+
+static int move_card(struct policy *p, struct faults *faults, unsigned machine, json_t *card,
+		     struct error *err)
+{
+	int network = find_same_network(p, card, err);
+	struct net_addr a;
+	uint8_t mac[6];
+
+	if (network < 0 || net_addr_parse(text_of(card, "address"), &a) < 0)
+		return network < 0 ? network : bad("address", err);
+	int r = parse_mac(card, mac, err);
+	int port = r < 0 ? r : policy_add_port(p, machine, (unsigned)network, &a, err);
+	if (port < 0)
+		return port;
+	r = finish_card(p, faults, machine, (unsigned)port, card, err);
+	if (r < 0)
+		return r;
+	if (p->ports[port].card == (unsigned)port)
+		return policy_set_mac(p, (unsigned)port, mac, err);
+	return memcmp(p->ports[port].mac, mac, 6) == 0 ? 0 : bad("mac", err); /* a trunk has one */
+}
+
+/* The way out that its guest knows. */
+static void set_defaults(struct policy *p, unsigned machine, json_t *record)
+{
+	json_t *card;
+	size_t i;
+
+	json_array_foreach(json_object_get(record, "cards"), i, card)
+	{
+		int port = policy_find_port(p, (int)machine,
+					    policy_find_network(p, text_of(card, "network")));
+		if (port >= 0)
+			p->ports[port].is_default = json_is_true(json_object_get(card, "default"));
+	}
+}
+
+int identity_move(struct policy *p, struct faults *faults, const char *name, json_t *record,
+		  bool has_rules, struct error *err)
+{
+	int r = identity_check(record, err), machine = r < 0 ? r : policy_add_machine(p, name, err);
+	json_t *o;
+	size_t i;
+
+	if (machine < 0)
+		return machine;
+	p->machines[machine].is_copy = true;
+	p->machines[machine].is_quarantined = json_is_true(json_object_get(record, "quarantine"));
+	json_array_foreach(json_object_get(record, "cards"), i, o) if (r >= 0) r =
+		move_card(p, faults, (unsigned)machine, o, err);
+	json_array_foreach(json_object_get(record, "rules"), i,
+			   o) if (r >= 0 && (has_rules || strcmp(text_of(o, "action"), "deny") == 0))
+		r = add_rule(p, machine, identity_machine(record), o, err);
+	if (r < 0)
+		return r;
+	set_defaults(p, (unsigned)machine, record);
+	return machine;
+}
+
+int identity_is_same(const struct policy *p, unsigned machine, json_t *record, struct error *err)
+{
+	json_t *cards = json_object_get(record, "cards"), *card;
+	size_t i, own = 0;
+
+	for (unsigned k = 0; k < p->nports; k++)
+		own += !p->ports[k].is_gone && p->ports[k].machine == machine;
+	json_array_foreach(cards, i, card)
+	{
+		int network = find_same_network(p, card, err),
+		    port = network < 0 ? -1 : policy_find_port(p, (int)machine, network);
+		struct net_addr a;
+		uint8_t mac[6];
+		if (network < 0)
+			return network;
+		if (port < 0 || net_addr_parse(text_of(card, "address"), &a) < 0 ||
+		    parse_mac(card, mac, err) < 0 || !net_addr_is_equal(&a, &p->ports[port].v4) ||
+		    memcmp(mac, p->ports[port].mac, 6) != 0)
+			own = 0;
+	}
+	return own == json_array_size(cards)
+		       ? 0
+		       : error_set(err, -EEXIST, "machine \"%s\" has other cards in lab \"%s\" here than where it comes from",
+				   p->machines[machine].name, p->name);
+}
+
+int identity_admit(struct policy *p, const char *name, json_t *networks, struct error *err)
+{
+	int machine = policy_add_machine(p, name, err);
+	json_t *o;
+	size_t i;
+
+	if (machine < 0)
+		return machine;
+	if (!json_array_size(networks))
+		return error_set(err, -EINVAL, "a machine of a lab has at least one network");
+	p->machines[machine].is_copy = true;
+	json_array_foreach(networks, i, o)
+	{
+		const char *text = json_string_value(o);
+		int network = text ? policy_find_network(p, text) : -1;
+		if (network < 0)
+			return error_set(err, -ENOENT, "lab \"%s\" has no network \"%s\"", p->name,
+					 text ? text : "");
+		int port = policy_add_port(p, (unsigned)machine, (unsigned)network, NULL, err);
+		if (port < 0)
+			return port;
+	}
+	return machine;
 }
 
 bool identity_card(json_t *record, unsigned i, struct identity_card *out)

@@ -16,8 +16,9 @@
 #include "net/faults.h"
 #include "net/policy.h"
 
-#define IDENTITY_CARDS_MAX POLICY_NETWORKS_MAX /* each network at most once */
-#define IDENTITY_COPY_MAX  8		       /* ancestors that are told */
+#define IDENTITY_CARDS_MAX     POLICY_NETWORKS_MAX /* each network at most once */
+#define IDENTITY_COPY_MAX      8		   /* ancestors that are told */
+#define IDENTITY_ANNOUNCED_MAX 16		   /* addresses of a card's guest's own making */
 
 /**
  * identity_of() - the record of @machine.
@@ -40,6 +41,24 @@ const char *identity_machine(json_t *record);
  */
 int identity_add(struct policy *p, struct faults *faults, const char *name, json_t *record,
 		 struct error *err);
+
+/**
+ * identity_admit() - take in machine @name because a person says so: with a card in each of @networks, an array of names, and no rule of
+ * its own.  Returns its index or -errno with @err set, and @p is only to be freed: -EEXIST, -ENOENT, -EINVAL, -ENOSPC.
+ */
+int identity_admit(struct policy *p, const char *name, json_t *networks, struct error *err);
+
+/**
+ * identity_move() - take in machine @name, which comes from another host with @record, hostile input: its guest goes on with the MACs and addresses that it
+ * has, so these it gets, in networks of the same names and subnets, or it is refused.  What denies it something comes along, and quarantine;
+ * what allows it something only with @has_rules, and it may not spoof.
+ * Returns its index or -errno with @err set, and @p is only to be freed: -ENOENT (a network is none here), -EEXIST (an address or MAC is
+ * another's), -EINVAL.
+ */
+int identity_move(struct policy *p, struct faults *faults, const char *name, json_t *record,
+		  bool has_rules, struct error *err);
+/** identity_is_same() - @machine of @p has the cards of the checked @record.  0 or -EEXIST with @err set. */
+int identity_is_same(const struct policy *p, unsigned machine, json_t *record, struct error *err);
 
 /* What a guest is told of a card. */
 struct identity_card {

@@ -283,6 +283,132 @@ static void test_damaged_records(void **state)
 	lab_free(l);
 }
 
+/* ---- from another host ---- */
+
+static const char other_host[] = "networks:\n"
+				 "  dmz: {subnet: 10.1.0.0/24, uplink: nat}\n"
+				 "  app: {subnet: 10.2.0.0/24}\n"
+				 "machines:\n"
+				 "  db: {kernel: k, networks: [{app: {address: 10.2.0.77}}]}\n"
+				 "  ops: {kernel: k, networks: [{dmz: {address: 10.1.0.77}}]}\n";
+
+static json_t *first_card(json_t *record)
+{
+	return json_array_get(json_object_get(record, "cards"), 0);
+}
+
+static void test_a_machine_moves(void **state)
+{
+	for (unsigned has_rules = 0; has_rules < 2; has_rules++) {
+		struct lab *from = parse(file), *to = parse(other_host);
+		struct policy *p = to->policy;
+		json_t *web = identity_of(from->policy, WEB, from->faults, NULL);
+		json_object_set_new(first_card(web), "may_spoof", json_true());
+		memset(faults, 0, sizeof(faults));
+		int m = identity_move(p, faults, "w", web, has_rules, &err);
+		assert_true(m >= 0);
+		/* Under another name, too, it has what its guest knows. */
+		for (int network = 0; network < 2; network++) {
+			const struct policy_port *old = &from->policy->ports[policy_find_port(
+							 from->policy, WEB, network)],
+						 *new = &p->ports[policy_find_port(p, m, network)];
+			assert_memory_equal(old->mac, new->mac, 6);
+			assert_true(net_addr_is_equal(&old->v4, &new->v4));
+			assert_true(net_addr_is_equal(&old->v6, &new->v6));
+			assert_true(net_addr_is_equal(&old->ll, &new->ll));
+			assert_int_equal(old->is_default, new->is_default);
+			assert_false(new->may_spoof);
+		}
+		assert_int_equal(faults[policy_find_port(p, m, 1)].loss_ppm, 10000);
+		/* What denies it something always comes along, what allows it something if somebody says so. */
+		int dmz = policy_find_port(p, m, 0), db = policy_find_port(p, 0, 1),
+		    ops = policy_find_port(p, 1, 0);
+		assert_false(is_allowed(p, ops, dmz, IP_TCP, 22));
+		assert_true(is_allowed(p, ops, dmz, IP_TCP, 80));
+		assert_int_equal(is_allowed(p, dmz, db, IP_TCP, 5432), has_rules);
+		assert_int_equal(is_allowed(p, dmz, POLICY_OUTSIDE, IP_TCP, 443), has_rules);
+		assert_false(is_allowed(p, ops, POLICY_OUTSIDE, IP_TCP, 443));
+		assert_int_equal(identity_is_same(p, (unsigned)m, web, &err), 0);
+		assert_int_equal(identity_is_same(p, 0, web, &err), -EEXIST);
+		json_decref(web);
+		lab_free(from);
+		lab_free(to);
+	}
+}
+
+/* The record of web with one thing changed. */
+static void assert_refused(const char *key, const char *value, int r)
+{
+	struct lab *from = parse(file), *to = parse(other_host);
+	json_t *web = identity_of(from->policy, WEB, NULL, NULL);
+
+	json_object_set_new(first_card(web), key, json_string(value));
+	assert_int_equal(identity_move(to->policy, faults, "w", web, true, &err), r);
+	json_decref(web);
+	lab_free(from);
+	lab_free(to);
+}
+
+static void test_a_machine_that_has_no_place(void **state)
+{
+	struct lab *to = parse(other_host);
+	const uint8_t *m = to->policy->ports[1].mac, *g = to->policy->networks[1].gateway_mac;
+	char ops[18], gateway[18];
+
+	snprintf(ops, sizeof(ops), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
+	snprintf(gateway, sizeof(gateway), "%02x:%02x:%02x:%02x:%02x:%02x", g[0], g[1], g[2], g[3],
+		 g[4], g[5]);
+	assert_refused("network", "far", -ENOENT);
+	assert_refused("subnet", "10.3.0.0/24", -EEXIST);
+	assert_refused("subnet6", "fd00:1::/64", -EEXIST);
+	assert_refused("address", "10.1.0.77", -EEXIST);
+	assert_refused("address", "10.1.0.1", -EEXIST); /* the gateway's */
+	assert_refused("address", "10.9.0.1", -EINVAL);
+	assert_refused("mac", ops, -EEXIST);
+	assert_refused("mac", gateway, -EEXIST);
+	assert_refused("mac", "00:00:00:00:00:00", -EINVAL);
+	assert_refused("mac", "01:00:5e:00:00:01", -EINVAL);
+	assert_refused("mac", "::::::::::::::::0", -EINVAL);
+	/* Cut off it stays cut off. */
+	struct lab *from = parse(file);
+	from->policy->machines[WEB].is_quarantined = true;
+	json_t *web = identity_of(from->policy, WEB, NULL, NULL);
+	int w = identity_move(to->policy, faults, "web", web, true, &err);
+	assert_true(w >= 0 && to->policy->machines[w].is_quarantined);
+	assert_int_equal(identity_move(to->policy, faults, "web", web, true, &err), -EEXIST);
+	json_decref(web);
+	lab_free(from);
+	lab_free(to);
+}
+
+/* By a person's word: a card in each network, and no right that others there don't have. */
+static void test_a_machine_that_is_admitted(void **state)
+{
+	struct lab *l = parse(file);
+	struct policy *p = l->policy;
+	unsigned rules = p->nrules;
+	json_t *both = json_pack("[s, s]", "app", "dmz"), *none = json_array(),
+	       *bad = json_pack("[s]", "far");
+	int m = identity_admit(p, "new", both, &err);
+
+	assert_true(m >= 0 && p->machines[m].is_copy);
+	assert_int_equal(p->nrules, rules);
+	int app = policy_find_port(p, m, 1), dmz = policy_find_port(p, m, 0),
+	    db = policy_find_port(p, DB, 1);
+	assert_true(app >= 0 && dmz >= 0);
+	assert_true(p->ports[dmz].is_default && !p->ports[app].is_default);
+	assert_true(is_allowed(p, app, db, IP_TCP, 1));
+	assert_false(is_allowed(p, dmz, db, IP_TCP, 5432));
+	assert_int_equal(identity_admit(p, "new", both, &err), -EEXIST);
+	assert_int_equal(identity_admit(p, "x1", none, &err), -EINVAL);
+	assert_int_equal(identity_admit(p, "x2", NULL, &err), -EINVAL);
+	assert_int_equal(identity_admit(p, "x3", bad, &err), -ENOENT);
+	json_decref(both);
+	json_decref(none);
+	json_decref(bad);
+	lab_free(l);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -294,6 +420,9 @@ int main(void)
 		cmocka_unit_test(test_a_record_is_enough),
 		cmocka_unit_test(test_a_network_that_is_not_there),
 		cmocka_unit_test(test_damaged_records),
+		cmocka_unit_test(test_a_machine_moves),
+		cmocka_unit_test(test_a_machine_that_has_no_place),
+		cmocka_unit_test(test_a_machine_that_is_admitted),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

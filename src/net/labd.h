@@ -12,7 +12,8 @@
  * counted; nobody waits for a port that does not read.
  *
  * Commands: {"cmd": "attach", "machine": M, "network": N} gives a packet socket and the machine's record
- * with the answer; with "identity", a record, a machine is taken in that the lab does not know; identity and forget with "machine"; show; allow and deny with
+ * with the answer; with "identity", a record, a machine is taken in that the lab does not know; admit takes one in with
+ * "machine" and "networks", or as it was in another lab, with "identity" and, if true, its "rules", and gives its record; identity and forget with "machine"; show; allow and deny with
  * "rule", "what", "names"; remove with "id"; quarantine with "machine", "on"; fault with "card", "settings"; stop; capture with
  * "what", "name", "side" (before, after, both), "filter", "rotate", "keep", "stay" and a folder's descriptor, and end, which ends this client's.
  */

@@ -46,126 +46,6 @@ static int find_card(const struct policy *p, const char *label, struct error *er
 			 label, p->name);
 }
 
-static void copy_faults(const struct labd *d, struct faults *out)
-{
-	for (unsigned i = 0; i < d->nports; i++)
-		out[i] = labd_card(d, i)->in.faults;
-}
-
-static json_t *identity_json(const struct labd *d, unsigned machine)
-{
-	struct faults faults[POLICY_PORTS_MAX];
-
-	copy_faults(d, faults);
-	return identity_of(fabric_policy(d->f), machine, faults, d->origins[machine]);
-}
-
-/* ---- machines that the file does not name ---- */
-
-static bool is_idle(const struct labd *d, const struct policy *p, unsigned machine)
-{
-	for (unsigned i = 0; i < p->nports; i++)
-		if (!p->ports[i].is_gone && p->ports[i].machine == machine &&
-		    labd_has_machine(labd_card(d, i)))
-			return false;
-	return true;
-}
-
-static void drop(struct labd *d, struct policy *p, unsigned machine)
-{
-	policy_forget_machine(p, machine);
-	labd_capture_forget(d, machine);
-	json_decref(d->origins[machine]);
-	d->origins[machine] = NULL;
-}
-
-/* Copies that are switched off: they bring along all that is needed when they come again. */
-static int make_room(struct labd *d, struct error *err)
-{
-	struct policy *p = policy_copy(fabric_policy(d->f));
-
-	if (!p)
-		return no_memory(err);
-	for (unsigned i = 0; i < p->nmachines; i++)
-		if (p->machines[i].is_copy && is_idle(d, p, i))
-			drop(d, p, i);
-	return labd_set_machines(d, p, NULL, err);
-}
-
-static int try_to_take_in(struct labd *d, const char *name, json_t *record, struct error *err)
-{
-	struct policy *p = policy_copy(fabric_policy(d->f));
-	struct faults faults[POLICY_PORTS_MAX] = { 0 };
-
-	if (!p)
-		return no_memory(err);
-	copy_faults(d, faults);
-	int machine = identity_add(p, faults, name, record, err);
-	if (machine < 0) {
-		policy_free(p);
-		return machine;
-	}
-	json_decref(d->origins[machine]);
-	d->origins[machine] = json_incref(record);
-	int r = labd_set_machines(d, p, faults, err);
-	if (r < 0 && (p = policy_copy(fabric_policy(d->f)))) {
-		struct error other;
-		drop(d, p, (unsigned)machine);
-		labd_set_machines(d, p, NULL, &other);
-	}
-	return r;
-}
-
-static int take_in(struct labd *d, const char *name, json_t *record, struct error *err)
-{
-	int r = try_to_take_in(d, name, record, err);
-	struct error why;
-
-	if (r == -ENOSPC && make_room(d, &why) == 0)
-		r = try_to_take_in(d, name, record, err);
-	return r;
-}
-
-static int forget(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
-		  int *pass_fd, struct error *err)
-{
-	const char *name;
-	int r = need_text(request, "machine", &name, err);
-	struct policy *p = r == 0 ? policy_copy(fabric_policy(d->f)) : NULL;
-
-	if (!p)
-		return r < 0 ? r : no_memory(err);
-	int machine = policy_find_machine(p, name);
-	if (machine < 0)
-		r = error_set(err, -ENOENT, "there is no machine \"%s\" in lab \"%s\"", name, p->name);
-	else if (!p->machines[machine].is_copy)
-		r = error_set(err, -EINVAL, "machine \"%s\" is in the lab's file", name);
-	else if (!is_idle(d, p, (unsigned)machine))
-		r = error_set(err, -EBUSY, "machine \"%s\" is connected", name);
-	if (r < 0) {
-		policy_free(p);
-		return r;
-	}
-	drop(d, p, (unsigned)machine);
-	return labd_set_machines(d, p, NULL, err);
-}
-
-static int identity(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
-		    int *pass_fd, struct error *err)
-{
-	const struct policy *p = fabric_policy(d->f);
-	const char *name;
-	int r = need_text(request, "machine", &name, err);
-	int machine = r < 0 ? r : policy_find_machine(p, name);
-
-	if (r < 0)
-		return r;
-	if (machine < 0)
-		return error_set(err, -ENOENT, "there is no machine \"%s\" in lab \"%s\"", name, p->name);
-	json_object_set_new(reply, "identity", identity_json(d, (unsigned)machine));
-	return 0;
-}
-
 /* ---- attach ---- */
 
 static int attach(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
@@ -180,7 +60,7 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 	if (r == 0)
 		r = need_text(request, "network", &network, err);
 	if (r == 0 && record && policy_find_machine(fabric_policy(d->f), machine) < 0)
-		r = take_in(d, machine, record, err);
+		r = labd_take_in(d, machine, &(struct lab_place){ .record = record }, err);
 	if (r < 0)
 		return r;
 	const struct policy *p = fabric_policy(d->f);
@@ -200,7 +80,7 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 	net_link_open(&d->ports[port].link, fds[0], false);
 	*pass_fd = fds[1];
 	json_object_set_new(reply, "mac", json_string(format_mac(p->ports[port].mac, mac)));
-	json_object_set_new(reply, "identity", identity_json(d, p->ports[port].machine));
+	json_object_set_new(reply, "identity", labd_record(d, p->ports[port].machine));
 	return 0;
 }
 
@@ -347,13 +227,13 @@ static json_t *counts_json(const struct fabric_counts *c)
 			 (json_int_t)c->bytes, "flows", (json_int_t)c->flows);
 }
 
-static json_t *bound_json(const struct fabric *f, unsigned port)
+json_t *labd_announced(const struct labd *d, unsigned port)
 {
 	struct net_addr bound[FABRIC_BOUND];
 	char text[NET_ADDR_TEXT];
 	json_t *list = json_array();
 
-	for (unsigned i = 0, n = fabric_bound(f, port, bound); i < n; i++)
+	for (unsigned i = 0, n = fabric_bound(d->f, port, bound); i < n; i++)
 		json_array_append_new(list, json_string(net_addr_format(&bound[i], text)));
 	return list;
 }
@@ -375,7 +255,7 @@ static json_t *card_json(const struct labd *d, unsigned i)
 		"card", policy_port_label(p, i, label, sizeof(label)), "copy",
 		p->machines[q->machine].is_copy, "mac", format_mac(q->mac, mac), "address",
 		net_addr_format(&q->v4, v4), "address6", net_addr_format(&q->v6, v6), "announced",
-		bound_json(d->f, i), "up", labd_has_machine(labd_card(d, i)), "quarantine",
+		labd_announced(d, i), "up", labd_has_machine(labd_card(d, i)), "quarantine",
 		p->machines[q->machine].is_quarantined, "faults",
 		faults_format(&labd_card(d, i)->in.faults, text, sizeof(text)), "in",
 		counts_json(&c->in), "out", counts_json(&c->out), "flows",
@@ -437,10 +317,19 @@ static const struct {
 	int (*run)(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
 		   int *pass_fd, struct error *err);
 } commands[] = {
-	{ "attach", attach }, { "show", show },		 { "allow", allow },
-	{ "deny", deny },     { "remove", remove_rule }, { "quarantine", quarantine },
-	{ "fault", fault },   { "stop", stop },		 { "capture", capture },
-	{ "end", end },	      { "identity", identity },	 { "forget", forget },
+	{ "attach", attach },
+	{ "show", show },
+	{ "allow", allow },
+	{ "deny", deny },
+	{ "remove", remove_rule },
+	{ "quarantine", quarantine },
+	{ "fault", fault },
+	{ "stop", stop },
+	{ "capture", capture },
+	{ "end", end },
+	{ "identity", labd_tell_identity },
+	{ "forget", labd_forget_machine },
+	{ "admit", labd_admit },
 };
 
 int labd_command(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Inside of the process of a lab: labd.c (life and loop), labd_port.c (frames), labd_uplink.c (ways out), labd_dns.c (names),
- * labd_ctl.c (commands). */
+ * labd_ctl.c (commands), labd_machines.c (machines that come and go). */
 #ifndef VIV_NET_LABD_INT_H
 #define VIV_NET_LABD_INT_H
 
@@ -142,6 +142,28 @@ void labd_to_uplink(void *ctx, unsigned network, const struct net_offload *off, 
  * Returns 0 or -errno with @err set: machines that came may then be there without a way out.
  */
 int labd_set_machines(struct labd *d, struct policy *p, const struct faults *faults, struct error *err);
+
+/* ---- machines that the file does not name (labd_machines.c) ---- */
+
+/* By what one is taken in: a record, or @networks, an array of names, because a person says so. */
+struct lab_place {
+	json_t *record, *networks; /* borrowed; one of them is NULL */
+	bool is_moving; /* it has its addresses already, and keeps them (identity_move()) ... */
+	bool has_rules; /* ... and its rights */
+};
+/** labd_take_in() - machine @name, which the lab does not know.  0 or -errno with @err set. */
+int labd_take_in(struct labd *d, const char *name, const struct lab_place *at, struct error *err);
+/** labd_record() - of a machine, as it is now. */
+json_t *labd_record(const struct labd *d, unsigned machine);
+/** labd_announced() - the addresses that the guest at @port has made, as texts. */
+json_t *labd_announced(const struct labd *d, unsigned port);
+/* Commands, as labd_command(). */
+int labd_admit(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+	       int *pass_fd, struct error *err);
+int labd_forget_machine(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+			int *pass_fd, struct error *err);
+int labd_tell_identity(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,
+		       int *pass_fd, struct error *err);
 
 /** labd_command() - @request of @client to @reply, both JSON objects; @pass_fd: receives a descriptor to go with it, or -1. */
 int labd_command(struct labd *d, struct lab_client *client, json_t *request, json_t *reply,

@@ -161,6 +161,11 @@ int policy_add_forward(struct policy *p, const struct policy_forward *f, struct 
  * Returns its index or -errno with @err set, and @p is only to be freed.
  */
 int policy_copy_machine(struct policy *p, unsigned from, const char *name, struct error *err);
+/**
+ * policy_set_mac() - the card of @port has another MAC than the one that its names give, and with it other IPv6 addresses; all parts of a trunk, too.
+ * Returns 0, -EINVAL (of many, or none), -EEXIST (another card's or a gateway's), with @err set.
+ */
+int policy_set_mac(struct policy *p, unsigned port, const uint8_t mac[6], struct error *err);
 /** policy_forget_machine() - a copy, its cards and the rules that name it are gone; other indices stay as they are. */
 void policy_forget_machine(struct policy *p, unsigned machine);
 /** policy_block() - one more range that is no internet; one too many is -ENOSPC. */

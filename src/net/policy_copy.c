@@ -65,6 +65,41 @@ int policy_copy_machine(struct policy *p, unsigned from, const char *name, struc
 	return r < 0 ? r : to;
 }
 
+static bool is_taken(const struct policy *p, unsigned card, const uint8_t mac[6])
+{
+	for (unsigned i = 0; i < p->nnetworks; i++)
+		if (memcmp(p->networks[i].gateway_mac, mac, 6) == 0)
+			return true;
+	for (unsigned i = 0; i < p->nports; i++)
+		if (!p->ports[i].is_gone && p->ports[i].card != card &&
+		    memcmp(p->ports[i].mac, mac, 6) == 0)
+			return true;
+	return false;
+}
+
+int policy_set_mac(struct policy *p, unsigned port, const uint8_t mac[6], struct error *err)
+{
+	static const struct net_prefix link_local = { { { 0xfe, 0x80 } }, 64 };
+	static const uint8_t none[6];
+	unsigned card = p->ports[port].card;
+
+	if (mac[0] & 1 || memcmp(mac, none, 6) == 0)
+		return error_set(err, -EINVAL, "a card of machine \"%s\" has no valid MAC",
+				 p->machines[p->ports[port].machine].name);
+	if (is_taken(p, card, mac))
+		return error_set(err, -EEXIST, "the MAC of a card of machine \"%s\" is another's here",
+				 p->machines[p->ports[port].machine].name);
+	for (unsigned i = 0; i < p->nports; i++) {
+		struct policy_port *q = &p->ports[i];
+		if (q->is_gone || q->card != card)
+			continue;
+		memcpy(q->mac, mac, 6);
+		q->v6 = net_prefix_eui64(&p->networks[q->network].v6, mac);
+		q->ll = net_prefix_eui64(&link_local, mac);
+	}
+	return 0;
+}
+
 void policy_forget_machine(struct policy *p, unsigned machine)
 {
 	for (unsigned i = p->nrules; i-- > 0;)

@@ -52,7 +52,7 @@ def processes_in(home):
 
 
 # Labs speak another protocol (src/net/labd.h).
-LAB_COMMANDS = {"show", "allow", "deny", "remove", "quarantine", "fault", "capture", "end", "identity", "forget"}
+LAB_COMMANDS = {"show", "allow", "deny", "remove", "quarantine", "fault", "capture", "end", "identity", "forget", "admit"}
 
 
 class Schema:

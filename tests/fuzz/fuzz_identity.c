@@ -58,6 +58,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 			abort();
 		json_decref(own);
 	}
+	lab_free(l);
+	if (lab_parse(&l, file, sizeof(file) - 1, "x", "demo", &err) < 0)
+		abort();
+	/* From another host: what it gets is what it has, and nothing that is another's. */
+	machine = identity_move(l->policy, faults, "moved", record, true, &err);
+	if (machine < 0 && !err.text[0])
+		abort();
+	if (machine >= 0 && identity_is_same(l->policy, (unsigned)machine, record, &err) < 0)
+		abort();
 	json_decref(record);
 	lab_free(l);
 	return 0;
