@@ -101,6 +101,8 @@ json_t *cli_exec_request(char **argv, bool with_input, struct error *err);
 
 /** run_check_engine() - 0, or -EINVAL: no engine has this name (run.c). */
 int run_check_engine(const char *name, struct error *err);
+/** run_check_net() - 0, or -EINVAL: --net takes no such thing (run.c). */
+int run_check_net(const char *net, struct error *err);
 
 /** cli_guest_run() - run @argv in the guest over @fd; *@status as of cli_command_status(), *@out, allocated, what it printed (NULL: not wanted). */
 int cli_guest_run(int fd, char **argv, int *status, char **out, struct error *err);

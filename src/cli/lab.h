@@ -5,6 +5,7 @@
 
 #include <jansson.h>
 
+#include "ctl/vmconfig.h"
 #include "net/labfile.h"
 
 /**
@@ -47,6 +48,27 @@ int lab_end_machines(const char *lab, struct error *err);
 int lab_end_machine(const char *name, const char *lab, struct error *err);
 /** lab_remove_half_made() - folders of the lab's machines without a configuration: of starts that were killed. */
 int lab_remove_half_made(const struct lab *l, struct error *err);
+
+/* ---- places (lab_place.c) ---- */
+/**
+ * lab_place_of() - by what a copy of machine @machine, whose network is @net, is taken in by its lab: what the lab says of it now.
+ * @origin: of the machine, from its own configuration: what it is a copy of itself, if the lab does not know it; NULL: of none
+ * @record: receives the record (net/identity.h), to be json_decref'ed
+ */
+int lab_place_of(const char *net, const char *machine, json_t *origin, json_t **record,
+		 struct error *err);
+/** lab_admit() - a place for machine @machine in the networks @net, "lab:LAB:NETWORK,NETWORK", with no rights but what all have there. */
+int lab_admit(const char *net, const char *machine, json_t **record, struct error *err);
+
+/**
+ * lab_move_in() - a machine that another host offers, with configuration @c: if its network is one of a lab, the lab of that name here gives it the place that it
+ * has in @record (identity_move()), or one of its own if there is none.  What the offer says of other places is dropped.
+ * @record: borrowed, hostile; NULL: none, its network was chosen for it
+ * @has_rules: what allows it something comes along
+ * Returns 0, also without a lab, or -errno with @err set.  lab_move_out() undoes it.
+ */
+int lab_move_in(struct vmconfig *c, json_t *record, bool has_rules, struct error *err);
+void lab_move_out(const struct vmconfig *c);
 
 /** cli_capture() - `viv net capture`. */
 int cli_capture(int argc, char **argv);

@@ -292,7 +292,7 @@ int run_check_engine(const char *name, struct error *err)
 				    "there is no engine \"%s\"; --engine takes auto, kvm or dbt", name);
 }
 
-static int check_net(const char *net, struct error *err)
+int run_check_net(const char *net, struct error *err)
 {
 	struct tap_name name;
 
@@ -330,7 +330,7 @@ static int set_strings(struct vmconfig *c, const struct args *a, bool has_image,
 											 : "none",
 				 err);
 	if (r == 0)
-		r = check_net(c->net, err);
+		r = run_check_net(c->net, err);
 	if (r == 0 && a->forwards.n && strcmp(c->net, "nat") != 0)
 		r = error_set(err, -EINVAL, "--forward needs --net nat");
 	return r;
@@ -804,15 +804,14 @@ static int run_config(struct vmconfig *c, const struct args *a, const struct opt
 /* What the machine is made of is the snapshot's matter. */
 static int check_from(const struct args *a, const char *image, struct error *err)
 {
-	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->net || a->cpus ||
+	if (image || a->cpu || a->kernel || a->initrd || a->append || a->firmware || a->cpus ||
 	    a->mem || a->disks.n || a->without || a->iommu || a->devices.n || seed_is_asked(&a->seed))
-		return error_set(
-			err, -EINVAL,
-			"with --from the snapshot says what the machine is made of; "
-			"besides it there are "
-			"--name, --rm, --detach, --engine, --forward, --share, --cpu-limit, "
-			"--mem-limit, --io-limit, --prefault, --skip-time");
-	return 0;
+		return error_set(err, -EINVAL,
+				 "with --from the snapshot says what the machine is made of; "
+				 "besides it there are "
+				 "--name, --rm, --detach, --engine, --net, --forward, --share, "
+				 "--cpu-limit, --mem-limit, --io-limit, --prefault, --skip-time");
+	return a->net ? run_check_net(a->net, err) : 0;
 }
 
 static int make_from(struct vmconfig *c, const struct args *a, const struct snapshot_info *info,
@@ -827,7 +826,7 @@ static int make_from(struct vmconfig *c, const struct args *a, const struct snap
 	if (r < 0)
 		return r;
 	*lock = r;
-	r = snapshot_instantiate(info, c, a->rm || !a->name, err);
+	r = snapshot_instantiate(info, c, a->net, a->rm || !a->name, err);
 	if (r == 0)
 		r = limits_set(c, &a->limits, err);
 	if (r == 0 && a->engine)

@@ -19,6 +19,8 @@ static const struct opt snapshot_opts[] = {
 		 "restore: read memory ahead, not when it is touched"),
 	OPT_FLAG(struct snapshot_args, skip_time, "skip-time",
 		 "restore: the guest's clocks jump to now; for one without an agent"),
+	OPT_STRING(struct snapshot_args, net, "net", "NETWORK",
+		   "import: the network of a machine that is made, as for viv run"),
 	OPT_END,
 };
 // clang-format off
@@ -205,7 +207,7 @@ static int run(const char *action, const struct opts_rest *rest, const struct sn
 	if (!strcmp(action, "export"))
 		return snapshot_export(vm, name, rest->args[3], err);
 	if (!strcmp(action, "import"))
-		return snapshot_import(vm, name, rest->args[3], err);
+		return snapshot_import(vm, name, rest->args[3], a->net, err);
 	return delete (vm, name, err);
 }
 

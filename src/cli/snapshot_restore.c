@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/lab.h"
 #include "cli/snapshot.h"
 #include "cli/spawn.h"
 #include "ctl/client.h"
@@ -173,46 +174,68 @@ static bool has_disk(const struct vmconfig *c, const char *path)
 	return false;
 }
 
-static bool is_on_host(const char *net)
+static bool is_in_lab(const char *net)
 {
-	return strncmp(net, "tap:", 4) == 0 || strncmp(net, "bridge:", 7) == 0;
+	return strncmp(net, "lab:", 4) == 0;
+}
+
+/* A network that not everybody may have. */
+static bool is_given(const char *net)
+{
+	return strncmp(net, "tap:", 4) == 0 || strncmp(net, "bridge:", 7) == 0 || is_in_lab(net);
 }
 
 /*
  * A snapshot is its machine's word, which may have been taken over when it was written, or it comes from elsewhere: what it has of this host, files
- * outside of it and host networks, it has only if the user gave it to the machine.
+ * outside of it, host networks and labs, it has only if the user gave it to the machine, or gives it now.
+ * @own: the machine's own configuration; NULL: there is no such machine any more
  */
-static int check_host_parts(const struct snapshot_info *from, struct error *err)
+static int check_host_parts(const struct snapshot_info *from, const struct vmconfig *own,
+			    const char *net, struct error *err)
 {
 	_cleanup_free_ char *dir = snapstore_path(from->vm, from->name, "", err);
 	const struct vmconfig *c = &from->config;
-	struct vmconfig own;
-	struct error why;
-	int r = vmconfig_init(&own, err);
-	bool has_own = r == 0 && vmconfig_load(&own, from->vm, &why) == 0;
+	int r = dir ? 0 : -ENOMEM;
 
-	if (r == 0 && !dir)
-		r = -ENOMEM;
 	for (unsigned i = 0; r == 0 && i < c->ndisks; i++) {
 		const char *path = c->disks[i].path;
 		bool is_inside =
 			strncmp(path, dir, strlen(dir)) == 0 && !strchr(path + strlen(dir), '/');
 
-		if (!is_inside && !(has_own && has_disk(&own, path)))
+		if (!is_inside && !(own && has_disk(own, path)))
 			r = error_set(err, -EPERM, "the snapshot names %s as a disk, which is none of machine \"%s\"",
 				      path, from->vm);
 	}
-	if (r == 0 && is_on_host(c->net) && !(has_own && strcmp(own.net, c->net) == 0))
-		r = error_set(err, -EPERM, "the snapshot names %s as its network, which is not that of machine \"%s\"",
+	if (r == 0 && !net && is_given(c->net) && !(own && strcmp(own->net, c->net) == 0))
+		r = error_set(err, -EPERM, "the snapshot names %s as its network, which is not that of machine \"%s\"; --net says which it shall have",
 			      c->net, from->vm);
-	vmconfig_free(&own);
+	return r;
+}
+
+/*
+ * In which lab it is, and as whom, is not told by the snapshot, which could name any machine of it: it is in the place that the lab gave the machine of
+ * the snapshot, or in one of its own if the user says so.
+ */
+static int set_place(const struct snapshot_info *from, const struct vmconfig *own, const char *net,
+		     struct vmconfig *c, struct error *err)
+{
+	json_t *record = NULL;
+	int r = net ? vmconfig_set(&c->net, net, err) : 0;
+
+	if (r == 0 && is_in_lab(c->net))
+		r = net ? lab_admit(net, c->name, &record, err)
+			: lab_place_of(c->net, from->vm, own->origin, &record, err);
+	if (r == 0)
+		r = vmconfig_set_origin(c, record, err);
+	json_decref(record);
 	return r;
 }
 
 /* The snapshot's configuration, and files, for the machine @c->name, which has the snapshot. */
-static int take_over(const struct snapshot_info *from, struct vmconfig *c, struct error *err)
+static int take_over_as(const struct snapshot_info *from, const struct vmconfig *own,
+			const char *net, struct vmconfig *c, struct error *err)
 {
-	int r = check_host_parts(from, err);
+	int r = check_host_parts(from, own, net, err);
 
 	if (r < 0)
 		return r;
@@ -224,8 +247,8 @@ static int take_over(const struct snapshot_info *from, struct vmconfig *c, struc
 	json_decref(json);
 	if (r == 0)
 		r = vmconfig_set(&c->name, name, err);
-	if (r == 0 && from->network)
-		r = vmconfig_set_origin(c, from->network, err);
+	if (r == 0)
+		r = set_place(from, own, net, c, err);
 	/* Ports of the host are the first machine's; and a snapshot may come from elsewhere, or from one that was taken over. */
 	while (c->nforwards)
 		free(c->forwards[--c->nforwards]);
@@ -238,13 +261,27 @@ static int take_over(const struct snapshot_info *from, struct vmconfig *c, struc
 	return r < 0 ? r : own_file(&c->firmware, c->name, err);
 }
 
-int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, bool is_throwaway,
-			 struct error *err)
+static int take_over(const struct snapshot_info *from, const char *net, struct vmconfig *c,
+		     struct error *err)
+{
+	struct vmconfig own;
+	struct error why;
+	int r = vmconfig_init(&own, err);
+	bool has_own = r == 0 && vmconfig_load(&own, from->vm, &why) == 0;
+
+	if (r == 0)
+		r = take_over_as(from, has_own ? &own : NULL, net, c, err);
+	vmconfig_free(&own);
+	return r;
+}
+
+int snapshot_instantiate(const struct snapshot_info *from, struct vmconfig *c, const char *net,
+			 bool is_throwaway, struct error *err)
 {
 	int r = copy_snapshot(from, c->name, err);
 
 	if (r == 0)
-		r = take_over(from, c, err);
+		r = take_over(from, net, c, err);
 	c->is_throwaway = is_throwaway;
 	return r;
 }
@@ -286,7 +323,7 @@ int snapshot_export(const char *vm, const char *name, const char *path, struct e
 }
 
 /* A machine of nothing but its snapshot. */
-static int make_machine(const char *vm, const char *name, struct error *err)
+static int make_machine(const char *vm, const char *name, const char *net, struct error *err)
 {
 	struct snapshot_info info;
 	struct vmconfig c;
@@ -298,7 +335,7 @@ static int make_machine(const char *vm, const char *name, struct error *err)
 	if (r == 0)
 		r = vmconfig_set(&c.name, vm, err);
 	if (r == 0)
-		r = take_over(&info, &c, err);
+		r = take_over(&info, net, &c, err);
 	c.is_throwaway = false;
 	if (r == 0)
 		r = vmconfig_save(&c, err);
@@ -307,11 +344,14 @@ static int make_machine(const char *vm, const char *name, struct error *err)
 	return r;
 }
 
-int snapshot_import(const char *vm, const char *name, const char *path, struct error *err)
+int snapshot_import(const char *vm, const char *name, const char *path, const char *net, struct error *err)
 {
 	struct packing p = { .what = "unpacking the snapshot" };
 	struct ram_progress progress = { tick, &p };
 	int r = paths_check_name("a machine", vm, err);
+
+	if (r == 0 && net)
+		r = run_check_net(net, err);
 	_cleanup_free_ char *dir = r == 0 ? paths_vm(vm, NULL, err) : NULL;
 	struct error why;
 
@@ -325,7 +365,7 @@ int snapshot_import(const char *vm, const char *name, const char *path, struct e
 		r = snapbundle_import(vm, name, path, &progress, err);
 	packing_end(&p);
 	if (r == 0 && is_new)
-		r = make_machine(vm, name, err);
+		r = make_machine(vm, name, net, err);
 	if (r < 0 && is_new && paths_remove_tree(dir, &why) < 0)
 		cli_note("%s", why.text);
 	return r;
