@@ -41,6 +41,8 @@ static const struct opt migrate_opts[] = {
 		 TRANSPORT_MAX_LINKS),
 	OPT_STRING(struct args, o.engine, "engine", "auto|kvm|dbt",
 		   "what executes it there (default: as here)"),
+	OPT_STRING(struct args, o.network, "network",
+		   "NETWORK", "its network there, as for viv run --net (default: as here; in a lab also its place)"),
 	OPT_FLAG(struct args, o.verify,
 		 "verify", "compare all of memory by checksums before it runs there; it stands still for that"),
 	MIGRATE_TRANSPORT_OPTS(struct args),
@@ -213,9 +215,9 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 		transport_close(&t);
 		return r;
 	}
-	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:b, s:b, s:b}", "cmd", "migrate",
-			       "to", to, "name", a->name, "engine", a->engine, "token",
-			       tokens.text[0] ? tokens.text : NULL, "verify", a->verify, "copy",
+	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:s*, s:b, s:b, s:b}", "cmd", "migrate",
+			       "to", to, "name", a->name, "engine", a->engine, "network", a->network,
+			       "token", tokens.text[0] ? tokens.text : NULL, "verify", a->verify, "copy",
 			       a->copy, "keep_running", a->priority == MIGRATE_KEEP_RUNNING_FIRST);
 	int e = rq ? 0 : -1;
 

@@ -13,6 +13,7 @@ extern const char *const migrate_priorities[]; /* in this order, ends with NULL 
 
 struct migrate_options {
 	const char *name, *engine;	/* at the target; NULL: as here */
+	const char *network;		/* there, as viv run --net; NULL: as here */
 	int64_t max_downtime, deadline; /* ns; 0: the machine's own idea, none */
 	uint64_t bandwidth, links;	/* 0: no limit, one */
 	int priority;

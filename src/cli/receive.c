@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 
 #include "cli/cli.h"
+#include "cli/lab.h"
 #include "cli/spawn.h"
 #include "cli/tcplink.h"
 #include "cli/tls.h"
@@ -32,7 +33,7 @@
 struct args {
 	const char *listen;
 	struct transport_options transport;
-	bool once, stdio;
+	bool once, stdio, lab_rules, host_networks;
 };
 
 static const struct opt receive_opts[] = {
@@ -42,6 +43,10 @@ static const struct opt receive_opts[] = {
 	OPT_FLAG(struct args, transport.is_insecure, "insecure",
 		 "listen on tcp://, too, where anybody may send a machine here"),
 	OPT_FLAG(struct args, stdio, "stdio", "take one over standard input and output, as ssh runs it"),
+	OPT_FLAG(struct args, lab_rules, "lab-rules",
+		 "what a rule of its lab allows a machine comes along to the lab here"),
+	OPT_FLAG(struct args, host_networks,
+		 "host-networks", "machines that come may use the host's networks that they name, tap:NAME and bridge:NAME"),
 	OPT_FLAG(struct args, once, "once",
 		 "end after the first one, with status 1 if it did not come through"),
 	OPT_END,
@@ -62,6 +67,7 @@ struct arrival {
 	struct spawned process;
 	pthread_t thread;
 	bool is_alone; /* nobody joins the thread */
+	bool has_lab_rules, has_host_networks;
 	int status;
 };
 
@@ -140,8 +146,10 @@ static void *await_machine(void *arg)
 		cli_note("%s is here, on engine %s", name, engine);
 	else
 		cli_note("%s did not come here: %s", name, err.text);
-	if (a->status != EXIT_FINE)
+	if (a->status != EXIT_FINE) {
 		settle(name);
+		lab_move_out(&a->offer.config);
+	}
 	if (a->is_alone) {
 		/* Its process is ours to wait for, however long it runs. */
 		while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
@@ -149,6 +157,21 @@ static void *await_machine(void *arg)
 		arrival_free(a);
 	}
 	return NULL;
+}
+
+/* Where it is to be connected, which is this host's to say. */
+static int give_network(struct arrival *a, struct error *err)
+{
+	struct vmconfig *c = &a->offer.config;
+	int r = run_check_net(c->net ?: "", err);
+
+	if (r < 0)
+		return r;
+	if (!a->has_host_networks && (!strncmp(c->net, "tap:", 4) || !strncmp(c->net, "bridge:", 7)))
+		return error_set(err, -EPERM, "the machine has %s as its network, which viv receive gives with --host-networks only; viv migrate --network names another one",
+				 c->net);
+	r = lab_move_in(c, a->offer.network, a->has_lab_rules, err);
+	return r < 0 ? r : vmconfig_save(c, err);
 }
 
 static int start_machine(struct arrival *a, struct error *err)
@@ -165,10 +188,14 @@ static int start_machine(struct arrival *a, struct error *err)
 	if (lock < 0)
 		return lock;
 	fds[a->nlinks] = door;
-	int r = spawn_machine(&a->process, &a->offer.config, lock, &from, false, err);
+	int r = give_network(a, err);
 
+	if (r == 0)
+		r = spawn_machine(&a->process, &a->offer.config, lock, &from, false, err);
 	if (r < 0 && migrate_settle(a->offer.config.name, &why) < 0)
 		cli_note("%s", why.text);
+	if (r < 0)
+		lab_move_out(&a->offer.config);
 	return r;
 }
 
@@ -221,7 +248,7 @@ static int await_links(struct arrival *a, int listen_fd, struct error *err)
 }
 
 /* With @is_once: the machine, which came through or did not; NULL: none came.  Else NULL. */
-static struct arrival *take_link(int fd, int listen_fd, bool is_once)
+static struct arrival *take_link(int fd, int listen_fd, const struct args *args, bool is_once)
 {
 	struct arrival *a = calloc(1, sizeof(*a));
 	struct migrate_header h;
@@ -239,6 +266,8 @@ static struct arrival *take_link(int fd, int listen_fd, bool is_once)
 		return NULL;
 	}
 	a->nlinks = 1;
+	a->has_lab_rules = args->lab_rules;
+	a->has_host_networks = args->host_networks;
 	r = first_record(&a->links[0], fd, &h, &err);
 	if (r < 0) {
 		cli_note("%s", err.text);
@@ -389,7 +418,7 @@ static int serve(const struct args *a, struct error *err)
 		}
 		if (!strncmp(a->listen, "tcp", 3))
 			tcplink_tune(link);
-		struct arrival *arrival = take_link(link, l.fd, a->once);
+		struct arrival *arrival = take_link(link, l.fd, a, a->once);
 
 		if (arrival) {
 			status = arrival->status;
@@ -432,7 +461,7 @@ end:
 	return NULL;
 }
 
-static int serve_stdio(struct error *err)
+static int serve_stdio(const struct args *args, struct error *err)
 {
 	int fds[2];
 	pthread_t in, out;
@@ -448,7 +477,7 @@ static int serve_stdio(struct error *err)
 		error_set(err, -EAGAIN, "cannot start a thread");
 		return cli_fail(err);
 	}
-	struct arrival *a = take_link(fds[1], -1, true);
+	struct arrival *a = take_link(fds[1], -1, args, true);
 	int status = a ? a->status : EXIT_FINE;
 
 	if (a)
@@ -471,7 +500,7 @@ int cli_receive(int argc, char **argv)
 		error_set(&err, -EINVAL, "where? One of --listen and --stdio");
 		status = cli_usage(&cli_receive_cmd, &err);
 	} else {
-		status = a.stdio ? serve_stdio(&err) : serve(&a, &err);
+		status = a.stdio ? serve_stdio(&a, &err) : serve(&a, &err);
 	}
 	opts_free(&cli_receive_cmd, &a, &rest);
 	return status;

@@ -54,7 +54,8 @@ struct migrate_request {
 	const char *to;	    /* where to, as the user says it */
 	const char *name;   /* at the target; NULL: as here */
 	const char *engine; /* at the target; NULL: as here */
-	const char *token;  /* migrate_token_path(); NULL: none */
+	const char *network; /* at the target, as viv run --net; NULL: as here, in a lab with its place there */
+	const char *token; /* migrate_token_path(); NULL: none */
 	uint64_t max_downtime_ns;
 	uint64_t deadline_ns; /* from now; 0: none */
 	uint64_t bytes_per_s; /* 0: no limit; not while the machine stands still */

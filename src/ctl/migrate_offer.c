@@ -14,6 +14,7 @@
 #include "ctl/paths.h"
 #include "ctl/vmdisks.h"
 #include "ctl/vmlock.h"
+#include "net/identity.h"
 #include "vm/snapshot_state.h"
 
 int migrate_offer_init(struct migrate_offer *o, struct error *err)
@@ -26,6 +27,8 @@ void migrate_offer_free(struct migrate_offer *o)
 {
 	free(o->folder);
 	o->folder = NULL;
+	json_decref(o->network);
+	o->network = NULL;
 	vmconfig_free(&o->config);
 }
 
@@ -50,12 +53,12 @@ json_t *migrate_offer_json(const struct migrate_offer *o)
 			disks = NULL;
 		}
 	json_t *all = json_pack(
-		"{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}",
+		"{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o, s:O*}",
 		"format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links", (int)o->nlinks,
 		"verify", o->verifies, "copy", o->copies_all, "host", o->host_boot, "token",
 		o->token, "folder", o->folder, "mapping", (json_int_t)o->mapping_bytes, "config",
 		config, "disks", disks, "kernel", file_json(&o->kernel), "initrd",
-		file_json(&o->initrd), "firmware", file_json(&o->firmware));
+		file_json(&o->initrd), "firmware", file_json(&o->firmware), "network", o->network);
 	/* Who knows nothing of it is not offered it. */
 	if (all && o->is_handover && json_object_set_new(all, "handover", json_true()) < 0) {
 		json_decref(all);
@@ -160,6 +163,11 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 		r = get_file(&o->firmware, json_object_get(j, "firmware"), "firmware", err);
 	if (r == 0 && o->mapping_bytes < o->config.mem_bytes)
 		r = bad(err, "mapping");
+	json_t *network = json_object_get(j, "network");
+	if (r == 0 && network)
+		r = identity_check(network, err);
+	if (r == 0)
+		o->network = json_incref(network);
 	return r;
 }
 

@@ -33,6 +33,7 @@ struct migrate_offer {
 	char *folder;		     /* the source's, of the machine */
 	uint64_t mapping_bytes;	     /* RAM and ROM */
 	struct vmconfig config;	     /* with the name that it shall have at the target */
+	json_t *network; /* its record in its lab (net/identity.h), unless another network was chosen for it; NULL: it is in none */
 	struct migrate_file kernel, initrd, firmware, disks[MACHINE_MAX_DISKS];
 };
 

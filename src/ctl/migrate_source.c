@@ -88,6 +88,10 @@ static int describe(struct migrator *g, const struct migrate_request *rq, struct
 		r = vmconfig_set(&o->config.name, rq->name, err);
 	if (r == 0 && rq->engine)
 		r = vmconfig_set(&o->config.engine, rq->engine, err);
+	if (r == 0 && rq->network)
+		r = vmconfig_set(&o->config.net, rq->network, err);
+	else if (r == 0)
+		o->network = snapper_identity(g->cfg.snapper);
 	if (r == 0 && rq->token) {
 		uint8_t token[MIGRATE_ID_BYTES];
 

@@ -49,6 +49,11 @@ struct take {
 
 /* ---- life cycle ---- */
 
+json_t *snapper_identity(struct snapper *s)
+{
+	return s->identity ? s->identity(s->identity_arg) : NULL;
+}
+
 int snapper_create(struct snapper **out, const struct snapper_config *cfg, struct error *err)
 {
 	struct snapper *s = calloc(1, sizeof(*s));

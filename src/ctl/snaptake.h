@@ -58,6 +58,8 @@ struct snapper_config {
 };
 
 int snapper_create(struct snapper **out, const struct snapper_config *cfg, struct error *err);
+/** snapper_identity() - the machine's record in its lab, as the lab tells it now, to be json_decref'ed; NULL: it is in none. */
+json_t *snapper_identity(struct snapper *s);
 /** snapper_destroy() - cancels what is under way; NULL is fine. */
 void snapper_destroy(struct snapper *s);
 
