@@ -41,8 +41,11 @@ tcp() { answer=$($b nc -w 3 "$1" "$2" </dev/null 2>/dev/null); [ "$answer" = her
 icmp() { $b ping -c 1 -W 1 "$1" >/dev/null 2>&1; }
 udp() {
 	case $1 in *:*) trace=traceroute6 ;; *) trace=traceroute ;; esac
-	$b $trace -n -f 8 -m 8 -q 1 -w 2 -p $(($2 - 1)) "$1" 2>/dev/null | $b grep -Eq "^ *8 +$1 +[0-9.]+ ms *(!U)?\$"
+	$b $trace -n -f 8 -m 8 -q 1 -w 2 -p $(($2 - 1)) "$1" $3 2>/dev/null | $b grep -Eq "^ *8 +$1 +[0-9.]+ ms *(!U)?\$"
 }
+# The same in three fragments.
+bigicmp() { $b ping -c 1 -W 1 -s 4000 "$1" >/dev/null 2>&1; }
+bigudp() { udp "$1" "$2" 4000; }
 # "tcp 10.1.0.10 80", "udp 10.1.0.10 5000" or "icmp 10.1.0.10": one line about each, all at once.
 probe() { if "$@"; then echo "yes $*"; else echo "no $*"; fi; }
 until $b ip -6 addr show dev eth0 scope global | $b grep -q inet6; do $b usleep 50000; done
@@ -99,7 +102,7 @@ class Console:
 
 
 def is_open(pair, probe):
-    kind, _, *port = probe.split()
+    kind, _, *port = probe.removeprefix("big").split()
     if kind == "icmp":
         return pair["open"].get("icmp", False)
     return any(first <= int(port[0]) <= last for first, last in pair["open"].get(kind, []))
@@ -117,8 +120,22 @@ def card_that_leaves(plan, machine, address):
     return next((c for c in cards if networks[c["network"]]["uplink"] == "nat"), cards[0])
 
 
+def ask_all(viv, console, probes, expected, who):
+    """Exactly @expected succeed.  What a busy host has no time for is asked for again; what is denied never succeeds, however often."""
+    missing = set(expected)
+
+    def ask(some):
+        got = console.ask(some)
+        assert got <= set(expected), f"from {who}, and should not: {sorted(got - set(expected))}"
+        missing.difference_update(got)
+        return not missing
+
+    if not ask(probes):
+        viv.wait_until(lambda: ask(sorted(missing)), f"from {who}: {sorted(missing)}", limit=120)
+
+
 def check_plan(viv, path, consoles):
-    """All pairs, TCP, UDP and ICMP, both IP versions: the plan against the machines."""
+    """All pairs, TCP, UDP and ICMP, whole and in fragments, both IP versions: the plan against the machines."""
     plan = json.loads(viv.ok("plan", "--json", path).stdout)
     pairs = {(p["from"], p["to"]): p for p in plan["reach"]}
     tried = reached = 0
@@ -130,11 +147,11 @@ def check_plan(viv, path, consoles):
             for address in (target["address"], target["address6"]):
                 source = card_that_leaves(plan, machine, address)
                 pair = pairs[f"{source['network']}.{machine}", f"{target['network']}.{target['machine']}"]
-                some = [f"icmp {address}"] + [f"tcp {address} {port}" for port in PORTS] + \
-                    [f"udp {address} {port}" for port in UDP_PORTS]
+                some = [f"icmp {address}", f"bigicmp {address}"] + [f"tcp {address} {port}" for port in PORTS] + \
+                    [f"{kind} {address} {port}" for port in UDP_PORTS for kind in ("udp", "bigudp")]
                 probes += some
                 expected |= {p for p in some if is_open(pair, p)}
-        assert console.ask(probes) == expected, f"from {machine}"
+        ask_all(viv, console, probes, expected, machine)
         tried += len(probes)
         reached += len(expected)
     assert 0 < reached < tried
@@ -161,15 +178,15 @@ def test_plan_is_what_machines_reach(empty_viv, guest, tmp_path):
     probe = f"tcp {sus} 80"
     assert not consoles["web"].ask([probe])
     viv.ok("net", "allow", "dmz.web -> mal.sus", "tcp/80")
-    assert consoles["web"].ask([probe])
+    ask_all(viv, consoles["web"], [probe], [probe], "web")
     viv.ok("net", "deny", "dmz.web -> *.*")
     assert not consoles["web"].ask([probe])
     shown = json.loads(viv.ok("net", "show", "--json").stdout)
     assert not shown["namespaces"]  # it has an uplink
     counts = {r["rule"]: r["flows"] for r in shown["rules"]}
-    assert counts["dmz.web -> mal.sus : tcp/80"] == 1
+    assert counts["dmz.web -> mal.sus : tcp/80"] >= 1
     back = f"icmp {sus}"
-    assert consoles["db"].ask([back])
+    ask_all(viv, consoles["db"], [back], [back], "db")
     captured = tmp_path / "sus.pcapng"
     viv.ok("quarantine", "sus", "-o", captured)
     assert not consoles["db"].ask([back])
@@ -177,13 +194,14 @@ def test_plan_is_what_machines_reach(empty_viv, guest, tmp_path):
     assert "quarantine" in viv.ok("net", "show").stdout
     assert "sus" in viv.names()
     viv.ok("quarantine", "--end", "sus")
-    assert consoles["db"].ask([back])
+    ask_all(viv, consoles["db"], [back], [back], "db")
 
     tcp_file = tmp_path / "db.pcapng"
     capture = viv.spawn("net", "capture", "dmz.db", "-o", tcp_file, "--filter", "tcp port 5432")
     capture.expect("Ctrl-C ends it")
     web = next(c["address"] for c in plan["cards"] if c["machine"] == "web")
-    assert consoles["db"].ask([f"tcp {web} 5432", f"icmp {web}"]) == {f"tcp {web} 5432", f"icmp {web}"}
+    both = [f"tcp {web} 5432", f"icmp {web}"]
+    ask_all(viv, consoles["db"], both, both, "db")
     capture.sendintr()
     capture.expect(r"(\d+) packets")
     packets = read_pcapng(tcp_file)
