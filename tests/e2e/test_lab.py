@@ -88,7 +88,7 @@ def free_port():
 
 class Console:
     def __init__(self, viv, name):
-        self.child = viv.spawn("console", name, limit=60)
+        self.child = viv.spawn("console", name)
         self.child.expect("READY\n")
 
     def ask(self, probes):

@@ -53,7 +53,7 @@ def guest(debian, tmp_path):
 
 class Guest(Console):
     def __init__(self, viv, name, is_new=True):
-        self.child = viv.spawn("console", name, limit=60)
+        self.child = viv.spawn("console", name)
         if is_new:
             self.child.expect("READY\n")
 

@@ -53,7 +53,7 @@ def question(name, kind=1, edns=None):
 
 class Console:
     def __init__(self, viv, name):
-        self.child = viv.spawn("console", name, limit=60)
+        self.child = viv.spawn("console", name)
         self.child.expect("READY\n")
 
     def ask(self, line):

@@ -30,9 +30,9 @@ def lab(empty_viv, tmp_path):
     viv.ok("up", path)
     viv.ok("snapshot", "create", "sus", "s")
     yield viv
-    viv.run("down", "demo")
+    viv.run("down", "demo", limit=300)
     for name in viv.names():
-        viv.ok("rm", "-f", name)
+        viv.ok("rm", "-f", name, limit=300)
 
 
 def described(viv):

@@ -42,7 +42,7 @@ class Guest(Console):
         if is_new:
             super().__init__(host, name)
         else:
-            self.child = host.spawn("console", name, limit=60)
+            self.child = host.spawn("console", name)
 
     def until(self, viv, probes):
         """Ask until all of @probes succeed: a guest that was moved may have a connection to begin anew."""

@@ -51,7 +51,7 @@ machines:
 
 class Console:
     def __init__(self, viv, name):
-        self.child = viv.spawn("console", name, limit=60)
+        self.child = viv.spawn("console", name)
         self.child.expect("READY\n")
 
     def ask(self, question):
