@@ -15,7 +15,8 @@ static char *lab_of(const char *net, const char **networks, struct error *err)
 	char *lab = colon ? strndup(name, (size_t)(colon - name)) : NULL;
 
 	if (!lab)
-		error_set(err, colon ? -ENOMEM : -EINVAL, "a network of a lab is written lab:LAB:NETWORK,NETWORK");
+		error_set(err, colon ? -ENOMEM : -EINVAL,
+			  "a network of a lab is written lab:LAB:NETWORK,NETWORK");
 	*networks = colon ? colon + 1 : NULL;
 	return lab;
 }

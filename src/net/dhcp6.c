@@ -30,7 +30,15 @@ enum {
 	OPT_IA_PD = 25,
 };
 enum { SUCCESS = 0, NO_ADDRS_AVAIL = 2, NOT_ON_LINK = 4, NO_PREFIX_AVAIL = 6 };
-enum { HEADER = 4, DUID_MAX = 130, DUID_LL = 3, SERVER_DUID = 10, IA_HEADER = 12, IA_TA_HEADER = 4, IAADDR_LEN = 24 };
+enum {
+	HEADER = 4,
+	DUID_MAX = 130,
+	DUID_LL = 3,
+	SERVER_DUID = 10,
+	IA_HEADER = 12,
+	IA_TA_HEADER = 4,
+	IAADDR_LEN = 24
+};
 
 /* ---- the door ---- */
 
@@ -62,7 +70,9 @@ struct message {
 
 static size_t ia_header(uint16_t code)
 {
-	return code == OPT_IA_TA ? IA_TA_HEADER : code == OPT_IA_NA || code == OPT_IA_PD ? IA_HEADER : 0;
+	return code == OPT_IA_TA			? IA_TA_HEADER
+	       : code == OPT_IA_NA || code == OPT_IA_PD ? IA_HEADER
+							: 0;
 }
 
 static bool take_option(struct message *q, const struct option *o)
@@ -265,10 +275,11 @@ static bool put_answer(struct reply *r, const struct message *q, const struct po
 
 	switch (q->type) {
 	case SOLICIT:
+		/* Nobody else will answer: it need not wait. */
 		if (q->is_rapid)
 			put(r, OPT_RAPID_COMMIT, 0);
 		else
-			*put(r, OPT_PREFERENCE, 1) = 255; /* nobody else will answer */
+			*put(r, OPT_PREFERENCE, 1) = 255;
 		/* fall through */
 	case REQUEST:
 	case RENEW:

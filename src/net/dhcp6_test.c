@@ -11,8 +11,32 @@
 #include "net/dhcp6.h"
 #include "net/fabric_testing.h"
 
-enum { SOLICIT = 1, ADVERTISE, REQUEST, CONFIRM, RENEW, REBIND, REPLY, RELEASE, DECLINE, INFORMATION = 11 };
-enum { CLIENT_ID = 1, SERVER_ID, IA_NA, IA_TA, IAADDR, WANTED, PREFERENCE, STATUS = 13, RAPID, DNS = 23, SEARCH, IA_PD };
+enum {
+	SOLICIT = 1,
+	ADVERTISE,
+	REQUEST,
+	CONFIRM,
+	RENEW,
+	REBIND,
+	REPLY,
+	RELEASE,
+	DECLINE,
+	INFORMATION = 11
+};
+enum {
+	CLIENT_ID = 1,
+	SERVER_ID,
+	IA_NA,
+	IA_TA,
+	IAADDR,
+	WANTED,
+	PREFERENCE,
+	STATUS = 13,
+	RAPID,
+	DNS = 23,
+	SEARCH,
+	IA_PD
+};
 
 static struct lab_fixture lab;
 
@@ -82,7 +106,9 @@ static void add_ia(uint8_t iaid, const struct net_addr *a, const struct net_addr
 static unsigned ask(void)
 {
 	const struct policy_port *q = &lab.policy->ports[SUS];
-	struct frame_ends e = { .src = q->ll, .dst = frame_addr("ff02::1:2"), .dst_mac = { 0x33, 0x33, 0, 1, 0, 2 } };
+	struct frame_ends e = { .src = q->ll,
+				.dst = frame_addr("ff02::1:2"),
+				.dst_mac = { 0x33, 0x33, 0, 1, 0, 2 } };
 	struct frame f;
 	struct packet p;
 
@@ -334,7 +360,9 @@ static void test_bad_messages(void **state)
 	assert_int_equal(ask(), 0);
 	/* By an address that is no link-local one, or another port. */
 	const struct policy_port *q = &lab.policy->ports[SUS];
-	struct frame_ends e = { .src = q->v6, .dst = frame_addr("ff02::1:2"), .dst_mac = { 0x33, 0x33, 0, 1, 0, 2 } };
+	struct frame_ends e = { .src = q->v6,
+				.dst = frame_addr("ff02::1:2"),
+				.dst_mac = { 0x33, 0x33, 0, 1, 0, 2 } };
 	struct frame f;
 	memcpy(e.src_mac, q->mac, 6);
 	begin(INFORMATION);
@@ -351,7 +379,7 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_information), T(test_an_address), T(test_confirm),
+		T(test_information),  T(test_an_address),   T(test_confirm),
 		T(test_guard_agrees), T(test_bad_messages),
 	};
 

@@ -20,11 +20,11 @@ struct conn {
 	uint32_t id;
 	struct net_addr gateway, client;
 	uint16_t client_port, mss;
-	bool is_open;	 /* our SYN was acknowledged */
-	bool is_ending;	 /* nothing follows what is in @out */
-	bool is_ended;	 /* the client says no more */
+	bool is_open;	/* our SYN was acknowledged */
+	bool is_ending; /* nothing follows what is in @out */
+	bool is_ended;	/* the client says no more */
 	bool is_serving; /* messages are being handed out: nothing is sent and nothing ends meanwhile */
-	bool is_broken;	 /* to be reset */
+	bool is_broken; /* to be reset */
 	uint32_t una, next, max, window;
 	uint32_t expected; /* of the client */
 	unsigned duplicates, tries, asked;
@@ -124,10 +124,12 @@ static void arm(struct dns_tcp *t, struct conn *c)
 /* What the client takes, and an acknowledgement if @needs_ack and nothing else carries it. */
 static void output(struct dns_tcp *t, unsigned port, struct conn *c, bool needs_ack)
 {
-	uint32_t all = (uint32_t)c->out.len + c->is_ending, may = MIN(c->window, (uint32_t)DNS_TCP_FLIGHT);
+	uint32_t all = (uint32_t)c->out.len + c->is_ending,
+		 may = MIN(c->window, (uint32_t)DNS_TCP_FLIGHT);
 
 	while (c->is_open && c->next - c->una < all) {
-		uint32_t at = c->next - c->una, left = (uint32_t)c->out.len - MIN(at, (uint32_t)c->out.len);
+		uint32_t at = c->next - c->una,
+			 left = (uint32_t)c->out.len - MIN(at, (uint32_t)c->out.len);
 		uint32_t n = MIN(MIN(left, (uint32_t)c->mss), may - MIN(at, may));
 		bool ends = c->is_ending && n == left; /* a FIN needs no window of its own here */
 		if (!n && !ends)
@@ -244,8 +246,8 @@ static void serve(struct dns_tcp *t, unsigned port, struct conn *c)
 		if (c->in_len - 2 < len)
 			break;
 		c->asked++;
-		c->is_broken |= !t->ops.ask(t->ops.ctx, port, &c->gateway, &c->client, c->id,
-					    c->in + 2, len);
+		c->is_broken |=
+			!t->ops.ask(t->ops.ctx, port, &c->gateway, &c->client, c->id, c->in + 2, len);
 		c->in_len -= 2 + len;
 		memmove(c->in, c->in + 2 + len, c->in_len);
 	}
@@ -295,8 +297,8 @@ static bool take_ack(struct dns_tcp *t, unsigned port, unsigned slot, const stru
 	if (is_before(s->ack, c->una) || is_before(c->max, s->ack))
 		return true; /* old, or of what was never sent */
 	uint32_t n = s->ack - c->una;
-	bool is_duplicate = !n && !s->len && !(s->flags & FIN) && s->window == c->window &&
-			    c->max != c->una;
+	bool is_duplicate =
+		!n && !s->len && !(s->flags & FIN) && s->window == c->window && c->max != c->una;
 	c->window = s->window;
 	if (is_duplicate && ++c->duplicates == DUPLICATES)
 		c->next = c->una; /* RFC 5681, 3.2; from there on all anew */

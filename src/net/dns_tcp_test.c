@@ -104,8 +104,8 @@ struct guest {
 	uint32_t next, expected; /* of what it sends, of what it gets */
 };
 
-static void send_from(const struct guest *g, uint32_t seq, uint8_t flags, const void *data, size_t len,
-		      const void *options, size_t noptions)
+static void send_from(const struct guest *g, uint32_t seq, uint8_t flags, const void *data,
+		      size_t len, const void *options, size_t noptions)
 {
 	uint8_t b[4096] = { 0 };
 	struct frame f;
@@ -360,8 +360,12 @@ static void test_long_answer(void **state)
 	static const struct {
 		const char *options;
 		size_t noptions, mss;
-	} rows[] = { { "\2\4\5\xb4", 4, 1460 }, { "\2\4\xff\xff", 4, 1460 }, { "\1\2\4\2\0\0\0\0", 8, 512 },
-		     { "\2\4\0\1", 4, 64 },	{ "", 0, 536 },		     { "\2\3\1\0", 4, 536 },
+	} rows[] = { { "\2\4\5\xb4", 4, 1460 },
+		     { "\2\4\xff\xff", 4, 1460 },
+		     { "\1\2\4\2\0\0\0\0", 8, 512 },
+		     { "\2\4\0\1", 4, 64 },
+		     { "", 0, 536 },
+		     { "\2\3\1\0", 4, 536 },
 		     { "\3\0\2\4", 4, 536 } };
 
 	for (size_t i = 0; i < sizeof(m); i++)
@@ -565,9 +569,15 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_a_question),	     T(test_pieces), T(test_bounds_of_questions),
-		T(test_bounds_of_connections), T(test_long_answer), T(test_losses),
-		T(test_silence),	     T(test_strange_segments), T(test_random),
+		T(test_a_question),
+		T(test_pieces),
+		T(test_bounds_of_questions),
+		T(test_bounds_of_connections),
+		T(test_long_answer),
+		T(test_losses),
+		T(test_silence),
+		T(test_strange_segments),
+		T(test_random),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,9 +9,7 @@ enum { DNS_PORT = 53 };
 void labd_dns(void *ctx, unsigned port, const struct packet *p, const uint8_t *payload, size_t len)
 {
 	struct labd *d = ctx;
-	struct dns_client from = {
-		.port = port, .gateway = p->dst, .addr = p->src, .udp_port = p->sport
-	};
+	struct dns_client from = { .port = port, .gateway = p->dst, .addr = p->src, .udp_port = p->sport };
 
 	/* What is no question has no answer. */
 	(void)resolver_ask(d->resolver, fabric_policy(d->f), &from, payload, len);

@@ -60,8 +60,8 @@ static int make_room(struct labd *d, struct error *err)
 	return labd_set_machines(d, p, NULL, err);
 }
 
-static int add(struct policy *p, struct faults *faults, const char *name, const struct lab_place *at,
-	       struct error *err)
+static int add(struct policy *p, struct faults *faults, const char *name,
+	       const struct lab_place *at, struct error *err)
 {
 	if (!at->record)
 		return identity_admit(p, name, at->networks, err);
@@ -126,12 +126,12 @@ static void bind_announced(struct labd *d, unsigned machine, json_t *record)
 
 	json_array_foreach(json_object_get(record, "cards"), i, card)
 	{
-		int port = policy_find_port(
-			p, (int)machine,
-			policy_find_network(p, json_string_value(json_object_get(card, "network"))));
-		json_array_foreach(json_object_get(card, "announced"), k, text)
-			if (port >= 0 && net_addr_parse(json_string_value(text), &a) == 0)
-				fabric_bind(d->f, (unsigned)port, &a);
+		int port = policy_find_port(p, (int)machine,
+					    policy_find_network(p, json_string_value(json_object_get(
+									   card, "network"))));
+		json_array_foreach(json_object_get(card, "announced"), k,
+				   text) if (port >= 0 && net_addr_parse(json_string_value(text), &a) == 0)
+			fabric_bind(d->f, (unsigned)port, &a);
 	}
 }
 
@@ -140,8 +140,7 @@ static int move_in(struct labd *d, const char *name, json_t *request, struct err
 	struct lab_place at = { .record = json_object_get(request, "identity"),
 				.is_moving = true,
 				.has_rules = json_is_true(json_object_get(request, "rules")) };
-	int r = identity_check(at.record, err),
-	    machine = policy_find_machine(fabric_policy(d->f), name);
+	int r = identity_check(at.record, err), machine = policy_find_machine(fabric_policy(d->f), name);
 
 	if (r == 0)
 		r = machine < 0 ? labd_take_in(d, name, &at, err)

@@ -9,11 +9,12 @@
 size_t fuzz_seed(uint8_t *data, size_t cap)
 {
 	/* A solicit: who, what for (an address with a hint, a prefix), what is wanted, and at once if possible. */
-	static const uint8_t seed[] = "\1\xab\xcd\xef\0\1\0\x0a\0\3\0\1\x52\x54\0\0\0\1"
-				      "\0\3\0\x28\0\0\0\1\0\0\0\0\0\0\0\0"
-				      "\0\5\0\x18\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\0"
-				      "\0\x19\0\x0c\0\0\0\2\0\0\0\0\0\0\0\0"
-				      "\0\6\0\4\0\x17\0\x18\0\x0e\0\0\0\x08\0\2\0\0";
+	static const uint8_t seed[] =
+		"\1\xab\xcd\xef\0\1\0\x0a\0\3\0\1\x52\x54\0\0\0\1"
+		"\0\3\0\x28\0\0\0\1\0\0\0\0\0\0\0\0"
+		"\0\5\0\x18\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\0"
+		"\0\x19\0\x0c\0\0\0\2\0\0\0\0\0\0\0\0"
+		"\0\6\0\4\0\x17\0\x18\0\x0e\0\0\0\x08\0\2\0\0";
 
 	if (cap < sizeof(seed) - 1)
 		abort();

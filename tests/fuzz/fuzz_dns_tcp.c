@@ -54,7 +54,8 @@ static int64_t on_now(void *ctx)
 size_t fuzz_seed(uint8_t *data, size_t cap)
 {
 	/* SYN, ACK, two questions in one, FIN */
-	static const uint8_t seed[] = "\2\0\0\0\x10\0\0\0\x18\0\0\x0a\0\3abc\0\3bcd\x11\0\0\0\x10\0\0\0";
+	static const uint8_t seed[] =
+		"\2\0\0\0\x10\0\0\0\x18\0\0\x0a\0\3abc\0\3bcd\x11\0\0\0\x10\0\0\0";
 
 	if (cap < sizeof(seed) - 1)
 		abort();
