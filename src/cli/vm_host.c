@@ -301,6 +301,9 @@ int vm_host_prepare_successor(struct vm_host *h, struct vmconfig *c, const char 
 		r = vmlog_set_level(c->log_level, err);
 	if (r == 0)
 		r = vmlog_open(name, err);
+	/* A group of its own, before anything moves; what runs on, like the network's process, stays in the old one. */
+	if (r == 0)
+		r = take_limits(h, c, err);
 	if (r == 0)
 		learn_identity(h, c);
 	return r;

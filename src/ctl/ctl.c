@@ -606,8 +606,11 @@ static int cmd_upgrade(struct ctl_conn *conn, json_t *request, json_t *reply, st
 		return r;
 	}
 	r = migrator_begin(conn->ctl->cfg.migrator, &rq, migrate_done, conn, err);
-	conn->awaits_migrator = r == 0;
-	return r < 0 ? r : CTL_PENDING;
+	if (r < 0)
+		return r;
+	conn->awaits_migrator = true;
+	events_watch_migration(conn->ctl);
+	return CTL_PENDING;
 }
 
 static int cmd_migrate_status(struct ctl_conn *conn, json_t *request, json_t *reply, struct error *err)

@@ -57,7 +57,7 @@ def test_every_command(empty_viv, make):
         "agent": {"timeout_ms": 5}, "snapshot": {"name": "s", "freeze": False}, "restore": {"name": "s", "set_clock": False, "skip_time": False},
         "file-open": {"path": "/x", "write": True}, "file-read": {"handle": 0, "count": 9}, "file-write": {"handle": 0, "data": ""},
         "file-close": {"handle": 0}, "ssh-key": {"user": "root", "key": "x"},
-        "migrate": {"to": "nowhere"},
+        "upgrade": {"to": "another"},
         "merged": {"disk": 0, "layer": "layer-x.qcow2"}, "fork": {"names": ["b"]}, "set": {"log_level": "debug"},
         "migrate": {"to": "nowhere", "name": "c", "engine": "dbt", "max_downtime_us": 1, "deadline_ms": 1, "bytes_per_s": 1,
                     "keep_running": True, "verify": False},

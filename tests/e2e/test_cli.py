@@ -359,8 +359,8 @@ def test_help(empty_viv):
 
 
 def test_version(empty_viv):
-    version = json.loads(empty_viv.ok("version", "--json").stdout)["version"]
-    assert empty_viv.ok("--version").stdout == f"viv {version}\n"
+    told = json.loads(empty_viv.ok("version", "--json").stdout)
+    assert empty_viv.ok("--version").stdout == f"viv {told['version']}, build {told['build']}\n"
 
 
 def test_doctor(empty_viv):

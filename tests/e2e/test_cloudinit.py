@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeds for cloud-init: what the guest reads from its disk "cidata", and where that disk goes with the machine.
 
-The default image has no cloud-init: here the guest mounts the seed itself.  test_cloud_image.py has one that has it.
+The default image has no cloud-init: here the guest mounts the seed itself.
 """
 import json
 import re

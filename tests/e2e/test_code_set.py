@@ -38,7 +38,7 @@ def log_of(viv, name):
 
 def taken_over(viv, name):
     """How many blocks: they come beside the running guest, and when all are there it is told."""
-    viv.wait_until(lambda: "translated code taken over" in log_of(viv, name).rsplit("started on engine", 1)[-1], "code is taken over")
+    viv.wait_until(lambda: "translated code taken over" in log_of(viv, name).rsplit("the machine was stopped", 1)[-1], "code is taken over")
     return counters(viv, name)["blocks_loaded"]
 
 

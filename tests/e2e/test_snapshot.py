@@ -121,19 +121,21 @@ def exchanging(viv, name):
 
 
 def test_nothing_else_waits_while_files_are_exchanged(counting):
-    """What needs the snapshots' files waits for its turn; the machine and its control socket go on meanwhile."""
+    """What needs the snapshots' files waits for its turn, going back again to where it was does not; the machine and its control socket go on."""
     viv = counting
     a = Counter(viv, "a")
     a.reaches(3)
     viv.ok("snapshot", "create", "a", "one")
     for args in (("snapshot", "create", "a", "two"), ("snapshot", "restore", "a", "one"), ("fork", "a", "--name", "b"),
-                 ("reset", "a", "--to", "one")):
+                 ("reset", "a", "--to", "two")):
         with exchanging(viv, "a"):
             waiting = begin(viv, *args)
             viv.wait_until(lambda w=waiting: is_busy(viv, "a") or w.poll() is not None, "begun")
             viv.ok("info", "a")
             assert waiting.poll() is None, "it did not wait"
         assert waiting.wait() == 0
+    with exchanging(viv, "a"):
+        viv.ok("reset", "a", "--to", "two")
     # One that is canceled while it waits is forgotten.
     with exchanging(viv, "a"):
         waiting = begin(viv, "snapshot", "create", "a", "three")
