@@ -117,9 +117,9 @@ static int look(const char *name, char from[128], bool *is_this, struct error *e
 	return 0;
 }
 
-/* The new process is there; the old one is asked.  Its own reason is better than that its link ended. */
+/* The new process is there; the old one is asked.  Its own reason is better than that its link ended.  *@has_moved: the old one has none any more. */
 static int hand_over(const char *name, const char *to, struct spawned *s, struct ways *w,
-		     json_t **report, struct error *err)
+		     json_t **report, bool *has_moved, struct error *err)
 {
 	struct transport t = { .n = HANDOVER_FDS };
 	char engine[256], reason[256];
@@ -131,6 +131,7 @@ static int hand_over(const char *name, const char *to, struct spawned *s, struct
 				     report, err);
 
 	transport_close(&t);
+	*has_moved = r == 0;
 	int e = spawned_wait_ready(s, engine, reason, r < 0 ? &why : err);
 
 	if (r == -EREMOTEIO && e < 0 && strstr(err->text, "the link was lost"))
@@ -138,7 +139,8 @@ static int hand_over(const char *name, const char *to, struct spawned *s, struct
 	return r < 0 ? r : e;
 }
 
-static int upgrade(const char *name, bool is_forced, json_t **report, struct error *err)
+/* *@has_moved: the machine is not what it was, whatever is returned. */
+static int upgrade(const char *name, bool is_forced, json_t **report, bool *has_moved, struct error *err)
 {
 	char from[128], to[128], build[BUILD_ID_TEXT];
 	struct spawned s;
@@ -169,11 +171,13 @@ static int upgrade(const char *name, bool is_forced, json_t **report, struct err
 	r = spawn_machine(&s, &c, -1, &spawn, false, err);
 	close_fds(w.theirs); /* the new process's only: who else held them would keep the old one from noticing its end */
 	if (r == 0) {
-		r = hand_over(name, to, &s, &w, report, err);
+		r = hand_over(name, to, &s, &w, report, has_moved, err);
 		spawned_free(&s);
 	}
 	close_fds(w.ours);
 	vmconfig_free(&c);
+	if (r < 0 && *has_moved)
+		return error_prefix(err, "%s had moved to %s and ended there", name, to), r;
 	if (r < 0)
 		return error_prefix(err, "%s goes on as it was, in %s", name, from), r;
 	(void)json_object_set_new(*report, "from", json_string(from));
@@ -200,16 +204,19 @@ static void print(const char *name, json_t *j)
 static int upgrade_one(const char *name, const struct args *a, json_t *reports)
 {
 	json_t *report = NULL;
+	bool has_moved = false;
 	struct error err;
 	int r = paths_check_name("a machine", name, &err);
 
 	if (r == 0)
-		r = upgrade(name, a->force, &report, &err);
-	if (r < 0)
+		r = upgrade(name, a->force, &report, &has_moved, &err);
+	if (r < 0) {
 		(void)cli_fail(&err);
-	if (r < 0)
-		report = json_pack("{s:s, s:s}", "state", "kept", "error", err.text);
-	else if (!a->json)
+		json_decref(report);
+		report = json_pack("{s:s, s:s}", "state", has_moved ? "ended" : "kept", "error",
+				   err.text);
+	}
+	if (r == 0 && !a->json)
 		print(name, report);
 	if (!report || json_object_set_new(report, "name", json_string(name)) < 0 ||
 	    json_array_append(reports, report) < 0)
