@@ -11,8 +11,9 @@ def test_version(empty_viv):
 
 def test_doctor_tells_each_engine_and_its_speed(empty_viv):
     text = empty_viv.ok("doctor", limit=120).stdout
-    for engine in ("dbt", "kvm"):
-        assert re.search(rf"engine {engine} .*(\d million instructions a second|not measured)", text), text
+    without = {"dbt": "not measured", "kvm": "not measured|/dev/kvm cannot be opened"}
+    for engine, why in without.items():
+        assert re.search(rf"engine {engine} .*(\d million instructions a second|{why})", text), text
     assert json.loads(empty_viv.ok("doctor", "--json", limit=120).stdout)
 
 

@@ -183,10 +183,10 @@ def test_parents_sizes_and_deleting_the_middle(counting):
     assert snapshots(viv, "a")["four"]["own_bytes"] < snapshots(viv, "a")["four"]["shared_bytes"]
     viv.ok("snapshot", "delete", "a", "four")
     before = a.next()
-    a.reaches(before + 20)
+    a.reaches(before + 100)
     viv.ok("snapshot", "restore", "a", "three")
     a.flush()
-    assert a.next() < before + 20
+    assert a.next() < before + 100
     viv.fails("snapshot", "show", "a", "one", says=["no snapshot", "viv snapshot list"])
     viv.fails("snapshot", "create", "a", "three", says=["already"])
     viv.fails("snapshot", "create", "a", "../x", says=["no name"])
@@ -348,8 +348,12 @@ def test_disks_belong_to_the_same_moment(empty_viv, debian, tmp_path):
 def open_layers(viv, name):
     """Which layers the machine's process has open; what has no name any more ends in (deleted)."""
     pid, = (m["pid"] for m in viv.list() if m["name"] == name)
-    return sorted({os.readlink(f).rsplit("/", 1)[1] for f in pathlib.Path(f"/proc/{pid}/fd").iterdir()
-                   if "/layer-" in os.readlink(f)})
+    found = set()
+    for f in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if "/layer-" in os.readlink(f):
+                found.add(os.readlink(f).rsplit("/", 1)[1])
+    return sorted(found)
 
 
 def test_layers_are_merged_under_a_running_machine(empty_viv, debian, tmp_path):
