@@ -459,9 +459,6 @@ static void change_flags(struct guest_ram *ram, uint64_t clear, uint64_t set)
 
 void ram_log_start(struct guest_ram *ram)
 {
-	/* At once in place of page by page; a host that refuses has them faulted in. */
-	(void)madvise((void *)(uintptr_t)ram->page_flags, ram->size_bytes >> GUEST_PAGE_SHIFT,
-		      MADV_POPULATE_WRITE);
 	change_flags(ram, EACH(RAM_PAGE_DIRTY), EACH(RAM_PAGE_TRACK));
 }
 

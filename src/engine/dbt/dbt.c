@@ -171,7 +171,7 @@ static int dbt_vcpu_create(struct engine_vcpu **out, struct engine_vm *evm, unsi
 	x86_state_reset(&cpu->s, index == 0);
 	cpu->tsc_offset = 0 - (int64_t)__builtin_ia32_rdtsc();
 	dbt_count_init(cpu);
-	mmu_init(cpu);
+	mmu_init(cpu); /* zero pages are not an empty TLB: slot 0 would answer for page 0 */
 	dbt_mode_changed(cpu);
 	mmu_flush_all(cpu);
 	vm->cpus[index] = cpu;

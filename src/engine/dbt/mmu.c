@@ -11,7 +11,7 @@
  * Invariants
  *  1. A valid slot is in the list of its kind (it may be in both: the slot held the other kind before).
  *     An invalid slot has rneg = wneg = DBT_TLB_INVALID(slot); its xlat still points into RAM.
- *  2. Slots from the size in use up to DBT_TLB_MAX are untouched memory: nobody looks there before the TLB has grown.
+ *  2. Slots from the size in use up to DBT_TLB_MAX are invalid.
  *  3. wneg valid implies RAM_PAGE_WMAP set for the page and CODE, TRACK, WATCH clear, the D bit set and
  *     the page writable in the mode: at the time of the fill, and until the vCPU's next safepoint.
  *  4. A span of 2M (1G) of which a 4K fragment is cached, in whatever form, is in large[0] (large[1]) with the
@@ -358,24 +358,20 @@ static void flush_list(struct dbt_cpu *cpu, unsigned mode, bool is_global)
 	cpu->mmu.listed[mode][is_global].n = 0;
 }
 
-/* Zero pages are no invalid slots: slot 0 would answer for page 0. */
-static void slots_init(struct dbt_cpu *cpu, uint32_t first, uint32_t end)
+void mmu_init(struct dbt_cpu *cpu)
 {
 	uint64_t ram = (uint64_t)(uintptr_t)cpu->vm->ram->base;
 
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++)
-		for (uint32_t i = first; i < end; i++) {
+		for (uint32_t i = 0; i < DBT_TLB_MAX; i++) {
 			cpu->tlb[mode].phys[i] = 0;
 			cpu->tlb[mode].xlat[i] = ram;
 			slot_clear(&cpu->tlb[mode], i);
 		}
-}
-
-void mmu_init(struct dbt_cpu *cpu)
-{
+	memset(cpu->ctlb, 0, sizeof(cpu->ctlb));
+	memset(&cpu->mmu, 0, sizeof(cpu->mmu));
 	spaces_reset(cpu, 0);
 	cpu->tlb_bits = DBT_TLB_BITS_MIN;
-	slots_init(cpu, 0, tlb_size(cpu));
 	cpu->tlb_mask = (uint64_t)(tlb_size(cpu) - 1) << GUEST_PAGE_SHIFT;
 }
 
@@ -389,7 +385,6 @@ static void tlb_grow(struct dbt_cpu *cpu)
 		return;
 	cpu->tlb_bits++;
 	cpu->tlb_mask = (uint64_t)(tlb_size(cpu) - 1) << GUEST_PAGE_SHIFT;
-	slots_init(cpu, old, tlb_size(cpu));
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++) {
 		struct dbt_tlb *t = &cpu->tlb[mode];
 		cpu->mmu.listed[mode][0].n = cpu->mmu.listed[mode][1].n = 0;
@@ -907,10 +902,10 @@ static bool verify_code(struct dbt_cpu *cpu, const struct dbt_ctlb_entry *c)
 bool mmu_verify_tlb(struct dbt_cpu *cpu, uint64_t *bad_va)
 {
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++)
-		for (uint32_t i = 0; i < tlb_size(cpu); i++) {
+		for (uint32_t i = 0; i < DBT_TLB_MAX; i++) {
 			const struct dbt_tlb *t = &cpu->tlb[mode];
 			bool is_ok;
-			if (t->phys[i] & DBT_TLB_VALID)
+			if (i < tlb_size(cpu) && t->phys[i] & DBT_TLB_VALID)
 				is_ok = verify_slot(cpu, mode, i);
 			else
 				is_ok = !(t->phys[i] & DBT_TLB_VALID) &&

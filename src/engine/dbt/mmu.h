@@ -18,7 +18,7 @@
 
 #include "engine/dbt/dbt.h"
 
-/** mmu_init() - an empty TLB of the smallest size; first of all, once cpu->vm is set.  @cpu is of zero pages. */
+/** mmu_init() - an empty TLB of the smallest size; first of all, once cpu->vm is set. */
 void mmu_init(struct dbt_cpu *cpu);
 
 enum { ACC_READ = 1, ACC_WRITE = 2, ACC_RW = 3, ACC_EXEC = 4 };

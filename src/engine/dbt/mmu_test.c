@@ -790,7 +790,6 @@ static void tags_end(void **state)
 	uint64_t first = cpu->s.cr3, second = new_space();
 	unsigned avail;
 	uint64_t off;
-	cpu->as_gen = 1; /* 0: the first key of branches starts it somewhere random */
 	for (unsigned i = 0; i < 2; i++) {
 		*pte_of(VA, 12) = DATA_BASE | 7;
 		assert_int_equal(walks_for(VA, DBT_TLB_KERNEL, DATA_BASE), 1);

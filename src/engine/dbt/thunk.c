@@ -152,10 +152,10 @@ int thunk_cpu_create(struct dbt_cpu *cpu, struct error *err)
 
 	if (!dbt_host_xsave_mask())
 		return error_set(err, -ENOTSUP, "the host CPU has no XSAVE, which the dbt engine needs");
-	/* Zero pages, most of which an idle guest never needs. */
-	t = mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (t == MAP_FAILED)
+	t = aligned_alloc(64, ALIGN_UP(sizeof(*t), 64));
+	if (!t)
 		return error_set(err, -ENOMEM, "no memory for a vCPU's interpreter");
+	memset(t, 0, sizeof(*t));
 	t->generation = 1;
 	t->rw = t->rx = MAP_FAILED;
 
@@ -174,7 +174,7 @@ fail:
 		munmap(t->rw, THUNK_AREA_BYTES);
 	if (t->rx != MAP_FAILED)
 		munmap(t->rx, THUNK_AREA_BYTES);
-	munmap(t, sizeof(*t));
+	free(t);
 	return error_set(err, ret, "cannot map executable memory for a vCPU (errno %d); is PROT_EXEC forbidden here?",
 			 -ret);
 }
@@ -187,7 +187,7 @@ void thunk_cpu_destroy(struct dbt_cpu *cpu)
 		return;
 	munmap(t->rw, THUNK_AREA_BYTES);
 	munmap(t->rx, THUNK_AREA_BYTES);
-	munmap(t, sizeof(*t));
+	free(t);
 	cpu->thunk = NULL;
 }
 

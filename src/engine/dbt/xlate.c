@@ -68,14 +68,10 @@ static void jc_drop(struct dbt_cpu *cpu, unsigned i)
 	cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
 }
 
-/* All else of it is zero. */
-static void jc_init(struct dbt_cpu *cpu)
+static void jc_clear(struct dbt_cpu *cpu)
 {
-	/* At once in place of page by page; a host that refuses has them faulted in. */
-	(void)madvise((void *)ALIGN_DOWN((uintptr_t)cpu->jc_code, GUEST_PAGE_SIZE),
-		      sizeof(cpu->jc_code), MADV_POPULATE_WRITE);
 	for (unsigned i = 0; i < DBT_JC_SIZE; i++)
-		cpu->jc_code[i] = cpu->vm->xlate->exit_lookup;
+		jc_drop(cpu, i);
 }
 
 void xlate_jc_forget(struct dbt_cpu *cpu, const uint8_t *from, const uint8_t *to)
@@ -130,7 +126,7 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 	cpu->df_mask = X86_FL_DF;
 	cpu->not_df = ~(uint64_t)X86_FL_DF;
 	cpu->not_if = ~(uint64_t)X86_FL_IF;
-	jc_init(cpu);
+	jc_clear(cpu);
 	return 0;
 }
 
