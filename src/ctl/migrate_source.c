@@ -90,7 +90,7 @@ static int describe(struct migrator *g, const struct migrate_request *rq, struct
 		r = vmconfig_set(&o->config.engine, rq->engine, err);
 	if (r == 0 && rq->network)
 		r = vmconfig_set(&o->config.net, rq->network, err);
-	else if (r == 0)
+	else if (r == 0 && !rq->upgrade) /* there it keeps its sockets */
 		o->network = snapper_identity(g->cfg.snapper);
 	if (r == 0 && rq->token) {
 		uint8_t token[MIGRATE_ID_BYTES];
