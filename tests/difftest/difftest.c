@@ -770,6 +770,11 @@ static void fill_xsave(uint8_t *x)
 		x[512] = (uint8_t)(rnd() & 7);
 }
 
+static uint64_t canonical(uint64_t va)
+{
+	return (uint64_t)((int64_t)(va << 16) >> 16);
+}
+
 /* State for the instruction. */
 static bool make_state(struct test_case *tc)
 {
@@ -779,6 +784,8 @@ static bool make_state(struct test_case *tc)
 
 	for (unsigned i = 0; i < 16; i++)
 		s->gpr[i] = rnd_int();
+	if (!native_keeps_rsp())
+		s->gpr[R_RSP] = canonical(s->gpr[R_RSP]);
 	if (chance(50))
 		s->gpr[R_RDX] = chance(50) ? 0 : rnd() & 7; /* so that divisions succeed */
 	s->rflags = (rnd() & FL_ARITH) | 2 | X86_FL_IF | (chance(25) ? X86_FL_DF : 0);
@@ -804,7 +811,7 @@ static bool make_state(struct test_case *tc)
 		if (!is_harmless(tc->target, XSAVE_BYTES))
 			return false;
 	}
-	return true;
+	return native_keeps_rsp() || s->gpr[R_RSP] == canonical(s->gpr[R_RSP]);
 }
 
 static uint64_t stack_va(const struct native_state *s)
@@ -1348,7 +1355,7 @@ int main(int argc, char **argv)
 	native_init();
 	c = native_set_mode(mode);
 	if (c < 0) {
-		fprintf(stderr, "difftest: skipped, the host kernel denies 16-bit segments (modify_ldt: %s)\n",
+		fprintf(stderr, "difftest: skipped, no %u-bit code runs on this host: %s\n", mode,
 			strerror(-c));
 		return 77;
 	}

@@ -130,6 +130,7 @@ static struct sigaction old_actions[5];
 static volatile sig_atomic_t is_active;
 static uint8_t *arena_view, *code_view;
 static unsigned mode = 64;
+static bool keeps_rsp = true;
 
 static void on_signal(int sig, siginfo_t *info, void *context)
 {
@@ -160,7 +161,8 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	memcpy(native.xsave, uc->uc_mcontext.fpregs, XSAVE_BYTES);
 	memset(native.xsave + 464, 0, 48); /* the kernel's own words */
 	is_active = 0;
-	g[REG_EFL] &= ~0x400; /* DF */
+	g[REG_EFL] &= ~0x400;		      /* DF */
+	g[REG_RSP] = (greg_t)native.host_rsp; /* not every host returns to any (native_keeps_rsp()) */
 	g[REG_RIP] = (greg_t)(uintptr_t)native_fault_exit;
 	g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000) | USER_CS64 | (greg_t)USER_DS << 48;
 }
@@ -238,28 +240,6 @@ uint8_t *native_code(void)
 	return code_view;
 }
 
-int native_set_mode(unsigned bits)
-{
-	struct user_desc code = {
-		.entry_number = 0,
-		.base_addr = CODE_VA,
-		.limit = 0xffff,
-		.contents = MODIFY_LDT_CONTENTS_CODE,
-	};
-	struct user_desc data = {
-		.entry_number = 1,
-		.base_addr = DATA16_VA,
-		.limit = 0xffff,
-		.contents = MODIFY_LDT_CONTENTS_DATA,
-	};
-
-	if (bits == 16 && (syscall(SYS_modify_ldt, 1, &code, sizeof(code)) < 0 ||
-			   syscall(SYS_modify_ldt, 1, &data, sizeof(data)) < 0))
-		return -errno;
-	mode = bits;
-	return 0;
-}
-
 unsigned native_put_exit(unsigned off)
 {
 	static const uint8_t jmp[6] = { 0xff, 0x25, 0, 0, 0, 0 }; /* jmp [rip+0] */
@@ -295,4 +275,51 @@ void native_run(uint64_t rip)
 	is_active = 1;
 	native_enter();
 	is_active = 0;
+}
+
+/* Runs what is at the start of the code pages, with the stack pointer @rsp; is it through without a fault? */
+static bool can_run(const uint8_t *code, unsigned len, uint64_t rsp)
+{
+	memcpy(code_view, code, len);
+	unsigned end = len + native_put_exit(len);
+
+	memset(native.gpr, 0, sizeof(native.gpr));
+	native.gpr[0] = SYS_getpid;
+	native.gpr[4] = rsp;
+	native.rflags = 0x202;
+	memcpy(native.xsave, &native_fpu_init, XSAVE_BYTES);
+	native_run(mode == 16 ? 0 : CODE_VA);
+	memset(code_view, 0xcc, end);
+	return native.vector < 0;
+}
+
+bool native_keeps_rsp(void)
+{
+	return keeps_rsp;
+}
+
+int native_set_mode(unsigned bits)
+{
+	static const uint8_t nop[] = { 0x90 }, call_kernel[] = { 0x0f, 0x05 };
+	struct user_desc code = {
+		.entry_number = 0,
+		.base_addr = CODE_VA,
+		.limit = 0xffff,
+		.contents = MODIFY_LDT_CONTENTS_CODE,
+	};
+	struct user_desc data = {
+		.entry_number = 1,
+		.base_addr = DATA16_VA,
+		.limit = 0xffff,
+		.contents = MODIFY_LDT_CONTENTS_DATA,
+	};
+
+	if (bits == 16 && (syscall(SYS_modify_ldt, 1, &code, sizeof(code)) < 0 ||
+			   syscall(SYS_modify_ldt, 1, &data, sizeof(data)) < 0))
+		return -errno;
+	mode = bits;
+	if (!can_run(nop, sizeof(nop), bits == 16 ? 0x2000 : ARENA_VA + 4096))
+		return -ENOTSUP;
+	keeps_rsp = bits != 64 || can_run(call_kernel, sizeof(call_kernel), 1ULL << 62);
+	return 0;
 }

@@ -40,9 +40,14 @@ struct native_state {
 
 extern struct native_state native;
 
-/** native_set_mode() - @bits of code that follows: 16, 32, 64.  Returns 0, or -errno: the host kernel does not let a
- * process have a 16-bit code segment (modify_ldt). */
+/** native_set_mode() - @bits of code that follows: 16, 32, 64; it is tried.  Returns 0, or -errno: the host kernel does not let a
+ * process have a 16-bit code segment (modify_ldt), or (-ENOTSUP) no code of @bits runs here: a host that is a paravirtual guest itself has only
+ * 64-bit segments.  After native_init(). */
 int native_set_mode(unsigned bits);
+
+/** native_keeps_rsp() - does the kernel return to 64-bit code whatever its RSP?  Where a hypervisor does it in the kernel's place, RSP may have
+ * to be canonical. */
+bool native_keeps_rsp(void);
 
 /** native_init() - map arena and code, install the signal handlers (after those of the engine, which get
  * what is not this harness's).  Exits with a message when it can't. */
