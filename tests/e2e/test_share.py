@@ -40,8 +40,8 @@ def boot(viv, full, tmp_path, script, *options):
     return done.stdout
 
 
-WORK = MOUNT.format("work") + MOUNT.format("ro") + r"""
-cd /work
+WORK = MOUNT.format("desk") + MOUNT.format("ro") + r"""
+cd /desk
 [ "$($b cat hello)" = "from the host" ] && echo READ
 echo "from the guest" >answer
 $b mkdir -p a/b/c; echo deep >a/b/c/file; $b mv a/b moved; [ "$($b cat moved/c/file)" = deep ] && echo MOVED
@@ -58,12 +58,12 @@ $b chown 12345 answer 2>&1 | $b grep -q 'not permitted' && echo OWNER REFUSED
 $b chmod 4755 answer 2>&1 | $b grep -q 'not permitted' && echo SETUID REFUSED
 $b mknod null c 1 3 2>&1 | $b grep -q 'not permitted' && echo DEVICE REFUSED
 $b mkfifo pipe 2>&1 | $b grep -q 'not permitted' && echo PIPE REFUSED
-[ -d /work/../secret ] || [ -e /work/../secret ] && echo ESCAPED
+[ -d /desk/../secret ] || [ -e /desk/../secret ] && echo ESCAPED
 cd /ro
 [ "$($b cat kept)" = kept ] && echo READ RO
 (echo x >kept) 2>/dev/null || echo WRITE REFUSED
 $b rm kept 2>/dev/null || echo REMOVE REFUSED
-cd /; $b umount /work && $b umount /ro && echo UNMOUNTED
+cd /; $b umount /desk && $b umount /ro && echo UNMOUNTED
 """
 
 
@@ -72,7 +72,7 @@ def test_both_ways(empty_viv, full, folder, tmp_path):
     kept = tmp_path / "with space"
     kept.mkdir()
     (kept / "kept").write_text("kept")
-    said = boot(empty_viv, full, tmp_path, WORK, "--share", f"{folder}:work", "--share", f"{kept}:ro,ro", "--cpus", 2)
+    said = boot(empty_viv, full, tmp_path, WORK, "--share", f"{folder}:desk", "--share", f"{kept}:ro,ro", "--cpus", 2)
     for sign in ("READ", "MOVED", "LISTED", "CUT", "HELD", "OWNER REFUSED", "SETUID REFUSED", "DEVICE REFUSED", "PIPE REFUSED", "READ RO",
                  "WRITE REFUSED", "REMOVE REFUSED", "UNMOUNTED"):
         assert sign in said, f"{sign} is missing: {said}"
@@ -88,8 +88,8 @@ def test_both_ways(empty_viv, full, folder, tmp_path):
 
 
 # Counts in a file that it holds open, and in one that it opens anew each time.
-COUNT = MOUNT.format("work") + r"""
-cd /work
+COUNT = MOUNT.format("desk") + r"""
+cd /desk
 exec 3>>held
 echo constant >constant
 n=0
@@ -123,7 +123,7 @@ class Counting:
 def counting(empty_viv, full, folder, tmp_path):
     initrd = tiny.make(full, tmp_path, COUNT, MODULES)
     empty_viv.ok("run", "--name", "a", "--detach", "--kernel", full / "vmlinuz", "--initrd", initrd, "--append",
-                 "console=ttyS0 quiet", "--mem", "256M", "--share", f"{folder}:work")
+                 "console=ttyS0 quiet", "--mem", "256M", "--share", f"{folder}:desk")
     return empty_viv
 
 
@@ -131,7 +131,7 @@ def test_moments(counting, folder, tmp_path):
     """Snapshots, going back, machines from them and copies: files that are open stay so."""
     viv = counting
     Counting(viv, "a").goes_on()
-    assert json.loads(viv.ok("info", "--json", "a").stdout)["shares"] == [{"tag": "work", "path": str(folder), "readonly": False}]
+    assert json.loads(viv.ok("info", "--json", "a").stdout)["shares"] == [{"tag": "desk", "path": str(folder), "readonly": False}]
     viv.ok("snapshot", "create", "a", "s")
     assert "fid " in viv.ok("snapshot", "show", "a", "s").stdout
     viv.ok("snapshot", "restore", "a", "s")
@@ -142,16 +142,16 @@ def test_moments(counting, folder, tmp_path):
     viv.ok("rm", "-f", "b")
     # A snapshot does not say which folder it is: it may come from elsewhere.
     assert str(folder) not in (viv.home / "vms" / "a" / "snapshots" / "s" / "snapshot.json").read_text()
-    viv.fails("run", "--from", "a@s", "--name", "c", "--detach", says=["work", "--share"])
+    viv.fails("run", "--from", "a@s", "--name", "c", "--detach", says=["desk", "--share"])
     viv.fails("run", "--from", "a@s", "--name", "c", "--detach", "--share", f"{folder}:other", says=["other"])
     assert viv.names() == ["a"]
-    viv.ok("run", "--from", "a@s", "--name", "c", "--detach", "--share", f"{folder}:work")
+    viv.ok("run", "--from", "a@s", "--name", "c", "--detach", "--share", f"{folder}:desk")
     Counting(viv, "c").goes_on()
     viv.ok("rm", "-f", "c")
     # In another folder the file that it held is not there: it is told so, and opens others.
     empty = tmp_path / "empty"
     empty.mkdir()
-    viv.ok("run", "--from", "a@s", "--name", "d", "--detach", "--share", f"{empty}:work")
+    viv.ok("run", "--from", "a@s", "--name", "d", "--detach", "--share", f"{empty}:desk")
     d = Counting(viv, "d")
     assert {d.next(), d.next(), d.next(), d.next()} >= {"held"}
     viv.ok("rm", "-f", "d")
@@ -167,7 +167,7 @@ def test_alone(counting, folder, tmp_path):
     Counting(viv, "a").goes_on()
     other = Host(tmp_path / "other")
     listener = other.receive()
-    viv.fails("migrate", "a", f"unix:{other.socket}", says=["work", "does not go along"])
+    viv.fails("migrate", "a", f"unix:{other.socket}", says=["desk", "does not go along"])
     listener.terminate()
     listener.wait()
     a = Counting(viv, "a")
