@@ -215,7 +215,8 @@ static int hash_password(struct cloudinit *ci, const char *password, struct erro
 
 	if (!data)
 		return no_memory(err);
-	const char *hash = crypt_r(password, setting, data);
+	/* not crypt_r, which the address sanitizer takes to itself: the linker then leaves libcrypt out */
+	const char *hash = crypt_rn(password, setting, data, sizeof(*data));
 	bool is_good = hash && strncmp(hash, setting, strlen(setting)) == 0;
 	int r = is_good ? vmconfig_set(&ci->password_hash, hash, err)
 			: error_set(err, -ENOTSUP, "this host's crypt(3) has no SHA-512");

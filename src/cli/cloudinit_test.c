@@ -134,7 +134,8 @@ static void test_user_data(void **state)
 	/* the hash, and nothing but the hash */
 	struct crypt_data data = { 0 };
 	assert_memory_equal(ci.password_hash, "$6$", 3);
-	assert_string_equal(crypt_r("a,b: # \"'%", ci.password_hash, &data), ci.password_hash);
+	assert_string_equal(crypt_rn("a,b: # \"'%", ci.password_hash, &data, sizeof(data)),
+			    ci.password_hash);
 	assert_null(memmem(out.data, out.len, "a,b", 3));
 	cloudinit_free(&ci);
 }
@@ -245,7 +246,7 @@ static void test_password_file(void **state)
 	struct crypt_data data = { 0 };
 
 	assert_int_equal(add(&ci, "password-file", file("password", "secret\n")), 0);
-	assert_string_equal(crypt_r("secret", ci.password_hash, &data), ci.password_hash);
+	assert_string_equal(crypt_rn("secret", ci.password_hash, &data, sizeof(data)), ci.password_hash);
 	cloudinit_free(&ci);
 }
 

@@ -315,7 +315,8 @@ static bool take_ack(struct dns_tcp *t, unsigned port, unsigned slot, const stru
 	}
 	uint32_t bytes = MIN(n, (uint32_t)c->out.len);
 	c->out.len -= bytes;
-	memmove(c->out.data, c->out.data + bytes, c->out.len);
+	if (c->out.len)
+		memmove(c->out.data, c->out.data + bytes, c->out.len);
 	if (n == bytes)
 		return true;
 	end(t, port, slot); /* our FIN; theirs, if it is still to come, is refused */
