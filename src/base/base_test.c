@@ -137,6 +137,19 @@ static unsigned count_lines(const char *text)
 	return n;
 }
 
+/* Each byte of each length counts, those of memory that is not aligned, too. */
+static void bytes_all_zero(void **state)
+{
+	uint8_t buf[400] = { [0] = 1, [399] = 1 };
+
+	for (size_t len = 0; len < sizeof(buf) - 1; len++) {
+		assert_true(bytes_are_zero(buf + 1, MIN(len, sizeof(buf) - 2)));
+		buf[1 + len] = 0x80;
+		assert_int_equal(bytes_are_zero(buf + 1, sizeof(buf) - 2), len == sizeof(buf) - 2);
+		buf[1 + len] = len == sizeof(buf) - 2;
+	}
+}
+
 static void log_levels_and_rate(void **state)
 {
 	char text[8192];
@@ -328,6 +341,48 @@ static void host_table_is_replaceable(void **state)
 	assert_ptr_equal(host.malloc, host_calls_real.malloc);
 }
 
+static ssize_t short_pwrite(int fd, const void *buf, size_t len, off_t offset)
+{
+	static unsigned calls;
+
+	if (calls++ % 3 == 1) {
+		errno = EINTR;
+		return -1;
+	}
+	return pwrite(fd, buf, MIN(len, 3u), offset);
+}
+
+static ssize_t full_pwrite(int fd, const void *buf, size_t len, off_t offset)
+{
+	if (offset >= 8) {
+		errno = ENOSPC;
+		return -1;
+	}
+	return pwrite(fd, buf, MIN(len, 4u), offset);
+}
+
+static ssize_t no_pwrite(int fd, const void *buf, size_t len, off_t offset)
+{
+	return 0;
+}
+
+static void host_writes_all(void **state)
+{
+	_cleanup_close_ int fd = memfd_create("all", MFD_CLOEXEC);
+	char back[16] = { 0 };
+
+	host.pwrite = short_pwrite;
+	assert_int_equal(host_pwrite_all(fd, "0123456789", 10, 5), 0);
+	assert_int_equal(pread(fd, back, sizeof(back), 5), 10);
+	assert_string_equal(back, "0123456789");
+	host.pwrite = full_pwrite;
+	assert_int_equal(host_pwrite_all(fd, "0123456789", 10, 0), -ENOSPC);
+	host.pwrite = no_pwrite;
+	assert_int_equal(host_pwrite_all(fd, "0123456789", 10, 0), -EIO);
+	assert_int_equal(host_pwrite_all(fd, "", 0, 0), 0);
+	host = host_calls_real;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -335,6 +390,7 @@ int main(void)
 		cmocka_unit_test(bytes_round_trip),
 		cmocka_unit_test(bytes_read_past_end_gives_zeros),
 		cmocka_unit_test(bytes_failed_growth_sticks),
+		cmocka_unit_test(bytes_all_zero),
 		cmocka_unit_test(log_levels_and_rate),
 		cmocka_unit_test(log_is_bounded),
 		cmocka_unit_test(log_stops_at_its_bound),
@@ -342,6 +398,7 @@ int main(void)
 		cmocka_unit_test(log_has_a_rate),
 		cmocka_unit_test(log_levels_have_names),
 		cmocka_unit_test(host_table_is_replaceable),
+		cmocka_unit_test(host_writes_all),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

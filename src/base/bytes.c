@@ -129,3 +129,13 @@ uint64_t bytes_get_u64(struct byte_reader *r)
 	bytes_get(r, &v, sizeof(v));
 	return v;
 }
+
+bool bytes_are_zero(const void *p, size_t len)
+{
+	const uint8_t *b = p, zero[128] = { 0 };
+
+	/* The compiler makes vectors of the first 128; libc compares the rest with them at its best. */
+	if (memcmp(b, zero, MIN(len, sizeof(zero))))
+		return false;
+	return len <= sizeof(zero) || !memcmp(b, b + sizeof(zero), len - sizeof(zero));
+}

@@ -36,4 +36,7 @@ uint16_t bytes_get_u16(struct byte_reader *r);
 uint32_t bytes_get_u32(struct byte_reader *r);
 uint64_t bytes_get_u64(struct byte_reader *r);
 
+/** bytes_are_zero() - are all @len bytes zero?  None are. */
+bool bytes_are_zero(const void *p, size_t len);
+
 #endif

@@ -69,3 +69,21 @@ static int real_uring_result(int op, int fd, int res)
 
 struct host_calls host = REAL_CALLS;
 const struct host_calls host_calls_real = REAL_CALLS;
+
+int host_pwrite_all(int fd, const void *buf, size_t len, uint64_t at)
+{
+	const uint8_t *p = buf;
+
+	while (len) {
+		ssize_t n = host.pwrite(fd, p, len, (off_t)at);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		p += n;
+		at += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}

@@ -55,4 +55,8 @@ struct host_calls {
 extern struct host_calls host; /* what is called; the real ones unless a test says otherwise */
 extern const struct host_calls host_calls_real;
 
+/** host_pwrite_all() - all of @buf's @len bytes into @fd from @at (bytes) on, however many calls that takes.
+ * Returns 0, -EIO if nothing more is taken, or what host.pwrite() failed with, negative. */
+int host_pwrite_all(int fd, const void *buf, size_t len, uint64_t at);
+
 #endif

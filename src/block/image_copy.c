@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/bytes.h"
 #include "base/host.h"
 #include "block/image_int.h"
 
@@ -25,11 +26,6 @@ struct copy {
 	const struct image_progress *progress;
 	const char *what;
 };
-
-static bool is_zero(const uint8_t *p, uint64_t len)
-{
-	return !len || (p[0] == 0 && !memcmp(p, p + 1, len - 1));
-}
 
 static int read_buf(struct layer *l, void *buf, uint64_t len, uint64_t at)
 {
@@ -53,10 +49,10 @@ static int copy_data(const struct copy *c, uint64_t len, uint64_t at)
 	for (uint64_t done = 0, n; r == 0 && done < len; done += n) {
 		uint64_t unit = 64 * KIB;
 		n = MIN(len - done, unit - ((at + done) & (unit - 1)));
-		if (c->skips_zeroes && is_zero(c->buf + done, n))
+		if (c->skips_zeroes && bytes_are_zero(c->buf + done, n))
 			continue;
 		while (done + n < len &&
-		       !(c->skips_zeroes && is_zero(c->buf + done + n, MIN(unit, len - done - n))))
+		       !(c->skips_zeroes && bytes_are_zero(c->buf + done + n, MIN(unit, len - done - n))))
 			n += MIN(unit, len - done - n);
 		r = write_buf(c->to, c->buf + done, n, at + done);
 	}
@@ -69,7 +65,7 @@ static int copy_packed(const struct copy *c, uint64_t at)
 	int r = read_buf(c->from, c->buf, len, at);
 
 	memset(c->buf + len, 0, c->pack - len);
-	return r < 0 || is_zero(c->buf, len) ? r : qcow2_write_compressed(c->to, c->buf, at);
+	return r < 0 || bytes_are_zero(c->buf, len) ? r : qcow2_write_compressed(c->to, c->buf, at);
 }
 
 static int copy_run(const struct copy *c, enum layer_status st, uint64_t *len, uint64_t at)

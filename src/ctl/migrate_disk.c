@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/host.h"
 #include "ctl/migrate_int.h"
 
@@ -161,11 +162,6 @@ static int send_files(struct migrator *g, struct error *err)
 
 /* ---- disks ---- */
 
-static bool is_zero(const uint8_t *p, uint64_t len)
-{
-	return p[0] == 0 && !memcmp(p, p + 1, len - 1);
-}
-
 /* What the buffer holds of [@at, @at + @len), without what is zero there if that is what it is at the target anyway. */
 static int send_data(struct migrator *g, uint32_t i, uint64_t at, uint64_t len, struct error *err)
 {
@@ -176,9 +172,10 @@ static int send_data(struct migrator *g, uint32_t i, uint64_t at, uint64_t len, 
 		const uint8_t *p = g->disks.buf + done;
 
 		n = MIN(len - done, BLOCK_TRACK_BYTES);
-		bool zero = is_zero(p, n);
+		bool zero = bytes_are_zero(p, n);
 
-		while (done + n < len && is_zero(p + n, MIN(len - done - n, BLOCK_TRACK_BYTES)) == zero)
+		while (done + n < len &&
+		       bytes_are_zero(p + n, MIN(len - done - n, BLOCK_TRACK_BYTES)) == zero)
 			n += MIN(len - done - n, BLOCK_TRACK_BYTES);
 		c.len = n;
 		c.data = zero ? NULL : p;

@@ -77,22 +77,6 @@ static int cannot_write(uint32_t file, int r, struct error *err)
 				   names[file - MIGRATE_FILE_KERNEL], strerror(-r));
 }
 
-static int write_all(int fd, const uint8_t *data, uint64_t len, uint64_t at)
-{
-	while (len) {
-		ssize_t n = host.pwrite(fd, data, len, (off_t)at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		data += n;
-		at += (uint64_t)n;
-		len -= (uint64_t)n;
-	}
-	return 0;
-}
-
 int migrate_files_take(struct migrate_files *f, const uint8_t *payload, size_t len, struct error *err)
 {
 	struct migrate_chunk c;
@@ -116,7 +100,7 @@ int migrate_files_take(struct migrate_files *f, const uint8_t *payload, size_t l
 
 		if (c.offset > size || c.len > size - c.offset)
 			return not_wanted(err);
-		r = write_all(f->files[c.file - MIGRATE_FILE_KERNEL].fd, c.data, c.len, c.offset);
+		r = host_pwrite_all(f->files[c.file - MIGRATE_FILE_KERNEL].fd, c.data, c.len, c.offset);
 	} else {
 		return not_wanted(err);
 	}

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "base/bytes.h"
 #include "ctl/migrate_int.h"
 
 #define SEND_BYTES    (256 * KIB) /* so much together */
@@ -195,7 +196,7 @@ static int send_piece(struct migrate_sender *s, uint64_t first, struct error *er
 			uint8_t *copy = s->pages + n * GUEST_PAGE_SIZE;
 
 			memcpy(copy, base + (page << GUEST_PAGE_SHIFT), GUEST_PAGE_SIZE);
-			if (migrate_page_is_zero(copy))
+			if (bytes_are_zero(copy, GUEST_PAGE_SIZE))
 				add_zero(s, page);
 			else
 				pages[n++] = page;
@@ -217,7 +218,7 @@ int migrate_send_pages(struct migrator *g, const uint64_t *pages, unsigned n, st
 		uint8_t *copy = s->pages + nfull * GUEST_PAGE_SIZE;
 
 		memcpy(copy, base + (pages[i] << GUEST_PAGE_SHIFT), GUEST_PAGE_SIZE);
-		if (migrate_page_is_zero(copy))
+		if (bytes_are_zero(copy, GUEST_PAGE_SIZE))
 			add_zero(s, pages[i]);
 		else
 			full[nfull++] = pages[i];

@@ -210,18 +210,6 @@ int paths_remove_tree(const char *path, struct error *err)
 	return r < 0 ? error_set(err, r, "cannot remove %s: %s", path, strerror(-r)) : 0;
 }
 
-static int write_all(int fd, const char *p, size_t len)
-{
-	for (off_t off = 0; (size_t)off < len;) {
-		ssize_t n = host.pwrite(fd, p + off, len - (size_t)off, off);
-
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		off += n > 0 ? n : 0;
-	}
-	return 0;
-}
-
 DIR *paths_open_dir(const char *path)
 {
 	int fd = host.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
@@ -272,7 +260,7 @@ static int write_file(const char *path, const void *data, size_t len, bool is_st
 
 	if (fd < 0)
 		return error_set(err, -errno, "cannot write %s: %s", tmp, strerror(errno));
-	int r = write_all(fd, data, len);
+	int r = host_pwrite_all(fd, data, len, 0);
 
 	if (r == 0 && is_stable && host.fsync(fd) < 0)
 		r = -errno;

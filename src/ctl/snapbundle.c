@@ -10,6 +10,7 @@
 #include <xxhash.h>
 #include <zstd.h>
 
+#include "base/bytes.h"
 #include "ctl/paths.h"
 #include "vm/code_set.h"
 
@@ -114,11 +115,6 @@ static int put_u64(struct stream *s, uint64_t v, struct error *err)
 	return put(s, &v, sizeof(v), err);
 }
 
-static bool is_zero(const uint8_t *p, size_t len)
-{
-	return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
-}
-
 static int put_extents(struct stream *s, int fd, uint64_t size, uint8_t *buf, struct error *err)
 {
 	uint64_t at = 0;
@@ -138,7 +134,7 @@ static int put_extents(struct stream *s, int fd, uint64_t size, uint8_t *buf, st
 					 "cannot read a file of the snapshot: %s",
 					 n < 0 ? strerror(errno) : "it was cut short");
 		r = tick(s, (uint64_t)n, err);
-		if (r == 0 && !is_zero(buf, (size_t)n)) {
+		if (r == 0 && !bytes_are_zero(buf, (size_t)n)) {
 			r = put_u64(s, at, err);
 			if (r == 0)
 				r = put_u64(s, (uint64_t)n, err);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/host.h"
 #include "mem/ram.h"
@@ -186,44 +187,18 @@ int ram_map(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, struct
 
 /* ---- handing it over ---- */
 
-static bool is_zero_page(const uint8_t *p)
-{
-	const uint64_t *w = (const uint64_t *)(const void *)p;
-	uint64_t any = 0;
-
-	for (size_t i = 0; i < GUEST_PAGE_SIZE / sizeof(*w) && !any; i += 8)
-		any = w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] | w[i + 6] | w[i + 7];
-	return !any;
-}
-
 /* The next run of pages in [@at, @end) that are not zero; false: none. */
 static bool next_run(const uint8_t *base, uint64_t *at, uint64_t *len, uint64_t end)
 {
 	uint64_t from = *at, to;
 
-	while (from < end && is_zero_page(base + from))
+	while (from < end && bytes_are_zero(base + from, GUEST_PAGE_SIZE))
 		from += GUEST_PAGE_SIZE;
-	for (to = from; to < end && !is_zero_page(base + to);)
+	for (to = from; to < end && !bytes_are_zero(base + to, GUEST_PAGE_SIZE);)
 		to += GUEST_PAGE_SIZE;
 	*at = from;
 	*len = to - from;
 	return to > from;
-}
-
-static int write_all(int fd, const uint8_t *data, uint64_t len, uint64_t at)
-{
-	while (len) {
-		ssize_t n = host.pwrite(fd, data, len, (off_t)at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		data += n;
-		at += (uint64_t)n;
-		len -= (uint64_t)n;
-	}
-	return 0;
 }
 
 static int map_shared(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd)
@@ -245,7 +220,7 @@ int ram_share(struct guest_ram *ram, uint64_t offset, uint64_t len, int fd, stru
 	int r = 0;
 
 	for (uint64_t at = offset; r == 0 && next_run(ram->base, &at, &n, offset + len); at += n)
-		r = write_all(fd, ram->base + at, n, at);
+		r = host_pwrite_all(fd, ram->base + at, n, at);
 	if (r == 0)
 		r = map_shared(ram, offset, len, fd);
 	return r < 0 ? not_handed_over(r, err) : 0;

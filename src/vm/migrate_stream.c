@@ -117,16 +117,6 @@ void migrate_packer_free(struct migrate_packer *p)
 	p->zstd = NULL;
 }
 
-bool migrate_page_is_zero(const uint8_t *page)
-{
-	const uint64_t *w = (const void *)page;
-
-	for (unsigned i = 0; i < GUEST_PAGE_SIZE / 8; i += 8)
-		if (w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] | w[i + 6] | w[i + 7])
-			return false;
-	return true;
-}
-
 static void put_ram_header(struct bytes *out, enum migrate_codec codec, unsigned nruns)
 {
 	bytes_put_u8(out, (uint8_t)codec);

@@ -166,9 +166,6 @@ static inline unsigned migrate_page_link(uint64_t page, unsigned nlinks)
 	return (unsigned)(page / MIGRATE_PAGES_MAX % nlinks);
 }
 
-/** migrate_page_is_zero() - of a page that nobody writes. */
-bool migrate_page_is_zero(const uint8_t *page);
-
 /** migrate_page_sum() - of page number @page with these contents: one in a wrong place has another. */
 uint64_t migrate_page_sum(uint64_t page, const uint8_t *data);
 /** migrate_put_sums() - one SUMS record of @n pages of @ram, which stands still. */

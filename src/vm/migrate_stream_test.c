@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "base/bytes.h"
 #include "vm/migrate_stream.h"
 
 #define PAGES	   600
@@ -90,7 +91,7 @@ static void test_round_trip(void **state)
 			for (unsigned i = 0; i < ARRAY_SIZE(pages); i++)
 				assert_memory_equal(PAGE(&r->ram, pages[i]),
 						    data + i * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
-			assert_true(migrate_page_is_zero(PAGE(&r->ram, 6)));
+			assert_true(bytes_are_zero(PAGE(&r->ram, 6), GUEST_PAGE_SIZE));
 		}
 	}
 	/* A change of what is there. */
@@ -115,7 +116,8 @@ static void test_round_trip(void **state)
 	/* Zero again. */
 	migrate_pack_zero(&b, &seq, 3, 3);
 	assert_int_equal(take(r, &b, before, 1, &n), 0);
-	assert_true(migrate_page_is_zero(PAGE(&r->ram, 3)) && migrate_page_is_zero(PAGE(&r->ram, 5)));
+	assert_true(bytes_are_zero(PAGE(&r->ram, 3), GUEST_PAGE_SIZE) &&
+		    bytes_are_zero(PAGE(&r->ram, 5), GUEST_PAGE_SIZE));
 	assert_memory_equal(PAGE(&r->ram, 200), data + 3 * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
 	migrate_packer_free(&p);
 }

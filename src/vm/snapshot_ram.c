@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <xxhash.h>
 
+#include "base/bytes.h"
 #include "base/host.h"
 
 static const char magic[8] = "VIVRAMIX";
@@ -229,16 +230,6 @@ int ram_index_parse(struct ram_index *out, const uint8_t *data, size_t len, stru
 
 /* ---- writing ---- */
 
-static bool is_zero(const uint8_t *p, uint64_t len)
-{
-	const uint64_t *w = (const void *)p;
-
-	for (uint64_t i = 0; i < len / 8; i += 8)
-		if (w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] | w[i + 6] | w[i + 7])
-			return false;
-	return true;
-}
-
 static bool is_dirty(const uint64_t *dirty, uint64_t at, uint64_t len)
 {
 	uint64_t end = (at + len) >> GUEST_PAGE_SHIFT;
@@ -247,23 +238,6 @@ static bool is_dirty(const uint64_t *dirty, uint64_t at, uint64_t len)
 		if (dirty[p / 64] >> p % 64 & 1)
 			return true;
 	return false;
-}
-
-static int write_all(int fd, const uint8_t *p, uint64_t len, uint64_t at, struct error *err)
-{
-	while (len) {
-		ssize_t n = host.pwrite(fd, p, len, (off_t)at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return error_set(err, n < 0 ? -errno : -EIO, "cannot write guest memory: %s",
-					 n < 0 ? strerror(errno) : "nothing was written");
-		p += n;
-		at += (uint64_t)n;
-		len -= (uint64_t)n;
-	}
-	return 0;
 }
 
 /* Runs of pages that are not zero, of @len bytes that belong at @at. */
@@ -275,14 +249,14 @@ static int write_granule(int fd, const uint8_t *p, uint64_t at, uint64_t len, st
 	while (r == 0 && done < len) {
 		uint64_t from = done;
 
-		while (done < len && !is_zero(p + done, GUEST_PAGE_SIZE))
+		while (done < len && !bytes_are_zero(p + done, GUEST_PAGE_SIZE))
 			done += GUEST_PAGE_SIZE;
 		if (done > from)
-			r = write_all(fd, p + from, done - from, at + from, err);
-		while (done < len && is_zero(p + done, GUEST_PAGE_SIZE))
+			r = host_pwrite_all(fd, p + from, done - from, at + from);
+		while (done < len && bytes_are_zero(p + done, GUEST_PAGE_SIZE))
 			done += GUEST_PAGE_SIZE;
 	}
-	return r;
+	return r < 0 ? error_set(err, r, "cannot write guest memory: %s", strerror(-r)) : 0;
 }
 
 static int report(const struct ram_progress *p, uint64_t done, uint64_t total, struct error *err)
@@ -308,7 +282,7 @@ int ram_write_layer(struct ram_index *x, unsigned layer, int fd, const uint8_t *
 			continue;
 		x->layer[i] = 0;
 		x->hash[i] = 0;
-		if (is_zero(base + at, len))
+		if (bytes_are_zero(base + at, len))
 			continue;
 		x->layer[i] = (uint16_t)layer;
 		x->hash[i] = XXH64(base + at, len, 0);
