@@ -136,7 +136,7 @@ static void output(struct dns_tcp *t, unsigned port, struct conn *c, bool needs_
 			break;
 		send_segment(t, port, c, c->next,
 			     (uint8_t)(ACK | (n == left ? PSH : 0) | (ends ? FIN : 0)),
-			     c->out.data + at, n);
+			     n ? c->out.data + at : NULL, n);
 		c->next += n + ends;
 		needs_ack = false;
 		if (is_before(c->max, c->next))
