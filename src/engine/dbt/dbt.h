@@ -255,7 +255,7 @@ struct dbt_cpu {
 	/* System level. */
 	uint64_t pdpte[4]; /* PAE paging: the page-directory pointers, loaded when CR3 is (SDM
 				    * vol. 3 4.4.1); the walker uses these.  cr_load_pdptes() after set_state */
-	uint64_t as_gen; /* part of jc_key.  dbt_mode_changed() starts it somewhere random; whoever
+	uint64_t as_gen;   /* part of jc_key.  Random from xlate_cpu_create() on; whoever
 				    * wants every inline branch entry forgotten adds 1 and calls dbt_mode_changed() */
 	uint32_t kernel_gen; /* part of jc_key below CPL 3: changes with the address space if has_local_code */
 	bool has_local_code; /* the branch table has code below CPL 3 in pages that are not global */

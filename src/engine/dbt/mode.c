@@ -39,11 +39,6 @@ static uint64_t branch_key(struct dbt_cpu *cpu)
 {
 	const struct x86_seg *cs = &cpu->s.seg[SEG_CS];
 	uint64_t x;
-
-	if (!cpu->as_gen) {
-		cpu->as_gen = mix(__builtin_ia32_rdtsc() ^ (uintptr_t)cpu);
-		cpu->jc_poison = mix(cpu->as_gen ^ __builtin_ia32_rdtsc());
-	}
 	uint32_t space = cpu->cpl == 3 ? cpu->mmu.spaces.tag : cpu->kernel_gen;
 
 	x = cpu->as_gen + ((uint64_t)space << 32);

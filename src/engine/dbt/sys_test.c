@@ -1427,6 +1427,23 @@ static void test_late_poison(void **state)
 	dbt_run_leave(cpu);
 }
 
+/* No guest knows what the keys of its vCPUs' branch tables begin with: two of one machine differ, and 0 is none. */
+static void test_keys_are_secret(void **state)
+{
+	struct vcpu_up up = { .on_exit = on_exit_, .intr_ack = intr_ack, .yield = yield };
+	struct engine_vcpu *second;
+	struct error err = { "" };
+
+	assert_int_equal(engine_dbt.vcpu_create(&second, vm, 1, &up, &err), 0);
+	struct dbt_cpu *other = (struct dbt_cpu *)(void *)second;
+	assert_true(other->jc_poison && other->as_gen > 1000);
+	assert_true(other->jc_poison != cpu->jc_poison);
+	assert_true(other->jc_key && other->jc_key != other->jc_poison);
+	assert_true((int64_t)(other->as_gen - cpu->as_gen) > 1000 ||
+		    (int64_t)(cpu->as_gen - other->as_gen) > 1000);
+	engine_dbt.vcpu_destroy(second);
+}
+
 /* What other vCPUs do while this one is out: the cache is flushed, filled again, and they run the same code. */
 static void flush_and_refill(void)
 {
@@ -1565,6 +1582,7 @@ int main(void)
 		cmocka_unit_test(test_mode_key),
 		cmocka_unit_test(test_translation_saves_vectors),
 		cmocka_unit_test(test_late_poison),
+		cmocka_unit_test(test_keys_are_secret),
 		cmocka_unit_test(test_flush_under_frames),
 		cmocka_unit_test(test_refused_block),
 		cmocka_unit_test(test_descriptor_info),

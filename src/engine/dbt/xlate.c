@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <ucontext.h>
 
 #include "engine/dbt/check.h"
@@ -112,6 +113,13 @@ int xlate_cpu_create(struct dbt_cpu *cpu, struct error *err)
 
 	if (rc)
 		return rc;
+	uint64_t secret[2]; /* mode.c, branch_key() */
+
+	if (getrandom(secret, sizeof(secret), 0) != sizeof(secret))
+		return error_set(err, -EIO,
+				 "the host gives no random numbers for a vCPU's branch table: %m");
+	cpu->as_gen = secret[0];
+	cpu->jc_poison = secret[1];
 	cpu->self = cpu;
 	cpu->base = (char *)cpu + DBT_BASE;
 	if (cpu->vm->cfg.without & ENGINE_IN_PLACE)
