@@ -100,28 +100,46 @@ static int network_list(const struct policy *p, unsigned machine, char *buf, siz
 	return len < cap ? 0 : -E2BIG;
 }
 
+#define ARGS_MAX (32 + 4 * LAB_TEXTS_MAX)
+
+static void add_each(const char *argv[ARGS_MAX], unsigned *n, const char *option,
+		     const struct lab_texts *t)
+{
+	for (unsigned i = 0; i < t->n; i++) {
+		argv[(*n)++] = option;
+		argv[(*n)++] = t->text[i];
+	}
+}
+
 /* As `viv run` or `viv start` would; what they print but errors is of no interest here. */
 static int start_machine(const struct lab *l, unsigned i)
 {
 	const struct lab_machine *m = &l->machines[i];
 	const char *name = l->policy->machines[i].name;
 	char net[512];
-	const char *argv[32] = { "run" };
+	const char *argv[ARGS_MAX] = { "run" };
 	unsigned n = 1;
 
 	if (m->keep && has_config(name))
 		return cli_start(2, (char *[]){ "start", (char *)(uintptr_t)name, NULL });
 	if (network_list(l->policy, i, net, sizeof(net)) < 0)
 		return EXIT_FAILED;
-	const char *const options[][2] = { { "--name", name },	      { "--net", net },
-					   { "--kernel", m->kernel }, { "--initrd", m->initrd },
-					   { "--append", m->append }, { "--engine", m->engine },
-					   { "--mem", m->memory },    { "--cpus", m->cpus } };
+	const char *const options[][2] = { { "--name", name },
+					   { "--net", net },
+					   { "--kernel", m->kernel },
+					   { "--initrd", m->initrd },
+					   { "--append", m->append },
+					   { "--engine", m->engine },
+					   { "--mem", m->memory },
+					   { "--cpus", m->cpus },
+					   { "--user-data", m->user_data } };
 	for (unsigned o = 0; o < ARRAY_SIZE(options); o++)
 		if (options[o][1]) {
 			argv[n++] = options[o][0];
 			argv[n++] = options[o][1];
 		}
+	add_each(argv, &n, "--share", &m->share);
+	add_each(argv, &n, "--cloud-init", &m->cloud_init);
 	argv[n++] = "--detach";
 	if (!m->keep)
 		argv[n++] = "--rm";

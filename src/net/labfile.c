@@ -78,6 +78,49 @@ static int read_cpus(struct labyaml *r, const yaml_node_t *n, void *arg)
 		       : 0;
 }
 
+/* One text, or a list of them. */
+struct texts_of {
+	const char *what;
+	struct lab_texts *out;
+	unsigned max;
+};
+
+static int read_one_text(struct labyaml *r, const yaml_node_t *n, void *arg)
+{
+	const struct texts_of *t = arg;
+
+	if (t->out->n == t->max)
+		return labyaml_fail(r, &n->start_mark, "%s has at most %u entries", t->what, t->max);
+	int ret = read_text(r, n, t->what, &t->out->text[t->out->n]);
+
+	t->out->n += ret == 0;
+	return ret;
+}
+
+static int read_texts(struct labyaml *r, const yaml_node_t *n, const char *what,
+		      struct lab_texts *out, unsigned max)
+{
+	struct texts_of t = { what, out, max };
+
+	return n->type == YAML_SCALAR_NODE ? read_one_text(r, n, &t)
+					   : labyaml_each_item(r, n, what, read_one_text, &t);
+}
+
+static int read_share(struct labyaml *r, const yaml_node_t *n, void *arg)
+{
+	return read_texts(r, n, "share", &((struct machine *)arg)->out->share, LAB_SHARES_MAX);
+}
+
+static int read_cloud_init(struct labyaml *r, const yaml_node_t *n, void *arg)
+{
+	return read_texts(r, n, "cloud-init", &((struct machine *)arg)->out->cloud_init, LAB_TEXTS_MAX);
+}
+
+static int read_user_data(struct labyaml *r, const yaml_node_t *n, void *arg)
+{
+	return read_text(r, n, "user-data", &((struct machine *)arg)->out->user_data);
+}
+
 struct card {
 	struct net_addr v4;
 	bool has_v4, may_spoof;
@@ -257,10 +300,21 @@ static int skip(struct labyaml *r, const yaml_node_t *n, void *arg)
 }
 
 static const struct labyaml_key machine_keys[] = {
-	{ "image", read_image },   { "kernel", read_kernel }, { "initrd", read_initrd },
-	{ "append", read_append }, { "engine", read_engine }, { "memory", read_memory },
-	{ "cpus", read_cpus },	   { "keep", read_keep },     { "networks", read_networks_of },
-	{ "forward", skip },	   { "after", skip },	      { NULL, NULL },
+	{ "image", read_image },
+	{ "kernel", read_kernel },
+	{ "initrd", read_initrd },
+	{ "append", read_append },
+	{ "engine", read_engine },
+	{ "memory", read_memory },
+	{ "cpus", read_cpus },
+	{ "keep", read_keep },
+	{ "networks", read_networks_of },
+	{ "forward", skip },
+	{ "after", skip },
+	{ "share", read_share },
+	{ "cloud-init", read_cloud_init },
+	{ "user-data", read_user_data },
+	{ NULL, NULL },
 };
 
 static int read_machine(struct labyaml *r, const yaml_node_t *key, const char *name,
@@ -519,6 +573,12 @@ int lab_parse(struct lab **out, const char *text, size_t len, const char *where,
 	return 0;
 }
 
+static void texts_free(struct lab_texts *t)
+{
+	for (unsigned i = 0; i < t->n; i++)
+		free(t->text[i]);
+}
+
 void lab_free(struct lab *l)
 {
 	if (!l)
@@ -532,6 +592,9 @@ void lab_free(struct lab *l)
 		free(m->engine);
 		free(m->memory);
 		free(m->cpus);
+		free(m->user_data);
+		texts_free(&m->share);
+		texts_free(&m->cloud_init);
 	}
 	policy_free(l->policy);
 	free(l);

@@ -14,9 +14,17 @@
 
 #define LABFILE_BYTES_MAX (1 * MIB)
 
+#define LAB_TEXTS_MAX  16
+#define LAB_SHARES_MAX 8 /* as a machine has at most */
+struct lab_texts {	 /* a list */
+	char *text[LAB_TEXTS_MAX];
+	unsigned n;
+};
+
 struct lab_machine { /* what is no matter of the network; strings are malloc'd or NULL */
 	char *image, *kernel, *initrd, *append, *engine, *memory;
-	char *cpus;
+	char *cpus, *user_data;
+	struct lab_texts share, cloud_init;
 	bool keep;			 /* it stays when it ends */
 	bool after[POLICY_MACHINES_MAX]; /* it starts when these are up; never a circle */
 };

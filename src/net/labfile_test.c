@@ -66,6 +66,31 @@ static void test_demo(void **state)
 	lab_free(l);
 }
 
+/* What goes on to viv run as it stands: one text, or several. */
+static void test_texts(void **state)
+{
+	static const char text[] =
+		"networks: {n: {subnet: 10.1.0.0/24}}\n"
+		"machines:\n"
+		"  one: {image: i, networks: [n], share: 'src:tag,ro', user-data: u.yaml}\n"
+		"  two: {image: i, networks: [n], share: [a, b], cloud-init: ['user=x', "
+		"'hostname=y']}\n";
+	struct lab *l;
+
+	if (parse(&l, text) != 0)
+		fail_msg("%s", err.text);
+	const struct lab_machine *one = &l->machines[0], *two = &l->machines[1];
+	assert_int_equal(one->share.n, 1);
+	assert_string_equal(one->share.text[0], "src:tag,ro");
+	assert_string_equal(one->user_data, "u.yaml");
+	assert_int_equal(one->cloud_init.n, 0);
+	assert_int_equal(two->share.n, 2);
+	assert_string_equal(two->share.text[1], "b");
+	assert_int_equal(two->cloud_init.n, 2);
+	assert_string_equal(two->cloud_init.text[0], "user=x");
+	lab_free(l);
+}
+
 /* One card in several networks: each a port of its own, with the card's MAC and a tag. */
 static void test_trunk(void **state)
 {
@@ -178,6 +203,11 @@ static void test_refused(void **state)
 		{ "kernel: k, initrd", "image: k, initrd", "an initrd goes with a kernel" },
 		{ "10.2.0.77", "10.3.0.77", "is no address for a machine in network" },
 		{ "memory: 512M", "memory: lots", "is no size" },
+		{ "memory: 512M", "share: {a: b}", "is a list" },
+		{ "memory: 512M", "share: ['']", "share is empty" },
+		{ "memory: 512M", "share: [a, b, c, d, e, f, g, h, i]",
+		  "lab.yaml:8:97: share has at most 8 entries" },
+		{ "memory: 512M", "user-data: [a]", "user-data is a text" },
 		{ "\"8080:80\"", "\"8080\"", "is no port forward" },
 		{ "\"8080:80\"", "\"8080:80\", \"8080:81\"", "is forwarded twice" },
 		{ "memory: 512M", "forward: [\"1:1\"]", "none of its networks has an uplink by NAT" },
@@ -291,9 +321,10 @@ static void test_order(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_demo),	   cmocka_unit_test(test_trunk),
-		cmocka_unit_test(test_interfaces), cmocka_unit_test(test_refused),
-		cmocka_unit_test(test_order),	   cmocka_unit_test(test_plan),
+		cmocka_unit_test(test_demo),	cmocka_unit_test(test_texts),
+		cmocka_unit_test(test_trunk),	cmocka_unit_test(test_interfaces),
+		cmocka_unit_test(test_refused), cmocka_unit_test(test_order),
+		cmocka_unit_test(test_plan),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -87,6 +87,27 @@ def test_both_ways(empty_viv, full, folder, tmp_path):
     assert (kept / "kept").read_text() == "kept"
 
 
+def test_in_a_lab(empty_viv, full, folder, tmp_path):
+    """What a lab file says of a machine's folders; its file is named as seen from the lab's."""
+    viv = empty_viv
+    (folder / "hello").write_text("from the host")
+    initrd = tiny.make(full, tmp_path, MOUNT.format("desk") + "echo ANSWER $($b cat /desk/hello)\necho told >/desk/answer\n$b sleep 1000\n",
+                       MODULES)
+    lab = tmp_path / "desk.yaml"
+    lab.write_text(f"""
+networks: {{n: {{subnet: 10.1.0.0/24}}}}
+machines:
+  one: {{kernel: "{full / 'vmlinuz'}", initrd: "{initrd}", append: "console=ttyS0 quiet", memory: 256M, networks: [n], share: ["shared:desk"]}}
+""")
+    viv.ok("up", lab, limit=BOOT_LIMIT)
+    viv.spawn("console", "one", limit=BOOT_LIMIT).expect("ANSWER from the host")
+    viv.wait_until(lambda: (folder / "answer").exists(), "the guest's answer")
+    viv.ok("down", lab)
+    lab.write_text(lab.read_text().replace("shared:desk", "nowhere:desk"))
+    viv.fails("up", lab, says=["nowhere", "No such file"])
+    assert viv.names() == []
+
+
 # Counts in a file that it holds open, and in one that it opens anew each time.
 COUNT = MOUNT.format("desk") + r"""
 cd /desk
