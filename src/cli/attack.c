@@ -21,12 +21,14 @@
 #include "ctl/confine.h"
 #include "ctl/paths.h"
 #include "ctl/socket.h"
+#include "share/sharer.h"
 
 struct stage {
 	struct vmconfig attacker;
 	char victim_name[PATHS_NAME_MAX + 1];
 	char *folder, *victim, *run_dir, *socket;
 	int listen_fd, tcp_fd;
+	pid_t share_pids[2];
 	struct attack_target target;
 };
 
@@ -62,6 +64,34 @@ static int add_files(struct stage *s, struct error *err)
 	return r == 0 ? vmconfig_save(&s->attacker, err) : r;
 }
 
+/* One folder, served twice: to be written, and not. */
+static int share_folder(struct stage *s, struct error *err)
+{
+	int *const fds[] = { &s->target.share_fd, &s->target.readonly_share_fd };
+	_cleanup_free_ char *secret = NULL, *kept = NULL, *link = NULL;
+	_cleanup_free_ char *folder = paths_format(err, "%s/shared", s->folder);
+	int r = folder ? make_file(s->folder, ATTACK_SECRET, &secret, err) : -ENOMEM;
+
+	if (r == 0)
+		r = paths_make(folder, err);
+	if (r == 0)
+		r = make_file(folder, ATTACK_KEPT, &kept, err);
+	if (r == 0) {
+		link = paths_format(err, "%s/%s", folder, ATTACK_LINK);
+		r = link ? 0 : -ENOMEM;
+	}
+	if (r == 0 && symlink(secret, link) < 0)
+		r = error_set(err, -errno, "cannot make %s: %s", link, strerror(errno));
+	for (unsigned i = 0; r == 0 && i < ARRAY_SIZE(fds); i++) {
+		const struct sharer_options o = { .path = folder,
+						  .tag = i ? "readonly" : "shared",
+						  .is_readonly = i > 0 };
+
+		r = sharer_spawn(&o, fds[i], &s->share_pids[i], err);
+	}
+	return r;
+}
+
 static int listen_tcp(struct stage *s, struct error *err)
 {
 	struct sockaddr_in sa = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
@@ -80,7 +110,9 @@ static int stage_set(struct stage *s, struct error *err)
 	char name[PATHS_NAME_MAX + 1];
 	struct vmconfig victim = { 0 };
 
-	*s = (struct stage){ .listen_fd = -1, .tcp_fd = -1 };
+	*s = (struct stage){ .listen_fd = -1,
+			     .tcp_fd = -1,
+			     .target = { .share_fd = -1, .readonly_share_fd = -1 } };
 	snprintf(name, sizeof(name), "attacker-%d", (int)getpid());
 	snprintf(s->victim_name, sizeof(s->victim_name), "victim-%d", (int)getpid());
 	int r = make_machine(&s->attacker, name, &s->folder, err);
@@ -90,6 +122,8 @@ static int stage_set(struct stage *s, struct error *err)
 	vmconfig_free(&victim);
 	if (r == 0)
 		r = add_files(s, err);
+	if (r == 0)
+		r = share_folder(s, err);
 	s->run_dir = paths_run(s->victim_name, NULL, err);
 	s->socket = paths_run(s->victim_name, "control.sock", err);
 	if (r == 0)
@@ -110,6 +144,13 @@ static void stage_clear(struct stage *s)
 {
 	struct error err;
 
+	if (s->target.share_fd >= 0)
+		close(s->target.share_fd);
+	if (s->target.readonly_share_fd >= 0)
+		close(s->target.readonly_share_fd);
+	for (unsigned i = 0; i < ARRAY_SIZE(s->share_pids); i++)
+		while (s->share_pids[i] > 0 && waitpid(s->share_pids[i], NULL, 0) < 0 && errno == EINTR)
+			continue;
 	if (s->folder && paths_remove_tree(s->folder, &err) < 0)
 		cli_note("%s", err.text);
 	if (s->victim && paths_remove_tree(s->victim, &err) < 0)
@@ -173,7 +214,7 @@ static unsigned collect(int fd, json_t *list, bool as_json, unsigned *nbad)
 
 		*nbad += bad;
 		if (!as_json)
-			printf("%s  %-56s %-28s %s\n", bad ? "BAD " : "ok  ", attack_name(n),
+			printf("%s  %-56s %-34s %s\n", bad ? "BAD " : "ok  ", attack_name(n),
 			       process, vcpu);
 		(void)json_array_append_new(list,
 					    json_pack("{s:s, s:b, s:s, s:s}", "try", attack_name(n),
@@ -190,14 +231,14 @@ static void print_means(const struct confine *c)
 	printf("What a machine could do if its guest had taken it over.\n");
 	confine_describe(c, means);
 	printf("      in force: %s\n\n", means);
-	printf("      %-56s %-28s %s\n", "what it tried", "the process",
+	printf("      %-56s %-34s %s\n", "what it tried", "the process",
 	       "a thread that executes guest code");
 }
 
 /* Another process, so that what it becomes, a broker, ends with it. */
 static int be_broker(struct stage *s, int result_fd, bool as_json)
 {
-	const int machines[] = { result_fd, -1 };
+	const int machines[] = { result_fd, s->target.share_fd, s->target.readonly_share_fd, -1 };
 	struct broker_policy *p = NULL;
 	struct confine c;
 	struct error err;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/attack.h"
+#include "ctl/attack_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -479,6 +479,15 @@ static const struct {
 	{ "write to the machine's kernel by another name", write_kernel },
 	{ "replace the configuration by one with the kernel as its disk", make_kernel_a_disk },
 	{ "put the kernel in the place of the machine's disk", put_kernel_in_place_of_disk },
+	{ "climb out of a shared folder", attack_share_climb },
+	{ "climb out of a shared folder by a name with a slash", attack_share_slash },
+	{ "follow a link out of a shared folder", attack_share_follow_link },
+	{ "make a link out of a shared folder and follow it", attack_share_follow_own_link },
+	{ "move a file out of a shared folder", attack_share_move_out },
+	{ "make a device in a shared folder", attack_share_device },
+	{ "make a set-user-ID file in a shared folder", attack_share_setuid },
+	{ "make a file in a read-only shared folder", attack_share_make_in_readonly },
+	{ "write a file of a read-only shared folder", attack_share_write_readonly },
 	{ "connect to the host's 127.0.0.1", connect_tcp },
 	{ "raw packets", raw_socket },
 	{ "the kernel's netlink", netlink_socket },
@@ -537,9 +546,8 @@ struct attack_result attack_try(unsigned i, const struct attack_target *t, bool 
 	if (pid < 0)
 		return out;
 	if (pid == 0) {
-		/* 200: not tried */
 		if (is_vcpu && confine_filter_vcpu(&err) < 0)
-			_exit(200);
+			_exit(ATTACK_EXIT_UNTRIED);
 		errno = 0;
 		long r = tries[i].fn(t);
 
@@ -549,7 +557,7 @@ struct attack_result attack_try(unsigned i, const struct attack_target *t, bool 
 		continue;
 	if (WIFSIGNALED(status)) {
 		out.outcome = ATTACK_KILLED;
-	} else if (WEXITSTATUS(status) != 200) {
+	} else if (WEXITSTATUS(status) != ATTACK_EXIT_UNTRIED) {
 		out.host_errno = WEXITSTATUS(status);
 		out.outcome = out.host_errno ? ATTACK_REFUSED : ATTACK_SUCCEEDED;
 	}

@@ -8,6 +8,11 @@
 
 #include "ctl/vmconfig.h"
 
+/* Of the shared folder: a link to ATTACK_SECRET, which lies beside the folder, and a file. */
+#define ATTACK_SECRET "secret"
+#define ATTACK_LINK   "out"
+#define ATTACK_KEPT   "kept"
+
 /* What there is to be had; absolute paths. */
 struct attack_target {
 	const struct vmconfig *config; /* of the machine that attacks, with a kernel and a disk; its broker answers */
@@ -16,6 +21,8 @@ struct attack_target {
 	const char *socket; /* that one's control socket, listening */
 	pid_t process;	    /* of the host: the one that called confine_split() */
 	int tcp_port;	    /* of the host's 127.0.0.1, listening */
+	/* Connected to servers of one folder (share/sharer.h). */
+	int share_fd, readonly_share_fd;
 };
 
 enum attack_outcome { ATTACK_REFUSED, ATTACK_KILLED, ATTACK_SUCCEEDED, ATTACK_UNTRIED };

@@ -19,6 +19,7 @@
 #include "ctl/confine.h"
 #include "ctl/paths.h"
 #include "ctl/vmlock.h"
+#include "share/server.h"
 
 static char home[64], own[128], other[128], kernel[128], disk[128], images[128];
 
@@ -937,6 +938,8 @@ static void use_files(void)
 }
 
 /* Both in children of this process: what they become ends with them. */
+static int kept_fds[3] = { -1, -1, -1 }; /* of the machine's process */
+
 static int run_confined(struct scene *s, void (*machine)(void))
 {
 	int status;
@@ -944,10 +947,9 @@ static int run_confined(struct scene *s, void (*machine)(void))
 
 	assert_true(pid >= 0);
 	if (pid == 0) {
-		const int none[] = { -1 };
 		struct confine c;
 		struct error err;
-		int r = confine_split(&c, none, false, &err);
+		int r = confine_split(&c, kept_fds, false, &err);
 
 		if (r == CONFINE_MACHINE) {
 			if (confine_await(c.root_fd, &err) < 0)
@@ -1024,6 +1026,86 @@ static void test_threads_of_guests_compute(void **state)
 
 static struct attack_target target;
 
+/* ---- a server of a folder, as the machine's process sees it ---- */
+
+static char shared[256];
+
+static bool receive(int fd, uint8_t *p, size_t len)
+{
+	for (ssize_t n; len; p += n, len -= (size_t)n) {
+		n = read(fd, p, len);
+		if (n <= 0)
+			return false;
+	}
+	return true;
+}
+
+static void serve_folder(int fd, bool is_readonly)
+{
+	static uint8_t request[P9_MSIZE_MIN], reply[P9_MSIZE_MAX];
+	struct share_server *server;
+	struct error err;
+	uint32_t size;
+
+	if (share_server_create(&server, open(shared, O_PATH | O_DIRECTORY), is_readonly, &err) < 0)
+		_exit(1);
+	while (receive(fd, request, sizeof(size))) {
+		memcpy(&size, request, sizeof(size));
+		if (size < P9_HEADER || size > sizeof(request) ||
+		    !receive(fd, request + sizeof(size), size - sizeof(size)))
+			_exit(1);
+		size_t n = share_server_handle(server, request, size, reply);
+
+		if (write(fd, reply, n) != (ssize_t)n)
+			_exit(1);
+	}
+	_exit(0);
+}
+
+/* A socket to one, which ends with it. */
+static int share(bool is_readonly)
+{
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		close(fds[0]);
+		for (size_t i = 0; i < ARRAY_SIZE(kept_fds); i++)
+			if (kept_fds[i] >= 0)
+				close(kept_fds[i]);
+		serve_folder(fds[1], is_readonly);
+	}
+	close(fds[1]);
+	return fds[0];
+}
+
+static void share_twice(bool is_second_readonly)
+{
+	struct error err;
+	char link[300];
+
+	snprintf(shared, sizeof(shared), "%s/shared", own);
+	assert_int_equal(paths_make(shared, &err), 0);
+	write_text(in(own, ATTACK_SECRET), "secret");
+	write_text(in(shared, ATTACK_KEPT), "kept");
+	snprintf(link, sizeof(link), "%s/" ATTACK_LINK, shared);
+	assert_int_equal(symlink("../" ATTACK_SECRET, link), 0);
+	target.share_fd = kept_fds[0] = share(false);
+	target.readonly_share_fd = kept_fds[1] = share(is_second_readonly);
+}
+
+static void end_shares(void)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		close(kept_fds[i]);
+		kept_fds[i] = -1;
+		assert_true(wait(NULL) > 0);
+	}
+}
+
 static void attack(void)
 {
 	for (unsigned i = 0; i < attack_count(); i++) {
@@ -1049,7 +1131,9 @@ static void test_attacks(void **state)
 					 .socket = "/tmp/none.sock",
 					 .process = getpid(),
 					 .tcp_port = 1 };
+	share_twice(true);
 	assert_int_equal(run_confined(s, attack), 0);
+	end_shares();
 }
 
 /* The tries can succeed: a process that is not confined makes those that do no harm. */
@@ -1070,12 +1154,15 @@ static void test_attacks_are_real(void **state)
 		"map memory to write and execute",
 		"make written memory executable",
 		"map a file to write and execute",
+		"make a file in a read-only shared folder", /* which here is not read-only */
+		"write a file of a read-only shared folder",
 	};
 	struct scene *s = *state;
 
 	target = (struct attack_target){
 		.config = &s->c, .folder = own, .victim = other, .process = getpid()
 	};
+	share_twice(false);
 	for (size_t k = 0; k < ARRAY_SIZE(harmless); k++) {
 		unsigned i = 0;
 
@@ -1084,6 +1171,7 @@ static void test_attacks_are_real(void **state)
 		assert_true(i < attack_count());
 		assert_int_equal(attack_try(i, &target, false).outcome, ATTACK_SUCCEEDED);
 	}
+	end_shares();
 }
 
 int main(void)
