@@ -840,6 +840,7 @@ static const struct ctl_field fork_answer[] = {
 	{ "pages_sent",           CTL_UINT,   false, "with contents" }, \
 	{ "pages_zero",           CTL_UINT,   false, "that were zero" }, \
 	{ "pages_packed",         CTL_UINT,   false, "of those with contents" }, \
+	{ "pages_delta",          CTL_UINT,   false, "of those with contents, as what they differ in from what was sent before" }, \
 	{ "pages_left",           CTL_UINT,   false, "of this round" }, \
 	{ "dirty_bytes_per_s",    CTL_UINT,   false, "that the guest changes" }, \
 	{ "rounds",               CTL_UINT,   false, "of memory" }, \

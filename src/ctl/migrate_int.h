@@ -15,16 +15,23 @@
 #include "ctl/migrate_link.h"
 
 /* What one link's sender has learned about how to send pages. */
+/* Of a page in a codec: time, and what is left of it; 0: unknown. */
+struct migrate_cost {
+	double ns, ratio;
+	unsigned since_trial; /* records since it was last tried though it did not pay */
+};
+
 struct migrate_sender {
 	struct migrator *g;
 	unsigned index;
 	pthread_t thread; /* of this round; of link 0 the migration's own */
 	struct migrate_packer packer;
-	uint8_t *pages;		    /* MIGRATE_PAGES_MAX copies */
-	double pack_ns, pack_ratio; /* of a page by zstd: time, and what is left of it; 0: unknown */
-	double byte_ns;		    /* of the link */
-	unsigned since_trial;	    /* records since the other codec was tried */
-	uint64_t zero_first;	    /* zero pages not told yet */
+	uint8_t *pages;	 /* MIGRATE_PAGES_MAX copies */
+	uint8_t *deltas; /* as many: what they differ in from what was sent */
+	struct migrate_sent *sent;
+	struct migrate_cost pack, delta;
+	double byte_ns;	     /* of the link */
+	uint64_t zero_first; /* zero pages not told yet */
 	uint32_t nzero;
 	struct error err;
 	int result;
@@ -32,7 +39,7 @@ struct migrate_sender {
 
 /* Figures, written by the migration's threads, read by any. */
 struct migrate_figures {
-	_Atomic uint64_t pages_sent, pages_zero, pages_zstd, bytes_sent;
+	_Atomic uint64_t pages_sent, pages_zero, pages_zstd, pages_delta, bytes_sent;
 	_Atomic uint64_t pages_left; /* of this round, or dirty since */
 	_Atomic uint64_t dirty_pages_per_s;
 	_Atomic uint32_t rounds, throttle_percent;

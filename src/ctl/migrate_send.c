@@ -3,8 +3,9 @@
  * Rounds of memory.  The pages to be sent are fixed when a round begins, after their bits of the dirty log were collected and cleared; each is copied and
  * then looked at in the copy, which nobody writes.
  *
- * How: contents go raw or through zstd, whichever takes less time altogether.  What a page costs zstd and what zstd leaves of it is measured whenever it is used,
- * what a byte costs the link with every record; every so often a record goes the other way, to see whether things have changed.
+ * How: contents go raw, through zstd, or as what they differ in from what was sent of them before (migrate_sent.h), whichever takes less time
+ * altogether.  What a page costs in each and what is left of it is measured whenever it is used, what a byte costs the link with every record; every so
+ * often a record goes another way, to see whether things have changed.
  */
 #include <errno.h>
 #include <string.h>
@@ -13,9 +14,11 @@
 
 #include "base/bytes.h"
 #include "ctl/migrate_int.h"
+#include "ctl/migrate_sent.h"
 
 #define SEND_BYTES    (256 * KIB) /* so much together */
-#define TRIAL	      48	  /* records between trials of the other codec */
+#define TRIAL	      48	  /* records between trials of another codec */
+#define SLOW_PAGE_NS  4000 /* a page takes the link so long: copies are kept of what was sent */
 #define SMOOTH	      0.2
 #define LIMIT_STEP_NS 20000000LL
 
@@ -40,8 +43,14 @@ int migrate_senders_init(struct migrator *g, struct error *err)
 
 		*s = (struct migrate_sender){ .g = g, .index = i, .packer.level = 1 };
 		s->pages = aligned_alloc(64, MIGRATE_PAGES_MAX * GUEST_PAGE_SIZE);
-		if (!s->pages)
+		s->deltas = aligned_alloc(64, MIGRATE_PAGES_MAX * GUEST_PAGE_SIZE);
+		if (!s->pages || !s->deltas)
 			return error_set(err, -ENOMEM, "no memory to send pages");
+		uint64_t bytes = MIN(g->offer.mapping_bytes, (uint64_t)MIGRATE_SENT_BYTES);
+		int r = migrate_sent_create(&s->sent, bytes / g->nlinks, err);
+
+		if (r < 0)
+			return r;
 	}
 	return 0;
 }
@@ -51,7 +60,10 @@ void migrate_senders_free(struct migrator *g)
 	for (unsigned i = 0; i < MIGRATE_STREAMS_MAX; i++) {
 		migrate_packer_free(&g->senders[i].packer);
 		free(g->senders[i].pages);
-		g->senders[i].pages = NULL;
+		free(g->senders[i].deltas);
+		migrate_sent_destroy(g->senders[i].sent);
+		g->senders[i].pages = g->senders[i].deltas = NULL;
+		g->senders[i].sent = NULL;
 	}
 }
 
@@ -140,40 +152,130 @@ static void add_zero(struct migrate_sender *s, uint64_t page)
 		s->zero_first = page;
 	}
 	s->nzero++;
+	migrate_sent_drop(s->sent, page);
 }
 
-/* Does packing pay?  What is not known yet is tried. */
-static enum migrate_codec choose(struct migrate_sender *s, unsigned n)
+/* ns: what the link or the user allows. */
+static double raw_cost(const struct migrate_sender *s)
 {
-	double raw = GUEST_PAGE_SIZE * s->byte_ns;
-	bool packs = !s->pack_ns || s->pack_ns + s->pack_ratio * raw < raw;
+	const struct migrator *g = s->g;
+	double limit_ns = g->bytes_per_s && !g->is_paused ? 1e9 / (double)g->bytes_per_s : 0;
 
-	if (!s->byte_ns || n < 4)
-		packs = false;
-	else if (++s->since_trial > TRIAL && n >= 64 && !packs) {
-		s->since_trial = 0;
-		packs = true;
-	}
-	return packs ? MIGRATE_ZSTD : MIGRATE_RAW;
+	return GUEST_PAGE_SIZE * MAX(s->byte_ns, limit_ns);
 }
 
-static int put_pages(struct migrate_sender *s, const uint64_t *pages, unsigned n, struct error *err)
+/* What a page takes altogether; what is not known yet is tried. */
+static double page_cost(const struct migrate_sender *s, const struct migrate_cost *c)
+{
+	return c->ns ? c->ns + c->ratio * raw_cost(s) : 0;
+}
+
+/* Does it pay for @n pages, when a page takes @other_ns without it? */
+static bool pays(struct migrate_sender *s, struct migrate_cost *c, unsigned n, double other_ns)
+{
+	if (raw_cost(s) == 0 || n < 4)
+		return false;
+	if (page_cost(s, c) < other_ns)
+		return true;
+	if (++c->since_trial <= TRIAL || n < 64)
+		return false;
+	c->since_trial = 0;
+	return true;
+}
+
+static void learn_codec(struct migrate_cost *c, int64_t from_ns, size_t bytes, unsigned n)
+{
+	learn(&c->ns, (double)(migrate_now_ns() - from_ns) / n);
+	learn(&c->ratio, (double)bytes / (double)(n * GUEST_PAGE_SIZE));
+}
+
+/* @n pages with @data of them, raw or through zstd. */
+static int put_whole(struct migrate_sender *s, const uint64_t *pages, unsigned n,
+		     const uint8_t *data, struct error *err)
 {
 	struct migrate_link *l = &s->g->links[s->index];
-	enum migrate_codec codec = choose(s, n);
+	enum migrate_codec codec = pays(s, &s->pack, n, raw_cost(s)) ? MIGRATE_ZSTD : MIGRATE_RAW;
 	size_t before = l->out.len;
 	int64_t from = migrate_now_ns();
-	int r = migrate_pack(&s->packer, &l->out, &l->seq_out, codec, pages, n, s->pages);
+	int r = migrate_pack(&s->packer, &l->out, &l->seq_out, codec, pages, n, data);
 
 	if (r < 0)
 		return error_set(err, r, "no memory to send pages");
-	if (codec == MIGRATE_ZSTD) {
-		learn(&s->pack_ns, (double)(migrate_now_ns() - from) / n);
-		learn(&s->pack_ratio, (double)(l->out.len - before) / (double)(n * GUEST_PAGE_SIZE));
-	}
+	if (codec == MIGRATE_ZSTD)
+		learn_codec(&s->pack, from, l->out.len - before, n);
 	s->g->f.pages_sent += n;
 	s->g->f.pages_zstd += r == MIGRATE_ZSTD ? n : 0;
-	return l->out.len >= SEND_BYTES ? flush(s, err) : 0;
+	return 0;
+}
+
+/* @n pages of which s->deltas has what they differ in. */
+static int put_deltas(struct migrate_sender *s, const uint64_t *pages, unsigned n, int64_t from,
+		      struct error *err)
+{
+	struct migrate_link *l = &s->g->links[s->index];
+	size_t before = l->out.len;
+	int r = migrate_pack(&s->packer, &l->out, &l->seq_out, MIGRATE_DELTA, pages, n, s->deltas);
+
+	if (r < 0 && r != -EMSGSIZE)
+		return error_set(err, r, "no memory to send pages");
+	for (unsigned i = 0; i < n; i++)
+		migrate_sent_apply(s->sent, pages[i], s->deltas + i * GUEST_PAGE_SIZE);
+	learn_codec(&s->delta, from, r < 0 ? n * GUEST_PAGE_SIZE : l->out.len - before, n);
+	if (r >= 0) {
+		s->g->f.pages_sent += n;
+		s->g->f.pages_delta += n;
+		return 0;
+	}
+	/* They have nothing in common with what they were. */
+	for (unsigned i = 0; i < n; i++)
+		memcpy(s->deltas + i * GUEST_PAGE_SIZE,
+		       migrate_sent_find(s->sent, pages[i], s->g->round), GUEST_PAGE_SIZE);
+	return put_whole(s, pages, n, s->deltas, err);
+}
+
+/*
+ * @n pages, whose copies are in s->pages.
+ * A copy is kept of what is sent a second time and later, over a link on which it could pay.
+ */
+static int put_pages(struct migrate_sender *s, uint64_t *pages, unsigned n, struct error *err)
+{
+	bool keeps = s->g->round > 0 && raw_cost(s) > SLOW_PAGE_NS;
+	const uint8_t *old[MIGRATE_PAGES_MAX] = { NULL };
+	uint64_t changed[MIGRATE_PAGES_MAX];
+	unsigned nknown = 0, nchanged = 0, nwhole = 0;
+	int64_t from = migrate_now_ns();
+	int r = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		old[i] = migrate_sent_find(s->sent, pages[i], s->g->round);
+		nknown += old[i] != NULL;
+	}
+	double whole_ns = s->pack.ns ? MIN(page_cost(s, &s->pack), raw_cost(s)) : raw_cost(s);
+	bool has_deltas = nknown && pays(s, &s->delta, nknown, whole_ns);
+
+	for (unsigned i = 0; i < n; i++) {
+		uint8_t *copy = s->pages + i * GUEST_PAGE_SIZE;
+
+		if (has_deltas && old[i]) {
+			migrate_page_xor(s->deltas + nchanged * GUEST_PAGE_SIZE, copy, old[i]);
+			changed[nchanged++] = pages[i];
+			continue;
+		}
+		if (keeps)
+			migrate_sent_put(s->sent, pages[i], copy, s->g->round);
+		else
+			migrate_sent_drop(s->sent, pages[i]);
+		if (nwhole < i)
+			memcpy(s->pages + nwhole * GUEST_PAGE_SIZE, copy, GUEST_PAGE_SIZE);
+		pages[nwhole++] = pages[i];
+	}
+	if (nchanged)
+		r = put_deltas(s, changed, nchanged, from, err);
+	if (r == 0 && nwhole)
+		r = put_whole(s, pages, nwhole, s->pages, err);
+	if (r < 0)
+		return r;
+	return s->g->links[s->index].out.len >= SEND_BYTES ? flush(s, err) : 0;
 }
 
 /* The pages to be sent of [@first, @first + MIGRATE_PAGES_MAX). */
@@ -223,8 +325,8 @@ int migrate_send_pages(struct migrator *g, const uint64_t *pages, unsigned n, st
 		else
 			full[nfull++] = pages[i];
 	}
-	if (nfull)
-		r = put_pages(s, full, nfull, err);
+	if (nfull) /* whole: the target has not got what was sent before any more */
+		r = put_whole(s, full, nfull, s->pages, err);
 	put_zero_run(s);
 	return r < 0 ? r : flush(s, err);
 }

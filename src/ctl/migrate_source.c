@@ -1010,16 +1010,16 @@ void migrator_status(const struct migrator *g, json_t *out)
 	int64_t end = f->end_ns ? f->end_ns : migrate_now_ns();
 	json_t *j = json_pack(
 		"{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-		"s:I}",
+		"s:I, s:I}",
 		"state", migrate_source_name(g->state), "text", migrate_source_text(g->state), "to",
 		g->to ? g->to : "", "elapsed_us",
 		(json_int_t)(f->begin_ns ? (end - f->begin_ns) / 1000 : 0), "sent_bytes",
 		(json_int_t)f->bytes_sent, "pages_sent", (json_int_t)f->pages_sent, "pages_zero",
-		(json_int_t)f->pages_zero, "pages_packed", (json_int_t)f->pages_zstd, "pages_left",
-		(json_int_t)f->pages_left, "dirty_bytes_per_s",
-		(json_int_t)(f->dirty_pages_per_s * GUEST_PAGE_SIZE), "rounds", (json_int_t)f->rounds,
-		"throttle_percent", (json_int_t)f->throttle_percent, "expected_downtime_us",
-		(json_int_t)(f->expected_downtime_ns / 1000), "disk_bytes_sent",
+		(json_int_t)f->pages_zero, "pages_packed", (json_int_t)f->pages_zstd, "pages_delta",
+		(json_int_t)f->pages_delta, "pages_left", (json_int_t)f->pages_left,
+		"dirty_bytes_per_s", (json_int_t)(f->dirty_pages_per_s * GUEST_PAGE_SIZE), "rounds",
+		(json_int_t)f->rounds, "throttle_percent", (json_int_t)f->throttle_percent,
+		"expected_downtime_us", (json_int_t)(f->expected_downtime_ns / 1000), "disk_bytes_sent",
 		(json_int_t)f->disk_bytes_sent, "disk_bytes_left", (json_int_t)f->disk_bytes_left,
 		"pages_late", (json_int_t)f->pages_late, "pages_wanted", (json_int_t)f->pages_wanted);
 
