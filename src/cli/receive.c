@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 
 #include "cli/cli.h"
+#include "cli/joinlinks.h"
 #include "cli/lab.h"
 #include "cli/spawn.h"
 #include "cli/tcplink.h"
@@ -212,7 +213,7 @@ static int first_record(struct migrate_link *l, int fd, struct migrate_header *h
 static int await_links(struct arrival *a, int listen_fd, struct error *err)
 {
 	while (a->nlinks < a->offer.nlinks) {
-		int fd = listen_fd < 0 ? -1 : accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+		int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
 		struct migrate_link *l = &a->links[a->nlinks];
 		struct migrate_header h;
 		uint16_t index;
@@ -220,7 +221,7 @@ static int await_links(struct arrival *a, int listen_fd, struct error *err)
 		if (fd < 0 && errno == EINTR)
 			continue;
 		if (fd < 0)
-			return error_set(err, -EINVAL, "only one link can be had this way");
+			return error_set(err, -errno, "cannot accept a connection: %s", strerror(errno));
 		int r = first_record(l, fd, &h, err);
 
 		if (r == 0 && h.type == MIGRATE_R_ASK) {
@@ -245,6 +246,42 @@ static int await_links(struct arrival *a, int listen_fd, struct error *err)
 		a->nlinks++;
 	}
 	return 0;
+}
+
+/* The same where each link has a process like this one. */
+static int gather_links(struct arrival *a, struct error *err)
+{
+	int fds[MIGRATE_STREAMS_MAX];
+	unsigned n = a->offer.nlinks;
+	int r = n > 1 ? joinlinks_gather(a->offer.id, a->links[0].fd, fds, n, err) : 0;
+
+	for (unsigned i = 1; r == 0 && i < n; i++) {
+		r = migrate_link_init(&a->links[i], fds[i], -1, false, err);
+		if (r == 0)
+			a->nlinks++;
+		for (; r < 0 && i < n; i++)
+			close(fds[i]);
+	}
+	return r;
+}
+
+static int hand_over(struct migrate_link *l, const struct migrate_header *h, struct error *err)
+{
+	uint16_t index;
+
+	if (h->len != MIGRATE_ID_BYTES + sizeof(index))
+		return error_set(err, -EPROTO, "a link that joins nothing");
+	memcpy(&index, l->payload + MIGRATE_ID_BYTES, sizeof(index));
+	return joinlinks_pass(l->payload, index, l->fd, err);
+}
+
+/* What needs no machine to be made; or -EAGAIN. */
+static int take_other(struct migrate_link *l, const struct migrate_header *h, bool is_alone,
+		      struct error *err)
+{
+	if (h->type == MIGRATE_R_ASK)
+		return answer(l, h, err);
+	return h->type == MIGRATE_R_JOIN && is_alone ? hand_over(l, h, err) : -EAGAIN;
 }
 
 /* With @is_once: the machine, which came through or did not; NULL: none came.  Else NULL. */
@@ -274,8 +311,9 @@ static struct arrival *take_link(int fd, int listen_fd, const struct args *args,
 		arrival_free(a);
 		return NULL;
 	}
-	if (h.type == MIGRATE_R_ASK) {
-		if (answer(&a->links[0], &h, &err) < 0)
+	r = take_other(&a->links[0], &h, listen_fd < 0, &err);
+	if (r != -EAGAIN) {
+		if (r < 0)
 			cli_note("%s", err.text);
 		arrival_free(a);
 		return NULL;
@@ -284,7 +322,7 @@ static struct arrival *take_link(int fd, int listen_fd, const struct args *args,
 		    ? migrate_offer_parse(&a->offer, a->links[0].payload, h.len, &err)
 		    : error_set(&err, -EPROTO, "a link that begins with no offer");
 	if (r == 0)
-		r = await_links(a, listen_fd, &err);
+		r = listen_fd < 0 ? gather_links(a, &err) : await_links(a, listen_fd, &err);
 	if (r == 0)
 		r = start_machine(a, &err);
 	if (r < 0) {

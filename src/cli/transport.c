@@ -119,20 +119,17 @@ static void run_ssh(const struct ssh_target *to, bool has_port, int fd)
 }
 
 /* ssh is the other end itself. */
-static int connect_ssh(struct transport *t, const char *text, struct error *err)
+static int open_ssh(struct transport *t, const struct ssh_target *to, struct error *err)
 {
-	struct ssh_target to;
-	int fds[2], r = parse_ssh(&to, text, err);
+	int fds[2];
 
-	if (r < 0)
-		return r;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
 		return error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
 	fflush(NULL);
 	pid_t pid = fork();
 
 	if (pid == 0)
-		run_ssh(&to, strcmp(to.port, "22") != 0, fds[1]);
+		run_ssh(to, strcmp(to->port, "22") != 0, fds[1]);
 	close(fds[1]);
 	if (pid < 0) {
 		close(fds[0]);
@@ -140,6 +137,16 @@ static int connect_ssh(struct transport *t, const char *text, struct error *err)
 	}
 	t->fds[t->n++] = fds[0];
 	return 0;
+}
+
+static int connect_ssh(struct transport *t, const char *text, unsigned n, struct error *err)
+{
+	struct ssh_target to;
+	int r = parse_ssh(&to, text, err);
+
+	while (r == 0 && t->n < n)
+		r = open_ssh(t, &to, err);
+	return r;
 }
 
 int transport_may_be_plain(const char *where, const struct transport_options *o, struct error *err)
@@ -186,7 +193,7 @@ int transport_connect(struct transport *t, const char *where, unsigned n,
 	else if (!strncmp(where, "tls://", 6) || !strncmp(where, "tcp://", 6))
 		r = connect_tcp(t, where, n, o, err);
 	else if (!strncmp(where, "ssh://", 6))
-		r = connect_ssh(t, where + 6, err);
+		r = connect_ssh(t, where + 6, n, err);
 	else if (!strncmp(where, "fd:", 3))
 		r = take_fds(t, where + 3, err);
 	else

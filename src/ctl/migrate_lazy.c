@@ -372,31 +372,12 @@ static void lost(struct migrate_lazy *z, const struct error *why)
 /* The descriptor that comes over @conn, or -1. */
 static int take_fd(int conn)
 {
-	union {
-		struct cmsghdr h;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
 	char byte;
-	struct iovec iov = { &byte, 1 };
-	struct msghdr msg = { .msg_iov = &iov,
-			      .msg_iovlen = 1,
-			      .msg_control = &control,
-			      .msg_controllen = sizeof(control) };
-	const struct timeval limit = { .tv_sec = 5 };
-	int fd = -1;
+	int fd;
 
-	setsockopt(conn, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-	if (recvmsg(conn, &msg, MSG_CMSG_CLOEXEC) != 1)
-		return -1;
-	const struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-
-	if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-		return -1;
-	/* CMSG_SPACE() of one has room for two: only the last is kept. */
-	for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
-		if (fd >= 0)
-			close(fd);
-		memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+	if (socket_receive_fd(conn, DOOR_MS, &byte, 1, &fd) != 1 && fd >= 0) {
+		close(fd);
+		fd = -1;
 	}
 	return fd;
 }
@@ -621,21 +602,7 @@ int migrate_door_pass(const uint8_t id[MIGRATE_ID_BYTES], int fd, struct error *
 {
 	_cleanup_free_ char *path = door_path(id, err);
 	_cleanup_close_ int conn = path ? socket_connect_within(path, DOOR_MS, err) : -1;
-	union {
-		struct cmsghdr h;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = { .h = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
-	char byte = 0;
-	struct iovec iov = { &byte, 1 };
-	struct msghdr msg = { .msg_iov = &iov,
-			      .msg_iovlen = 1,
-			      .msg_control = &control,
-			      .msg_controllen = sizeof(control) };
-
 	if (conn < 0)
 		return conn == -ECONNREFUSED || conn == -ENOENT ? -ENOENT : conn;
-	memcpy(CMSG_DATA(&control.h), &fd, sizeof(fd));
-	if (sendmsg(conn, &msg, MSG_NOSIGNAL) != 1)
-		return error_set(err, -errno, "cannot hand the link to the machine: %s", strerror(errno));
-	return 0;
+	return socket_send_fd(conn, fd, &(char){ 0 }, 1, err);
 }

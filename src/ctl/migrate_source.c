@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -26,6 +27,7 @@
 #include "vm/snapshot_state.h"
 
 #define ANSWER_MS	120000	      /* that building a machine may take at the target */
+#define LAST_WORD_MS	1000	      /* that it comes after the end of another link */
 #define RETAKE_NS	10000000000LL /* that the target may take to close the disks */
 #define FEW_PAGES	64
 #define TRIES_TO_SHRINK 6
@@ -544,13 +546,35 @@ static int act(struct migrator *g, uint32_t action, struct error *err)
 	}
 }
 
+/* The target answers the offer when all links are there; one that is lost meanwhile would leave it waiting.  0: link 0 may be read; -EPIPE. */
+static int await_answer(struct migrator *g, struct error *err)
+{
+	struct pollfd p[MIGRATE_STREAMS_MAX + 1];
+	int n;
+
+	for (unsigned i = 0; i < g->nlinks; i++)
+		p[i] = (struct pollfd){ .fd = g->links[i].fd, .events = i ? POLLRDHUP : POLLIN };
+	p[g->nlinks] = (struct pollfd){ .fd = g->stop_fd, .events = POLLIN };
+	do
+		n = poll(p, g->nlinks + 1, ANSWER_MS);
+	while (n < 0 && errno == EINTR);
+	if (n <= 0 || p[0].revents || p[g->nlinks].revents)
+		return 0;
+	/* A target that refuses hangs up on all, and has said why on link 0. */
+	if (poll(p, 1, LAST_WORD_MS) > 0)
+		return 0;
+	return error_set(err, -EPIPE, "one of the links was lost");
+}
+
 /* What the target says next, as an event. */
 static enum migrate_event await_word(struct migrator *g, struct error *err)
 {
 	struct migrate_link *l = &g->links[0];
 	struct migrate_header h;
-	int r;
+	int r = g->state == SOURCE_OFFERED ? await_answer(g, err) : 0;
 
+	if (r < 0)
+		return event_of(r);
 	do /* the last round is not waited for, but answered */
 		r = migrate_link_receive(
 			l, &h, g->state == SOURCE_OFFERED ? ANSWER_MS : MIGRATE_SILENCE_MS, err);

@@ -105,3 +105,58 @@ int socket_listen(const char *path, struct error *err)
 	}
 	return fd;
 }
+
+/* ---- descriptors ---- */
+
+union one_fd {
+	struct cmsghdr h;
+	char room[CMSG_SPACE(sizeof(int))];
+};
+
+int socket_send_fd(int sock, int fd, const void *data, size_t len, struct error *err)
+{
+	union one_fd control = { .h = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct iovec iov = { (void *)(uintptr_t)data, len };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+
+	memcpy(CMSG_DATA(&control.h), &fd, sizeof(fd));
+	ssize_t n = sendmsg(sock, &msg, MSG_NOSIGNAL);
+
+	if (n != (ssize_t)len)
+		return error_set(err, n < 0 ? -errno : -EIO, "cannot hand over a descriptor: %s",
+				 n < 0 ? strerror(errno) : "it was cut short");
+	return 0;
+}
+
+ssize_t socket_receive_fd(int sock, unsigned limit_ms, void *data, size_t cap, int *fd)
+{
+	const struct timeval limit = { .tv_sec = limit_ms / 1000, .tv_usec = limit_ms % 1000 * 1000 };
+	union one_fd control = { 0 };
+	struct iovec iov = { data, cap };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+
+	*fd = -1;
+	if (setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) < 0)
+		return -errno;
+	ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
+
+	if (n < 0)
+		return -errno;
+	const struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+	if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+		return n;
+	/* CMSG_SPACE() of one has room for two. */
+	for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+		if (*fd >= 0)
+			close(*fd);
+		memcpy(fd, CMSG_DATA(c) + i * sizeof(int), sizeof(*fd));
+	}
+	return n;
+}

@@ -191,6 +191,28 @@ def test_paused_machine_stays_paused(hosts, debian, tmp_path):
     b.ok("rm", "-f", "other")
 
 
+def test_several_links_over_ssh(hosts, debian, tmp_path):
+    """Each link has an ssh, and each of those a viv receive; they find each other."""
+    a, b = hosts
+    start(a, debian, tmp_path)
+    a.env["PATH"] = fake_ssh(tmp_path / "bin", b)
+    report = json.loads(a.ok("migrate", "m", "ssh://far.example", "--links", 4, "--verify", "--json").stdout)
+    assert report["state"] == "moved"
+    assert (tmp_path / "bin" / "asked").read_text().count("viv receive --stdio") == 4
+    counter = Counting(b, "m")
+    counter.reaches(counter.next() + 3)
+    assert a.is_clean("m") and not list((b.home / "migrations").glob("*.links"))
+    # One of them does not come: nothing has changed here, nothing is left there.
+    b.env["PATH"] = fake_ssh(tmp_path / "bin2", a)
+    script = tmp_path / "bin2" / "ssh"
+    script.write_text(script.read_text().replace("shift\nVIV", f"shift\nmkdir {tmp_path}/first 2>/dev/null || exit 255\nVIV", 1))
+    done = b.run("migrate", "m", "ssh://near.example", "--links", 2)  # what is said at the other side comes by ssh, too
+    assert done.returncode == 1 and "lost" in done.stderr
+    counter.reaches(counter.next() + 3)
+    assert b.state("m") == "running"
+    b.ok("rm", "-f", "m")
+
+
 def test_over_ssh(hosts, debian, tmp_path):
     a, b = hosts
     n = start(a, debian, tmp_path).next()
