@@ -6,18 +6,22 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "cli/migrate.h"
 #include "cli/tokens.h"
 #include "cli/transport.h"
 #include "ctl/client.h"
-#include "ctl/migrate_claim.h"
+#include "ctl/migrate_bundle.h"
 #include "ctl/migrate_link.h"
 #include "ctl/paths.h"
+#include "ctl/snapstore.h"
 #include "ctl/vmlock.h"
 
-#define TICK_MS 250
+#define TICK_MS	    250
+#define END_POLL_MS 20
 
 const char *const migrate_priorities[] = { "keep-running", "finish", NULL };
 
@@ -63,7 +67,8 @@ const struct opts_cmd cli_migrate_cmd = {
 		"where viv receive --listen waits, or fd:N, a connected stream socket.\n\n"
 		"Disks, kernel and initrd that the target does not see are copied, disks as they "
 		"are for the guest:\n"
-		"in one piece, without snapshots.\n\n"
+		"in one piece.  Its snapshots stay what they are; --with-snapshots says that they "
+		"go, too.\n\n"
 		"The machine runs on while its memory is copied, and stands still for the last of "
 		"it.  Until the\n"
 		"target has everything, the machine stays here whatever happens; Ctrl-C cancels.  "
@@ -200,8 +205,95 @@ int migrate_request_over(const char *name, json_t *request, struct transport *t,
 	return r < 0 && is_asked ? -EINTR : r;
 }
 
-int migrate_machine(const char *name, const char *to, const struct migrate_options *a,
-		    json_t **report, struct error *err)
+/* ---- snapshots ---- */
+
+static int open_way(struct migrate_link *l, struct transport *t, const char *to,
+		    const struct migrate_options *a, struct error *err)
+{
+	*t = (struct transport){ .n = 0 };
+	if (strncmp(to, "fd:", 3) == 0)
+		return error_set(err, -EINVAL, "snapshots need a link of their own, which fd: has not");
+	int r = transport_connect(t, to, 1, &a->transport, err);
+
+	return r < 0 ? r : migrate_link_init(l, t->fds[--t->n], -1, true, err);
+}
+
+static void damaged(void *arg, const char *name, const struct error *why)
+{
+	cli_note("snapshot %s of %s is damaged and stays here: %s", name, (const char *)arg, why->text);
+}
+
+/* Those that go along. */
+struct bundles {
+	struct snapshot_info *list;
+	unsigned n;
+	char token[MIGRATE_ID_TEXT]; /* by which they are known at the target as long as @link is open */
+	struct migrate_link link;
+	struct transport way;
+};
+
+static int bundles_send(struct bundles *b, const char *name, const char *to,
+			const struct migrate_options *a, struct error *err)
+{
+	uint8_t id[MIGRATE_ID_BYTES];
+	int r = snapstore_list(name, &b->list, &b->n, damaged, (void *)(uintptr_t)name, err);
+
+	if (r < 0 || !b->n)
+		return r;
+	r = open_way(&b->link, &b->way, to, a, err);
+	if (r == 0)
+		r = migrate_id_new(id, err);
+	if (r == 0)
+		migrate_id_text(b->token, id);
+	for (unsigned i = 0; r == 0 && i < b->n; i++) {
+		if (isatty(STDERR_FILENO))
+			cli_note("sending snapshot %s", b->list[i].name);
+		r = bundle_send(&b->link, b->token, name, b->list[i].name, err);
+	}
+	return r;
+}
+
+/* The machine's lock, once its process here has ended, which it is about to do; or -errno. */
+static int await_end(const char *name, struct error *err)
+{
+	const struct timespec pause = { .tv_nsec = END_POLL_MS * 1000000L };
+	int lock = -EBUSY;
+
+	for (unsigned ms = 0; lock == -EBUSY && ms < VMLOCK_WAIT_MS; ms += END_POLL_MS) {
+		lock = vmlock_take(name, err);
+		if (lock == -EBUSY)
+			nanosleep(&pause, NULL);
+	}
+	return lock;
+}
+
+/* They are the target's now, and the machine, too. */
+static void bundles_forget(const struct bundles *b, const char *name)
+{
+	struct error err;
+	_cleanup_close_ int lock = await_end(name, &err);
+	_cleanup_free_ char *folder = paths_vm(name, "snapshots", NULL);
+	int r = lock < 0 ? lock : 0;
+
+	for (unsigned i = 0; r == 0 && i < b->n; i++)
+		r = snapstore_delete(name, b->list[i].name, &err);
+	/* One that was damaged is there still. */
+	if (r == 0 && folder && rmdir(folder) == 0)
+		r = cli_remove_machine(name, &err);
+	if (r < 0)
+		cli_note("%s moved, but not all of it is gone here: %s", name, err.text);
+}
+
+static void bundles_end(struct bundles *b)
+{
+	migrate_link_close(&b->link);
+	transport_close(&b->way);
+	if (b->list)
+		snapstore_list_free(b->list, b->n);
+}
+
+static int move(const char *name, const char *to, const struct migrate_options *a,
+		const char *snapshots, json_t **report, struct error *err)
 {
 	struct transport t;
 	struct tokens tokens;
@@ -215,10 +307,11 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 		transport_close(&t);
 		return r;
 	}
-	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:s*, s:b, s:b, s:b}", "cmd", "migrate",
-			       "to", to, "name", a->name, "engine", a->engine, "network", a->network,
-			       "token", tokens.text[0] ? tokens.text : NULL, "verify", a->verify, "copy",
-			       a->copy, "keep_running", a->priority == MIGRATE_KEEP_RUNNING_FIRST);
+	json_t *rq = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:s*, s:s*, s:b, s:b, s:b}", "cmd",
+			       "migrate", "to", to, "name", a->name, "engine", a->engine, "network",
+			       a->network, "token", tokens.text[0] ? tokens.text : NULL,
+			       "snapshots", snapshots, "verify", a->verify, "copy", a->copy,
+			       "keep_running", a->priority == MIGRATE_KEEP_RUNNING_FIRST);
 	int e = rq ? 0 : -1;
 
 	if (e == 0 && a->max_downtime)
@@ -234,6 +327,20 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 	r = migrate_request_over(name, rq, &t, report, err);
 	transport_close(&t);
 	tokens_remove(&tokens);
+	return r;
+}
+
+int migrate_machine(const char *name, const char *to, const struct migrate_options *a,
+		    json_t **report, struct error *err)
+{
+	struct bundles b = { .link = { .fd = -1, .stop_fd = -1 } };
+	int r = a->with_snapshots ? bundles_send(&b, name, to, a, err) : 0;
+
+	if (r == 0)
+		r = move(name, to, a, b.n ? b.token : NULL, report, err);
+	if (r == 0 && b.n && !strcmp(json_string_value(json_object_get(*report, "state")) ?: "", "moved"))
+		bundles_forget(&b, name);
+	bundles_end(&b);
 	return r;
 }
 

@@ -19,16 +19,19 @@ struct migrate_options {
 	int priority;
 	struct transport_options transport;
 	bool verify, copy;
+	bool with_snapshots; /* else they stay here */
 };
 
 /* Options of both verbs: of @type, whose member @o is a struct migrate_options. */
-#define MIGRATE_TRANSPORT_OPTS(type)                                                               \
-	OPT_STRING(type, o.transport.certificates, "certificates", "FOLDER",                       \
-		   "ca.pem, cert.pem and key.pem for tls:// (default: tls in viv's data folder)"), \
-		OPT_FLAG(type, o.transport.is_insecure, "insecure",                                \
-			 "also over tcp://, where everybody on the way sees and changes it"),      \
-		OPT_FLAG(type, o.copy,                                                             \
-			 "copy", "copy disks also where the target sees the same files (default: only what it does not see)")
+#define MIGRATE_TRANSPORT_OPTS(type)                                                                                           \
+	OPT_STRING(type, o.transport.certificates, "certificates", "FOLDER",                                                   \
+		   "ca.pem, cert.pem and key.pem for tls:// (default: tls in viv's data folder)"),                             \
+		OPT_FLAG(type, o.transport.is_insecure, "insecure",                                                            \
+			 "also over tcp://, where everybody on the way sees and changes it"),                                  \
+		OPT_FLAG(type, o.copy,                                                                                         \
+			 "copy", "copy disks also where the target sees the same files (default: only what it does not see)"), \
+		OPT_FLAG(type, o.with_snapshots, "with-snapshots",                                                             \
+			 "snapshots go along, before the machine (default: they stay here)")
 
 /**
  * migrate_machine() - move @name to @to, with progress on a terminal; Ctrl-C cancels.

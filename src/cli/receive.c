@@ -21,6 +21,7 @@
 #include "cli/tcplink.h"
 #include "cli/tls.h"
 #include "cli/transport.h"
+#include "ctl/migrate_bundle.h"
 #include "ctl/migrate_lazy.h"
 #include "ctl/migrate_link.h"
 #include "ctl/migrate_offer.h"
@@ -189,7 +190,10 @@ static int start_machine(struct arrival *a, struct error *err)
 	if (lock < 0)
 		return lock;
 	fds[a->nlinks] = door;
-	int r = give_network(a, err);
+	int r = a->offer.snapshots[0] ? bundle_adopt(a->offer.snapshots, a->offer.config.name, err) : 0;
+
+	if (r == 0)
+		r = give_network(a, err);
 
 	if (r == 0)
 		r = spawn_machine(&a->process, &a->offer.config, lock, &from, false, err);
@@ -275,13 +279,64 @@ static int hand_over(struct migrate_link *l, const struct migrate_header *h, str
 	return joinlinks_pass(l->payload, index, l->fd, err);
 }
 
-/* What needs no machine to be made; or -EAGAIN. */
-static int take_other(struct migrate_link *l, const struct migrate_header *h, bool is_alone,
-		      struct error *err)
+/* ---- snapshots ---- */
+
+struct bundle_way {
+	struct migrate_link link; /* BUNDLE was received from it */
+	struct migrate_header first;
+};
+
+static void *serve_snapshots(void *arg)
 {
+	struct bundle_way *w = arg;
+	struct error err;
+
+	if (bundle_serve(&w->link, &w->first, &err) < 0)
+		cli_note("%s", err.text);
+	migrate_link_close(&w->link);
+	free(w);
+	return NULL;
+}
+
+/* Beside all else, unless nothing else comes to this process. */
+static int take_snapshots(struct migrate_link *l, const struct migrate_header *h, bool is_alone,
+			  struct error *err)
+{
+	struct bundle_way *w = calloc(1, sizeof(*w));
+	pthread_t thread;
+
+	if (!w)
+		return error_set(err, -ENOMEM, "no memory to receive snapshots");
+	w->link = *l;
+	w->first = *h;
+	*l = (struct migrate_link){ .fd = -1, .stop_fd = -1 };
+	if (is_alone) {
+		serve_snapshots(w);
+	} else if (pthread_create(&thread, NULL, serve_snapshots, w) == 0) {
+		pthread_detach(thread);
+	} else {
+		migrate_link_close(&w->link);
+		free(w);
+		return error_set(err, -EAGAIN, "cannot start a thread to receive snapshots");
+	}
+	return 0;
+}
+
+/* ---- what comes first on a link ---- */
+
+/* Is it something for which no machine is made?  Then it is done with: *@r, 0 or -errno. */
+static bool is_other(struct migrate_link *l, const struct migrate_header *h, bool is_alone, int *r,
+		     struct error *err)
+{
+	bool joins = h->type == MIGRATE_R_JOIN && is_alone;
+
 	if (h->type == MIGRATE_R_ASK)
-		return answer(l, h, err);
-	return h->type == MIGRATE_R_JOIN && is_alone ? hand_over(l, h, err) : -EAGAIN;
+		*r = answer(l, h, err);
+	else if (h->type == MIGRATE_R_BUNDLE)
+		*r = take_snapshots(l, h, is_alone, err);
+	else if (joins)
+		*r = hand_over(l, h, err);
+	return h->type == MIGRATE_R_ASK || h->type == MIGRATE_R_BUNDLE || joins;
 }
 
 /* With @is_once: the machine, which came through or did not; NULL: none came.  Else NULL. */
@@ -311,8 +366,7 @@ static struct arrival *take_link(int fd, int listen_fd, const struct args *args,
 		arrival_free(a);
 		return NULL;
 	}
-	r = take_other(&a->links[0], &h, listen_fd < 0, &err);
-	if (r != -EAGAIN) {
+	if (is_other(&a->links[0], &h, listen_fd < 0, &r, &err)) {
 		if (r < 0)
 			cli_note("%s", err.text);
 		arrival_free(a);
@@ -327,6 +381,8 @@ static struct arrival *take_link(int fd, int listen_fd, const struct args *args,
 		r = start_machine(a, &err);
 	if (r < 0) {
 		refuse(&a->links[0], &err);
+		if (a->offer.snapshots[0])
+			bundle_drop(a->offer.snapshots);
 		arrival_free(a);
 		return NULL;
 	}
@@ -538,6 +594,7 @@ int cli_receive(int argc, char **argv)
 		error_set(&err, -EINVAL, "where? One of --listen and --stdio");
 		status = cli_usage(&cli_receive_cmd, &err);
 	} else {
+		bundle_clean();
 		status = a.stdio ? serve_stdio(&a, &err) : serve(&a, &err);
 	}
 	opts_free(&cli_receive_cmd, &a, &rest);

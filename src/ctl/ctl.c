@@ -563,6 +563,7 @@ static int cmd_migrate(struct ctl_conn *conn, json_t *request, json_t *reply, st
 		.engine = json_string_value(json_object_get(request, "engine")),
 		.network = json_string_value(json_object_get(request, "network")),
 		.token = json_string_value(json_object_get(request, "token")),
+		.snapshots = json_string_value(json_object_get(request, "snapshots")),
 		.max_downtime_ns = arg_uint(request, "max_downtime_us", 0) * 1000,
 		.deadline_ns = arg_uint(request, "deadline_ms", 0) * 1000000,
 		.bytes_per_s = arg_uint(request, "bytes_per_s", 0),
@@ -713,6 +714,7 @@ static const struct ctl_arg migrate_args[] = {
 	{ "keep_running",    CTL_BOOL,   false, 0, 0, "rather give up than slow it down" },
 	{ "verify",          CTL_BOOL,   false, 0, 0, "compare all pages and copied disks by checksum before it runs there" },
 	{ "token",           CTL_STRING, false, 32, 32, "in the name of files beside the machine's, which shows that the target sees them" },
+	{ "snapshots",       CTL_STRING, false, 32, 32, "token by which its snapshots are known, which are at the target already" },
 	{ "copy",            CTL_BOOL,   false, 0, 0, "copy disks also where the target sees them" },
 	ARG_END,
 };

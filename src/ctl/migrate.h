@@ -56,6 +56,7 @@ struct migrate_request {
 	const char *engine; /* at the target; NULL: as here */
 	const char *network; /* at the target, as viv run --net; NULL: as here, in a lab with its place there */
 	const char *token; /* migrate_token_path(); NULL: none */
+	const char *snapshots; /* token of snapshots that are there already, migrate_bundle.h; NULL: none */
 	uint64_t max_downtime_ns;
 	uint64_t deadline_ns; /* from now; 0: none */
 	uint64_t bytes_per_s; /* 0: no limit; not while the machine stands still */

@@ -52,13 +52,15 @@ json_t *migrate_offer_json(const struct migrate_offer *o)
 			json_decref(disks);
 			disks = NULL;
 		}
-	json_t *all = json_pack(
-		"{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o, s:O*}",
-		"format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links", (int)o->nlinks,
-		"verify", o->verifies, "copy", o->copies_all, "host", o->host_boot, "token",
-		o->token, "folder", o->folder, "mapping", (json_int_t)o->mapping_bytes, "config",
-		config, "disks", disks, "kernel", file_json(&o->kernel), "initrd",
-		file_json(&o->initrd), "firmware", file_json(&o->firmware), "network", o->network);
+	json_t *all = json_pack("{s:i, s:s, s:s, s:i, s:b, s:b, s:s, s:s, s:s, s:I, s:o, s:o, s:o, "
+				"s:o, s:o, s:O*, s:s*}",
+				"format", MIGRATE_FORMAT, "id", id, "viv", o->viv, "links",
+				(int)o->nlinks, "verify", o->verifies, "copy", o->copies_all, "host",
+				o->host_boot, "token", o->token, "folder", o->folder, "mapping",
+				(json_int_t)o->mapping_bytes, "config", config, "disks", disks,
+				"kernel", file_json(&o->kernel), "initrd", file_json(&o->initrd),
+				"firmware", file_json(&o->firmware), "network", o->network,
+				"snapshots", o->snapshots[0] ? o->snapshots : NULL);
 	/* Who knows nothing of it is not offered it. */
 	if (all && o->is_handover && json_object_set_new(all, "handover", json_true()) < 0) {
 		json_decref(all);
@@ -111,7 +113,9 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 	uint8_t token[MIGRATE_ID_BYTES];
 	json_t *links = json_object_get(j, "links"), *mapping = json_object_get(j, "mapping");
 	json_t *verify = json_object_get(j, "verify"), *copy = json_object_get(j, "copy");
-	json_t *handover = json_object_get(j, "handover"); /* may be missing */
+	/* May be missing. */
+	json_t *handover = json_object_get(j, "handover"),
+	       *snapshots = json_object_get(j, "snapshots");
 	const char *folder = json_string_value(json_object_get(j, "folder"));
 	int r = get_text(id, sizeof(id), json_object_get(j, "id"), "id", err);
 
@@ -125,6 +129,10 @@ static int get_members(struct migrate_offer *o, json_t *j, struct error *err)
 		r = get_text(o->token, sizeof(o->token), json_object_get(j, "token"), "token", err);
 	if (r == 0 && o->token[0])
 		r = migrate_id_parse(token, o->token, err);
+	if (r == 0 && snapshots)
+		r = get_text(o->snapshots, sizeof(o->snapshots), snapshots, "snapshots", err);
+	if (r == 0 && snapshots)
+		r = migrate_id_parse(token, o->snapshots, err);
 	if (r == 0 && (!folder || folder[0] != '/' || strlen(folder) >= 4096))
 		r = bad(err, "folder");
 	if (r == 0)

@@ -30,9 +30,10 @@ struct migrate_offer {
 	char viv[32];		     /* version of the source */
 	char host_boot[40];	     /* of the source, snapshot_host_boot() */
 	char token[MIGRATE_ID_TEXT]; /* of shared storage; "": none */
-	char *folder;		     /* the source's, of the machine */
-	uint64_t mapping_bytes;	     /* RAM and ROM */
-	struct vmconfig config;	     /* with the name that it shall have at the target */
+	char snapshots[MIGRATE_ID_TEXT]; /* token of those that came before it, migrate_bundle.h; "": none */
+	char *folder;			 /* the source's, of the machine */
+	uint64_t mapping_bytes;		 /* RAM and ROM */
+	struct vmconfig config;		 /* with the name that it shall have at the target */
 	json_t *network; /* its record in its lab (net/identity.h), unless another network was chosen for it; NULL: it is in none */
 	struct migrate_file kernel, initrd, firmware, disks[MACHINE_MAX_DISKS];
 };

@@ -70,6 +70,17 @@ static void describe_file(struct migrate_file *f, const char *path)
 					    .used_bytes = (uint64_t)st.st_size };
 }
 
+/* An id's text in its one form; @text may be NULL. */
+static int copy_id(char out[MIGRATE_ID_TEXT], const char *text, struct error *err)
+{
+	uint8_t id[MIGRATE_ID_BYTES];
+	int r = text ? migrate_id_parse(id, text, err) : 0;
+
+	if (r == 0 && text)
+		migrate_id_text(out, id);
+	return r;
+}
+
 /* With the lock. */
 static int describe(struct migrator *g, const struct migrate_request *rq, struct error *err)
 {
@@ -94,13 +105,10 @@ static int describe(struct migrator *g, const struct migrate_request *rq, struct
 		r = vmconfig_set(&o->config.net, rq->network, err);
 	else if (r == 0 && !rq->upgrade) /* there it keeps its sockets */
 		o->network = snapper_identity(g->cfg.snapper);
-	if (r == 0 && rq->token) {
-		uint8_t token[MIGRATE_ID_BYTES];
-
-		r = migrate_id_parse(token, rq->token, err);
-		if (r == 0)
-			migrate_id_text(o->token, token);
-	}
+	if (r == 0)
+		r = copy_id(o->token, rq->token, err);
+	if (r == 0)
+		r = copy_id(o->snapshots, rq->snapshots, err);
 	if (r == 0)
 		r = migrate_id_new(o->id, err);
 	if (r < 0)

@@ -229,35 +229,43 @@ static int check_whole(const char *vm, const char *name, struct error *err)
 	return r;
 }
 
-int snapbundle_export(const char *vm, const char *name, const char *path,
-		      const struct ram_progress *progress, struct error *err)
+int snapbundle_write(const char *vm, const char *name, int fd, const struct ram_progress *progress,
+		     struct error *err)
 {
 	int r = check_whole(vm, name, err);
+	_cleanup_free_ char *dir = r == 0 ? snapstore_path(vm, name, NULL, err) : NULL;
 
-	if (r < 0)
-		return r;
-	_cleanup_free_ char *dir = snapstore_path(vm, name, NULL, err);
-	_cleanup_free_ char *tmp = paths_format(err, "%s.part", path);
-
-	if (!dir || !tmp)
-		return -ENOMEM;
-	if (access(path, F_OK) == 0)
-		return error_set(err, -EEXIST, "there is a file %s already", path);
+	if (!dir)
+		return r < 0 ? r : -ENOMEM;
 	/* Index and files of one moment: no merge in between. */
 	_cleanup_close_ int lock = snapstore_lock(vm, false, err);
+	struct stream s;
 
 	if (lock < 0)
 		return lock;
-	_cleanup_close_ int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	struct stream s;
-
-	if (fd < 0)
-		return error_set(err, -errno, "cannot write %s: %s", tmp, strerror(errno));
 	r = stream_open(&s, fd, true, progress, err);
 	if (r == 0) {
 		r = put_all(&s, dir, err);
 		stream_close(&s);
 	}
+	return r;
+}
+
+int snapbundle_export(const char *vm, const char *name, const char *path,
+		      const struct ram_progress *progress, struct error *err)
+{
+	int r = check_whole(vm, name, err);
+	_cleanup_free_ char *tmp = r == 0 ? paths_format(err, "%s.part", path) : NULL;
+
+	if (!tmp)
+		return r < 0 ? r : -ENOMEM;
+	if (access(path, F_OK) == 0)
+		return error_set(err, -EEXIST, "there is a file %s already", path);
+	_cleanup_close_ int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	if (fd < 0)
+		return error_set(err, -errno, "cannot write %s: %s", tmp, strerror(errno));
+	r = snapbundle_write(vm, name, fd, progress, err);
 	if (r == 0 && (fsync(fd) < 0 || rename(tmp, path) < 0))
 		r = error_set(err, -errno, "cannot write %s: %s", path, strerror(errno));
 	if (r < 0)
@@ -455,15 +463,11 @@ static int verify(const char *vm, const char *name, struct error *err)
 			: error_set(err, -EINVAL, "its memory is damaged in %lld places", (long long)bad);
 }
 
-int snapbundle_import(const char *vm, const char *name, const char *path,
-		      const struct ram_progress *progress, struct error *err)
+int snapbundle_read(const char *vm, const char *name, int fd, const struct ram_progress *progress,
+		    struct error *err)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
 	struct snapstore_build b;
 	struct error why;
-
-	if (fd < 0)
-		return error_set(err, -errno, "cannot open %s: %s", path, strerror(errno));
 	int r = snapstore_begin(&b, vm, name, err);
 
 	if (r == 0)
@@ -477,6 +481,18 @@ int snapbundle_import(const char *vm, const char *name, const char *path,
 		r = verify(vm, name, err);
 	if (r < 0 && is_there)
 		snapstore_delete(vm, name, &why);
+	return r;
+}
+
+int snapbundle_import(const char *vm, const char *name, const char *path,
+		      const struct ram_progress *progress, struct error *err)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(err, -errno, "cannot open %s: %s", path, strerror(errno));
+	int r = snapbundle_read(vm, name, fd, progress, err);
+
 	if (r < 0)
 		error_prefix(err, "%s", path);
 	return r;

@@ -13,6 +13,10 @@
 int snapbundle_export(const char *vm, const char *name, const char *path,
 		      const struct ram_progress *progress, struct error *err);
 
+/** snapbundle_write() - the same into @fd, which may be a pipe.  0, -EINVAL, -errno. */
+int snapbundle_write(const char *vm, const char *name, int fd, const struct ram_progress *progress,
+		     struct error *err);
+
 /** snapbundle_unpack() - hostile @fd into the folder that is being built; nothing is verified beyond its form. */
 int snapbundle_unpack(const struct snapstore_build *b, int fd, const struct ram_progress *progress,
 		      struct error *err);
@@ -20,5 +24,8 @@ int snapbundle_unpack(const struct snapstore_build *b, int fd, const struct ram_
 /** snapbundle_import() - snapshot @name of @vm, which has a directory, out of the file @path; every checksum is compared. */
 int snapbundle_import(const char *vm, const char *name, const char *path,
 		      const struct ram_progress *progress, struct error *err);
+/** snapbundle_read() - the same out of @fd, which may be a pipe. */
+int snapbundle_read(const char *vm, const char *name, int fd, const struct ram_progress *progress,
+		    struct error *err);
 
 #endif

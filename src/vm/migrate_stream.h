@@ -56,7 +56,10 @@
 	X(DISK_DONE,  34, false, true)  /* u32: it is */                                                     \
 	X(DISK_SUMS,  35, true,  false) /* checksums of a file */                                            \
 	X(RESETS,     36, true,  false) /* frames for the guest: connections that end here */                \
-	X(CONSOLE,    37, true,  false) /* what the console is to go on with, char/chardev.h */
+	X(CONSOLE,    37, true,  false) /* what the console is to go on with, char/chardev.h */                     \
+	X(BUNDLE,     38, true,  false) /* JSON: a snapshot comes, ctl/migrate_bundle.h */                   \
+	X(BUNDLE_DATA, 39, true, false) /* a piece of it; empty: it is complete */                           \
+	X(BUNDLE_DONE, 40, false, true) /* it is stable and was checked */
 // clang-format on
 
 enum migrate_record {

@@ -191,6 +191,53 @@ def test_paused_machine_stays_paused(hosts, debian, tmp_path):
     b.ok("rm", "-f", "other")
 
 
+def test_snapshots_go_along(hosts, debian, tmp_path):
+    """They are there before the machine, whole; without a word about them they stay."""
+    a, b = hosts
+    disk = tmp_path / "disk.raw"
+    with open(disk, "wb") as f:
+        f.truncate(16 << 20)
+    counter = start(a, debian, tmp_path, COUNT_ON_DISK, "--disk", disk)
+    for name in ("one", "two"):
+        a.ok("snapshot", "create", "m", name)
+        counter.reaches(counter.next() + 3)
+    listener = b.receive("--once")
+    report = a.migrate("m", b.socket, "--verify", "--with-snapshots")
+    assert report["state"] == "moved" and ended(listener)[0] == 0
+    a.wait_until(lambda: a.is_clean("m"), "the source is clean")
+    assert not list((b.home / "vms").glob("incoming-*"))
+    assert [s["name"] for s in json.loads(b.ok("snapshot", "list", "m", "--json").stdout)] == ["one", "two"]
+    for name in ("one", "two"):
+        b.ok("snapshot", "verify", "m", name)
+    counter = Counting(b, "m")
+    n = counter.next()
+    b.ok("snapshot", "restore", "m", "one")
+    b.wait_until(lambda: counter.next() < n, "it is back at the snapshot")
+    counter.reaches(counter.next() + 3)
+    # Over ssh; and none of them.
+    b.env["PATH"] = fake_ssh(tmp_path / "bin", a)
+    b.ok("snapshot", "delete", "m", "two")
+    b.ok("migrate", "m", "ssh://near.example", "--with-snapshots")
+    assert (tmp_path / "bin" / "asked").read_text().count("viv receive --stdio") == 2
+    assert [s["name"] for s in json.loads(a.ok("snapshot", "list", "m", "--json").stdout)] == ["one"]
+    listener = b.receive("--once")
+    a.migrate("m", b.socket)
+    assert ended(listener)[0] == 0 and json.loads(b.ok("snapshot", "list", "m", "--json").stdout) == []
+    a.wait_until(lambda: a.state("m") in (None, "stopped"), "its process here has ended")
+    assert [s["name"] for s in json.loads(a.ok("snapshot", "list", "m", "--json").stdout)] == ["one"]
+    a.ok("rm", "m")
+    # A machine that does not come leaves no snapshots behind.
+    b.ok("snapshot", "create", "m", "three")
+    a.ok("run", "--detach", "--name", "m", "--kernel", debian / "vmlinuz", "--initrd", debian / "initrd", "--mem", "64M")
+    listener = a.receive()
+    b.fails("migrate", "m", f"unix:{a.socket}", "--with-snapshots", says=["already"])
+    a.wait_until(lambda: not list((a.home / "vms").glob("incoming-*")), "nothing is left of them")
+    listener.terminate()
+    listener.wait()
+    for host in (a, b):
+        host.ok("rm", "-f", "m")
+
+
 def test_several_links_over_ssh(hosts, debian, tmp_path):
     """Each link has an ssh, and each of those a viv receive; they find each other."""
     a, b = hosts
