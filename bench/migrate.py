@@ -46,6 +46,7 @@ ROWS = {
     "faster": (512, "rewrite 384 0", 300, ["--max-downtime", "250ms"], "384 MiB rewritten faster than the link carries it"),
     "deadline": (512, "rewrite 384 0", 300, ["--deadline", "4s"], "384 MiB rewritten, there within 4 s"),
 }
+TRAFFIC = {"traffic": "an HTTP server and a TCP stream in the guest, under load from a third host, on a network of both"}
 CHAOS = {"chaos": "256 MiB rewritten in bursts; the link cut or delayed, a side killed, at random points: exactly one runs"}
 
 
@@ -147,6 +148,115 @@ def relay(listen, to):
                 threading.Thread(target=carry, args=pair, daemon=True).start()
 
 
+GUEST, CLIENT = "10.8.0.10", "10.8.0.1"
+TAP = "viv0"
+SERVERS = f"""
+$b ip link set lo up; $b ip link set eth0 up; $b ip addr add {GUEST}/24 dev eth0
+$b mkdir -p /www; $b dd if=/dev/urandom of=/www/data bs=1k count=64 2>/dev/null
+$b httpd -h /www
+$b nc -ll -p 5000 -e $b cat &
+n=0
+while :; do n=$((n + 1)); echo "pass=$n."; $b sleep 0.3; done
+"""
+
+
+class Lan:
+    """A network that both hosts have a bridge in, each with a TAP interface for the machine; and a third host."""
+
+    def __init__(self, hosts):
+        self.client = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo up; exec sleep infinity"], stdout=subprocess.PIPE, text=True)
+        self.client.stdout.readline()
+        self.third = ["nsenter", "-t", str(self.client.pid), "-n"]
+        ok = hosts.ok
+        ok("ip", "link", "add", "ua", "type", "veth", "peer", "name", "ub")
+        ok("ip", "link", "set", "ub", "netns", str(hosts.holder.pid))
+        ok("ip", "link", "add", "ca", "type", "veth", "peer", "name", "cb")
+        ok("ip", "link", "set", "cb", "netns", str(self.client.pid))
+        for i, ports in ((0, ("ua", "ca")), (1, ("ub",))):
+            at = hosts.prefix(i)
+            ok(*at, "ip", "link", "add", "lan", "type", "bridge")
+            ok(*at, "ip", "tuntap", "add", "dev", TAP, "mode", "tap")
+            for port in (*ports, TAP):
+                ok(*at, "ip", "link", "set", port, "master", "lan", "up")
+            ok(*at, "ip", "link", "set", "lan", "up")
+        ok(*self.third, "ip", "addr", "add", f"{CLIENT}/24", "dev", "cb")
+        ok(*self.third, "ip", "link", "set", "cb", "up")
+        self.hosts = hosts
+
+    def close(self):
+        self.client.kill()
+        self.client.wait()
+        for i in (0, 1):
+            for port in ("ua", TAP, "lan") if i == 0 else (TAP, "lan"):
+                subprocess.run([*self.hosts.prefix(i), "ip", "link", "del", port], check=False, stderr=subprocess.DEVNULL)
+
+
+class Load(threading.Thread):
+    """Does one thing again and again; what went wrong, and the longest time between two that were done."""
+
+    def __init__(self, step):
+        super().__init__(daemon=True)
+        self.step, self.n, self.gap_s, self.wrong, self.is_over = step, 0, 0, None, False
+
+    def run(self):
+        last = time.monotonic()
+        while not self.is_over:
+            try:
+                self.step()
+            except (OSError, AssertionError) as e:
+                self.wrong = f"{type(e).__name__}: {e}"
+                return
+            now = time.monotonic()
+            self.n, self.gap_s, last = self.n + 1, max(self.gap_s, now - last), now
+
+
+def exactly(s, size):
+    data = b""
+    while len(data) < size:
+        more = s.recv(size - len(data))
+        assert more, "the connection ended"
+        data += more
+    return data
+
+
+def client():
+    """On the third host, until its standard input ends: prints what happened."""
+    rng = random.Random(1)
+    stream = socket.create_connection((GUEST, 5000), timeout=30)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def get():
+        with socket.create_connection((GUEST, 80), timeout=30) as s:
+            s.sendall(b"GET /data HTTP/1.0\r\n\r\n")
+            parts = []
+            while data := s.recv(1 << 16):
+                parts.append(data)
+            head, _, body = b"".join(parts).partition(b"\r\n\r\n")
+            assert b" 200 " in head.split(b"\r\n")[0] and len(body) == 65536, "an answer is cut off"
+            return body
+
+    content = get()
+
+    def request():
+        assert get() == content, "an answer is another"
+
+    def echo():
+        block = rng.randbytes(4096)
+        stream.sendall(block)
+        assert exactly(stream, len(block)) == block, "the stream is another"
+
+    loads = {"http": Load(request), "stream": Load(echo)}
+    for load in loads.values():
+        load.start()
+    print("up", flush=True)
+    sys.stdin.read()
+    for load in loads.values():
+        load.is_over = True
+        load.join(60)
+    print(json.dumps({name: {"n": load.n, "gap_ms": load.gap_s * 1e3, "wrong": load.wrong if load.wrong or not load.is_alive() else "it hangs"}
+                      for name, load in loads.items()}))
+
+
 # ---- guests ----
 
 class Wrong(Exception):
@@ -201,9 +311,9 @@ def make_guest(work, command):
     folder.mkdir()
     program = folder / "rewrite"
     subprocess.run(["gcc", "-O2", "-static", "-o", program, ROOT / "bench" / "rewrite.c"], check=True)
-    script = f"\n/{command}\n" if command else "\nn=0\nwhile :; do n=$((n + 1)); echo \"pass=$n.\"; $b sleep 0.3; done\n"
+    script = command if command == SERVERS else f"\n/{command}\n" if command else "\nn=0\nwhile :; do n=$((n + 1)); echo \"pass=$n.\"; $b sleep 0.3; done\n"
     root = folder / "tiny"
-    initrd = tiny.make(DATA / "images" / "debian", folder, script)
+    initrd = tiny.make(DATA / "images" / "debian", folder, script, tiny.NETWORK)
     (root / "rewrite").write_bytes(program.read_bytes())
     (root / "rewrite").chmod(0o755)
     return tiny.pack(root, initrd)
@@ -233,7 +343,7 @@ class Viv:
         self.listeners = []
         for i, home in enumerate(self.homes):
             (home / "receive").unlink(missing_ok=True)
-            listener = subprocess.Popen([*self.hosts.prefix(i), VIV, "receive", "--listen", f"unix:{home / 'receive'}"], env=self.env(i),
+            listener = subprocess.Popen([*self.hosts.prefix(i), VIV, "receive", "--listen", f"unix:{home / 'receive'}", "--host-networks"], env=self.env(i),
                                         stderr=subprocess.PIPE, text=True)
             listener.stderr.readline()
             threading.Thread(target=lambda l=listener: list(l.stderr), daemon=True).start()
@@ -257,14 +367,14 @@ class Viv:
             raise Wrong(f"viv {' '.join(map(str, args))}: {done.stderr.strip()}")
         return done
 
-    def start(self, mem, command):
+    def start(self, mem, command, net="none"):
         if command is None:
             self.run(0, "run", "debian", "--name", "m", "--detach", "--mem", f"{mem}M", "--engine", self.args.engine)
             self.run(0, "exec", "m", "--", "true")
         else:
             self.run(0, "run", "--name", "m", "--detach", "--mem", f"{mem}M", "--engine", self.args.engine, "--cpus", self.args.cpus,
                      "--kernel", DATA / "images" / "debian" / "vmlinuz", "--initrd", make_guest(self.hosts.work, command), "--append", APPEND,
-                     "--net", "none")
+                     "--net", net)
         self.here = 0
         self.listen(command)
 
@@ -453,6 +563,36 @@ def bench(cls, who, hosts, name, args):
     return not wrong
 
 
+def traffic(hosts, args):
+    """viv alone: no connection breaks, no byte is lost, and nothing waits longer than the machine stood still and 50 ms."""
+    with tempfile.TemporaryDirectory(dir=hosts.work) as work:
+        lan = Lan(hosts)
+        viv = Viv(hosts, pathlib.Path(work), args)
+        results, wrong, told = [], None, {}
+        try:
+            viv.start(512, SERVERS, f"tap:{TAP}")
+            viv.passes()
+            load = subprocess.Popen([*lan.third, sys.executable, __file__, "--client"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            if load.stdout.readline() != "up\n":
+                raise Wrong("the guest's servers do not answer")
+            time.sleep(2)
+            for _ in range(args.rounds):
+                results.append(viv.migrate([]))
+            told = json.loads(load.communicate("", timeout=120)[0])
+            wrong = next((f"{name}: {part['wrong']}" for name, part in told.items() if part["wrong"]), None)
+        except (Wrong, subprocess.TimeoutExpired) as w:
+            wrong = str(w)
+        finally:
+            viv.close()
+            lan.close()
+    show("viv", "traffic", TRAFFIC["traffic"], results, wrong, None)
+    most = max((r[1] for r in results), default=0) + 50
+    for name, part in told.items():
+        print(f"      {name + ': done':<16} {part['n']:>9}, longest without {part['gap_ms']:.1f} ms (at most {most:.1f} is wanted)")
+        wrong = wrong or (part["gap_ms"] > most and "it waited too long")
+    return not wrong
+
+
 def chaos(hosts, args):
     """viv alone: at a random time something happens to a migration."""
     rng = random.Random(args.seed)
@@ -507,8 +647,8 @@ def run(args):
             print(f"{time.strftime('%F')}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, link {args.rate}, engine {args.engine}, "
                   f"{args.cpus} vCPU; best, median, worst")
             for name in args.only:
-                if name in CHAOS:
-                    fine &= chaos(hosts, args)
+                if name in CHAOS or name in TRAFFIC:
+                    fine &= (chaos if name in CHAOS else traffic)(hosts, args)
                     continue
                 fine &= bench(Viv, "viv", hosts, name, args)
                 if not args.no_qemu:
@@ -521,6 +661,8 @@ def run(args):
 def main():
     if sys.argv[1:2] == ["--relay"]:
         relay(*sys.argv[2:])
+    if sys.argv[1:2] == ["--client"]:
+        return client()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="ROW,...", help="some rows")
     parser.add_argument("--list", action="store_true", help="say which rows there are")
@@ -537,11 +679,11 @@ def main():
     parser.add_argument("viv", nargs="*", help="options of viv migrate")
     args = parser.parse_args()
     if args.list:
-        for name, what in [*((name, row[4]) for name, row in ROWS.items()), *CHAOS.items()]:
+        for name, what in [*((name, row[4]) for name, row in ROWS.items()), *TRAFFIC.items(), *CHAOS.items()]:
             print(f"{name:<13} {what}")
         return 0
-    args.only = args.only.split(",") if args.only else [*ROWS, *CHAOS]
-    if unknown := [name for name in args.only if name not in ROWS and name not in CHAOS]:
+    args.only = args.only.split(",") if args.only else [*ROWS, *TRAFFIC, *CHAOS]
+    if unknown := [name for name in args.only if name not in (*ROWS, *TRAFFIC, *CHAOS)]:
         parser.error(f"no such row: {', '.join(unknown)}")
     if "VIV_BENCH_HOSTS" not in os.environ:
         os.environ["VIV_BENCH_HOSTS"] = "1"
