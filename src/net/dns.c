@@ -17,10 +17,12 @@ static bool read_name(const uint8_t *m, size_t len, size_t *at, char *out)
 		if (pos >= len)
 			return false;
 		uint8_t label = m[pos++];
-		if (label > 63 || label > len - pos || n + label + 1 > DNS_NAME_MAX)
+		if (label > 63 || label > len - pos)
 			return false;
 		if (!label)
 			break;
+		if (n + !!n + label > DNS_NAME_MAX)
+			return false;
 		if (n)
 			out[n++] = '.';
 		for (unsigned i = 0; i < label; i++) {

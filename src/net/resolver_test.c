@@ -743,6 +743,28 @@ static void test_bad_messages(void **state)
 	assert_false(dns_parse_question(m, len, &q));
 }
 
+/* A name has 253 bytes in text at most, which are 255 of a message (RFC 1035, 2.3.4). */
+static void test_long_names(void **state)
+{
+	char name[DNS_NAME_MAX + 2];
+	uint8_t m[512];
+	struct dns_question q;
+
+	for (unsigned i = 0; i < sizeof(name) - 1; i++)
+		name[i] = i % 64 == 63 ? '.' : 'a';
+	name[DNS_NAME_MAX + 1] = 0;
+	assert_false(dns_parse_question(m, make_query(m, 1, name, DNS_A), &q));
+	name[DNS_NAME_MAX] = 0;
+	assert_true(dns_parse_question(m, make_query(m, 1, name, DNS_A), &q));
+	assert_string_equal(q.name, name);
+	/* And it has an answer, with and without EDNS. */
+	ask(WEB_DMZ, name, DNS_A);
+	assert_int_equal(rcode(), DNS_REFUSED);
+	ask_message(WEB_DMZ, 0, m, add_opt(m, make_query(m, 0x1234, name, DNS_A), 1232, 0));
+	assert_int_equal(rcode(), DNS_REFUSED);
+	assert_int_equal(got.len, DNS_QUERY_MAX);
+}
+
 static void test_host_upstream(void **state)
 {
 	char path[] = "/tmp/viv-resolv.XXXXXX";
@@ -763,13 +785,11 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_machines),	  T(test_refused),
-		T(test_learns),		  T(test_learns_for_one),
-		T(test_bounds),		  T(test_bad_messages),
-		T(test_host_upstream),	  T(test_edns),
-		T(test_upstream_options), T(test_plain_upstream),
-		T(test_truncation),	  T(test_tcp_upstream),
-		T(test_bad_tcp_upstream), T(test_silent_upstream),
+		T(test_machines),	  T(test_refused),	    T(test_learns),
+		T(test_learns_for_one),	  T(test_bounds),	    T(test_bad_messages),
+		T(test_long_names),	  T(test_host_upstream),    T(test_edns),
+		T(test_upstream_options), T(test_plain_upstream),   T(test_truncation),
+		T(test_tcp_upstream),	  T(test_bad_tcp_upstream), T(test_silent_upstream),
 		T(test_forget),
 	};
 
