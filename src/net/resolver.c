@@ -22,7 +22,7 @@ enum {
 };
 
 /* How the host's resolver is asked. */
-enum way { BY_EDNS, BY_PLAIN, BY_TCP };
+enum way { BY_UDP, BY_TCP };
 
 struct pending {
 	int fd; /* -1: unused */
@@ -32,6 +32,7 @@ struct pending {
 	struct dns_question q; /* as it was sent on */
 	uint16_t flags;	       /* as it is sent on */
 	bool wants_dnssec;
+	bool is_plain; /* asked without EDNS: the host's resolver does not know it */
 	enum way way;
 	uint8_t query[2 + DNS_QUERY_MAX]; /* behind TCP's length */
 	size_t query_len, sent;		  /* with that; by TCP */
@@ -253,8 +254,8 @@ static int make_query(struct pending *p, const uint8_t *query)
 	if (getrandom(&id, sizeof(id), 0) != sizeof(id))
 		return -EIO;
 	p->q.id = id;
-	p->query_len = 2 + dns_make_query(p->query + 2, copy, &p->q, id, p->flags,
-					  p->way == BY_PLAIN ? NULL : &own);
+	p->query_len =
+		2 + dns_make_query(p->query + 2, copy, &p->q, id, p->flags, p->is_plain ? NULL : &own);
 	net_put16(p->query, (unsigned)p->query_len - 2);
 	p->sent = p->got = 0;
 	return 0;
@@ -344,7 +345,7 @@ static void ask_outside(struct resolver *r, const struct policy *policy, const s
 		slot->wants_dnssec = edns->wants_dnssec;
 		slot->flags |= q->flags & DNS_CD;
 	}
-	if (send_upstream(r, slot, BY_EDNS, m) < 0) {
+	if (send_upstream(r, slot, BY_UDP, m) < 0) {
 		release(slot);
 		reply_empty(r, from, m, q, edns, DNS_SERVFAIL);
 	}
@@ -390,8 +391,9 @@ static bool take_message(struct resolver *r, const struct policy *policy, struct
 	if (!dns_parse_answer(m, len, &p->q, &a))
 		return false;
 	bool is_refusal = a.rcode == DNS_FORMERR || a.rcode == DNS_NOTIMP;
-	if (p->way == BY_EDNS && is_refusal && !a.has_opt) {
-		ask_again(r, p, BY_PLAIN);
+	if (!p->is_plain && is_refusal && !a.has_opt) {
+		p->is_plain = true;
+		ask_again(r, p, p->way);
 		return true;
 	}
 	if (a.is_truncated && p->way != BY_TCP && p->from.conn) {

@@ -550,7 +550,7 @@ static size_t read_all(int fd, uint8_t *buf, size_t len)
 }
 
 /* The resolver asks over TCP: the connection, with the question read into @m as an answer without records. */
-static int take_tcp_question(uint8_t m[512], size_t *len)
+static int take_tcp_question(uint8_t m[512], size_t *len, bool has_opt)
 {
 	uint8_t length[2];
 	struct dns_question q;
@@ -561,7 +561,7 @@ static int take_tcp_question(uint8_t m[512], size_t *len)
 	read_all(fd, length, 2);
 	size_t n = read_all(fd, m, net_get16(length));
 	assert_true(dns_parse_question(m, n, &q));
-	assert_int_equal(n, q.end + 11);
+	assert_int_equal(n, q.end + (has_opt ? 11 : 0));
 	net_put16(m + 2, 0x8180);
 	net_put16(m + 10, 0);
 	*len = q.end;
@@ -607,7 +607,7 @@ static void test_tcp_upstream(void **state)
 		net_put16(m + 6, 7); /* of which there are none: it is cut */
 		send_answer(m, len);
 		assert_int_equal(got.n, 0);
-		int fd = take_tcp_question(m, &len);
+		int fd = take_tcp_question(m, &len, true);
 		len = add_addresses(m, len, n);
 		send_tcp_answer(fd, m, len, len / 2);
 		assert_int_equal(rcode(), 0);
@@ -622,7 +622,7 @@ static void test_tcp_upstream(void **state)
 	len = take_question(m, true);
 	net_put16(m + 2, 0x8380);
 	send_answer(m, len);
-	int fd = take_tcp_question(m, &len);
+	int fd = take_tcp_question(m, &len, true);
 	net_put16(m + 6, 1);
 	memcpy(m + len, "\xc0\x0c\0\x10\0\1\0\0\0\5", 10);
 	net_put16(m + len + 10, (unsigned)(sizeof(m) - len - 12));
@@ -643,7 +643,7 @@ static void test_bad_tcp_upstream(void **state)
 		len = take_question(m, true);
 		net_put16(m + 2, 0x8380);
 		send_answer(m, len);
-		int fd = take_tcp_question(m, &len);
+		int fd = take_tcp_question(m, &len, true);
 		if (i == 1) { /* another number */
 			net_put16(m, net_get16(m) ^ 1);
 			send_tcp_answer(fd, m, len, 5);
@@ -694,7 +694,7 @@ static void test_silent_upstream(void **state)
 	assert_int_equal(count_pending(), 1);
 	now_ms++;
 	resolver_polled(r, policy, NULL, 0);
-	int fd = take_tcp_question(m, &len);
+	int fd = take_tcp_question(m, &len, true);
 	send_tcp_answer(fd, m, add_address(m, len, "93.184.0.1"), 3);
 	assert_int_equal(rcode(), 0);
 	assert_true(knows("93.184.0.1"));
@@ -703,11 +703,50 @@ static void test_silent_upstream(void **state)
 	take_question(m, true);
 	now_ms += RESOLVER_UDP_MS;
 	resolver_polled(r, policy, NULL, 0);
-	fd = take_tcp_question(m, &len);
+	fd = take_tcp_question(m, &len, true);
 	now_ms += RESOLVER_MS - RESOLVER_UDP_MS;
 	assert_int_equal(got.n, 0);
 	resolver_polled(r, policy, NULL, 0);
 	assert_int_equal(rcode(), DNS_SERVFAIL);
+	close(fd);
+}
+
+/* A resolver from before EDNS is asked without over TCP, too. */
+static void test_plain_tcp_upstream(void **state)
+{
+	uint8_t m[512], length[2];
+	size_t len;
+
+	/* Known from an answer over UDP ... */
+	ask_named(7, 1232);
+	len = take_question(m, true);
+	net_put16(m + 2, 0x8180 | DNS_FORMERR);
+	send_answer(m, len);
+	len = take_question(m, false);
+	net_put16(m + 2, 0x8380);
+	send_answer(m, len);
+	int fd = take_tcp_question(m, &len, false);
+	send_tcp_answer(fd, m, add_address(m, len, "93.184.0.1"), 3);
+	assert_int_equal(rcode(), 0);
+	close(fd);
+	/* ... or not before there is one over TCP. */
+	ask_named(7, 1232);
+	take_question(m, true);
+	now_ms += RESOLVER_UDP_MS;
+	resolver_polled(r, policy, NULL, 0);
+	fd = take_tcp_question(m, &len, true);
+	net_put16(m + 2, 0x8180 | DNS_FORMERR);
+	net_put16(length, (unsigned)len);
+	assert_int_equal(send(fd, length, 2, 0), 2);
+	poll_resolver();
+	assert_int_equal(send(fd, m, len, 0), len);
+	poll_resolver();
+	close(fd);
+	assert_int_equal(got.n, 0);
+	fd = take_tcp_question(m, &len, false);
+	send_tcp_answer(fd, m, add_address(m, len, "93.184.0.2"), 3);
+	assert_int_equal(rcode(), 0);
+	assert_true(knows("93.184.0.2"));
 	close(fd);
 }
 
@@ -785,12 +824,12 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_machines),	  T(test_refused),	    T(test_learns),
-		T(test_learns_for_one),	  T(test_bounds),	    T(test_bad_messages),
-		T(test_long_names),	  T(test_host_upstream),    T(test_edns),
-		T(test_upstream_options), T(test_plain_upstream),   T(test_truncation),
-		T(test_tcp_upstream),	  T(test_bad_tcp_upstream), T(test_silent_upstream),
-		T(test_forget),
+		T(test_machines),	    T(test_refused),	      T(test_learns),
+		T(test_learns_for_one),	    T(test_bounds),	      T(test_bad_messages),
+		T(test_long_names),	    T(test_host_upstream),    T(test_edns),
+		T(test_upstream_options),   T(test_plain_upstream),   T(test_truncation),
+		T(test_tcp_upstream),	    T(test_bad_tcp_upstream), T(test_silent_upstream),
+		T(test_plain_tcp_upstream), T(test_forget),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
