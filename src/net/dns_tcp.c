@@ -416,9 +416,9 @@ static void resend(struct dns_tcp *t, unsigned port, unsigned slot)
 	c->next = c->una;
 	if (!c->window && c->out.len) { /* RFC 9293, 3.8.6.1 */
 		send_segment(t, port, c, c->una, ACK, c->out.data, 1);
-		c->next++;
-		if (is_before(c->max, c->next))
-			c->max = c->next;
+		/* It need not be taken: @next stays. */
+		if (c->max == c->una)
+			c->max++;
 		arm(t, c);
 		return;
 	}

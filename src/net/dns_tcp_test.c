@@ -460,6 +460,34 @@ static void test_losses(void **state)
 	assert_in_range(all, 2, DNS_TCP_TRIES + 1);
 }
 
+/* What a window of 0 made the guest drop comes as soon as there is one, not when the time for it is over. */
+static void test_window_opens(void **state)
+{
+	for (unsigned taken = 0; taken < 2; taken++) {
+		struct guest g = open_one((uint16_t)(4000 + taken));
+
+		g.window = 0;
+		ask(&g, "one");
+		answer(asked[taken].conn, "first");
+		assert_int_equal(nsent, 0);
+		now_ms += DNS_TCP_RESEND_MS;
+		tick();
+		assert_int_equal(only(ACK)->len, 1);
+		assert_int_equal(sent[0].seq, g.expected);
+		g.expected += taken;
+		say(&g, ACK, NULL, 0);
+		assert_int_equal(nsent, 0);
+		g.window = 100;
+		say(&g, ACK, NULL, 0);
+		assert_int_equal(only(ACK | PSH)->seq, g.expected);
+		assert_int_equal(sent[0].len, 7 - taken);
+		g.expected += 7 - taken;
+		say(&g, ACK, NULL, 0);
+		assert_int_equal(tick(), DNS_TCP_IDLE_MS);
+		dns_tcp_forget(t, PORT);
+	}
+}
+
 static void test_silence(void **state)
 {
 	struct guest g = open_one(4000);
@@ -569,15 +597,11 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_a_question),
-		T(test_pieces),
-		T(test_bounds_of_questions),
-		T(test_bounds_of_connections),
-		T(test_long_answer),
-		T(test_losses),
-		T(test_silence),
-		T(test_strange_segments),
-		T(test_random),
+		T(test_a_question),	     T(test_pieces),
+		T(test_bounds_of_questions), T(test_bounds_of_connections),
+		T(test_long_answer),	     T(test_losses),
+		T(test_window_opens),	     T(test_silence),
+		T(test_strange_segments),    T(test_random),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
