@@ -453,6 +453,19 @@ static void set_defaults(struct policy *p, unsigned machine, json_t *record)
 	}
 }
 
+/* Those that allow something only if @has_all. */
+static int take_rules(struct policy *p, unsigned machine, json_t *record, bool has_all, struct error *err)
+{
+	json_t *o;
+	size_t i;
+	int r = 0;
+
+	json_array_foreach(json_object_get(record, "rules"), i,
+			   o) if (r >= 0 && (has_all || strcmp(text_of(o, "action"), "deny") == 0))
+		r = add_rule(p, (int)machine, identity_machine(record), o, err);
+	return r;
+}
+
 int identity_move(struct policy *p, struct faults *faults, const char *name, json_t *record,
 		  bool has_rules, struct error *err)
 {
@@ -466,13 +479,18 @@ int identity_move(struct policy *p, struct faults *faults, const char *name, jso
 	p->machines[machine].is_quarantined = json_is_true(json_object_get(record, "quarantine"));
 	json_array_foreach(json_object_get(record, "cards"), i, o) if (r >= 0) r =
 		move_card(p, faults, (unsigned)machine, o, err);
-	json_array_foreach(json_object_get(record, "rules"), i,
-			   o) if (r >= 0 && (has_rules || strcmp(text_of(o, "action"), "deny") == 0))
-		r = add_rule(p, machine, identity_machine(record), o, err);
+	if (r >= 0)
+		r = take_rules(p, (unsigned)machine, record, has_rules, err);
 	if (r < 0)
 		return r;
 	set_defaults(p, (unsigned)machine, record);
 	return machine;
+}
+
+int identity_restrict(struct policy *p, unsigned machine, json_t *record, struct error *err)
+{
+	p->machines[machine].is_quarantined |= json_is_true(json_object_get(record, "quarantine"));
+	return take_rules(p, machine, record, false, err);
 }
 
 int identity_is_same(const struct policy *p, unsigned machine, json_t *record, struct error *err)

@@ -57,6 +57,11 @@ int identity_admit(struct policy *p, const char *name, json_t *networks, struct 
  */
 int identity_move(struct policy *p, struct faults *faults, const char *name, json_t *record,
 		  bool has_rules, struct error *err);
+/**
+ * identity_restrict() - @machine, whose place is kept in @p, comes from another host with the checked @record: what denies it something there, and
+ * quarantine, hold here, too.  0 or -errno with @err set, and @p is only to be freed: -EINVAL, -ENOMEM.
+ */
+int identity_restrict(struct policy *p, unsigned machine, json_t *record, struct error *err);
 /** identity_is_same() - @machine of @p has the cards of the checked @record.  0 or -EEXIST with @err set. */
 int identity_is_same(const struct policy *p, unsigned machine, json_t *record, struct error *err);
 

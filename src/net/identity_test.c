@@ -381,6 +381,41 @@ static void test_a_machine_that_has_no_place(void **state)
 	lab_free(to);
 }
 
+/* Its place is kept here: what it is denied comes along all the same. */
+static void test_a_machine_comes_to_its_place(void **state)
+{
+	struct lab *from = parse(file), *to = parse(other_host);
+	struct policy *p = to->policy;
+	json_t *web = identity_of(from->policy, WEB, from->faults, NULL);
+	int m = identity_move(p, faults, "web", web, false, &err);
+
+	assert_true(m >= 0);
+	int dmz = policy_find_port(p, m, 0), db = policy_find_port(p, 0, 1),
+	    ops = policy_find_port(p, 1, 0);
+	unsigned rules = p->nrules;
+	assert_int_equal(identity_restrict(p, (unsigned)m, web, &err), 0);
+	assert_int_equal(p->nrules, rules); /* it has them */
+	assert_false(p->machines[m].is_quarantined);
+	json_array_append_new(json_object_get(web, "rules"),
+			      json_pack("{s:s, s:s, s:s}", "action", "deny", "rule",
+					"dmz.ops -> dmz.web", "what", "tcp/80"));
+	json_object_set_new(web, "quarantine", json_true());
+	assert_true(is_allowed(p, ops, dmz, IP_TCP, 80));
+	assert_int_equal(identity_restrict(p, (unsigned)m, web, &err), 0);
+	assert_true(p->machines[m].is_quarantined);
+	p->machines[m].is_quarantined = false;
+	assert_false(is_allowed(p, ops, dmz, IP_TCP, 80));
+	assert_false(is_allowed(p, dmz, db, IP_TCP, 5432)); /* nothing is allowed by it */
+	/* That it is free where it comes from frees it of nothing here. */
+	json_object_set_new(web, "quarantine", json_false());
+	p->machines[m].is_quarantined = true;
+	assert_int_equal(identity_restrict(p, (unsigned)m, web, &err), 0);
+	assert_true(p->machines[m].is_quarantined);
+	json_decref(web);
+	lab_free(from);
+	lab_free(to);
+}
+
 /* By a person's word: a card in each network, and no right that others there don't have. */
 static void test_a_machine_that_is_admitted(void **state)
 {
@@ -421,6 +456,7 @@ int main(void)
 		cmocka_unit_test(test_a_network_that_is_not_there),
 		cmocka_unit_test(test_damaged_records),
 		cmocka_unit_test(test_a_machine_moves),
+		cmocka_unit_test(test_a_machine_comes_to_its_place),
 		cmocka_unit_test(test_a_machine_that_has_no_place),
 		cmocka_unit_test(test_a_machine_that_is_admitted),
 	};

@@ -106,14 +106,25 @@ int labd_take_in(struct labd *d, const char *name, const struct lab_place *at, s
 /* ---- from another host ---- */
 
 /* It has been here, or the lab's file keeps a place for it: that has to be the one that it comes with. */
-static int check_place(const struct labd *d, unsigned machine, json_t *record, struct error *err)
+static int take_place(struct labd *d, unsigned machine, json_t *record, struct error *err)
 {
-	const struct policy *p = fabric_policy(d->f);
+	const struct policy *old = fabric_policy(d->f);
 
-	if (!is_idle(d, p, machine))
+	if (!is_idle(d, old, machine))
 		return error_set(err, -EBUSY, "machine \"%s\" is connected to lab \"%s\" already",
-				 p->machines[machine].name, p->name);
-	return identity_is_same(p, machine, record, err);
+				 old->machines[machine].name, old->name);
+	int r = identity_is_same(old, machine, record, err);
+	if (r < 0)
+		return r;
+	struct policy *p = policy_copy(old);
+	if (!p)
+		return no_memory(err);
+	r = identity_restrict(p, machine, record, err);
+	if (r < 0) {
+		policy_free(p);
+		return r;
+	}
+	return labd_set_machines(d, p, NULL, err);
 }
 
 /* Addresses that its guest has made and announced: nobody asks for them once more. */
@@ -144,7 +155,7 @@ static int move_in(struct labd *d, const char *name, json_t *request, struct err
 
 	if (r == 0)
 		r = machine < 0 ? labd_take_in(d, name, &at, err)
-				: check_place(d, (unsigned)machine, at.record, err);
+				: take_place(d, (unsigned)machine, at.record, err);
 	if (r < 0)
 		return r;
 	bind_announced(d, (unsigned)policy_find_machine(fabric_policy(d->f), name), at.record);

@@ -786,6 +786,23 @@ static int forget(const char *name)
 	return r;
 }
 
+/* From another host, where it was cut off, to the place that the lab's file keeps for it. */
+static void test_the_cut_off_comes_to_its_place(void **state)
+{
+	json_t *record = record_of("one");
+
+	json_object_set_new(record, "quarantine", json_true());
+	json_t *request =
+		json_pack("{s:s, s:s, s:o}", "cmd", "admit", "machine", "one", "identity", record);
+	char *line = json_dumps(request, JSON_COMPACT);
+	ask_fine(line);
+	free(line);
+	json_decref(request);
+	record = record_of("one");
+	assert_true(json_is_true(json_object_get(record, "quarantine")));
+	json_decref(record);
+}
+
 static void test_a_copy_disturbs_nobody(void **state)
 {
 	const struct policy *p = t.lab->policy;
@@ -958,6 +975,7 @@ int main(void)
 					    T(test_faults),
 					    T(test_queue),
 					    T(test_bad_commands),
+					    T(test_the_cut_off_comes_to_its_place),
 					    T(test_a_copy_disturbs_nobody),
 					    T(test_copies_come_and_go),
 					    T(test_callers_wait),
