@@ -228,19 +228,23 @@ static void fail(struct resolver *r, struct pending *p)
 
 /* ---- to the host's resolver ---- */
 
-static struct pending *take_slot(struct resolver *r, unsigned port)
+/* A machine has never more than it leaves: many of them, or many cards of one, don't take all. */
+static struct pending *take_slot(struct resolver *r, const struct policy *policy, unsigned port)
 {
 	struct pending *free_one = NULL;
-	unsigned own = 0;
+	unsigned nfree = 0, of_port = 0, of_machine = 0;
 
 	for (unsigned i = 0; i < RESOLVER_PENDING; i++) {
 		struct pending *p = &r->pending[i];
-		if (p->fd < 0)
+		if (p->fd < 0) {
 			free_one = p;
-		else if (p->from.port == port)
-			own++;
+			nfree++;
+			continue;
+		}
+		of_port += p->from.port == port;
+		of_machine += policy->ports[p->from.port].machine == policy->ports[port].machine;
 	}
-	return own < RESOLVER_PER_PORT ? free_one : NULL;
+	return of_port < RESOLVER_PER_PORT && of_machine < nfree ? free_one : NULL;
 }
 
 /* @query is the guest's question, or the one that was sent before: of it go on the question and @p->flags, no option. */
@@ -325,7 +329,7 @@ static void ask_outside(struct resolver *r, const struct policy *policy, const s
 		reply_empty(r, from, m, q, edns, 0);
 		return;
 	}
-	slot = take_slot(r, from->port);
+	slot = take_slot(r, policy, from->port);
 	if (!slot) {
 		if (from->conn) /* over UDP it will ask again */
 			reply_empty(r, from, m, q, edns, DNS_SERVFAIL);

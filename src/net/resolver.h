@@ -13,7 +13,8 @@
  * answer, and asks again over TCP (RFC 7766, 5); of such an answer nothing is learnt, as it has no addresses.
  *
  * Untrusted are the questions and the answers.  Bounds: RESOLVER_PENDING questions under way, RESOLVER_PER_PORT for one
- * port, each on a socket of its own, with up to 64 KiB of an answer over TCP; 256 addresses for one port, which nobody else's questions push out.
+ * port, and for one machine as many as it leaves free, each on a socket of its own, with up to 64 KiB of an answer over TCP; 256 addresses for
+ * one port, which nobody else's questions push out.
  */
 #ifndef VIV_NET_RESOLVER_H
 #define VIV_NET_RESOLVER_H

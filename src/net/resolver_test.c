@@ -378,6 +378,36 @@ static void test_bounds(void **state)
 	assert_int_equal(count_pending(), 0);
 }
 
+/* Machines that have many cards, or are many, leave something for others. */
+static void test_bounds_of_many(void **state)
+{
+	struct policy_rule any;
+	struct error err;
+	unsigned first = policy->nports;
+
+	assert_int_equal(policy_parse_rule(policy, "*.* -> internet", NULL, &any, &err), 0);
+	any.is_allow = true;
+	assert_true(policy_add_rule(policy, 0, &any, &err) == 0);
+	for (unsigned i = 0; i < policy->nnetworks; i++)
+		policy->networks[i].has_uplink = true;
+	int many = policy_add_machine(policy, "many", &err),
+	    late = policy_add_machine(policy, "late", &err);
+	for (unsigned i = 0; i < policy->nnetworks; i++)
+		assert_true(policy_add_port(policy, (unsigned)many, i, NULL, &err) >= 0);
+	int last = policy_add_port(policy, (unsigned)late, 0, NULL, &err);
+	/* One machine by all of its cards. */
+	for (unsigned i = 0; i < 400; i++)
+		ask(first + i % 4, "example.net", DNS_A);
+	assert_int_equal(count_pending(), RESOLVER_PENDING / 2);
+	/* All others, and there is room for who comes last. */
+	for (unsigned i = 0; i < 1000; i++)
+		ask(i % first, "example.net", DNS_A);
+	unsigned n = count_pending();
+	assert_in_range(n, RESOLVER_PENDING / 2 + 1, RESOLVER_PENDING - 1);
+	ask((unsigned)last, "example.net", DNS_A);
+	assert_int_equal(count_pending(), n + 1);
+}
+
 /* ---- EDNS, truncation, TCP ---- */
 
 /* What the last answer says of itself; its sections have to be whole. */
@@ -824,12 +854,24 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_machines),	    T(test_refused),	      T(test_learns),
-		T(test_learns_for_one),	    T(test_bounds),	      T(test_bad_messages),
-		T(test_long_names),	    T(test_host_upstream),    T(test_edns),
-		T(test_upstream_options),   T(test_plain_upstream),   T(test_truncation),
-		T(test_tcp_upstream),	    T(test_bad_tcp_upstream), T(test_silent_upstream),
-		T(test_plain_tcp_upstream), T(test_forget),
+		T(test_machines),
+		T(test_refused),
+		T(test_learns),
+		T(test_learns_for_one),
+		T(test_bounds),
+		T(test_bad_messages),
+		T(test_long_names),
+		T(test_bounds_of_many),
+		T(test_host_upstream),
+		T(test_edns),
+		T(test_upstream_options),
+		T(test_plain_upstream),
+		T(test_truncation),
+		T(test_tcp_upstream),
+		T(test_bad_tcp_upstream),
+		T(test_silent_upstream),
+		T(test_plain_tcp_upstream),
+		T(test_forget),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
