@@ -296,17 +296,18 @@ static int rename_rule(const char *text, const char *from, const char *to, char 
 }
 
 /* One of many that an end means is this machine: it alone is meant by a rule that came with it. */
-static void narrow_and_add(struct policy *p, const struct policy_rule *r, bool is_from, int machine)
+static int narrow_and_add(struct policy *p, const struct policy_rule *r, bool is_from, int machine,
+			  struct error *err)
 {
 	struct policy_rule narrow = *r;
 	struct policy_end *e = is_from ? &narrow.from : &narrow.to;
-	struct error why;
 
 	if (!concerns(p, e, (unsigned)machine))
-		return;
+		return 0;
 	e->machine = machine;
-	/* What the lab has already, or the opposite of it, holds. */
-	(void)policy_add_rule(p, p->nrules, &narrow, &why);
+	int ret = policy_add_rule(p, p->nrules, &narrow, err);
+	/* What the lab has already, or the opposite of it, holds; what makes no sense is no rule. */
+	return ret == -EEXIST || ret == -EINVAL ? 0 : ret;
 }
 
 static int add_rule(struct policy *p, int machine, const char *old_name, json_t *rule, struct error *err)
@@ -328,10 +329,11 @@ static int add_rule(struct policy *p, int machine, const char *old_name, json_t 
 		return error_set(err, -ENOMEM, "no memory for a rule");
 	json_array_foreach(names, i, name)
 		snprintf(r.names[r.nnames++], sizeof(r.names[0]), "%s", json_string_value(name));
-	narrow_and_add(p, &r, true, machine);
-	narrow_and_add(p, &r, false, machine);
+	int ret = narrow_and_add(p, &r, true, machine, err);
+	if (ret >= 0)
+		ret = narrow_and_add(p, &r, false, machine, err);
 	free(r.names);
-	return 0;
+	return ret;
 }
 
 static int add_as_told(struct policy *p, struct faults *faults, const char *name, json_t *record,

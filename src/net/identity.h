@@ -53,13 +53,13 @@ int identity_admit(struct policy *p, const char *name, json_t *networks, struct 
  * has, so these it gets, in networks of the same names and subnets, or it is refused.  What denies it something comes along, and quarantine;
  * what allows it something only with @has_rules, and it may not spoof.
  * Returns its index or -errno with @err set, and @p is only to be freed: -ENOENT (a network is none here), -EEXIST (an address or MAC is
- * another's), -EINVAL.
+ * another's), -ENOSPC, -EINVAL.
  */
 int identity_move(struct policy *p, struct faults *faults, const char *name, json_t *record,
 		  bool has_rules, struct error *err);
 /**
  * identity_restrict() - @machine, whose place is kept in @p, comes from another host with the checked @record: what denies it something there, and
- * quarantine, hold here, too.  0 or -errno with @err set, and @p is only to be freed: -EINVAL, -ENOMEM.
+ * quarantine, hold here, too.  0 or -errno with @err set, and @p is only to be freed: -EINVAL, -ENOSPC, -ENOMEM.
  */
 int identity_restrict(struct policy *p, unsigned machine, json_t *record, struct error *err);
 /** identity_is_same() - @machine of @p has the cards of the checked @record.  0 or -EEXIST with @err set. */

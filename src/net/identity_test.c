@@ -416,6 +416,28 @@ static void test_a_machine_comes_to_its_place(void **state)
 	lab_free(to);
 }
 
+/* What denies it something is not lost because there is no room for it. */
+static void test_a_lab_that_is_full(void **state)
+{
+	struct lab *from = parse(file), *to = parse(other_host);
+	struct policy *p = to->policy;
+	json_t *web = identity_of(from->policy, WEB, from->faults, NULL);
+	struct policy_rule r;
+	char port[16];
+
+	for (unsigned i = 1; p->nrules < POLICY_RULES_MAX; i++) {
+		snprintf(port, sizeof(port), "tcp/%u", i);
+		assert_int_equal(policy_parse_rule(p, "dmz.ops -> app.db", port, &r, &err), 0);
+		assert_int_equal(policy_add_rule(p, p->nrules, &r, &err), 0);
+	}
+	assert_int_equal(identity_move(p, faults, "web", web, false, &err), -ENOSPC);
+	assert_int_equal(identity_restrict(p, (unsigned)policy_find_machine(p, "web"), web, &err),
+			 -ENOSPC);
+	json_decref(web);
+	lab_free(from);
+	lab_free(to);
+}
+
 /* By a person's word: a card in each network, and no right that others there don't have. */
 static void test_a_machine_that_is_admitted(void **state)
 {
@@ -457,6 +479,7 @@ int main(void)
 		cmocka_unit_test(test_damaged_records),
 		cmocka_unit_test(test_a_machine_moves),
 		cmocka_unit_test(test_a_machine_comes_to_its_place),
+		cmocka_unit_test(test_a_lab_that_is_full),
 		cmocka_unit_test(test_a_machine_that_has_no_place),
 		cmocka_unit_test(test_a_machine_that_is_admitted),
 	};
