@@ -236,7 +236,7 @@ static void open_conn(struct dns_tcp *t, unsigned port, const struct packet *p, 
 static void serve(struct dns_tcp *t, unsigned port, struct conn *c)
 {
 	c->is_serving = true;
-	while (!c->is_broken && c->in_len >= 2 && c->asked < DNS_TCP_ASKED &&
+	while (!c->is_broken && !c->is_ending && c->in_len >= 2 && c->asked < DNS_TCP_ASKED &&
 	       c->out.len <= (DNS_TCP_ASKED - 1 - c->asked) * (2 + (size_t)DNS_MESSAGE_MAX)) {
 		size_t len = net_get16(c->in);
 		if (len > DNS_TCP_QUESTION) {

@@ -520,6 +520,21 @@ static void test_silence(void **state)
 	assert_int_equal(dns_tcp_count(t, PORT), 0);
 }
 
+/* Behind the end there are no answers, so nothing is asked. */
+static void test_too_late(void **state)
+{
+	struct guest g = open_one(4000);
+
+	now_ms += DNS_TCP_IDLE_MS;
+	tick();
+	only(ACK | FIN | PSH);
+	ask(&g, "one");
+	assert_int_equal(nasked, 0);
+	g.expected++;
+	say(&g, ACK, NULL, 0);
+	assert_int_equal(dns_tcp_count(t, PORT), 0);
+}
+
 static void test_strange_segments(void **state)
 {
 	struct guest g = { .port = 4000, .window = 1000, .next = ISS, .expected = 77 };
@@ -597,11 +612,17 @@ int main(void)
 {
 #define T(x) cmocka_unit_test_setup_teardown(x, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_a_question),	     T(test_pieces),
-		T(test_bounds_of_questions), T(test_bounds_of_connections),
-		T(test_long_answer),	     T(test_losses),
-		T(test_window_opens),	     T(test_silence),
-		T(test_strange_segments),    T(test_random),
+		T(test_a_question),
+		T(test_pieces),
+		T(test_bounds_of_questions),
+		T(test_bounds_of_connections),
+		T(test_long_answer),
+		T(test_losses),
+		T(test_window_opens),
+		T(test_silence),
+		T(test_too_late),
+		T(test_strange_segments),
+		T(test_random),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
