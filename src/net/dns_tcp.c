@@ -294,8 +294,8 @@ static bool take_ack(struct dns_tcp *t, unsigned port, unsigned slot, const stru
 {
 	struct conn *c = t->conns[port][slot];
 
-	if (is_before(s->ack, c->una) || is_before(c->max, s->ack))
-		return true; /* old, or of what was never sent */
+	if (is_before(s->ack, c->una))
+		return true; /* old */
 	uint32_t n = s->ack - c->una;
 	bool is_duplicate =
 		!n && !s->len && !(s->flags & FIN) && s->window == c->window && c->max != c->una;
@@ -363,8 +363,18 @@ static void take_segment(struct dns_tcp *t, unsigned port, unsigned slot, const 
 	}
 	if (!(s->flags & ACK))
 		return;
+	/* Of what was never sent, so of another connection (RFC 9293, 3.10.7.4).  What is empty is not answered: it could be an answer to that. */
+	if (!c->is_open && s->ack != c->max) {
+		send_segment(t, port, c, s->ack, RST, NULL, 0);
+		return;
+	}
+	if (is_before(c->max, s->ack)) {
+		if (s->len || s->flags & FIN)
+			send_ack(t, port, c);
+		return;
+	}
 	c->heard_ms = now_of(t);
-	if (!take_ack(t, port, slot, s) || !c->is_open)
+	if (!take_ack(t, port, slot, s))
 		return;
 	/* What is known already is acknowledged again; so are probes that ask whether somebody is there. */
 	bool needs_ack = s->len || s->flags & FIN || is_before(s->seq, c->expected);

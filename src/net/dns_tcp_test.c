@@ -535,6 +535,33 @@ static void test_too_late(void **state)
 	assert_int_equal(dns_tcp_count(t, PORT), 0);
 }
 
+/* What acknowledges bytes that never were is of another connection, and so are its own (RFC 9293, 3.10.7.4). */
+static void test_foreign_acknowledgements(void **state)
+{
+	struct guest g = { .port = 4000, .window = 1000, .next = ISS };
+
+	send_from(&g, g.next++, SYN, NULL, 0, NULL, 0);
+	uint32_t iss = only(SYN | ACK)->seq;
+	for (int i = -1; i <= 2; i += 3) {
+		g.expected = iss + 1 + (uint32_t)i;
+		send_from(&g, g.next, ACK | PSH, "\0\3one", 5, NULL, 0);
+		assert_int_equal(only(RST)->seq, g.expected);
+	}
+	g.expected = iss + 1;
+	say(&g, ACK, NULL, 0);
+	assert_int_equal(nsent, 0);
+	g.expected = iss + 2;
+	send_from(&g, g.next, ACK | PSH, "\0\3one", 5, NULL, 0);
+	assert_int_equal(only(ACK)->ack, g.next);
+	assert_int_equal(sent[0].seq, iss + 1);
+	assert_int_equal(nasked, 0);
+	/* What is behind is only late. */
+	g.expected = iss;
+	ask(&g, "two");
+	assert_int_equal(only(ACK)->ack, g.next);
+	assert_int_equal(nasked, 1);
+}
+
 static void test_strange_segments(void **state)
 {
 	struct guest g = { .port = 4000, .window = 1000, .next = ISS, .expected = 77 };
@@ -621,6 +648,7 @@ int main(void)
 		T(test_window_opens),
 		T(test_silence),
 		T(test_too_late),
+		T(test_foreign_acknowledgements),
 		T(test_strange_segments),
 		T(test_random),
 	};
