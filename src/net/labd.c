@@ -129,18 +129,19 @@ static void run_line(struct labd *d, struct lab_client *c, const char *line, siz
 	json_decref(reply);
 }
 
-static void keep_descriptors(struct lab_client *c, const struct cmsghdr *m)
+void labd_keep_descriptor(struct msghdr *msg, int *kept)
 {
-	size_t n = (m->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	struct cmsghdr *m = CMSG_FIRSTHDR(msg);
 
-	for (size_t i = 0; i < n; i++) {
-		if (c->got_fd >= 0)
-			close(c->got_fd);
-		memcpy(&c->got_fd, CMSG_DATA(m) + i * sizeof(int), sizeof(int));
+	if (!m || m->cmsg_level != SOL_SOCKET || m->cmsg_type != SCM_RIGHTS)
+		return;
+	for (size_t i = 0; i < (m->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+		if (*kept >= 0)
+			close(*kept);
+		memcpy(kept, CMSG_DATA(m) + i * sizeof(int), sizeof(int));
 	}
 }
 
-/* Descriptors may come along; only the last one is kept.  CMSG_SPACE() of one has room for two. */
 static ssize_t receive(struct lab_client *c, uint8_t *buf, size_t cap)
 {
 	char control[CMSG_SPACE(sizeof(int))];
@@ -150,10 +151,9 @@ static ssize_t receive(struct lab_client *c, uint8_t *buf, size_t cap)
 			      .msg_control = control,
 			      .msg_controllen = sizeof(control) };
 	ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	struct cmsghdr *m = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
 
-	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS)
-		keep_descriptors(c, m);
+	if (n > 0)
+		labd_keep_descriptor(&msg, &c->got_fd);
 	return n;
 }
 

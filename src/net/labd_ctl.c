@@ -366,9 +366,7 @@ static int receive_line(int fd, char **out, int *passed)
 			continue;
 		if (n <= 0)
 			return n < 0 ? -errno : -EPIPE;
-		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-		if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && *passed < 0)
-			memcpy(passed, CMSG_DATA(c), sizeof(int));
+		labd_keep_descriptor(&msg, passed);
 		len += (size_t)n;
 	}
 	line[len] = 0;

@@ -137,6 +137,11 @@ int labd_create_tap(struct labd *d, unsigned network, struct error *err);
 void labd_to_uplink(void *ctx, unsigned network, const struct net_offload *off, uint8_t *frame,
 		    size_t len);
 /**
+ * labd_keep_descriptor() - of those that came with @msg and earlier ones only the last stays open.  CMSG_SPACE() of one has room for two.
+ * @kept: receives it; -1: there is none
+ */
+void labd_keep_descriptor(struct msghdr *msg, int *kept);
+/**
  * labd_set_machines() - a policy with machines that came or went.  Takes @p, also on failure.
  * @faults: by port, of those that came
  * Returns 0 or -errno with @err set: machines that came may then be there without a way out.

@@ -208,17 +208,17 @@ static json_int_t card_number(const char *card, const char *key)
 	return v;
 }
 
-/* Descriptors that come with commands are closed: more than one of them, too. */
-static void test_descriptors(void **state)
+/* Two of a pipe's ends go along with @text; whether nobody has them is for closed() to say. */
+static void send_descriptors(int fd, const char *text, int ends[2][2])
 {
-	char control[CMSG_SPACE(2 * sizeof(int))] = { 0 }, byte;
-	struct iovec iov = { (char[]){ ' ' }, 1 };
+	char control[CMSG_SPACE(2 * sizeof(int))] = { 0 };
+	struct iovec iov = { (void *)(uintptr_t)text, strlen(text) };
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
 			      .msg_control = control,
 			      .msg_controllen = CMSG_SPACE(2 * sizeof(int)) };
 	struct cmsghdr *m = CMSG_FIRSTHDR(&msg);
-	int ends[2][2], fds[2], client = dial();
+	int fds[2];
 
 	for (unsigned i = 0; i < 2; i++) {
 		assert_int_equal(pipe(ends[i]), 0);
@@ -228,15 +228,47 @@ static void test_descriptors(void **state)
 	m->cmsg_type = SCM_RIGHTS;
 	m->cmsg_len = CMSG_LEN(sizeof(fds));
 	memcpy(CMSG_DATA(m), fds, sizeof(fds));
-	assert_int_equal(sendmsg(client, &msg, 0), 1);
-	close(client);
+	assert_int_equal(sendmsg(fd, &msg, 0), strlen(text));
+	close(fds[0]);
+	close(fds[1]);
+}
+
+static void assert_closed(int ends[2][2])
+{
+	char byte;
+
 	for (unsigned i = 0; i < 2; i++) {
 		struct pollfd p = { .fd = ends[i][0], .events = POLLIN };
-		close(fds[i]);
 		assert_int_equal(poll(&p, 1, LIMIT_MS), 1); /* nobody holds its other end */
 		assert_int_equal(read(ends[i][0], &byte, 1), 0);
 		close(ends[i][0]);
 	}
+}
+
+/* Descriptors that come with commands are closed: more than one of them, too. */
+static void test_descriptors(void **state)
+{
+	int ends[2][2], client = dial();
+
+	send_descriptors(client, " ", ends);
+	close(client);
+	assert_closed(ends);
+}
+
+/* So are those that come with answers. */
+static void test_descriptors_of_a_lab(void **state)
+{
+	int ends[2][2], more[2][2], pair[2];
+	json_t *record = NULL;
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+	send_descriptors(pair[1], "{\"ok\": ", ends);
+	send_descriptors(pair[1], "true}\n", more);
+	assert_true(labd_identity(pair[0], "one", &record, &err) < 0); /* there is none */
+	assert_closed(ends);
+	assert_closed(more);
+	close(pair[0]);
+	close(pair[1]);
 }
 
 static void test_frames(void **state)
@@ -971,6 +1003,7 @@ int main(void)
 					    T(test_flood_is_fair),
 					    T(test_flood_takes_no_memory),
 					    T(test_descriptors),
+					    T(test_descriptors_of_a_lab),
 					    T(test_trunk),
 					    T(test_faults),
 					    T(test_queue),
