@@ -2,6 +2,7 @@
 #include "net/addr.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -151,5 +152,29 @@ const char *net_prefix_format(const struct net_prefix *p, char buf[NET_ADDR_TEXT
 	net_addr_format(&p->addr, buf);
 	size_t len = strlen(buf);
 	snprintf(buf + len, NET_ADDR_TEXT - len, "/%u", p->bits - (is_v4 ? 96 : 0));
+	return buf;
+}
+
+int net_mac_parse(const char *text, uint8_t mac[6])
+{
+	unsigned b[6];
+
+	if (strlen(text) != NET_MAC_TEXT - 1)
+		return -EINVAL;
+	/* sscanf() alone would take signs and spaces for digits. */
+	for (unsigned i = 0; i < NET_MAC_TEXT - 1; i++)
+		if (i % 3 == 2 ? text[i] != ':' : !isxdigit((unsigned char)text[i]))
+			return -EINVAL;
+	if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) != 6)
+		return -EINVAL;
+	for (unsigned i = 0; i < 6; i++)
+		mac[i] = (uint8_t)b[i];
+	return 0;
+}
+
+const char *net_mac_format(const uint8_t mac[6], char buf[NET_MAC_TEXT])
+{
+	snprintf(buf, NET_MAC_TEXT, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3],
+		 mac[4], mac[5]);
 	return buf;
 }

@@ -46,6 +46,12 @@ int net_prefix_parse(const char *text, struct net_prefix *out);
 const char *net_addr_format(const struct net_addr *a, char buf[NET_ADDR_TEXT]);
 const char *net_prefix_format(const struct net_prefix *p, char buf[NET_ADDR_TEXT]);
 
+#define NET_MAC_TEXT 18 /* "52:54:00:12:34:56" */
+/** net_mac_parse() - six pairs of hexadecimal digits with colons between them, nothing else.  0 or -EINVAL, and @mac is as it was. */
+int net_mac_parse(const char *text, uint8_t mac[6]);
+/** net_mac_format() - in lower case.  Returns @buf. */
+const char *net_mac_format(const uint8_t mac[6], char buf[NET_MAC_TEXT]);
+
 /* Bytes of the wire. */
 static inline uint16_t net_get16(const uint8_t *p)
 {

@@ -29,15 +29,13 @@ static json_t *card_json(const struct policy *p, unsigned i, const struct faults
 {
 	const struct policy_port *q = &p->ports[i];
 	const struct policy_network *n = &p->networks[q->network];
-	char mac[18], v4[NET_ADDR_TEXT], v6[NET_ADDR_TEXT], net4[NET_ADDR_TEXT],
+	char mac[NET_MAC_TEXT], v4[NET_ADDR_TEXT], v6[NET_ADDR_TEXT], net4[NET_ADDR_TEXT],
 		net6[NET_ADDR_TEXT], gateway[NET_ADDR_TEXT], text[128];
 
-	snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", q->mac[0], q->mac[1], q->mac[2],
-		 q->mac[3], q->mac[4], q->mac[5]);
 	bool is_part = p->ports[q->card].is_trunk;
 	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:s, s:o*, s:s*}",
 			 "network", n->name, "subnet", net_prefix_format(&n->v4, net4), "subnet6",
-			 net_prefix_format(&n->v6, net6), "mac", mac, "address",
+			 net_prefix_format(&n->v6, net6), "mac", net_mac_format(q->mac, mac), "address",
 			 net_addr_format(&q->v4, v4), "address6", net_addr_format(&q->v6, v6),
 			 "gateway", net_addr_format(&n->gateway_v4, gateway), "default",
 			 q->is_default, "may_spoof", q->may_spoof, "faults",
@@ -138,6 +136,7 @@ static int check_card(json_t *card, struct error *err)
 	static const char *const addresses[] = { "address", "address6", "gateway" };
 	struct net_prefix prefix;
 	struct net_addr a;
+	uint8_t mac[6];
 
 	if (!is_name(json_object_get(card, "network")))
 		return bad("network", err);
@@ -146,8 +145,7 @@ static int check_card(json_t *card, struct error *err)
 	for (unsigned i = 0; i < ARRAY_SIZE(addresses); i++)
 		if (net_addr_parse(text_of(card, addresses[i]), &a) < 0 || net_addr_is_v4(&a) != (i != 1))
 			return bad(addresses[i], err);
-	const char *mac = text_of(card, "mac");
-	if (strlen(mac) != 17 || strspn(mac, "0123456789abcdef:") != 17)
+	if (net_mac_parse(text_of(card, "mac"), mac) < 0)
 		return bad("mac", err);
 	json_t *trunk = json_object_get(card, "trunk"), *vlan = json_object_get(card, "vlan");
 	if (!trunk != !vlan || (trunk && (!is_name(trunk) || !json_is_integer(vlan))))
@@ -407,18 +405,6 @@ static int find_same_network(const struct policy *p, json_t *card, struct error 
 	return network;
 }
 
-static int parse_mac(json_t *card, uint8_t mac[6], struct error *err)
-{
-	unsigned b[6];
-
-	if (sscanf(text_of(card, "mac"), "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3],
-		   &b[4], &b[5]) != 6)
-		return bad("mac", err);
-	for (unsigned i = 0; i < 6; i++)
-		mac[i] = (uint8_t)b[i];
-	return 0;
-}
-
 static int move_card(struct policy *p, struct faults *faults, unsigned machine, json_t *card,
 		     struct error *err)
 {
@@ -426,13 +412,16 @@ static int move_card(struct policy *p, struct faults *faults, unsigned machine, 
 	struct net_addr a;
 	uint8_t mac[6];
 
-	if (network < 0 || net_addr_parse(text_of(card, "address"), &a) < 0)
-		return network < 0 ? network : bad("address", err);
-	int r = parse_mac(card, mac, err);
-	int port = r < 0 ? r : policy_add_port(p, machine, (unsigned)network, &a, err);
+	if (network < 0)
+		return network;
+	if (net_addr_parse(text_of(card, "address"), &a) < 0)
+		return bad("address", err);
+	if (net_mac_parse(text_of(card, "mac"), mac) < 0)
+		return bad("mac", err);
+	int port = policy_add_port(p, machine, (unsigned)network, &a, err);
 	if (port < 0)
 		return port;
-	r = finish_card(p, faults, machine, (unsigned)port, card, err);
+	int r = finish_card(p, faults, machine, (unsigned)port, card, err);
 	if (r < 0)
 		return r;
 	if (p->ports[port].card == (unsigned)port)
@@ -511,8 +500,8 @@ int identity_is_same(const struct policy *p, unsigned machine, json_t *record, s
 		if (network < 0)
 			return network;
 		if (port < 0 || net_addr_parse(text_of(card, "address"), &a) < 0 ||
-		    parse_mac(card, mac, err) < 0 || !net_addr_is_equal(&a, &p->ports[port].v4) ||
-		    memcmp(mac, p->ports[port].mac, 6) != 0)
+		    net_mac_parse(text_of(card, "mac"), mac) < 0 ||
+		    !net_addr_is_equal(&a, &p->ports[port].v4) || memcmp(mac, p->ports[port].mac, 6) != 0)
 			own = 0;
 	}
 	return own == json_array_size(cards)

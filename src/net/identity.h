@@ -67,8 +67,8 @@ int identity_is_same(const struct policy *p, unsigned machine, json_t *record, s
 
 /* What a guest is told of a card. */
 struct identity_card {
-	char mac[18], address[NET_ADDR_TEXT]; /* "10.1.0.10/24"; "": a trunk */
-	char gateway[NET_ADDR_TEXT];	      /* "": it is not the way out */
+	char mac[NET_MAC_TEXT], address[NET_ADDR_TEXT]; /* "10.1.0.10/24"; "": a trunk */
+	char gateway[NET_ADDR_TEXT];			/* "": it is not the way out */
 	char dns[NET_ADDR_TEXT];
 };
 /** identity_card() - the @i-th card of a checked record, as the machine counts them; false: there is none.  Of a trunk only the MAC is told. */

@@ -26,12 +26,6 @@ static int no_memory(struct error *err)
 	return error_set(err, -ENOMEM, "the lab has no memory");
 }
 
-static const char *format_mac(const uint8_t m[6], char buf[18])
-{
-	snprintf(buf, 18, "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
-	return buf;
-}
-
 /* "dmz.web" */
 static int find_card(const struct policy *p, const char *label, struct error *err)
 {
@@ -54,7 +48,7 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 	json_t *record = json_object_get(request, "identity");
 	const char *machine, *network = NULL;
 	int fds[2];
-	char mac[18];
+	char mac[NET_MAC_TEXT];
 
 	int r = need_text(request, "machine", &machine, err);
 	if (r == 0)
@@ -79,7 +73,7 @@ static int attach(struct labd *d, struct lab_client *client, json_t *request, js
 		return error_set(err, -errno, "the lab can't make a socket: %s", strerror(errno));
 	net_link_open(&d->ports[port].link, fds[0], false);
 	*pass_fd = fds[1];
-	json_object_set_new(reply, "mac", json_string(format_mac(p->ports[port].mac, mac)));
+	json_object_set_new(reply, "mac", json_string(net_mac_format(p->ports[port].mac, mac)));
 	json_object_set_new(reply, "identity", labd_record(d, p->ports[port].machine));
 	return 0;
 }
@@ -243,7 +237,8 @@ static json_t *card_json(const struct labd *d, unsigned i)
 	const struct policy *p = fabric_policy(d->f);
 	const struct fabric_port_counts *c = fabric_port_counts(d->f, i);
 	const struct policy_port *q = &p->ports[i];
-	char label[2 * POLICY_NAME_MAX + 2], mac[18], v4[NET_ADDR_TEXT], v6[NET_ADDR_TEXT], text[128];
+	char label[2 * POLICY_NAME_MAX + 2], mac[NET_MAC_TEXT], v4[NET_ADDR_TEXT],
+		v6[NET_ADDR_TEXT], text[128];
 	json_t *denied = json_object();
 
 	for (unsigned r = FABRIC_MALFORMED; r < FABRIC_REASONS; r++)
@@ -253,7 +248,7 @@ static json_t *card_json(const struct labd *d, unsigned i)
 	return json_pack(
 		"{s:s, s:b, s:s, s:s, s:s, s:o, s:b, s:b, s:s, s:o, s:o, s:I, s:I, s:I, s:o, s:o}",
 		"card", policy_port_label(p, i, label, sizeof(label)), "copy",
-		p->machines[q->machine].is_copy, "mac", format_mac(q->mac, mac), "address",
+		p->machines[q->machine].is_copy, "mac", net_mac_format(q->mac, mac), "address",
 		net_addr_format(&q->v4, v4), "address6", net_addr_format(&q->v6, v6), "announced",
 		labd_announced(d, i), "up", labd_has_machine(labd_card(d, i)), "quarantine",
 		p->machines[q->machine].is_quarantined, "faults",
@@ -375,18 +370,6 @@ static int receive_line(int fd, char **out, int *passed)
 	return 0;
 }
 
-static int parse_mac(const char *text, uint8_t mac[6])
-{
-	unsigned b[6];
-
-	if (!text ||
-	    sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) != 6)
-		return -EPROTO;
-	for (unsigned i = 0; i < 6; i++)
-		mac[i] = (uint8_t)b[i];
-	return 0;
-}
-
 /* Takes @request.  The answer of a lab that says yes. */
 static int call(int control_fd, json_t *request, json_t **reply, int *passed, struct error *err)
 {
@@ -419,7 +402,7 @@ int labd_attach(int control_fd, const struct labd_attach *a, uint8_t mac[6], int
 	int passed = -1, r = call(control_fd, request, &reply, &passed, err);
 	json_t *record = json_object_get(reply, "identity");
 
-	if (r == 0 && (passed < 0 || parse_mac(text_of(reply, "mac"), mac) < 0 ||
+	if (r == 0 && (passed < 0 || net_mac_parse(text_of(reply, "mac") ?: "", mac) < 0 ||
 		       identity_check(record, err) < 0))
 		r = error_set(err, -EPROTO, "the lab's answer makes no sense");
 	if (r == 0 && identity)

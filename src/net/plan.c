@@ -315,18 +315,16 @@ static json_t *networks_json(const struct policy *p)
 
 static json_t *cards_json(const struct policy *p)
 {
-	char v4[NET_ADDR_TEXT], v6[NET_ADDR_TEXT], mac[18];
+	char v4[NET_ADDR_TEXT], v6[NET_ADDR_TEXT], mac[NET_MAC_TEXT];
 	json_t *all = json_array();
 
 	for (unsigned i = 0; i < p->nports; i++) {
 		const struct policy_port *q = &p->ports[i];
-		const uint8_t *m = q->mac;
-		snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3],
-			 m[4], m[5]);
 		json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:s, s:s, s:b}", "machine",
 						     p->machines[q->machine].name, "network",
-						     p->networks[q->network].name, "mac", mac,
-						     "address", net_addr_format(&q->v4, v4), "address6",
+						     p->networks[q->network].name, "mac",
+						     net_mac_format(q->mac, mac), "address",
+						     net_addr_format(&q->v4, v4), "address6",
 						     net_addr_format(&q->v6, v6), "quarantine",
 						     p->machines[q->machine].is_quarantined));
 	}

@@ -321,13 +321,37 @@ static void test_forwards(void **state)
 	policy_free(p);
 }
 
+static void test_macs(void **state)
+{
+	static const char *const bad[] = { "",
+					   "52:54:00:12:34",
+					   "52:54:00:12:34:5",
+					   "52:54:00:12:34:567",
+					   "52:54:00:12:34:5g",
+					   "52:54:00:12:34-56",
+					   "52:54:00:12:34: 5",
+					   "52:54:00:12:34:+5",
+					   "5254:00:12:34::56" };
+	uint8_t mac[6], same[6];
+	char text[NET_MAC_TEXT];
+
+	assert_int_equal(net_mac_parse("52:54:00:aB:0f:f0", mac), 0);
+	assert_memory_equal(mac, "\x52\x54\0\xab\x0f\xf0", 6);
+	assert_string_equal(net_mac_format(mac, text), "52:54:00:ab:0f:f0");
+	memcpy(same, mac, 6);
+	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++)
+		assert_int_equal(net_mac_parse(bad[i], mac), -EINVAL);
+	assert_memory_equal(mac, same, 6);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_addresses),  cmocka_unit_test(test_bad_networks),
-		cmocka_unit_test(test_rule_texts), cmocka_unit_test(test_contradictions),
-		cmocka_unit_test(test_decisions),  cmocka_unit_test(test_internet),
-		cmocka_unit_test(test_names),	   cmocka_unit_test(test_forwards),
+		cmocka_unit_test(test_macs),	       cmocka_unit_test(test_addresses),
+		cmocka_unit_test(test_bad_networks),   cmocka_unit_test(test_rule_texts),
+		cmocka_unit_test(test_contradictions), cmocka_unit_test(test_decisions),
+		cmocka_unit_test(test_internet),       cmocka_unit_test(test_names),
+		cmocka_unit_test(test_forwards),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
