@@ -159,6 +159,25 @@ static int check_card(json_t *card, struct error *err)
 	return json_is_string(json_object_get(card, "faults")) ? 0 : bad("faults", err);
 }
 
+/* Each network is there once: IDENTITY_CARDS_MAX. */
+static int check_cards(json_t *cards, struct error *err)
+{
+	json_t *card;
+	size_t i;
+
+	json_array_foreach(cards, i, card)
+	{
+		int r = check_card(card, err);
+		if (r < 0)
+			return r;
+		for (size_t k = 0; k < i; k++)
+			if (strcasecmp(text_of(json_array_get(cards, k), "network"),
+				       text_of(card, "network")) == 0)
+				return bad("network", err);
+	}
+	return 0;
+}
+
 static int check_rule(json_t *rule, struct error *err)
 {
 	json_t *names = json_object_get(rule, "names"), *name;
@@ -197,7 +216,8 @@ int identity_check(json_t *record, struct error *err)
 	json_array_foreach(copy_of, i, o) if (!is_name(o)) return bad("copy_of", err);
 	if (!json_array_size(cards) || json_array_size(cards) > IDENTITY_CARDS_MAX)
 		return bad("cards", err);
-	json_array_foreach(cards, i, o) if ((r = check_card(o, err)) < 0) return r;
+	if ((r = check_cards(cards, err)) < 0)
+		return r;
 	if (!json_is_array(rules) || json_array_size(rules) > POLICY_RULES_MAX)
 		return bad("rules", err);
 	json_array_foreach(rules, i, o) if ((r = check_rule(o, err)) < 0) return r;

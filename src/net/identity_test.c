@@ -262,6 +262,11 @@ static void refuse_damaged(json_t *record, json_t *at)
 	}
 }
 
+static json_t *first_card(json_t *record)
+{
+	return json_array_get(json_object_get(record, "cards"), 0);
+}
+
 static void test_damaged_records(void **state)
 {
 	struct lab *l = parse(file);
@@ -272,6 +277,13 @@ static void test_damaged_records(void **state)
 	json_array_foreach(json_object_get(web, "cards"), i, o) refuse_damaged(web, o);
 	json_array_foreach(json_object_get(web, "rules"), i, o) refuse_damaged(web, o);
 	assert_int_equal(identity_check(NULL, &err), -EINVAL);
+	/* A card that is told twice is not two, and does not stand for another one. */
+	json_t *twice = json_deep_copy(web), *cards = json_object_get(twice, "cards");
+	json_array_set_new(cards, 1, json_deep_copy(first_card(twice)));
+	assert_int_equal(identity_check(twice, &err), -EINVAL);
+	json_object_set_new(first_card(twice), "network", json_string("DMZ"));
+	assert_int_equal(identity_check(twice, &err), -EINVAL);
+	json_decref(twice);
 	struct identity_card c;
 	assert_true(identity_card(web, 0, &c));
 	assert_string_equal(c.address, "10.1.0.50/24");
@@ -291,11 +303,6 @@ static const char other_host[] = "networks:\n"
 				 "machines:\n"
 				 "  db: {kernel: k, networks: [{app: {address: 10.2.0.77}}]}\n"
 				 "  ops: {kernel: k, networks: [{dmz: {address: 10.1.0.77}}]}\n";
-
-static json_t *first_card(json_t *record)
-{
-	return json_array_get(json_object_get(record, "cards"), 0);
-}
 
 static void test_a_machine_moves(void **state)
 {
