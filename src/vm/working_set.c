@@ -18,8 +18,9 @@ static const char magic[8] = "VIVWKSET";
 #define PAGEMAP_BYTES 8
 #define PAGEMAP_THERE (1ull << 63)
 #define PAGEMAP_CHUNK 4096u /* entries read at once */
-#define PIECE_PAGES   32u   /* at once: so long nobody maps memory, a vCPU that begins neither, and who ends it waits */
-#define PREFETCH_GAP  16u   /* pages between two runs that are read with them: less than a seek */
+#define PIECE_PAGES                                                                                \
+	32u /* at once: so long nobody maps memory, a vCPU that begins neither, and who ends it waits */
+#define PREFETCH_GAP 16u /* pages between two runs that are read with them: less than a seek */
 
 void working_set_free(struct working_set *w)
 {
