@@ -239,9 +239,17 @@ static uint64_t tree_bytes(const char *path)
 	return sum;
 }
 
+static bool is_folder(const char *images, const char *name)
+{
+	_cleanup_free_ char *path = paths_format(NULL, "%s/%s", images, name);
+	struct stat st;
+
+	return path && lstat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 /*
  * ".NAME.XXXXXX": being built by who holds ".NAME.lock" (build-image.sh); "old" in it is an image that is being replaced, and is put back by the next build if the
- * builder was killed at that moment.
+ * builder was killed at that moment.  Locks are files: that of an image "a3.9" has the form of a folder of "a3".
  */
 static bool is_leftover(const char *images, const char *folder)
 {
@@ -251,6 +259,8 @@ static bool is_leftover(const char *images, const char *folder)
 		paths_format(NULL, "%s/%.*s.lock", images, (int)(n > 7 ? n - 7 : 0), folder);
 
 	if (n < 9 || folder[0] != '.' || folder[n - 7] != '.' || !old || !lock || access(old, F_OK) == 0)
+		return false;
+	if (!is_folder(images, folder))
 		return false;
 	_cleanup_close_ int fd = open(lock, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 

@@ -317,12 +317,30 @@ static void test_leftovers(void **state)
 	assert_true(exists("images/.b.abcdef/old/disk.raw") && exists("images/.c.12345/x"));
 }
 
+/* ".a3.9.lock" has the form of a builder's folder of an image "a3". */
+static void test_lock_is_no_leftover(void **state)
+{
+	put("images/.a3.9.lock", "");
+	put("images/.a3.9.abcdef/disk.raw", "half");
+	int lock = open(at("images/.a3.9.lock"), O_RDONLY);
+
+	assert_int_equal(flock(lock, LOCK_EX), 0);
+	assert_int_equal(collect(false), 0);
+	assert_int_equal(ngone, 0);
+	assert_true(exists("images/.a3.9.lock") && exists("images/.a3.9.abcdef/disk.raw"));
+	close(lock);
+	assert_int_equal(collect(false), 0);
+	assert_false(exists("images/.a3.9.abcdef"));
+	assert_true(exists("images/.a3.9.lock"));
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		T(test_parse),	 T(test_hash),	T(test_once),	      T(test_changed),
-		T(test_collect), T(test_doubt), T(test_used_by_name), T(test_leftovers),
+		T(test_parse),	      T(test_hash),	 T(test_once),
+		T(test_changed),      T(test_collect),	 T(test_doubt),
+		T(test_used_by_name), T(test_leftovers), T(test_lock_is_no_leftover),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
