@@ -97,20 +97,27 @@ static unsigned take_fds(struct msghdr *msg, int *fds)
 	return n;
 }
 
-/* One message; @fds: FDS_MAX.  Its length or -errno, with no descriptor. */
-static ssize_t receive_message(int hatch, char text[MESSAGE_MAX], int *fds, unsigned *nfds,
-			       struct error *err)
+struct message {
+	char text[MESSAGE_MAX];
+	size_t len;
+	int fds[FDS_MAX];
+	unsigned nfds;
+};
+
+/* 0 or -errno, with no descriptor. */
+static int receive_message(int hatch, struct message *m, struct error *err)
 {
 	union {
 		struct cmsghdr hdr;
 		char room[CMSG_SPACE(sizeof(int) * FDS_MAX)];
 	} control;
-	struct iovec iov = { text, MESSAGE_MAX };
+	struct iovec iov = { m->text, MESSAGE_MAX };
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
 			      .msg_control = &control,
 			      .msg_controllen = sizeof(control) };
 	struct pollfd p = { .fd = hatch, .events = POLLIN };
+	static const char silent[] = "the machine's old process does not hand over what it has";
 	int r;
 
 	do
@@ -118,14 +125,28 @@ static ssize_t receive_message(int hatch, char text[MESSAGE_MAX], int *fds, unsi
 	while (r < 0 && errno == EINTR);
 	ssize_t n = r > 0 ? recvmsg(hatch, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) : -1;
 
-	if (n <= 0)
-		return error_set(err, r == 0 ? -ETIMEDOUT : -EPIPE,
-				 "the machine's old process does not hand over what it has");
-	*nfds = take_fds(&msg, fds);
-	if (!(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
-		return n;
-	close_all(fds, *nfds);
-	return error_set(err, -EMSGSIZE, "the machine's old process hands over too much at a time");
+	if (n < 0)
+		return error_set(err, r == 0 ? -ETIMEDOUT : -EPIPE, "%s", silent);
+	m->len = (size_t)n;
+	m->nfds = take_fds(&msg, m->fds);
+	if (n > 0 && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
+		return 0;
+	/* An empty one, which looks like the end, may have come with some. */
+	close_all(m->fds, m->nfds);
+	return n == 0 ? error_set(err, -EPIPE, "%s", silent)
+		      : error_set(err, -EMSGSIZE,
+				  "the machine's old process hands over too much at a time");
+}
+
+/* @r: what became of parsing @m; whose descriptors are taken, or closed. */
+static int understood(struct message *m, int r, struct error *err)
+{
+	if (r == 0)
+		return 0;
+	close_all(m->fds, m->nfds);
+	return error_set(
+		err, -EPROTO,
+		"the machine's old process hands over something that is not understood here");
 }
 
 /* A message of a format that is known; NULL: it is none. */
@@ -137,14 +158,6 @@ static json_t *load(const char *text, size_t len)
 		return json;
 	json_decref(json);
 	return NULL;
-}
-
-static int bad(int *fds, unsigned nfds, struct error *err)
-{
-	close_all(fds, nfds);
-	return error_set(
-		err, -EPROTO,
-		"the machine's old process hands over something that is not understood here");
 }
 
 /* ---- cards ---- */
@@ -202,14 +215,10 @@ int handover_parse_cards(const char *text, size_t len, const int *fds, unsigned 
 
 int handover_receive_cards(int hatch, struct handover_cards *c, struct error *err)
 {
-	char text[MESSAGE_MAX];
-	int fds[FDS_MAX];
-	unsigned nfds = 0;
-	ssize_t n = receive_message(hatch, text, fds, &nfds, err);
+	struct message m;
+	int r = receive_message(hatch, &m, err);
 
-	if (n < 0)
-		return (int)n;
-	return handover_parse_cards(text, (size_t)n, fds, nfds, c) < 0 ? bad(fds, nfds, err) : 0;
+	return r < 0 ? r : understood(&m, handover_parse_cards(m.text, m.len, m.fds, m.nfds, c), err);
 }
 
 /* ---- descriptors ---- */
@@ -301,14 +310,10 @@ int handover_parse(const char *text, size_t len, const int *fds, unsigned nfds, 
 
 int handover_receive(int hatch, struct handover *h, struct error *err)
 {
-	char text[MESSAGE_MAX];
-	int fds[FDS_MAX];
-	unsigned nfds = 0;
-	ssize_t n = receive_message(hatch, text, fds, &nfds, err);
+	struct message m;
+	int r = receive_message(hatch, &m, err);
 
-	if (n < 0)
-		return (int)n;
-	return handover_parse(text, (size_t)n, fds, nfds, h) < 0 ? bad(fds, nfds, err) : 0;
+	return r < 0 ? r : understood(&m, handover_parse(m.text, m.len, m.fds, m.nfds, h), err);
 }
 
 /* ---- memory ---- */
