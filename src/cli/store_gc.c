@@ -145,7 +145,24 @@ static int mark_machines(struct gc *g, struct error *err)
 
 /* ---- removing an image ---- */
 
-/* The first machine whose description has @text. */
+/* Does machine @vm's @file have @text?  1, 0, -errno. */
+static int has_text(const char *vms, const char *vm, const char *file, const char *text, struct error *err)
+{
+	_cleanup_free_ char *path = paths_format(err, "%s/%s/%s", vms, vm, file), *json = NULL;
+	size_t len;
+
+	if (!path)
+		return -ENOMEM;
+	if (access(path, F_OK) < 0 && errno == ENOENT)
+		return 0;
+	int r = paths_read_file(path, VMCONFIG_MAX_BYTES, &json, &len, err);
+
+	if (r < 0)
+		return r == -ENOENT ? 0 : r; /* removed just now */
+	return memmem(json, len, text, strlen(text)) != NULL;
+}
+
+/* The first machine whose description has @text, here or on its way here: 1; 0: none. */
 static int find_user(const char *text, char name[256], struct error *err)
 {
 	_cleanup_free_ char *vms = paths_data("vms", err);
@@ -158,20 +175,17 @@ static int find_user(const char *text, char name[256], struct error *err)
 		       : errno == ENOENT
 			       ? 0
 			       : error_set(err, -errno, "cannot read %s: %s", vms, strerror(errno));
-	while (r == 0 && (e = readdir(d))) {
-		_cleanup_free_ char *path = paths_format(err, "%s/%s/machine.json", vms, e->d_name),
-				    *json = NULL;
-		size_t len;
-
-		if (!path)
-			r = -ENOMEM;
-		else if (e->d_name[0] != '.' && access(path, F_OK) == 0)
-			r = paths_read_file(path, VMCONFIG_MAX_BYTES, &json, &len, err);
-		if (json && memmem(json, len, text, strlen(text))) {
+	while (r == 0 && (errno = 0, e = readdir(d))) {
+		if (e->d_name[0] == '.')
+			continue;
+		r = has_text(vms, e->d_name, "machine.json", text, err);
+		if (r == 0)
+			r = has_text(vms, e->d_name, MIGRATE_INCOMING, text, err);
+		if (r == 1)
 			snprintf(name, 256, "%s", e->d_name);
-			r = 1;
-		}
 	}
+	if (r == 0 && errno)
+		r = error_set(err, -errno, "cannot read %s: %s", vms, strerror(errno));
 	closedir(d);
 	return r;
 }

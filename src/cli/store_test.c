@@ -12,6 +12,7 @@
 
 #include "base/util.h"
 #include "cli/store.h"
+#include "ctl/migrate_claim.h"
 #include "ctl/paths.h"
 
 #define ABC                                                                                        \
@@ -292,6 +293,12 @@ static void test_used_by_name(void **state)
 	put("vms/m/machine.json", text);
 	assert_int_equal(store_remove("a2", &err), -EBUSY);
 	assert_non_null(strstr(err.text, "\"m\""));
+	/* One that is on its way here. */
+	image("a3", "abc");
+	snprintf(text, sizeof(text), "{\"disks\": [{\"path\": \"%s\"}]}", at("images/a3/disk.raw"));
+	put("vms/n/" MIGRATE_INCOMING, text);
+	assert_int_equal(store_remove("a3", &err), -EBUSY);
+	assert_non_null(strstr(err.text, "\"n\""));
 	assert_int_equal(store_remove("a", &err), 0);
 	assert_false(exists("images/a"));
 	assert_true(exists("images/a2/disk.raw"));
