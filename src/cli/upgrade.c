@@ -134,6 +134,11 @@ static int hand_over(const char *name, const char *to, struct spawned *s, struct
 	*has_moved = r == 0;
 	int e = spawned_wait_ready(s, engine, reason, r < 0 ? &why : err);
 
+	if (r < 0 && e == 0) { /* the old one ended before it could say so */
+		*has_moved = true;
+		*report = json_pack("{s:s, s:s}", "state", "moved", "to", to);
+		return *report ? 0 : error_set(err, -ENOMEM, "no memory to report on it");
+	}
 	if (r == -EREMOTEIO && e < 0 && strstr(err->text, "the link was lost"))
 		*err = why;
 	return r < 0 ? r : e;
@@ -193,6 +198,11 @@ static void print(const char *name, json_t *j)
 {
 	if (!strcmp(text_of(j, "state"), "current"))
 		printf("%s runs this build already: %s\n", name, text_of(j, "to"));
+	else if (!json_object_get(j, "downtime_us"))
+		printf("%s goes on: from %s to %s; the old process ended before it told how long "
+		       "it "
+		       "stood still\n",
+		       name, text_of(j, "from"), text_of(j, "to"));
 	else
 		printf("%s goes on: from %s to %s, in %.2f s; it stood still for %.1f ms\n", name,
 		       text_of(j, "from"), text_of(j, "to"), ms_of(j, "elapsed_us") / 1e3,
