@@ -75,14 +75,18 @@ SHARE_HANDLER(mkdir)
 	struct fid *f;
 	int r = p9_get_name(in, name);
 	uint32_t mode = bytes_get_u32(in);
+	struct statx st;
 
 	bytes_get_u32(in); /* the guest's group */
 	if (r == 0)
 		r = p9_is_whole(in) ? fid_get(s, id, &f) : -EINVAL;
-	if (r == 0 && is_special_mode(mode, 0))
-		r = -EPERM;
 	if (r == 0)
 		r = place_in(s, f->node, name, &p);
+	if (r == 0)
+		r = stat_fd(p.dir, &st);
+	/* v9fs asks for the group of a folder that hands it on; the kernel sees to that. */
+	if (r == 0 && is_special_mode(mode, st.stx_mode & S_ISGID))
+		r = -EPERM;
 	if (r < 0)
 		return r;
 	return mkdirat(p.dir, name, mode & 01777) < 0 ? -errno : put_qid_at(s, &p, out);

@@ -126,6 +126,22 @@ static void directories(void **state)
 	assert_int_equal(share_unlink_at(&r, 2, "001", 1), -EINVAL);
 }
 
+/* v9fs asks for the bit below a folder that has it (fs/9p/vfs_inode_dotl.c), as the host's kernel would give it anyway. */
+static void directories_with_a_group(void **state)
+{
+	struct share_attr a;
+
+	assert_int_equal(share_mkdir(&r, SHARE_ROOT, "dir", 0755), 0);
+	assert_int_equal(chmod(share_path(&r, "share/dir"), 02755), 0);
+	assert_int_equal(share_walk(&r, SHARE_ROOT, 2, "dir"), 0);
+	assert_int_equal(share_mkdir(&r, 2, "below", S_IFDIR | 02750), 0);
+	assert_int_equal(share_walk(&r, 2, 3, "below"), 0);
+	assert_int_equal(share_getattr(&r, 3, &a), 0);
+	assert_int_equal(a.mode, S_IFDIR | 02750);
+	assert_int_equal(share_mkdir(&r, 2, "other", S_IFDIR | 06750), -EPERM);
+	assert_int_equal(share_mkdir(&r, SHARE_ROOT, "other", S_IFDIR | 02750), -EPERM);
+}
+
 /* Names change: who has a file in hand has it still. */
 static void renames(void **state)
 {
@@ -474,6 +490,7 @@ int main(void)
 		TEST(version),
 		TEST(files),
 		TEST(directories),
+		TEST(directories_with_a_group),
 		TEST(renames),
 		TEST(removed),
 		TEST(attributes),
