@@ -12,9 +12,12 @@
 #define OPEN_FLAGS  (O_ACCMODE | O_TRUNC | O_APPEND | O_DSYNC | O_SYNC | O_DIRECTORY)
 #define OPEN_ALWAYS (O_NONBLOCK | O_NOCTTY)
 
-static bool is_openable(const struct statx *st)
+/* 0, -ELOOP, -EACCES. */
+static int check_openable(const struct statx *st)
 {
-	return S_ISREG(st->stx_mode) || S_ISDIR(st->stx_mode);
+	if (S_ISREG(st->stx_mode) || S_ISDIR(st->stx_mode))
+		return 0;
+	return S_ISLNK(st->stx_mode) ? -ELOOP : -EACCES;
 }
 
 /* Nothing but these is ever held open; a name may lead to something else since it was looked at. */
@@ -22,8 +25,8 @@ static int keep_open(struct share_server *s, struct fid *f, int fd, uint32_t fla
 {
 	int r = fd < 0 ? fd : stat_fd(fd, st);
 
-	if (r == 0 && !is_openable(st))
-		r = -EACCES;
+	if (r == 0)
+		r = check_openable(st);
 	if (r < 0) {
 		if (fd >= 0)
 			close(fd);
@@ -41,10 +44,10 @@ int reopen_fid(struct share_server *s, struct fid *f, uint32_t flags, struct sta
 	int r = stat_node(s, f->node, st);
 	bool writes = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
 
+	if (r == 0)
+		r = check_openable(st);
 	if (r < 0)
 		return r;
-	if (!is_openable(st))
-		return S_ISLNK(st->stx_mode) ? -ELOOP : -EACCES;
 	if (writes && S_ISDIR(st->stx_mode))
 		return -EISDIR;
 	if (writes && s->is_readonly)
@@ -104,8 +107,13 @@ SHARE_HANDLER(lcreate)
 		return r;
 	int how = (int)(flags & (OPEN_FLAGS | O_EXCL) & ~(uint32_t)O_DIRECTORY) | O_CREAT | OPEN_ALWAYS;
 
-	r = keep_open(s, f, open_child(s, f->node, name, how, mode & 07777 & ~(S_ISUID | S_ISGID)),
-		      flags, &st);
+	/* What is there already is opened, too: a pipe's other end, or a device, would notice. */
+	if (!(how & O_EXCL) && stat_node(s, child, &st) == 0)
+		r = check_openable(&st);
+	if (r == 0)
+		r = keep_open(s, f,
+			      open_child(s, f->node, name, how, mode & 07777 & ~(S_ISUID | S_ISGID)),
+			      flags, &st);
 	if (r == 0) {
 		node_put(s, f->node);
 		f->node = child;

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -290,7 +291,15 @@ static void refused(void **state)
 	assert_int_equal(mkfifo(share_path(&r, "share/fifo"), 0666), 0);
 	assert_int_equal(share_walk(&r, SHARE_ROOT, 3, "fifo"), 0);
 	assert_int_equal(share_open(&r, 3, O_RDONLY), -EACCES);
+	/* Not even for a moment: who waits at the other end would see somebody come and go. */
+	struct pollfd end = { .fd = open(share_path(&r, "share/fifo"), O_RDONLY | O_NONBLOCK),
+			      .events = POLLIN };
+
+	assert_true(end.fd >= 0);
 	assert_int_equal(share_create(&r, 2, "fifo", O_RDWR, 0644), -EACCES);
+	assert_int_equal(share_create(&r, 2, "fifo", O_RDWR | O_EXCL, 0644), -EEXIST);
+	assert_int_equal(poll(&end, 1, 0), 0);
+	close(end.fd);
 	share_begin(&r, P9_TXATTRWALK);
 	bytes_put_u32(&r.req, SHARE_ROOT);
 	bytes_put_u32(&r.req, 9);
