@@ -61,10 +61,34 @@ SHARE_HANDLER(symlink)
 	return symlinkat(target, p.dir, name) < 0 ? -errno : put_qid_at(s, &p, out);
 }
 
-/* Neither devices, which are the host's, nor pipes and sockets, on which programs of the host would wait. */
+/* Regular files.  Neither devices, which are the host's, nor pipes and sockets, on which programs of the host would wait. */
 SHARE_HANDLER(mknod)
 {
-	return -EPERM;
+	uint32_t id = bytes_get_u32(in);
+	char name[P9_NAME_MAX + 1];
+	struct statx st;
+	struct fid *f;
+	int r = p9_get_name(in, name);
+	uint32_t mode = bytes_get_u32(in);
+
+	bytes_get_u32(in); /* of a device */
+	bytes_get_u32(in);
+	bytes_get_u32(in); /* the guest's group */
+	if (r == 0)
+		r = p9_is_whole(in) ? fid_get(s, id, &f) : -EINVAL;
+	if (r == 0 && (!S_ISREG(mode) || is_special_mode(mode, 0)))
+		r = -EPERM;
+	if (r < 0)
+		return r;
+	_cleanup_close_ int fd = open_child(s, f->node, name, O_WRONLY | O_CREAT | O_EXCL, mode & 01777);
+
+	r = fd < 0 ? fd : stat_fd(fd, &st);
+	if (r < 0)
+		return r;
+	const struct p9_qid q = qid_of(s, &st);
+
+	p9_put_qid(out, &q);
+	return 0;
 }
 
 SHARE_HANDLER(mkdir)

@@ -269,24 +269,50 @@ static void attributes(void **state)
 	assert_int_equal(r.in.len - r.in.pos, 60);
 }
 
+static int make_node(const char *name, uint32_t mode)
+{
+	share_begin(&r, P9_TMKNOD);
+	bytes_put_u32(&r.req, SHARE_ROOT);
+	share_text(&r, name);
+	bytes_put_u32(&r.req, mode);
+	bytes_put_u32(&r.req, 1);
+	bytes_put_u32(&r.req, 3);
+	bytes_put_u32(&r.req, 0);
+	return share_call(&r);
+}
+
+/* mknod(2) makes regular files, too. */
+static void file_by_mknod(void **state)
+{
+	struct share_attr a;
+
+	assert_int_equal(make_node("file", S_IFREG | 0640), 0);
+	assert_int_equal(bytes_get_u8(&r.in), P9_QT_FILE);
+	bytes_get_u32(&r.in);
+	uint64_t qid_path = bytes_get_u64(&r.in);
+
+	assert_true(p9_is_whole(&r.in));
+	assert_int_equal(share_walk(&r, SHARE_ROOT, 2, "file"), 0);
+	assert_int_equal(share_getattr(&r, 2, &a), 0);
+	assert_int_equal(a.qid_path, qid_path);
+	assert_int_equal(a.mode, S_IFREG | 0640);
+	assert_int_equal(make_node("file", S_IFREG | 0640), -EEXIST);
+	assert_int_equal(make_node("../file", S_IFREG | 0640), -EINVAL);
+	assert_int_equal(share_symlink(&r, SHARE_ROOT, "link", "new"), 0);
+	assert_int_equal(make_node("link", S_IFREG | 0640), -EEXIST);
+}
+
 static void refused(void **state)
 {
 	assert_int_equal(share_walk(&r, SHARE_ROOT, 2, ""), 0);
 	assert_int_equal(share_create(&r, 2, "s", O_RDWR, 04755), -EPERM);
 	assert_int_equal(share_mkdir(&r, SHARE_ROOT, "s", 02755), -EPERM);
-	static const uint32_t modes[] = { S_IFCHR | 0666, S_IFBLK | 0666, S_IFIFO | 0666,
-					  S_IFSOCK | 0666, S_IFREG };
+	static const uint32_t modes[] = { S_IFCHR | 0666,  S_IFBLK | 0666, S_IFIFO | 0666,
+					  S_IFSOCK | 0666, S_IFDIR | 0777, S_IFREG | 04755 };
 
-	for (unsigned i = 0; i < ARRAY_SIZE(modes); i++) {
-		share_begin(&r, P9_TMKNOD);
-		bytes_put_u32(&r.req, SHARE_ROOT);
-		share_text(&r, "node");
-		bytes_put_u32(&r.req, modes[i]);
-		bytes_put_u32(&r.req, 1);
-		bytes_put_u32(&r.req, 3);
-		bytes_put_u32(&r.req, 0);
-		assert_int_equal(share_call(&r), -EPERM);
-	}
+	for (unsigned i = 0; i < ARRAY_SIZE(modes); i++)
+		assert_int_equal(make_node("node", modes[i]), -EPERM);
+	assert_int_equal(access(share_path(&r, "share/node"), F_OK), -1);
 	/* Those that the host has are not opened: the server would wait, or do what devices do. */
 	assert_int_equal(mkfifo(share_path(&r, "share/fifo"), 0666), 0);
 	assert_int_equal(share_walk(&r, SHARE_ROOT, 3, "fifo"), 0);
@@ -503,6 +529,7 @@ int main(void)
 		TEST(renames),
 		TEST(removed),
 		TEST(attributes),
+		TEST(file_by_mknod),
 		TEST(refused),
 		TEST(locks),
 		TEST(bounds),
