@@ -10,12 +10,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "share/confine.h"
+#include "share/sharer.h"
 
 static struct share_rig r;
 static int dir_of_before = -1; /* of what is around the folder, opened before: as if it had been forgotten */
@@ -385,11 +387,89 @@ static void readonly(void **state)
 	}
 }
 
+/* ---- the process ---- */
+
+static int server = -1; /* its socket */
+
+/* Like share_call(), of the process. */
+static int call(void)
+{
+	uint32_t size = (uint32_t)r.req.len;
+
+	memcpy(r.req.data, &size, sizeof(size));
+	assert_int_equal(send(server, r.req.data, size, MSG_NOSIGNAL), size);
+	if (recv(server, &size, sizeof(size), MSG_WAITALL) != sizeof(size))
+		return -EPIPE;
+	assert_true(size >= P9_HEADER && size <= sizeof(r.reply));
+	assert_int_equal(recv(server, r.reply, size - sizeof(size), MSG_WAITALL), size - sizeof(size));
+	r.in = (struct byte_reader){ .data = r.reply, .len = size - sizeof(size), .pos = 3 };
+	return r.reply[0] == P9_RLERROR ? -(int)bytes_get_u32(&r.in) : 0;
+}
+
+static pid_t start_server(rlim_t file_size_max)
+{
+	int ends[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		const struct rlimit limit = { file_size_max, file_size_max };
+		char fd[16];
+		char *argv[] = { "share", "--fd", fd, "--dir", r.share, "--tag", "test", NULL };
+
+		close(ends[0]);
+		snprintf(fd, sizeof(fd), "%d", ends[1]);
+		_exit(setrlimit(RLIMIT_FSIZE, &limit) < 0 ? 9 : sharer_cli(7, argv));
+	}
+	close(ends[1]);
+	server = ends[0];
+	return pid;
+}
+
+/* The user's limit (ulimit -f) is an error to the guest, and not a signal to the server. */
+static void limit_of_file_size(void **state)
+{
+	pid_t pid = start_server(4096);
+
+	share_begin(&r, P9_TVERSION);
+	bytes_put_u32(&r.req, 8192);
+	share_text(&r, P9_VERSION);
+	assert_int_equal(call(), 0);
+	share_begin(&r, P9_TATTACH);
+	bytes_put_u32(&r.req, SHARE_ROOT);
+	bytes_put_u32(&r.req, P9_NOFID);
+	share_text(&r, "root");
+	share_text(&r, "");
+	bytes_put_u32(&r.req, 0);
+	assert_int_equal(call(), 0);
+	share_begin(&r, P9_TLCREATE);
+	bytes_put_u32(&r.req, SHARE_ROOT);
+	share_text(&r, "file");
+	bytes_put_u32(&r.req, O_RDWR);
+	bytes_put_u32(&r.req, 0644);
+	bytes_put_u32(&r.req, 0);
+	assert_int_equal(call(), 0);
+	share_begin(&r, P9_TWRITE);
+	bytes_put_u32(&r.req, SHARE_ROOT);
+	bytes_put_u64(&r.req, 4096);
+	bytes_put_u32(&r.req, 1);
+	bytes_put_u8(&r.req, 'x');
+	int e = call();
+
+	close(server);
+	int status = wait_for(pid);
+
+	assert_int_equal(e, -EFBIG);
+	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-	const struct CMUnitTest tests[] = { TEST(attack_apart), TEST(attack_with_landlock),
-					    TEST(tries_are_some), TEST(serves), TEST(readonly) };
+	const struct CMUnitTest tests[] = { TEST(attack_apart),	  TEST(attack_with_landlock),
+					    TEST(tries_are_some), TEST(serves),
+					    TEST(readonly),	  TEST(limit_of_file_size) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -229,6 +229,7 @@ static int serve(const struct share_args *a)
 	int ready_fd = a->ready_fd == NO_FD ? -1 : (int)a->ready_fd;
 
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* the guest gets EFBIG */
 	prctl(PR_SET_NAME, "viv-share");
 	int r = set_up(&s, a, &c, &err);
 
