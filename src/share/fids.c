@@ -6,9 +6,18 @@
 
 /* ---- fids ---- */
 
+/* The guest picks the numbers: without the key it can't pick those of one bucket. */
+static unsigned fid_bucket(const struct share_server *s, uint32_t id)
+{
+	uint64_t h = (id + s->fid_key) * 0xff51afd7ed558ccdull;
+
+	h = (h ^ h >> 33) * 0xc4ceb9fe1a85ec53ull;
+	return (unsigned)(h >> 33) % FID_BUCKETS;
+}
+
 static struct fid **fid_slot(struct share_server *s, uint32_t id)
 {
-	struct fid **p = &s->fids[id * 2654435761u >> 20];
+	struct fid **p = &s->fids[fid_bucket(s, id)];
 
 	while (*p && (*p)->id != id)
 		p = &(*p)->next;

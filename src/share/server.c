@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
 
 #include "share/server_int.h"
@@ -140,6 +141,8 @@ int share_server_create(struct share_server **out, int root_fd, bool is_readonly
 
 	if (r == 0 && !S_ISDIR(st.stx_mode))
 		r = -ENOTDIR;
+	if (r == 0 && getrandom(&s->fid_key, sizeof(s->fid_key), 0) != sizeof(s->fid_key))
+		r = -EIO;
 	if (r < 0) {
 		close(root_fd);
 		free(s);

@@ -54,6 +54,7 @@ struct share_server {
 	bool is_readonly;
 	uint32_t msize; /* 0: no session */
 	struct node root;
+	uint64_t fid_key; /* random; of the table */
 	struct fid *fids[FID_BUCKETS];
 	struct node *nodes[NODE_BUCKETS];
 	unsigned nfids, nopen, nnodes;

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "share/server_int.h"
+
 static struct share_rig r;
 
 static int set_up(void **state)
@@ -424,6 +426,29 @@ static void bounds(void **state)
 	assert_int_equal(share_call(&r), -EMSGSIZE);
 }
 
+static unsigned longest_chain(void)
+{
+	unsigned longest = 0;
+
+	for (unsigned i = 0; i < FID_BUCKETS; i++) {
+		unsigned n = 0;
+
+		for (const struct fid *f = r.s->fids[i]; f; f = f->next)
+			n++;
+		longest = MAX(longest, n);
+	}
+	return longest;
+}
+
+/* Multiples of what undoes a multiplication by the usual constant: who knows the table's function has them all in one chain. */
+static void chosen_fids(void **state)
+{
+	for (uint32_t i = 2; i < 4096; i++)
+		assert_int_equal(share_walk(&r, SHARE_ROOT, i * 244002641u, ""), 0);
+	assert_int_equal(244002641u * 2654435761u, 1);
+	assert_true(longest_chain() < 256);
+}
+
 /* ---- snapshots ---- */
 
 static struct bytes saved;
@@ -533,6 +558,7 @@ int main(void)
 		TEST(refused),
 		TEST(locks),
 		TEST(bounds),
+		TEST(chosen_fids),
 		TEST(state_of_files),
 		TEST(state_is_hostile),
 		cmocka_unit_test_setup_teardown(readonly, set_up_readonly, tear_down),
