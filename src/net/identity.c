@@ -313,6 +313,11 @@ static int rename_rule(const char *text, const char *from, const char *to, char 
 	return 0;
 }
 
+static bool is_machine(const struct policy_end *e, int machine)
+{
+	return e->kind == POLICY_END_PORTS && e->machine == machine;
+}
+
 /* One of many that an end means is this machine: it alone is meant by a rule that came with it. */
 static int narrow_and_add(struct policy *p, const struct policy_rule *r, bool is_from, int machine,
 			  struct error *err)
@@ -347,11 +352,16 @@ static int add_rule(struct policy *p, int machine, const char *old_name, json_t 
 		return error_set(err, -ENOMEM, "no memory for a rule");
 	json_array_foreach(names, i, name)
 		snprintf(r.names[r.nnames++], sizeof(r.names[0]), "%s", json_string_value(name));
-	int ret = narrow_and_add(p, &r, true, machine, err);
-	if (ret >= 0)
+	/* A rule of the lab's own that says it for many says it for this one; one that names this machine is as narrow as it gets. */
+	bool is_from = is_machine(&r.from, machine), is_to = is_machine(&r.to, machine);
+	int ret = policy_has_rule(p, &r) ? 1
+		  : is_to		 ? 0
+					 : narrow_and_add(p, &r, true, machine, err);
+
+	if (ret == 0 && !is_from)
 		ret = narrow_and_add(p, &r, false, machine, err);
 	free(r.names);
-	return ret;
+	return MIN(ret, 0);
 }
 
 static int add_as_told(struct policy *p, struct faults *faults, const char *name, json_t *record,

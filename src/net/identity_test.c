@@ -413,6 +413,16 @@ static void test_a_machine_comes_to_its_place(void **state)
 	p->machines[m].is_quarantined = false;
 	assert_false(is_allowed(p, ops, dmz, IP_TCP, 80));
 	assert_false(is_allowed(p, dmz, db, IP_TCP, 5432)); /* nothing is allowed by it */
+	/* What is denied to many here is denied to it, and not once more. */
+	struct policy_rule wide;
+	assert_int_equal(policy_parse_rule(p, "dmz.* -> dmz.*", "tcp/81", &wide, &err), 0);
+	assert_int_equal(policy_add_rule(p, 0, &wide, &err), 0);
+	rules = p->nrules;
+	json_array_append_new(json_object_get(web, "rules"),
+			      json_pack("{s:s, s:s, s:s}", "action", "deny", "rule",
+					"dmz.* -> dmz.*", "what", "tcp/81"));
+	assert_int_equal(identity_restrict(p, (unsigned)m, web, &err), 0);
+	assert_int_equal(p->nrules, rules);
 	/* That it is free where it comes from frees it of nothing here. */
 	json_object_set_new(web, "quarantine", json_false());
 	p->machines[m].is_quarantined = true;

@@ -406,6 +406,14 @@ int policy_add_rule(struct policy *p, unsigned at, const struct policy_rule *r, 
 	return 0;
 }
 
+bool policy_has_rule(const struct policy *p, const struct policy_rule *r)
+{
+	for (unsigned i = 0; i < p->nrules; i++)
+		if (p->rules[i].is_allow == r->is_allow && is_same_match(&p->rules[i], r))
+			return true;
+	return false;
+}
+
 static void remove_at(struct policy *p, unsigned at)
 {
 	free(p->rules[at].names);

@@ -150,6 +150,8 @@ int policy_join_trunk(struct policy *p, unsigned port, unsigned card, int vlan, 
  * or the opposite), -EINVAL (to the internet, from where there is no uplink), with @err set.
  */
 int policy_add_rule(struct policy *p, unsigned at, const struct policy_rule *r, struct error *err);
+/** policy_has_rule() - is there one that says just the same as @r? */
+bool policy_has_rule(const struct policy *p, const struct policy_rule *r);
 /** policy_remove_rule() - 0 or -ENOENT. */
 int policy_remove_rule(struct policy *p, uint32_t id);
 /** policy_remove_same() - a rule with the ends, protocol, ports and names of @r, whatever it decides. */
