@@ -18,8 +18,9 @@ static const char magic[8] = "VIVWKSET";
 #define PAGEMAP_BYTES 8
 #define PAGEMAP_THERE (1ull << 63)
 #define PAGEMAP_CHUNK 4096u /* entries read at once */
-#define PIECE_PAGES                                                                                \
-	32u /* at once: so long nobody maps memory, a vCPU that begins neither, and who ends it waits */
+/* At once.  Who ends the reading waits for so much; and while pages are put in place nobody maps memory, a vCPU that begins neither. */
+#define READ_PAGES   256u
+#define PLACE_PAGES  64u
 #define PREFETCH_GAP 16u /* pages between two runs that are read with them: less than a seek */
 
 void working_set_free(struct working_set *w)
@@ -156,7 +157,7 @@ struct working_set_reader {
 static void advise(const struct working_set_reader *r, uint64_t first, uint64_t end, int advice)
 {
 	for (uint64_t n; first < end && !r->is_ending; first += n) {
-		n = MIN(end - first, (uint64_t)PIECE_PAGES);
+		n = MIN(end - first, (uint64_t)(advice == MADV_WILLNEED ? READ_PAGES : PLACE_PAGES));
 		(void)madvise(r->base + (first << GUEST_PAGE_SHIFT), n << GUEST_PAGE_SHIFT, advice);
 	}
 }
