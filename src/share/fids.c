@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "share/server_int.h"
 
@@ -9,10 +10,7 @@
 /* The guest picks the numbers: without the key it can't pick those of one bucket. */
 static unsigned fid_bucket(const struct share_server *s, uint32_t id)
 {
-	uint64_t h = (id + s->fid_key) * 0xff51afd7ed558ccdull;
-
-	h = (h ^ h >> 33) * 0xc4ceb9fe1a85ec53ull;
-	return (unsigned)(h >> 33) % FID_BUCKETS;
+	return (unsigned)(XXH64(&id, sizeof(id), s->fid_key) % FID_BUCKETS);
 }
 
 static struct fid **fid_slot(struct share_server *s, uint32_t id)
