@@ -213,15 +213,13 @@ static int take_one(struct migrate_link *l, const char *stage, const char *name,
 	return r == 0 ? migrate_link_tell(l, MIGRATE_R_BUNDLE_DONE, NULL, 0, err) : r;
 }
 
-/* A BUNDLE record: @token gets the first one's, and is to be that of all. */
-static int parse(const struct migrate_link *l, const struct migrate_header *h,
-		 char token[MIGRATE_ID_TEXT], char name[PATHS_NAME_MAX + 1], struct error *err)
+int bundle_parse(const uint8_t *payload, size_t len, char token[MIGRATE_ID_TEXT],
+		 char name[PATHS_NAME_MAX + 1], struct error *err)
 {
-	json_t *j = json_loadb((const char *)l->payload, h->len, JSON_REJECT_DUPLICATES, NULL);
+	json_t *j = json_loadb((const char *)payload, len, JSON_REJECT_DUPLICATES, NULL);
 	const char *t = json_string_value(json_object_get(j, "token")),
 		   *n = json_string_value(json_object_get(j, "snapshot"));
-	int r = h->type == MIGRATE_R_BUNDLE && t && n && strlen(t) < MIGRATE_ID_TEXT &&
-				strlen(n) <= PATHS_NAME_MAX && (!token[0] || strcmp(t, token) == 0)
+	int r = t && n && strlen(t) < MIGRATE_ID_TEXT && strlen(n) <= PATHS_NAME_MAX
 			? 0
 			: out_of_turn(err);
 
@@ -230,6 +228,26 @@ static int parse(const struct migrate_link *l, const struct migrate_header *h,
 		strcpy(name, n);
 	}
 	json_decref(j);
+	return r;
+}
+
+/* @h, which came last: the next one, with the same token. */
+static int take_next(const struct migrate_link *l, const struct migrate_header *h,
+		     const char *token, char name[PATHS_NAME_MAX + 1], struct error *err)
+{
+	char its[MIGRATE_ID_TEXT];
+	int r = h->type == MIGRATE_R_BUNDLE ? bundle_parse(l->payload, h->len, its, name, err)
+					    : out_of_turn(err);
+
+	return r == 0 && strcmp(its, token) != 0 ? out_of_turn(err) : r;
+}
+
+static int refuse(struct migrate_link *l, int r, const struct error *why)
+{
+	struct error err;
+
+	if (migrate_link_tell(l, MIGRATE_R_REFUSE, why->text, strlen(why->text), &err) < 0)
+		log_debug("migrate", "%s", err.text);
 	return r;
 }
 
@@ -257,45 +275,44 @@ static void discard(const char *stage)
 		log_warn("migrate", "%s", err.text);
 }
 
+/* All that come, the first of which is called @name. */
+static int take_each(struct migrate_link *l, const char *stage, const char *token,
+		     char name[PATHS_NAME_MAX + 1], struct error *err)
+{
+	struct migrate_header h;
+	struct error end;
+
+	for (;;) {
+		int r = take_one(l, stage, name, err);
+
+		if (r < 0)
+			return r;
+		r = migrate_link_receive(l, &h, -1, &end); /* as long as the machine takes */
+		if (r == -EPIPE)
+			return 0;
+		if (r < 0)
+			*err = end;
+		else
+			r = take_next(l, &h, token, name, err);
+		if (r < 0)
+			return r;
+	}
+}
+
 int bundle_serve(struct migrate_link *l, const struct migrate_header *first, struct error *err)
 {
-	char token[MIGRATE_ID_TEXT] = "", name[PATHS_NAME_MAX + 1],
-	     stage[sizeof(PREFIX) + MIGRATE_ID_TEXT];
-	struct migrate_header h = *first;
-	int r = parse(l, &h, token, name, err);
+	char token[MIGRATE_ID_TEXT], name[PATHS_NAME_MAX + 1], stage[sizeof(PREFIX) + MIGRATE_ID_TEXT];
+	int r = bundle_parse(l->payload, first->len, token, name, err);
 
 	if (r == 0)
 		r = stage_name(stage, token, err);
-	int fd = r < 0 ? r : make_stage(stage, err);
+	_cleanup_close_ int lock = r < 0 ? r : make_stage(stage, err);
 
-	if (fd < 0) {
-		struct error why;
-
-		(void)migrate_link_tell(l, MIGRATE_R_REFUSE, err->text, strlen(err->text), &why);
-		return fd;
-	}
-	while (r == 0) {
-		r = take_one(l, stage, name, err);
-		if (r < 0)
-			break;
-		/* As long as the machine takes. */
-		struct error end;
-		int next = migrate_link_receive(l, &h, -1, &end);
-
-		if (next == -EPIPE || next == -ECONNRESET)
-			break;
-		if (next < 0)
-			*err = end;
-		r = next < 0 ? next : parse(l, &h, token, name, err);
-	}
-	if (r < 0) {
-		struct error why;
-
-		(void)migrate_link_tell(l, MIGRATE_R_REFUSE, err->text, strlen(err->text), &why);
-	}
+	if (lock < 0)
+		return refuse(l, lock, err);
+	r = take_each(l, stage, token, name, err);
 	discard(stage);
-	close(fd);
-	return r;
+	return r < 0 ? refuse(l, r, err) : 0;
 }
 
 int bundle_adopt(const char *token, const char *vm, struct error *err)

@@ -13,6 +13,7 @@
 
 #include "ctl/migrate_claim.h"
 #include "ctl/migrate_link.h"
+#include "ctl/paths.h"
 
 /** bundle_send() - snapshot @name of @vm.  0; -ECONNREFUSED: the target said why not; -errno. */
 int bundle_send(struct migrate_link *l, const char *token, const char *vm, const char *name,
@@ -23,6 +24,10 @@ int bundle_send(struct migrate_link *l, const char *token, const char *vm, const
  * What was not taken by bundle_adopt() is removed then.  0; -errno: the source was told.
  */
 int bundle_serve(struct migrate_link *l, const struct migrate_header *h, struct error *err);
+
+/** bundle_parse() - a BUNDLE record, hostile: its token and name, of which only the length is known to be right.  0 or -EPROTO. */
+int bundle_parse(const uint8_t *payload, size_t len, char token[MIGRATE_ID_TEXT],
+		 char name[PATHS_NAME_MAX + 1], struct error *err);
 
 /** bundle_adopt() - what came with @token is machine @vm's, which has a folder and no snapshot.  0, -ENOENT: nothing came; -errno. */
 int bundle_adopt(const char *token, const char *vm, struct error *err);

@@ -9,6 +9,7 @@
 
 #include "char/chardev.h"
 #include "ctl/handover.h"
+#include "ctl/migrate_bundle.h"
 #include "ctl/migrate_offer.h"
 #include "ctl/paths.h"
 #include "fuzz.h"
@@ -160,6 +161,10 @@ size_t fuzz_seed(uint8_t *data, size_t cap)
 	migrate_record_put(&b, MIGRATE_R_HELLO, &seq, "{\"copy\": [0]}", 13);
 	for (unsigned i = 0; i < ARRAY_SIZE(hatch); i++)
 		migrate_record_put(&b, MIGRATE_R_HELLO, &seq, hatch[i], strlen(hatch[i]));
+	static const char bundle[] =
+		"{\"token\": \"00112233445566778899aabbccddeeff\", \"snapshot\": \"s\"}";
+
+	migrate_record_put(&b, MIGRATE_R_BUNDLE, &seq, bundle, strlen(bundle));
 	migrate_record_put(&b, MIGRATE_R_CONSOLE, &seq, "\1\2\0\0\0hi\3\0\0\0abc", 14);
 	migrate_packer_free(&p);
 	if (b.is_failed || b.len > cap)
@@ -177,6 +182,7 @@ static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
 	struct migrate_rest rest;
 	static uint64_t sums[MIGRATE_UNITS_MAX];
 	struct migrate_units units;
+	char token[MIGRATE_ID_TEXT], name[PATHS_NAME_MAX + 1];
 	uint64_t n = 0, bad, nbad, missing[PAGES / 64 + 1] = { 0 }, next;
 	struct error err;
 
@@ -185,6 +191,11 @@ static void take(struct migrate_unpacker *u, struct migrate_state_in *state,
 		take_hello(payload, h->len);
 		take_accept(payload, h->len);
 		take_hatch(payload, h->len);
+		break;
+	case MIGRATE_R_BUNDLE:
+		if (bundle_parse(payload, h->len, token, name, &err) == 0 &&
+		    (strlen(token) >= sizeof(token) || strlen(name) >= sizeof(name)))
+			abort();
 		break;
 	case MIGRATE_R_CONSOLE:
 		take_console(payload, h->len);
