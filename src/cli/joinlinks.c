@@ -6,26 +6,14 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "base/host.h"
-#include "ctl/paths.h"
+#include "ctl/migrate_link.h"
 #include "ctl/socket.h"
 
 #define RETRY_MS   20
 #define MESSAGE_MS 5000
-
-static char *meeting_place(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
-{
-	char text[MIGRATE_ID_TEXT];
-
-	migrate_id_text(text, id);
-	_cleanup_free_ char *folder = paths_data("migrations", err);
-
-	if (!folder || paths_make(folder, err) < 0)
-		return NULL;
-	return paths_format(err, "%s/%s.links", folder, text);
-}
+#define NS_PER_MS  1000000
 
 /* Waits for a connection to @listen_fd, -1: for nothing, and no longer than @fd's peer is there.  1, 0: after @limit_ms, or -EPIPE. */
 static int await(int listen_fd, int fd, int limit_ms, struct error *err)
@@ -39,18 +27,10 @@ static int await(int listen_fd, int fd, int limit_ms, struct error *err)
 	return p[0].revents != 0;
 }
 
-static int64_t now_ms(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
 int joinlinks_pass(const uint8_t id[MIGRATE_ID_BYTES], uint16_t index, int fd, struct error *err)
 {
-	_cleanup_free_ char *path = meeting_place(id, err);
-	int64_t end_ms = now_ms() + JOINLINKS_MS;
+	_cleanup_free_ char *path = migrate_socket_path(id, "links", err);
+	int64_t end_ms = migrate_now_ns() / NS_PER_MS + JOINLINKS_MS;
 	_cleanup_close_ int conn = -ENOENT;
 
 	if (!path)
@@ -58,7 +38,7 @@ int joinlinks_pass(const uint8_t id[MIGRATE_ID_BYTES], uint16_t index, int fd, s
 	while ((conn = socket_connect_within(path, MESSAGE_MS, err)) < 0) {
 		if (conn != -ENOENT && conn != -ECONNREFUSED)
 			return conn;
-		if (now_ms() > end_ms)
+		if (migrate_now_ns() / NS_PER_MS > end_ms)
 			return error_set(err, -ETIMEDOUT, "a link joins a migration that did not come");
 		int r = await(-1, fd, RETRY_MS, err);
 
@@ -85,10 +65,10 @@ static int take(int listen_fd, uint16_t *index)
 
 static int gather(int listen_fd, int first, int *fds, unsigned n, struct error *err)
 {
-	int64_t end_ms = now_ms() + JOINLINKS_MS;
+	int64_t end_ms = migrate_now_ns() / NS_PER_MS + JOINLINKS_MS;
 
 	for (unsigned got = 1; got < n;) {
-		int64_t left_ms = end_ms - now_ms();
+		int64_t left_ms = end_ms - migrate_now_ns() / NS_PER_MS;
 		uint16_t index;
 
 		if (left_ms <= 0)
@@ -114,7 +94,7 @@ static int gather(int listen_fd, int first, int *fds, unsigned n, struct error *
 int joinlinks_gather(const uint8_t id[MIGRATE_ID_BYTES], int first, int *fds, unsigned n,
 		     struct error *err)
 {
-	_cleanup_free_ char *path = meeting_place(id, err);
+	_cleanup_free_ char *path = migrate_socket_path(id, "links", err);
 	_cleanup_close_ int listen_fd = path ? socket_listen(path, err) : -ENOMEM;
 
 	if (listen_fd < 0)

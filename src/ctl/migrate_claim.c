@@ -60,6 +60,13 @@ static char *claim_path(const uint8_t id[MIGRATE_ID_BYTES], const char *what, st
 	return folder ? paths_format(err, "%s/%s.%s", folder, text, what) : NULL;
 }
 
+char *migrate_socket_path(const uint8_t id[MIGRATE_ID_BYTES], const char *what, struct error *err)
+{
+	_cleanup_free_ char *folder = paths_data(FOLDER, err);
+
+	return folder && paths_make(folder, err) == 0 ? claim_path(id, what, err) : NULL;
+}
+
 static int sync_folder(const char *folder, struct error *err)
 {
 	_cleanup_close_ int fd = host.open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);

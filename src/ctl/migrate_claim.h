@@ -21,6 +21,8 @@ void migrate_id_text(char out[MIGRATE_ID_TEXT], const uint8_t id[MIGRATE_ID_BYTE
 int migrate_id_parse(uint8_t id[MIGRATE_ID_BYTES], const char *text, struct error *err);
 /** migrate_id_new() - 0 or -EIO. */
 int migrate_id_new(uint8_t id[MIGRATE_ID_BYTES], struct error *err);
+/** migrate_socket_path() - migrations/ID.WHAT below the data root, in a folder that is there then; allocated, NULL with @err set. */
+char *migrate_socket_path(const uint8_t id[MIGRATE_ID_BYTES], const char *what, struct error *err);
 
 /** claim_open() - stable when it returns.  0, -EEXIST (the id is known), -errno.  Old ones that nobody will ask for go. */
 int claim_open(const uint8_t id[MIGRATE_ID_BYTES], struct error *err);

@@ -571,28 +571,16 @@ bool migrate_lazy_is_lacking(const struct migrate_lazy *z)
 
 /* ---- the door ---- */
 
-static char *door_path(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
-{
-	char text[MIGRATE_ID_TEXT];
-
-	migrate_id_text(text, id);
-	_cleanup_free_ char *folder = paths_data("migrations", err);
-
-	if (!folder || paths_make(folder, err) < 0)
-		return NULL;
-	return paths_format(err, "%s/%s.door", folder, text);
-}
-
 int migrate_door_listen(const uint8_t id[MIGRATE_ID_BYTES], struct error *err)
 {
-	_cleanup_free_ char *path = door_path(id, err);
+	_cleanup_free_ char *path = migrate_socket_path(id, "door", err);
 
 	return path ? socket_listen(path, err) : -ENOMEM;
 }
 
 void migrate_door_close(const uint8_t id[MIGRATE_ID_BYTES])
 {
-	_cleanup_free_ char *path = door_path(id, NULL);
+	_cleanup_free_ char *path = migrate_socket_path(id, "door", NULL);
 
 	if (path && host.unlinkat(AT_FDCWD, path, 0) < 0)
 		log_debug("migrate", "cannot remove %s: %s", path, strerror(errno));
@@ -600,8 +588,9 @@ void migrate_door_close(const uint8_t id[MIGRATE_ID_BYTES])
 
 int migrate_door_pass(const uint8_t id[MIGRATE_ID_BYTES], int fd, struct error *err)
 {
-	_cleanup_free_ char *path = door_path(id, err);
+	_cleanup_free_ char *path = migrate_socket_path(id, "door", err);
 	_cleanup_close_ int conn = path ? socket_connect_within(path, DOOR_MS, err) : -1;
+
 	if (conn < 0)
 		return conn == -ECONNREFUSED || conn == -ENOENT ? -ENOENT : conn;
 	return socket_send_fd(conn, fd, &(char){ 0 }, 1, err);
