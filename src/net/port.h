@@ -51,6 +51,7 @@ struct net_port {
 	struct net_card card; /* set by the card before the first frame */
 	uint8_t mac[6];
 	bool can_offload; /* checksum and segmentation hints are understood at the other side */
+	bool is_alone; /* there is nobody but a NAT of its own, which learns where the card is when it is asked to send there */
 };
 
 /**

@@ -50,7 +50,8 @@ struct machine_disk {
 
 struct machine_nic {
 	int fd; /* connected SOCK_SEQPACKET socket to `viv net`, or a TAP device; taken by machine_create */
-	bool is_tap; /* net/tap.h */
+	bool is_tap;   /* net/tap.h */
+	bool is_alone; /* net_port.is_alone */
 	uint8_t mac[6];
 };
 

@@ -313,6 +313,7 @@ static int create_nic(struct machine *m, unsigned i, struct error *err)
 
 	if (r < 0)
 		return r;
+	m->ports[i]->is_alone = n->is_alone;
 	snprintf(id, sizeof(id), "virtio-net%u", i);
 	cfg.port = m->ports[i];
 	r = virtio_net_create(&nic, &m->env, pci_host_bus(m->pci), id, &cfg, err);

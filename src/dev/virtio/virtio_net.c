@@ -622,6 +622,9 @@ fail:
 void virtio_net_reappear(struct virtio_net *n)
 {
 	n->host.has_new_mac = memcmp(n->mac, n->host.port->mac, 6) != 0;
+	/* Nobody would listen, and a guest that announces itself wakes up half of its programs. */
+	if (n->host.port->is_alone)
+		return;
 	n->host.is_announcing = virtio_has(&n->pci.v, F_GUEST_ANNOUNCE) && n->is_link_up;
 	if (n->host.has_new_mac || n->host.is_announcing)
 		virtio_config_changed(&n->pci.v);

@@ -22,7 +22,7 @@ struct device *virtio_net_device(struct virtio_net *n);
 /**
  * virtio_net_reappear() - after a state was loaded: the card is plugged in elsewhere, and its MAC is that of its port.
  * Configuration space says so, frames to either MAC are received until the driver sets one, and a driver that can (VIRTIO_NET_F_GUEST_ANNOUNCE)
- * is asked to announce itself: 5.1.6.5.4.
+ * is asked to announce itself: 5.1.6.5.4; but not where its port is alone.
  */
 void virtio_net_reappear(struct virtio_net *n);
 /** virtio_net_mac() - the one that the driver works with. */

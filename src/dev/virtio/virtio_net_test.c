@@ -461,6 +461,25 @@ static void test_reappears_quietly(void **state)
 	assert_int_equal(drv_read(&d, DRV_CONFIG + 6, 2), 1);
 }
 
+/* Behind a NAT of its own there is nobody to be told. */
+static void test_reappears_alone(void **state)
+{
+	static const uint8_t new_mac[6] = { 0x52, 0x54, 0, 7, 8, 9 };
+	uint8_t mac[6];
+
+	drv_start(&d, UINT64_MAX, 3, true);
+	add_rx(8, 1600);
+	memcpy(port.port.mac, new_mac, 6);
+	port.port.is_alone = true;
+	virtio_net_reappear(net);
+	assert_int_equal(d.t.msi.count, 0);
+	assert_int_equal(drv_read(&d, DRV_CONFIG + 6, 2), 1);
+	config_mac(mac);
+	assert_memory_equal(mac, new_mac, 6);
+	assert_true(gets(own_mac));
+	assert_true(gets(new_mac));
+}
+
 static void send_frames(unsigned n)
 {
 	for (unsigned i = 0; i < n; i++)
@@ -540,6 +559,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_link_and_state, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reappears, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reappears_quietly, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_reappears_alone, setup, teardown),
 	};
 
 	return drv_run(tests);
