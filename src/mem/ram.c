@@ -307,6 +307,14 @@ static bool is_covered(const struct guest_ram *ram, gpa_t gpa, uint64_t len, boo
 	return true;
 }
 
+static void note_seen(const struct guest_ram *ram, uint64_t offset, uint64_t len)
+{
+	if (likely(!atomic_load_explicit(&ram->notes_seen, memory_order_relaxed)))
+		return;
+	for (uint64_t at = offset & ~(GUEST_PAGE_SIZE - 1); at < offset + len; at += GUEST_PAGE_SIZE)
+		ram_note_seen(ram, at);
+}
+
 /* The host bytes at @gpa that lie together, at most @len. */
 static uint8_t *piece(const struct guest_ram *ram, gpa_t gpa, uint64_t len, uint64_t *n)
 {
@@ -314,6 +322,7 @@ static uint8_t *piece(const struct guest_ram *ram, gpa_t gpa, uint64_t len, uint
 	uint64_t in = gpa - r->gpa;
 
 	*n = MIN(len, r->size_bytes - in);
+	note_seen(ram, r->offset + in, *n);
 	return ram->base + r->offset + in;
 }
 

@@ -44,6 +44,7 @@ enum {
 	RAM_PAGE_DIRTY = 4, /* written since the dirty log was last collected */
 	RAM_PAGE_WATCH = 8, /* a watchpoint: every write takes the slow path */
 	RAM_PAGE_WMAP = 16, /* some vCPU may hold a mapping that writes without notice (invariant 5) */
+	RAM_PAGE_SEEN = 32, /* somebody came by it since notes_seen became true */
 };
 
 struct ram_region {
@@ -64,6 +65,8 @@ struct guest_ram {
 	struct ram_region regions[RAM_MAX_REGIONS];
 	_Atomic bool is_lazy;	/* invariant 6 */
 	_Atomic bool is_shared; /* invariant 7; whoever calls ram_share() and the like keeps it */
+	/* Pages that vCPUs and devices come by get RAM_PAGE_SEEN; set before any vCPU runs.  An engine that runs_in_kernel does not say it. */
+	_Atomic bool notes_seen;
 	/* Called after a write by ram_note_write hit a RAM_PAGE_CODE page; set by the engine. */
 	void (*on_code_write)(void *arg, uint64_t offset, uint64_t len);
 	void *on_code_write_arg;
@@ -162,6 +165,17 @@ static inline uint8_t ram_note_dirty(const struct guest_ram *ram, uint64_t offse
 	       !atomic_compare_exchange_weak(flags, &old, (old & ~RAM_PAGE_TRACK) | RAM_PAGE_DIRTY))
 		;
 	return old;
+}
+
+/** ram_note_seen() - the page of host offset @offset was come by, for whatever access. */
+static inline void ram_note_seen(const struct guest_ram *ram, uint64_t offset)
+{
+	if (likely(!atomic_load_explicit(&ram->notes_seen, memory_order_relaxed)))
+		return;
+	_Atomic uint8_t *flags = &ram->page_flags[offset >> GUEST_PAGE_SHIFT];
+
+	if (!(atomic_load_explicit(flags, memory_order_relaxed) & RAM_PAGE_SEEN))
+		atomic_fetch_or_explicit(flags, RAM_PAGE_SEEN, memory_order_relaxed);
 }
 
 /**

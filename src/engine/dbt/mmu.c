@@ -11,7 +11,7 @@
  * Invariants
  *  1. A valid slot is in the list of its kind (it may be in both: the slot held the other kind before).
  *     An invalid slot has rneg = wneg = DBT_TLB_INVALID(slot); its xlat still points into RAM.
- *  2. Slots from the size in use up to DBT_TLB_MAX are invalid.
+ *  2. Slots from the size in use up to DBT_TLB_MAX are memory that nobody has touched: an idle guest never needs most of it.
  *  3. wneg valid implies RAM_PAGE_WMAP set for the page and CODE, TRACK, WATCH clear, the D bit set and
  *     the page writable in the mode: at the time of the fill, and until the vCPU's next safepoint.
  *  4. A span of 2M (1G) of which a 4K fragment is cached, in whatever form, is in large[0] (large[1]) with the
@@ -61,6 +61,7 @@ static void entry_read(struct dbt_cpu *cpu, gpa_t gpa, bool is_wide, struct entr
 		return;
 	}
 	e->offset = r->offset + ((gpa & cpu->vm->phys_mask) - r->gpa);
+	ram_note_seen(cpu->vm->ram, e->offset);
 	e->ptr = cpu->vm->ram->base + e->offset;
 	e->is_writable = !r->is_readonly;
 	e->val = is_wide ? __atomic_load_n((uint64_t *)(void *)e->ptr, __ATOMIC_ACQUIRE)
@@ -271,6 +272,8 @@ static bool walk(struct walk *w, uint32_t *pf_err)
 	w->out->is_ram = r;
 	w->out->is_writable = r && !r->is_readonly;
 	w->out->offset = r ? r->offset + (w->out->gpa - r->gpa) : 0;
+	if (r && w->set_ad)
+		ram_note_seen(w->cpu->vm->ram, w->out->offset);
 	return true;
 }
 
@@ -358,20 +361,24 @@ static void flush_list(struct dbt_cpu *cpu, unsigned mode, bool is_global)
 	cpu->mmu.listed[mode][is_global].n = 0;
 }
 
-void mmu_init(struct dbt_cpu *cpu)
+/* Zero memory is no invalid slot: slot 0 would answer for page 0. */
+static void slots_init(struct dbt_cpu *cpu, uint32_t first, uint32_t end)
 {
 	uint64_t ram = (uint64_t)(uintptr_t)cpu->vm->ram->base;
 
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++)
-		for (uint32_t i = 0; i < DBT_TLB_MAX; i++) {
+		for (uint32_t i = first; i < end; i++) {
 			cpu->tlb[mode].phys[i] = 0;
 			cpu->tlb[mode].xlat[i] = ram;
 			slot_clear(&cpu->tlb[mode], i);
 		}
-	memset(cpu->ctlb, 0, sizeof(cpu->ctlb));
-	memset(&cpu->mmu, 0, sizeof(cpu->mmu));
+}
+
+void mmu_init(struct dbt_cpu *cpu)
+{
 	spaces_reset(cpu, 0);
 	cpu->tlb_bits = DBT_TLB_BITS_MIN;
+	slots_init(cpu, 0, tlb_size(cpu));
 	cpu->tlb_mask = (uint64_t)(tlb_size(cpu) - 1) << GUEST_PAGE_SHIFT;
 }
 
@@ -385,6 +392,7 @@ static void tlb_grow(struct dbt_cpu *cpu)
 		return;
 	cpu->tlb_bits++;
 	cpu->tlb_mask = (uint64_t)(tlb_size(cpu) - 1) << GUEST_PAGE_SHIFT;
+	slots_init(cpu, old, tlb_size(cpu));
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++) {
 		struct dbt_tlb *t = &cpu->tlb[mode];
 		cpu->mmu.listed[mode][0].n = cpu->mmu.listed[mode][1].n = 0;
@@ -902,10 +910,10 @@ static bool verify_code(struct dbt_cpu *cpu, const struct dbt_ctlb_entry *c)
 bool mmu_verify_tlb(struct dbt_cpu *cpu, uint64_t *bad_va)
 {
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++)
-		for (uint32_t i = 0; i < DBT_TLB_MAX; i++) {
+		for (uint32_t i = 0; i < tlb_size(cpu); i++) {
 			const struct dbt_tlb *t = &cpu->tlb[mode];
 			bool is_ok;
-			if (i < tlb_size(cpu) && t->phys[i] & DBT_TLB_VALID)
+			if (t->phys[i] & DBT_TLB_VALID)
 				is_ok = verify_slot(cpu, mode, i);
 			else
 				is_ok = !(t->phys[i] & DBT_TLB_VALID) &&

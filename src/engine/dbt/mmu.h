@@ -18,7 +18,7 @@
 
 #include "engine/dbt/dbt.h"
 
-/** mmu_init() - an empty TLB of the smallest size; first of all, once cpu->vm is set. */
+/** mmu_init() - an empty TLB of the smallest size; first of all, in @cpu that is zero but for @cpu->vm. */
 void mmu_init(struct dbt_cpu *cpu);
 
 enum { ACC_READ = 1, ACC_WRITE = 2, ACC_RW = 3, ACC_EXEC = 4 };

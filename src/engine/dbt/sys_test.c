@@ -307,7 +307,7 @@ static void raise_and_deliver(unsigned vector, bool has_error, uint32_t err)
 static void test_fresh_tlb(void **state)
 {
 	for (unsigned mode = 0; mode < DBT_TLB_MODES; mode++) {
-		for (unsigned i = 0; i < DBT_TLB_MAX; i++) {
+		for (unsigned i = 0; i < 1u << DBT_TLB_BITS_MIN; i++) {
 			assert_int_equal(cpu->tlb[mode].rneg[i], DBT_TLB_INVALID(i));
 			assert_int_equal(cpu->tlb[mode].wneg[i], DBT_TLB_INVALID(i));
 		}

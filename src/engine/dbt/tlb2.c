@@ -102,7 +102,9 @@ void spaces_reset(struct dbt_cpu *cpu, uint16_t pcid)
 {
 	struct dbt_spaces *sp = &cpu->mmu.spaces;
 
-	if (sp->next_tag == 0 || sp->next_tag > TAG_END - 2)
+	if (sp->next_tag == 0) /* a new vCPU's: all is zero, and most of it stays so in an idle guest */
+		sp->next_tag = 1;
+	else if (sp->next_tag > TAG_END - 2)
 		start_over(cpu);
 	memset(sp->of, 0, sizeof(sp->of));
 	sp->current = 0;
