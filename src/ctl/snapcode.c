@@ -95,8 +95,7 @@ int snapcode_key(const char *vm, const char *name, uint8_t key[CODE_SET_KEY_BYTE
 
 /* ---- reading, and taking over ---- */
 
-#define HEAD_READ_BYTES	 4096u
-#define PIECE_READ_BYTES (1 * MIB)
+#define HEAD_READ_BYTES 4096u
 
 enum word { WAIT, LOAD, END };
 
@@ -104,10 +103,9 @@ struct snapcode_reader {
 	pthread_t thread;
 	int fd;
 	uint8_t key[CODE_SET_KEY_BYTES];
-	uint8_t head[HEAD_READ_BYTES];
+	struct code_set set;
+	uint8_t head[HEAD_READ_BYTES]; /* part 0 */
 	size_t head_len;
-	uint8_t *data;
-	size_t size, mapped;
 	pthread_mutex_t lock;
 	pthread_cond_t said;
 	enum word word; /* under lock */
@@ -116,24 +114,41 @@ struct snapcode_reader {
 	struct engine_vm *vm;
 };
 
-static int read_all(const struct snapcode_reader *r, struct error *err)
+static int read_all(const struct snapcode_reader *r, uint8_t *to, size_t len, uint64_t at,
+		    struct error *err)
 {
-	size_t done = 0;
-
-	while (done < r->size) {
+	while (len) {
 		if (r->is_ending)
 			return error_set(err, -ECANCELED, "canceled");
-		ssize_t n = host.pread(r->fd, r->data + done,
-				       MIN(r->size - done, (size_t)PIECE_READ_BYTES), (off_t)done);
+		ssize_t n = host.pread(r->fd, to, len, (off_t)at);
 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
 			return error_set(err, n < 0 ? -errno : -EINVAL,
 					 "the file of translated code cannot be read");
-		done += (size_t)n;
+		to += n;
+		len -= (size_t)n;
+		at += (uint64_t)n;
 	}
 	return 0;
+}
+
+/* engine_code_source.read: nothing that was not authenticated is left at @to. */
+static int read_part(void *arg, unsigned i, uint8_t *to, struct error *err)
+{
+	const struct snapcode_reader *r = arg;
+	uint64_t at = code_set_at(&r->set, i);
+	uint8_t mac[CODE_SET_MAC_BYTES];
+	int result = read_all(r, to, r->set.len[i], at, err);
+
+	if (result == 0)
+		result = read_all(r, mac, sizeof(mac), at + r->set.len[i], err);
+	if (result == 0)
+		result = code_set_check(&r->set, i, to, mac, err);
+	if (result < 0)
+		memset(to, 0, r->set.len[i]);
+	return result;
 }
 
 static enum word await_word(struct snapcode_reader *r)
@@ -158,25 +173,19 @@ static void say(struct snapcode_reader *r, enum word word)
 static void *reader_main(void *arg)
 {
 	struct snapcode_reader *r = arg;
-	const uint8_t *code;
+	const struct engine_code_source in = {
+		.nparts = r->set.nparts, .len = r->set.len, .read = read_part, .arg = r
+	};
 	struct error err;
-	size_t len;
-	int result = read_all(r, &err);
 
-	if (result == 0)
-		result = code_set_open(r->key, r->data, r->size, &code, &len, &err);
-	if (await_word(r) == LOAD) {
-		if (result == 0)
-			result = r->ops->code_load(r->vm, code, len, &r->is_ending, &err);
-		else
-			r->ops->code_expect(r->vm, NULL, 0);
-		if (result >= 0)
-			log_info("vm", "translated code taken over: %d blocks", result);
-		else if (result != -ECANCELED)
-			log_info("vm", "translated code is not used: %s", err.text);
-	}
-	/* All that is left of it is small. */
-	munmap(r->data, r->mapped);
+	if (await_word(r) != LOAD)
+		return NULL;
+	int result = r->ops->code_load(r->vm, &in, &r->is_ending, &err);
+
+	if (result >= 0)
+		log_info("vm", "translated code taken over: %d blocks", result);
+	else if (result != -ECANCELED)
+		log_info("vm", "translated code is not used, or not all of it: %s", err.text);
 	return NULL;
 }
 
@@ -187,28 +196,31 @@ static void reader_free(struct snapcode_reader *r)
 	pthread_cond_destroy(&r->said);
 	pthread_mutex_destroy(&r->lock);
 	explicit_bzero(r->key, sizeof(r->key));
+	explicit_bzero(&r->set, sizeof(r->set));
 	free(r);
 }
 
-/* The file, and memory for it. */
 static bool reader_open(struct snapcode_reader *r, const char *path)
 {
+	uint8_t head[CODE_SET_HEAD_BYTES];
+	struct error err;
 	struct stat st;
 
 	r->fd = host.open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
 	if (r->fd < 0 || fstat(r->fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size <= 0 ||
 	    (uint64_t)st.st_size > CODE_SET_MAX)
 		return false;
-	r->size = (size_t)st.st_size;
-	r->mapped = ALIGN_UP(r->size, (size_t)(2 * MIB));
-	ssize_t n = host.pread(r->fd, r->head, sizeof(r->head), CODE_SET_HEAD_BYTES);
+	int result = read_all(r, head, sizeof(head), 0, &err);
 
-	r->head_len = n > 0 ? (size_t)n : 0;
-	r->data = mmap(NULL, r->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (r->data == MAP_FAILED)
-		return false;
-	(void)madvise(r->data, r->mapped, MADV_HUGEPAGE); /* some faults in place of thousands */
-	return true;
+	if (result == 0)
+		result = code_set_parse(&r->set, r->key, head, (uint64_t)st.st_size, &err);
+	if (result == 0) {
+		r->head_len = MIN((size_t)r->set.len[0], sizeof(r->head));
+		result = read_all(r, r->head, r->head_len, code_set_at(&r->set, 0), &err);
+	}
+	if (result < 0)
+		log_info("vm", "translated code is not used: %s", err.text);
+	return result == 0;
 }
 
 struct snapcode_reader *snapcode_read(const char *vm, const char *name,
@@ -223,11 +235,9 @@ struct snapcode_reader *snapcode_read(const char *vm, const char *name,
 	memcpy(r->key, key, sizeof(r->key));
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_cond_init(&r->said, NULL);
-	if (reader_open(r, path)) {
-		if (pthread_create(&r->thread, NULL, reader_main, r) == 0)
-			return r;
-		munmap(r->data, r->mapped);
-	}
+	r->fd = -1;
+	if (reader_open(r, path) && pthread_create(&r->thread, NULL, reader_main, r) == 0)
+		return r;
 	reader_free(r);
 	return NULL;
 }
@@ -245,6 +255,14 @@ void snapcode_load(struct snapcode_reader *r, const struct engine_ops *ops, stru
 	say(r, ops->code_load ? LOAD : END);
 }
 
+void snapcode_read_wait(struct snapcode_reader *r)
+{
+	if (!r)
+		return;
+	pthread_join(r->thread, NULL);
+	reader_free(r);
+}
+
 void snapcode_read_end(struct snapcode_reader *r)
 {
 	if (!r)
@@ -252,8 +270,7 @@ void snapcode_read_end(struct snapcode_reader *r)
 	r->is_ending = true;
 	if (!r->ops)
 		say(r, END);
-	pthread_join(r->thread, NULL);
-	reader_free(r);
+	snapcode_read_wait(r);
 }
 
 /* ---- writing ---- */
@@ -262,8 +279,8 @@ struct snapcode_writer {
 	pthread_t thread;
 	int fd;
 	uint8_t key[CODE_SET_KEY_BYTES];
-	struct bytes code;
-	size_t len;
+	struct engine_code code;
+	uint64_t len; /* of the file */
 	char *path, *part;
 	_Atomic bool is_done;
 	int result;
@@ -295,19 +312,36 @@ static int write_vectors(int fd, struct iovec *v, int n)
 }
 
 /* Not synced: after a power cut a damaged one is none. */
+static int write_code(struct snapcode_writer *w)
+{
+	uint8_t macs[CODE_SET_PARTS][CODE_SET_MAC_BYTES], salt[CODE_SET_SALT_BYTES],
+		*part = w->code.bytes.data;
+	struct iovec v[1 + 2 * CODE_SET_PARTS];
+	struct code_set set;
+	int n = 0;
+
+	if (getrandom(salt, sizeof(salt), 0) != sizeof(salt))
+		return -EIO;
+	code_set_begin(&set, w->key, salt, w->code.len, w->code.nparts);
+	v[n++] = (struct iovec){ set.head, sizeof(set.head) };
+	for (unsigned i = 0; i < set.nparts; i++) {
+		code_set_mac(&set, i, part, macs[i]);
+		v[n++] = (struct iovec){ part, set.len[i] };
+		v[n++] = (struct iovec){ macs[i], sizeof(macs[i]) };
+		part += set.len[i];
+	}
+	int r = write_vectors(w->fd, v, n);
+
+	explicit_bzero(&set, sizeof(set));
+	return r;
+}
+
 static void *writer_main(void *arg)
 {
 	struct snapcode_writer *w = arg;
-	uint8_t head[CODE_SET_HEAD_BYTES], mac[CODE_SET_MAC_BYTES], salt[CODE_SET_SALT_BYTES];
-	struct iovec v[] = { { head, sizeof(head) }, { w->code.data, w->code.len }, { mac, sizeof(mac) } };
 
-	if (getrandom(salt, sizeof(salt), 0) == sizeof(salt)) {
-		code_set_seal(w->key, salt, w->code.data, w->code.len, head, mac);
-		w->result = write_vectors(w->fd, v, ARRAY_SIZE(v));
-	} else {
-		w->result = -EIO;
-	}
-	bytes_free(&w->code);
+	w->result = write_code(w);
+	bytes_free(&w->code.bytes);
 	w->is_done = true;
 	return NULL;
 }
@@ -315,7 +349,7 @@ static void *writer_main(void *arg)
 static void writer_free(struct snapcode_writer *w)
 {
 	explicit_bzero(w->key, sizeof(w->key));
-	bytes_free(&w->code);
+	bytes_free(&w->code.bytes);
 	if (w->fd >= 0)
 		close(w->fd);
 	free(w->path);
@@ -330,8 +364,8 @@ static int writer_begin(struct snapcode_writer *w, const char *path, struct erro
 	w->part = paths_format(err, "%s.new", path);
 	if (!w->path || !w->part)
 		return error_set(err, -ENOMEM, "no memory");
-	if (w->len > CODE_SET_MAX - CODE_SET_HEAD_BYTES - CODE_SET_MAC_BYTES)
-		return error_set(err, -EFBIG, "%zu MiB are too much", w->len >> 20);
+	if (w->len > CODE_SET_MAX)
+		return error_set(err, -EFBIG, "%llu MiB are too much", (unsigned long long)w->len >> 20);
 	w->fd = host.open(w->part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (w->fd < 0)
 		return error_set(err, -errno, "cannot write %s: %s", w->part, strerror(errno));
@@ -342,19 +376,19 @@ static int writer_begin(struct snapcode_writer *w, const char *path, struct erro
 }
 
 struct snapcode_writer *snapcode_write(const char *path, const uint8_t key[CODE_SET_KEY_BYTES],
-				       struct bytes *code, struct error *err)
+				       struct engine_code *code, struct error *err)
 {
 	struct snapcode_writer *w = calloc(1, sizeof(*w));
 
 	if (!w) {
-		bytes_free(code);
+		bytes_free(&code->bytes);
 		error_set(err, -ENOMEM, "no memory");
 		return NULL;
 	}
 	w->fd = -1;
 	w->code = *code;
-	w->len = code->len;
-	*code = (struct bytes){ 0 };
+	w->len = CODE_SET_HEAD_BYTES + code->bytes.len + (uint64_t)code->nparts * CODE_SET_MAC_BYTES;
+	*code = (struct engine_code){ 0 };
 	memcpy(w->key, key, sizeof(w->key));
 	if (writer_begin(w, path, err) == 0)
 		return w;
@@ -379,7 +413,7 @@ void snapcode_write_end(struct snapcode_writer *w)
 			 w->path, strerror(-w->result));
 		host.unlinkat(AT_FDCWD, w->part, 0);
 	} else {
-		log_info("snapshot", "translated code kept: %zu KiB", w->len / 1024);
+		log_info("snapshot", "translated code kept: %llu KiB", (unsigned long long)w->len / 1024);
 	}
 	writer_free(w);
 }

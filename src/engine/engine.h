@@ -125,6 +125,22 @@ struct engine_debug { /* guest debug by the host (gdb stub) */
 	} bp[4];
 };
 
+/* Code of the guest's that an engine has made something of, in parts: what it is, then the rest, the first that was made first. */
+#define ENGINE_CODE_PARTS    49u
+#define ENGINE_CODE_PART_MAX (2 * MIB) /* bytes of one */
+struct engine_code {
+	struct bytes bytes; /* one after the other; owned */
+	unsigned nparts;
+	uint32_t len[ENGINE_CODE_PARTS];
+};
+struct engine_code_source {
+	unsigned nparts;
+	const uint32_t *len;
+	/* The bytes of part @i; 0 or -errno with @err set. */
+	int (*read)(void *arg, unsigned i, uint8_t *to, struct error *err);
+	void *arg;
+};
+
 struct engine_ops {
 	const char *name;    /* "dbt", "kvm" */
 	bool runs_in_kernel; /* the guest touches memory inside of the host's kernel */
@@ -198,19 +214,20 @@ struct engine_ops {
 	 * page; NULL: none); the dirty log runs.  The vCPUs may run, and stand still while it is copied.  *@out is replaced.
 	 * Returns 0; -EALREADY: too little that code_load did not give; -errno.
 	 *
-	 * code_expect: before any vCPU has run: code_load may come, with bytes that begin with the @len bytes at @head (of any origin: where that
+	 * code_expect: before any vCPU has run: code_load may come, with a part 0 of these @len bytes (of any origin: where that
 	 * code lies is kept free).  @len 0, at any time: it does not.
 	 *
 	 * code_load: take over what is of pages that have not changed since the first dirty_start, which was called when all RAM was as then;
 	 * beside the vCPUs, on a thread of its own, one call at a time.  It ends where the log is collected, stopped or started once more, before
-	 * or meanwhile, and where *@stop (NULL: never) becomes true.  @data, 8-byte aligned, was written by code_save and by nobody else: it is
-	 * code of the host.  Returns how many pieces of it were taken over; -ESTALE: of another build, CPU model or configuration; -EINVAL:
-	 * damaged, or the log does not say it; -EBUSY: other code is where it was; -ECANCELED; -ENOSPC; -ENOMEM.
+	 * or meanwhile, and where *@stop (NULL: never) becomes true.  The parts were written by code_save and by nobody else: they are
+	 * code of the host.  Each is asked for once, and in their order.  Returns how many pieces were taken over, or, with what was taken over by
+	 * then: -ESTALE: of another build, CPU model or configuration; -EINVAL: damaged, or the log does not say it; -EBUSY: other code is where
+	 * it was; -ECANCELED; -ENOSPC; -ENOMEM; what @in said.
 	 */
-	int (*code_save)(struct engine_vm *vm, const uint64_t *dirty, struct bytes *out,
+	int (*code_save)(struct engine_vm *vm, const uint64_t *dirty, struct engine_code *out,
 			 struct error *err);
 	void (*code_expect)(struct engine_vm *vm, const uint8_t *head, size_t len);
-	int (*code_load)(struct engine_vm *vm, const uint8_t *data, size_t len,
+	int (*code_load)(struct engine_vm *vm, const struct engine_code_source *in,
 			 const _Atomic bool *stop, struct error *err);
 
 	int (*set_debug)(struct engine_vcpu *v, const struct engine_debug *dbg);

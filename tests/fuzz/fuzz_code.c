@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "engine/dbt/keep.h"
 #include "engine/dbt/thunk.h"
 #include "engine/dbt/xlate.h"
 #include "fuzz.h"
@@ -22,7 +23,7 @@ static struct cpu_model model;
 static struct engine_vm *vm;
 static struct engine_vcpu *vcpu;
 static struct dbt_cpu *cpu;
-static struct bytes kept;
+static struct engine_code kept;
 
 static int on_exit_(void *ctx, struct vcpu_exit *exit)
 {
@@ -57,7 +58,7 @@ static void clean_up(void)
 	engine_dbt.vcpu_destroy(vcpu);
 	engine_dbt.vm_destroy(vm);
 	ram_destroy(&ram);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 static void make_vm(void)
@@ -106,26 +107,74 @@ static void make_vm(void)
 	log_set_fd(null_fd); /* the verifier says what it refuses */
 }
 
+/* All of it but the ident: the rest of part 0, and the others. */
 size_t fuzz_seed(uint8_t *data, size_t cap)
 {
 	make_vm();
-	size_t skip = xlate_code_ident(), len = kept.len - skip;
+	size_t skip = xlate_code_ident(), len = kept.bytes.len - skip;
 
 	if (len > cap)
 		abort();
-	memcpy(data, kept.data + skip, len);
+	memcpy(data, kept.bytes.data + skip, len);
 	return len;
 }
 
+/* As a file: a head, and parts that nobody has authenticated. */
 static void try_file(const uint8_t *data, size_t len)
 {
 	static const uint8_t key[CODE_SET_KEY_BYTES] = { 1 };
-	const uint8_t *code;
+	uint8_t head[CODE_SET_HEAD_BYTES] = "VIVCODES\2\0\0", *copy;
+	struct code_set c;
 	struct error err;
-	size_t n;
 
-	if (code_set_open(key, data, len, &code, &n, &err) == 0)
+	memcpy(head + 12, data, MIN(len, sizeof(head) - 12));
+	if (code_set_parse(&c, key, head, len, &err) < 0)
+		return;
+	copy = malloc(len);
+	if (!copy)
 		abort();
+	memcpy(copy, data, len);
+	for (unsigned i = 0; i < c.nparts; i++) {
+		const uint8_t *part = copy + code_set_at(&c, i);
+
+		if (code_set_check(&c, i, part, part + c.len[i], &err) == 0)
+			abort();
+	}
+	free(copy);
+}
+
+struct input {
+	const uint8_t *data;
+	size_t len;
+	uint32_t lens[ENGINE_CODE_PARTS];
+};
+
+static unsigned keep_parts_of(const uint8_t *all, size_t len, uint32_t lens[ENGINE_CODE_PARTS])
+{
+	struct keep_head head;
+
+	if (len < sizeof(head))
+		return 1;
+	memcpy(&head, all, sizeof(head));
+	unsigned n = MIN(head.nsegments, KEEP_SEGMENTS_MAX);
+
+	for (unsigned i = 0; i < n; i++)
+		lens[i + 1] = (uint32_t)keep_part_bytes(&head.segments[i]);
+	return n + 1;
+}
+
+/* engine_code_source.read */
+static int read_part(void *arg, unsigned i, uint8_t *to, struct error *err)
+{
+	const struct input *in = arg;
+	size_t at = 0;
+
+	for (unsigned k = 0; k < i; k++)
+		at += in->lens[k];
+	if (at > in->len || in->lens[i] > in->len - at)
+		return error_set(err, -EINVAL, "cut off");
+	memcpy(to, in->data + at, in->lens[i]);
+	return 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
@@ -136,18 +185,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	make_vm();
 	try_file(data, len);
 	uint8_t *all = malloc(skip + len);
+	struct input input = { .data = all, .len = skip + len };
+	struct engine_code_source in = { .nparts = 1, .len = input.lens, .read = read_part, .arg = &input };
 
 	if (!all)
 		abort();
-	memcpy(all, kept.data, skip);
+	memcpy(all, kept.bytes.data, skip);
 	memcpy(all + skip, data, len);
-	int r = engine_dbt.code_load(vm, all, skip + len, NULL, &err);
+	/* The lengths that belong to what the head says, as far as there is room for them. */
+	input.lens[0] = kept.len[0];
+	in.nparts = keep_parts_of(all, skip + len, input.lens);
+	int r = engine_dbt.code_load(vm, &in, NULL, &err);
 
 	free(all);
-	if (r == -ESTALE || (r < 0 && cpu->vm->xlate->table.nblocks) || cpu->vm->xlate->verify_failures)
+	if (r == -ESTALE || cpu->vm->xlate->verify_failures)
 		abort();
-	if (r < 0)
-		return 0;
 	dbt_code_written(cpu->vm, 0, ram.size_bytes); /* nothing has changed: it is loaded again, the next time */
 	for (uint64_t i = 0; i < ram.size_bytes >> GUEST_PAGE_SHIFT; i++)
 		if (ram.page_flags[i] & RAM_PAGE_CODE)

@@ -395,7 +395,7 @@ static void dbt_dirty_stop(struct engine_vm *evm)
 
 /* ---- kept code ---------------------------------------------------------------------------- */
 
-static int dbt_code_save(struct engine_vm *evm, const uint64_t *dirty, struct bytes *out,
+static int dbt_code_save(struct engine_vm *evm, const uint64_t *dirty, struct engine_code *out,
 			 struct error *err)
 {
 	return xlate_code_save(vm_of(evm), dirty, out, err);
@@ -406,10 +406,10 @@ static void dbt_code_expect(struct engine_vm *evm, const uint8_t *head, size_t l
 	xlate_code_expect(vm_of(evm), head, len);
 }
 
-static int dbt_code_load(struct engine_vm *evm, const uint8_t *data, size_t len,
+static int dbt_code_load(struct engine_vm *evm, const struct engine_code_source *in,
 			 const _Atomic bool *stop, struct error *err)
 {
-	return xlate_code_load(vm_of(evm), data, len, stop, err);
+	return xlate_code_load(vm_of(evm), in, stop, err);
 }
 
 /* ---- debug, counters, probe --------------------------------------------------------------- */

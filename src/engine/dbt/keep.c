@@ -122,8 +122,8 @@ static unsigned choose(const struct xlate_vm *x, unsigned chosen[KEEP_SEGMENTS_M
 		if (!g->born || !g->n)
 			continue;
 		chosen[n++] = s;
-		*bytes += 8 * (size_t)g->n + ALIGN_UP(g->hot, 8u) + ALIGN_UP(g->cold, 8u) +
-			  ALIGN_UP(g->meta, 8u);
+		*bytes += keep_part_bytes(&(struct keep_segment){
+			.n = g->n, .hot = g->hot, .cold = g->cold, .meta = g->meta });
 	}
 	*bytes += sizeof(struct keep_head);
 	return n;
@@ -215,7 +215,7 @@ static unsigned translations(const struct dbt_vm *vm)
 	return (unsigned)MIN(n, (uint64_t)UINT32_MAX);
 }
 
-int xlate_code_save(struct dbt_vm *vm, const uint64_t *dirty, struct bytes *out, struct error *err)
+int xlate_code_save(struct dbt_vm *vm, const uint64_t *dirty, struct engine_code *out, struct error *err)
 {
 	struct xlate_vm *x = vm->xlate;
 	unsigned chosen[KEEP_SEGMENTS_MAX], n;
@@ -264,12 +264,14 @@ int xlate_code_save(struct dbt_vm *vm, const uint64_t *dirty, struct bytes *out,
 
 	clean(all, n);
 	head.nsegments = n;
+	free(out->bytes.data);
+	*out = (struct engine_code){ .nparts = n + 1, .len = { sizeof(head) } };
 	for (unsigned i = 0; i < n; i++) {
 		head.nblocks += all[i].s.n;
 		head.segments[i] = all[i].s;
+		out->len[i + 1] = (uint32_t)keep_part_bytes(&all[i].s);
 	}
 	memcpy(data, &head, sizeof(head));
-	free(out->data);
-	*out = (struct bytes){ .data = data, .len = (size_t)(at - data), .cap = room };
+	out->bytes = (struct bytes){ .data = data, .len = (size_t)(at - data), .cap = room };
 	return 0;
 }

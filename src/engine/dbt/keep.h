@@ -8,9 +8,9 @@
  * an address in it is made again: the description of a decoded instruction.  Links are undone in the copy; which block
  * each led to is kept, and it is linked again if that block is one that it may lead to.  Tables and lists are built anew.
  *
- *   struct keep_head, parts of each segment
- *   parts = u32 record of each block, in order; u32 start of each block's cold part in that of the segment; code; cold code; records,
- *   each 8-byte aligned
+ *   part 0: struct keep_head; then one for each segment:
+ *   u32 record of each block, in order; u32 start of each block's cold part in that of the segment; code; cold code; records,
+ *   each padded to 8 bytes
  */
 #ifndef VIV_DBT_KEEP_H
 #define VIV_DBT_KEEP_H
@@ -19,7 +19,7 @@
 #include "engine/dbt/xlate.h"
 
 #define KEEP_SEGMENTS_MAX                                                                          \
-	48u /* of a guest's first seconds; with more of them it would take longer than translating again */
+	(ENGINE_CODE_PARTS - 1) /* of a guest's first seconds; with more of them it would take longer than translating again */
 
 /* Compared byte by byte. */
 struct keep_ident {
@@ -53,6 +53,13 @@ struct keep_parts {
 
 /** keep_ident() - of this process and machine; false: it does not know which build it is. */
 bool keep_ident(const struct dbt_vm *vm, struct keep_ident *id);
+/** keep_part_bytes() - what the part of a segment takes. */
+static inline size_t keep_part_bytes(const struct keep_segment *s)
+{
+	return 8 * (size_t)s->n + ALIGN_UP((size_t)s->hot, 8) + ALIGN_UP((size_t)s->cold, 8) +
+	       ALIGN_UP((size_t)s->meta, 8);
+}
+
 /** keep_lay_out() - sets the pointers of @p, whose @p->s is known, for parts that begin at @at; returns where they end. */
 uint8_t *keep_lay_out(struct keep_parts *p, uint8_t *at);
 /** keep_map_end() - of block @b's map; NULL: it goes on behind @end. */

@@ -2,17 +2,18 @@
 /*
  * Taking over kept code (keep.h), beside the running guest.
  *
- *   what can be wrong   the bytes are only read, in strict mode by the verifier, too; no lock
  *   making room         segments are reserved, so that the translator does not begin them; under vm->lock
  *   then for each segment, so that the guest has the first of them soon:
- *     putting           bytes into the reserved segment, every block dead; no lock: nobody looks there
+ *     reading           into memory that is not executable, the same for all of them
+ *     what can be wrong the bytes are only read, in strict mode by the verifier, too; no lock
+ *     putting           them into the reserved segment, every block dead; no lock: nobody looks there
  *     entering          it is adopted, and its blocks come to life, a few at a time; under vm->lock
- *   linking             likewise
+ *     linking           likewise; links to what comes later wait for that
  *
  * Invariants
  *  1. What is loaded was made by the same program (struct keep_ident: build, techniques, CPU model, stubs).  Whoever hands the bytes over
  *     knows that nobody else has written them: code is not read for what it does, but in strict mode, where the verifier does.
- *  2. All else in them is checked before anything is taken over: a damaged one is refused, and nothing has changed.
+ *  2. All else in a segment is checked before anything of it is taken over; with a damaged one it ends, and what came before stays.
  *  3. A block comes to life only while its pages are as they were: the dirty log runs since memory was so, and still tracks them
  *     (RAM_PAGE_TRACK), and no vCPU may hold a write mapping of them (RAM_PAGE_WMAP).  It is looked for after RAM_PAGE_CODE was set, in one
  *     atomic step: whoever writes later finds that flag, and waits for vm->lock to drop the block; who wrote before has cleared TRACK.
@@ -28,17 +29,28 @@
 
 #define SLICE 64u /* blocks entered or linked before vCPUs get the lock */
 
+/* Link @link of block @from leads to block @to. */
+struct lead {
+	uint32_t from, to;
+	unsigned link;
+};
+
 struct load {
 	struct dbt_vm *vm;
 	const struct keep_head *head;
-	struct keep_parts *all; /* head->nsegments */
+	const struct engine_code_source *in;
 	const _Atomic bool *stop;
-	uint64_t generation;	/* when room was made */
-	unsigned entered, held; /* blocks; how many since the lock was taken */
-	bool is_over;		/* no more of them */
+	uint8_t *data; /* of the segment in hand: a mapping of @data_len bytes */
+	size_t data_len;
+	uint64_t generation;		/* when room was made */
+	unsigned entered, held;		/* blocks; how many since the lock was taken */
+	bool is_over;			/* no more of them */
+	bool is_coming[XLATE_SEGMENTS]; /* it was reserved, and is not read yet */
 	/* Where records of blocks that are kept begin: a bit for each 8 bytes of records, of the segments in their order. */
 	uint64_t *starts;
 	uint8_t at[XLATE_SEGMENTS]; /* which of them it is, plus 1; 0: it is not loaded */
+	struct lead *leads;	    /* to be linked */
+	size_t nleads, max_leads;
 };
 #define STARTS_WORDS (XLATE_META_BYTES / 8 / 64)
 
@@ -149,40 +161,26 @@ static bool are_blocks_good(const struct dbt_vm *vm, const struct keep_parts *p)
 	return true;
 }
 
-/* Are the bytes whole?  Fills @all. */
-static bool is_good(const struct dbt_vm *vm, const struct keep_head *head, uint8_t *data,
-		    size_t len, struct keep_parts all[KEEP_SEGMENTS_MAX])
+/* Is part 0 possible, with the lengths of the others? */
+static bool is_head_good(const struct keep_head *head, const struct engine_code_source *in)
 {
 	uint64_t nblocks = 0;
-	size_t at = sizeof(struct keep_head);
 
-	if (head->nsegments > KEEP_SEGMENTS_MAX)
+	if (head->nsegments > KEEP_SEGMENTS_MAX || in->nparts != head->nsegments + 1)
 		return false;
 	for (unsigned i = 0; i < head->nsegments; i++) {
-		struct keep_parts *p = &all[i];
-		const struct keep_segment *s = &p->s;
+		const struct keep_segment *s = &head->segments[i];
 
-		p->s = head->segments[i];
-		if (s->index >= XLATE_SEGMENTS || (i && s->index <= all[i - 1].s.index) ||
-		    s->zero || s->hot > XLATE_HOT_BYTES || s->cold > XLATE_COLD_BYTES ||
+		if (s->index >= XLATE_SEGMENTS || (i && s->index <= s[-1].index) || s->zero ||
+		    s->hot > XLATE_HOT_BYTES || s->cold > XLATE_COLD_BYTES ||
 		    s->meta > XLATE_META_BYTES || s->n > (XLATE_META_BYTES - s->meta) / 4 || s->meta < 8)
 			return false;
-		size_t bytes = 8 * (size_t)s->n + ALIGN_UP(s->hot, 8u) + ALIGN_UP(s->cold, 8u) +
-			       ALIGN_UP(s->meta, 8u);
-
-		if (bytes > len - at)
+		if (in->len[i + 1] > ENGINE_CODE_PART_MAX || in->len[i + 1] != keep_part_bytes(s))
 			return false;
-		keep_lay_out(p, data + at);
-		at += bytes;
 		nblocks += s->n;
 	}
 	/* No more than the table of blocks has room for. */
-	if (at != len || nblocks != head->nblocks || nblocks > (1u << XLATE_HASH_BITS_MAX) / 4 * 3)
-		return false;
-	for (unsigned i = 0; i < head->nsegments; i++)
-		if (!are_blocks_good(vm, &all[i]))
-			return false;
-	return true;
+	return nblocks == head->nblocks && nblocks <= (1u << XLATE_HASH_BITS_MAX) / 4 * 3;
 }
 
 static bool is_kept(const struct keep_parts *p, unsigned i)
@@ -215,20 +213,18 @@ static bool is_block_fit(const struct dbt_vm *vm, const struct keep_parts *p, un
 				 p->cold + p->colds[i], why);
 }
 
-static int are_blocks_fit(const struct dbt_vm *vm, const struct keep_head *head,
-			  const struct keep_parts *all, const _Atomic bool *stop, struct error *err)
+/* The segment in hand. */
+static int check_segment(const struct dbt_vm *vm, const struct keep_parts *p, struct error *err)
 {
 	char why[160] = "an instruction is damaged";
 
-	for (unsigned i = 0; i < head->nsegments; i++) {
-		if (stop && atomic_load_explicit(stop, memory_order_relaxed))
-			return error_set(err, -ECANCELED, "canceled");
-		for (unsigned k = 0; k < all[i].s.n; k++)
-			if (is_kept(&all[i], k) && !is_block_fit(vm, &all[i], k, why))
-				return error_set(
-					err, -EINVAL,
-					"the kept code is damaged, or refused by the verifier: %s", why);
-	}
+	if (!are_blocks_good(vm, p))
+		return error_set(err, -EINVAL, "the kept code is damaged");
+	for (unsigned i = 0; i < p->s.n; i++)
+		if (is_kept(p, i) && !is_block_fit(vm, p, i, why))
+			return error_set(err, -EINVAL,
+					 "the kept code is damaged, or refused by the verifier: %s",
+					 why);
 	return 0;
 }
 
@@ -284,7 +280,21 @@ static void grow_table(struct dbt_vm *vm, unsigned nblocks)
 	dbt_exclusive_end_foreign(vm);
 }
 
-/* Segments that something was translated into are not to be had: their parts get n 0. */
+/* Whole, before it is read here and there: then the host has nothing to tell to all processors at each page that is written for the first time. */
+static void populate(void *from, size_t len)
+{
+	uintptr_t first = (uintptr_t)from & ~(uintptr_t)(GUEST_PAGE_SIZE - 1);
+
+	(void)madvise((void *)first, (uintptr_t)from + len - first, MADV_POPULATE_WRITE);
+}
+
+static void populate_table(struct xlate_vm *x)
+{
+	populate((void *)(uintptr_t)x->table.slot, sizeof(*x->table.slot) << x->table.bits);
+	populate((void *)(uintptr_t)x->table.seen, sizeof(*x->table.seen) << (XLATE_SEEN_BITS - 6));
+}
+
+/* Segments that something was translated into are not to be had. */
 static int make_room(struct load *l, struct error *err)
 {
 	struct dbt_vm *vm = l->vm;
@@ -296,6 +306,7 @@ static int make_room(struct load *l, struct error *err)
 	pthread_mutex_unlock(&vm->lock);
 	if (is_small)
 		grow_table(vm, l->head->nblocks);
+	populate_table(vm->xlate);
 	pthread_mutex_lock(&vm->lock);
 	if (!is_log_whole(vm) || !xlate_table_has_room(vm->xlate, l->head->nblocks)) {
 		bool is_whole = is_log_whole(vm);
@@ -306,14 +317,13 @@ static int make_room(struct load *l, struct error *err)
 				: error_set(err, -EINVAL, "which pages have changed is not known");
 	}
 	for (unsigned s = 0, i = 0; s < XLATE_SEGMENTS; s++) {
-		bool is_named = i < l->head->nsegments && l->all[i].s.index == s;
+		bool is_named = i < l->head->nsegments && l->head->segments[i].index == s;
 
 		if (!is_named)
 			xlate_cache_release(vm->xlate, s);
-		else if (xlate_cache_reserve(vm->xlate, s))
-			has_any = true;
 		else
-			l->all[i].s.n = 0;
+			l->is_coming[s] = xlate_cache_reserve(vm->xlate, s);
+		has_any |= l->is_coming[s];
 		i += is_named;
 	}
 	l->generation = vm->xlate->generation;
@@ -326,9 +336,7 @@ static int make_room(struct load *l, struct error *err)
 /* What the host has no memory for is had page by page: no matter. */
 static void fill(uint8_t *to, const uint8_t *from, size_t len)
 {
-	uintptr_t first = (uintptr_t)to & ~(uintptr_t)(GUEST_PAGE_SIZE - 1);
-
-	(void)madvise((void *)first, (uintptr_t)to + len - first, MADV_POPULATE_WRITE);
+	populate(to, len);
 	memcpy(to, from, len);
 }
 
@@ -347,8 +355,24 @@ static void describe(struct xlate_block *b)
 	}
 }
 
-static void put_segment(struct xlate_vm *x, const struct keep_parts *p)
+/* Links are made later: where they are to lead to is noted.  One that there is no memory for is made by who comes by. */
+static void note_lead(struct load *l, uint32_t from, unsigned link, uint32_t to)
 {
+	if (l->nleads == l->max_leads) {
+		size_t more = l->max_leads + 4096;
+		void *leads = realloc(l->leads, more * sizeof(*l->leads));
+
+		if (!leads)
+			return;
+		l->leads = leads;
+		l->max_leads = more;
+	}
+	l->leads[l->nleads++] = (struct lead){ from, to, link };
+}
+
+static void put_segment(struct load *l, const struct keep_parts *p)
+{
+	struct xlate_vm *x = l->vm->xlate;
 	unsigned s = p->s.index;
 
 	fill(x->cc.rw + xlate_hot_at(s), p->hot, p->s.hot);
@@ -359,8 +383,11 @@ static void put_segment(struct xlate_vm *x, const struct keep_parts *p)
 
 		*xlate_cache_name(x, s, i) = p->names[i];
 		b->is_dead = true;
-		for (unsigned k = 0; k < b->nlinks; k++)
+		for (unsigned k = 0; k < b->nlinks; k++) {
+			if (b->links[k].to && is_kept(p, i))
+				note_lead(l, p->names[i], k, b->links[k].to);
 			b->links[k].to = 0;
+		}
 		if (is_kept(p, i))
 			describe(b);
 	}
@@ -420,7 +447,7 @@ static void enter_segment(struct load *l, const struct keep_parts *p)
 		.hot = p->s.hot, .cold = p->s.cold, .meta = p->s.meta, .n = p->s.n
 	};
 
-	put_segment(vm->xlate, p);
+	put_segment(l, p);
 	pthread_mutex_lock(&vm->lock);
 	l->held = SLICE; /* what has happened meanwhile is looked at first */
 	if (go_on(l))
@@ -433,24 +460,18 @@ static void enter_segment(struct load *l, const struct keep_parts *p)
 
 /* ---- linking, under vm->lock -------------------------------------------------------------- */
 
-static bool find_starts(struct load *l)
+/* Segment @i of the head, which is in hand. */
+static void find_starts(struct load *l, unsigned i, const struct keep_parts *p)
 {
-	l->starts = calloc(MAX(l->head->nsegments, 1u), STARTS_WORDS * sizeof(*l->starts));
-	if (!l->starts)
-		return false;
-	for (unsigned i = 0; i < l->head->nsegments; i++) {
-		const struct keep_parts *p = &l->all[i];
+	uint64_t *starts = l->starts + i * STARTS_WORDS;
 
-		if (p->s.n)
-			l->at[p->s.index] = (uint8_t)(i + 1);
-		for (unsigned k = 0; k < p->s.n; k++) {
-			uint32_t slot = p->names[k] % (uint32_t)XLATE_META_BYTES / 8;
+	l->at[p->s.index] = (uint8_t)(i + 1);
+	for (unsigned k = 0; k < p->s.n; k++) {
+		uint32_t slot = p->names[k] % (uint32_t)XLATE_META_BYTES / 8;
 
-			if (is_kept(p, k))
-				l->starts[i * STARTS_WORDS + slot / 64] |= 1ULL << slot % 64;
-		}
+		if (is_kept(p, k))
+			starts[slot / 64] |= 1ULL << slot % 64;
 	}
-	return true;
 }
 
 /* The block that a reference in the bytes means, if it is one that was entered and lives. */
@@ -477,49 +498,75 @@ static bool may_lead(struct xlate_link *l, const struct xlate_block *from, struc
 	       (l->far || phys >> GUEST_PAGE_SHIFT == xlate_block_phys(from) >> GUEST_PAGE_SHIFT);
 }
 
-static void link_block(struct load *l, const struct keep_parts *p, uint32_t ref)
+static void link_one(struct load *l, const struct lead *lead)
 {
 	struct xlate_vm *x = l->vm->xlate;
-	const struct xlate_block *copy = keep_block(p, ref);
-	struct xlate_block *b = xlate_block_at(x, ref);
+	struct xlate_block *b = xlate_block_at(x, lead->from), *to = named(l, lead->to);
+	struct xlate_link *link = &b->links[lead->link];
 
-	for (unsigned k = 0; !b->is_dead && k < b->nlinks; k++) {
-		struct xlate_link *link = &b->links[k];
-		struct xlate_block *to =
-			!link->to && copy->links[k].to ? named(l, copy->links[k].to) : NULL;
-
-		if (to && may_lead(link, b, to))
-			xlate_link_to(x, link, to);
-	}
+	if (!b->is_dead && to && !link->to && may_lead(link, b, to))
+		xlate_link_to(x, link, to);
 }
 
-static void link_segment(struct load *l, const struct keep_parts *p)
+/* Those that lead to what has come by now. */
+static void link_all(struct load *l)
 {
-	for (unsigned i = 0; i < p->s.n && go_on(l); i++)
-		if (is_kept(p, i))
-			link_block(l, p, p->names[i]);
+	struct dbt_vm *vm = l->vm;
+	size_t n = 0;
+
+	if (vm->cfg.without & ENGINE_CHAINING || vm->cfg.check_every)
+		l->nleads = 0;
+	pthread_mutex_lock(&vm->lock);
+	l->held = SLICE;
+	for (size_t i = 0; i < l->nleads && go_on(l); i++) {
+		struct lead *lead = &l->leads[i];
+		unsigned s = xlate_segment_of(lead->to);
+
+		if (s < XLATE_SEGMENTS && l->is_coming[s])
+			l->leads[n++] = *lead;
+		else
+			link_one(l, lead);
+	}
+	l->nleads = n;
+	pthread_mutex_unlock(&vm->lock);
 }
 
 /* ---- */
 
-static void enter_all(struct load *l)
+static int load_segment(struct load *l, unsigned i, struct error *err)
+{
+	struct keep_parts p = { .s = l->head->segments[i] };
+	int r = l->in->read(l->in->arg, i + 1, l->data, err);
+
+	if (r == 0) {
+		keep_lay_out(&p, l->data);
+		r = check_segment(l->vm, &p, err);
+	}
+	if (r < 0)
+		return r;
+	l->is_coming[p.s.index] = false;
+	find_starts(l, i, &p);
+	enter_segment(l, &p);
+	link_all(l);
+	return 0;
+}
+
+static int load_all(struct load *l, struct error *err)
 {
 	struct dbt_vm *vm = l->vm;
-	bool is_linking = !(vm->cfg.without & ENGINE_CHAINING) && !vm->cfg.check_every;
+	int r = 0;
 
-	for (unsigned i = 0; i < l->head->nsegments && !l->is_over; i++)
-		if (l->all[i].s.n)
-			enter_segment(l, &l->all[i]);
+	for (unsigned i = 0; r == 0 && i < l->head->nsegments && !l->is_over && !is_stopped(l); i++)
+		if (l->is_coming[l->head->segments[i].index])
+			r = load_segment(l, i, err);
 	pthread_mutex_lock(&vm->lock);
-	l->held = SLICE;
-	for (unsigned i = 0; is_linking && i < l->head->nsegments && go_on(l); i++)
-		link_segment(l, &l->all[i]);
 	vm->xlate->loaded += l->entered;
 	/* What was not adopted, because it is over. */
 	for (unsigned s = 0; s < XLATE_SEGMENTS; s++)
 		if (xlate_cache_release(vm->xlate, s))
 			xlate_cache_give_back(vm->xlate, s);
 	pthread_mutex_unlock(&vm->lock);
+	return r;
 }
 
 static int load(struct load *l, struct error *err)
@@ -528,39 +575,45 @@ static int load(struct load *l, struct error *err)
 
 	if (r < 0)
 		return r;
-	if (!find_starts(l)) {
+	l->starts = calloc(MAX(l->head->nsegments, 1u), STARTS_WORDS * sizeof(*l->starts));
+	for (unsigned i = 0; i < l->in->nparts; i++)
+		l->data_len = MAX(l->data_len, (size_t)l->in->len[i]);
+	l->data = mmap(NULL, l->data_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (l->starts && l->data != MAP_FAILED) {
+		r = load_all(l, err);
+	} else {
 		xlate_code_expect(l->vm, NULL, 0);
-		return error_set(err, -ENOMEM, "no memory to load kept code");
+		r = error_set(err, -ENOMEM, "no memory to load kept code");
 	}
-	enter_all(l);
+	if (l->data != MAP_FAILED)
+		munmap(l->data, l->data_len);
 	free(l->starts);
+	free(l->leads);
+	if (r < 0)
+		return r;
 	return is_stopped(l) && !l->entered ? error_set(err, -ECANCELED, "canceled") : (int)l->entered;
 }
 
-int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, const _Atomic bool *stop,
-		    struct error *err)
+int xlate_code_load(struct dbt_vm *vm, const struct engine_code_source *in,
+		    const _Atomic bool *stop, struct error *err)
 {
-	struct keep_parts all[KEEP_SEGMENTS_MAX];
 	struct keep_ident ours;
 	struct keep_head head;
 	int r = 0;
 
-	if (len >= sizeof(head))
-		memcpy(&head, data, sizeof(head));
-	if (len < sizeof(head) || (uintptr_t)data % 8)
-		r = error_set(err, -EINVAL, "the kept code is damaged");
-	else if (!keep_ident(vm, &ours) || memcmp(&ours, &head.ident, sizeof(ours)))
-		r = error_set(err, -ESTALE,
-			      "the kept code is of another build of viv, or of another machine");
-	else if (vm->cfg.use_interp_only || !vm->ncpus || !vm->cpus[0])
-		r = error_set(err, -EINVAL, "nothing is translated here");
-	/* Only read: the parts are const in all but their type. */
-	else if (!is_good(vm, &head, (uint8_t *)(uintptr_t)data, len, all))
+	if (!in->nparts || in->len[0] != sizeof(head))
 		r = error_set(err, -EINVAL, "the kept code is damaged");
 	else
-		r = are_blocks_fit(vm, &head, all, stop, err);
+		r = in->read(in->arg, 0, (uint8_t *)&head, err);
+	if (r == 0 && (!keep_ident(vm, &ours) || memcmp(&ours, &head.ident, sizeof(ours))))
+		r = error_set(err, -ESTALE,
+			      "the kept code is of another build of viv, or of another machine");
+	else if (r == 0 && (vm->cfg.use_interp_only || !vm->ncpus || !vm->cpus[0]))
+		r = error_set(err, -EINVAL, "nothing is translated here");
+	else if (r == 0 && !is_head_good(&head, in))
+		r = error_set(err, -EINVAL, "the kept code is damaged");
 	if (r == 0)
-		return load(&(struct load){ .vm = vm, .head = &head, .all = all, .stop = stop }, err);
+		return load(&(struct load){ .vm = vm, .head = &head, .in = in, .stop = stop }, err);
 	xlate_code_expect(vm, NULL, 0);
 	return r;
 }

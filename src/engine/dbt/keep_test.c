@@ -171,18 +171,39 @@ static unsigned links(const struct world *w)
 	return n;
 }
 
-static void save(struct world *w, struct bytes *out)
+static void save(struct world *w, struct engine_code *out)
 {
 	assert_int_equal(engine_dbt.code_save(w->vm, NULL, out, &err), 0);
 }
 
-static int load(struct world *w, const struct bytes *b)
+/* engine_code_source.read; each part is memory of its own: what is read behind it is noticed. */
+static int read_part(void *arg, unsigned i, uint8_t *to, struct error *e)
 {
-	return engine_dbt.code_load(w->vm, b->data, b->len, NULL, &err);
+	const struct engine_code *c = arg;
+	size_t at = 0;
+
+	for (unsigned k = 0; k < i; k++)
+		at += c->len[k];
+	if (at + c->len[i] > c->bytes.len)
+		return error_set(e, -EINVAL, "cut off");
+	memcpy(to, c->bytes.data + at, c->len[i]);
+	return 0;
+}
+
+static struct engine_code_source source(const struct engine_code *c)
+{
+	return (struct engine_code_source){ c->nparts, c->len, read_part, (void *)(uintptr_t)c };
+}
+
+static int load(struct world *w, const struct engine_code *c)
+{
+	const struct engine_code_source in = source(c);
+
+	return engine_dbt.code_load(w->vm, &in, NULL, &err);
 }
 
 /* All @nblocks of them. */
-static void load_all(struct world *w, const struct bytes *b, uint64_t nblocks)
+static void load_all(struct world *w, const struct engine_code *b, uint64_t nblocks)
 {
 	assert_int_equal(load(w, b), nblocks);
 	assert_int_equal(w->x->table.nblocks, nblocks);
@@ -191,7 +212,7 @@ static void load_all(struct world *w, const struct bytes *b, uint64_t nblocks)
 static void check_same(const struct engine_config *cfg)
 {
 	struct world a, b;
-	struct bytes kept = { 0 };
+	struct engine_code kept = { 0 };
 
 	open_world(&a, cfg);
 	uint64_t sum = run(&a, 3, NBLOCKS);
@@ -216,7 +237,7 @@ static void check_same(const struct engine_config *cfg)
 	assert_true(run(&b, 3, 5) != 0);
 	assert_true(translations(&b) > 0);
 	close_world(&b);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 static void test_same(void **state)
@@ -231,7 +252,7 @@ static void test_same(void **state)
 static void test_lockstep(void **state)
 {
 	const struct engine_config cfg = { .check_every = 1 };
-	struct bytes kept = { 0 };
+	struct engine_code kept = { 0 };
 	struct world a, b;
 
 	open_world(&a, &cfg);
@@ -245,7 +266,7 @@ static void test_lockstep(void **state)
 	assert_in_range(translations(&b), 0, 2);
 	assert_true(b.cpu->xlate->compared > 1000);
 	close_world(&b);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 /* A page that has changed since, and one that the caller knows of, are left out; links to their blocks, too. */
@@ -253,7 +274,7 @@ static void test_changed_pages(void **state)
 {
 	const struct engine_config cfg = { .is_strict = true };
 	uint64_t dirty[2 * MIB / 4096 / 64] = { 0 };
-	struct bytes kept = { 0 };
+	struct engine_code kept = { 0 };
 	struct world a, b;
 
 	open_world(&a, &cfg);
@@ -270,14 +291,14 @@ static void test_changed_pages(void **state)
 	run(&b, 0, NBLOCKS);
 	assert_in_range(translations(&b), 4096 / STEP, 8 * 4096 / STEP);
 	close_world(&b);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 /* It is worth to be kept again if something came to it, and only before anything has run. */
 static void test_again(void **state)
 {
 	const struct engine_config cfg = { 0 };
-	struct bytes kept = { 0 }, more = { 0 };
+	struct engine_code kept = { 0 }, more = { 0 };
 	struct world a, b;
 
 	open_world(&a, &cfg);
@@ -292,12 +313,12 @@ static void test_again(void **state)
 	assert_int_equal(engine_dbt.code_save(b.vm, NULL, &more, &err), -EALREADY);
 	run(&b, 0, NBLOCKS);
 	save(&b, &more);
-	assert_true(more.len > kept.len);
+	assert_true(more.bytes.len > kept.bytes.len);
 	engine_dbt.dirty_stop(b.vm);
 	assert_int_equal(engine_dbt.code_save(b.vm, NULL, &more, &err), -EINVAL);
 	close_world(&b);
-	bytes_free(&kept);
-	bytes_free(&more);
+	bytes_free(&kept.bytes);
+	bytes_free(&more.bytes);
 }
 
 static void test_of_something_else(void **state)
@@ -306,7 +327,7 @@ static void test_of_something_else(void **state)
 						       { .is_counting = true },
 						       { .without = ENGINE_RETURNS },
 						       { .without = ENGINE_CODE_ROOM } };
-	struct bytes kept = { 0 };
+	struct engine_code kept = { 0 };
 	struct world a, b;
 
 	open_world(&a, &(struct engine_config){ 0 });
@@ -324,13 +345,13 @@ static void test_of_something_else(void **state)
 	assert_int_equal(load(&b, &kept), -ESTALE);
 	b.cpu->vm->model.has[CPUF_COUNT - 1] ^= true;
 	for (unsigned i = 0; i < 20; i++) { /* of another build */
-		kept.data[i] ^= 1;
+		kept.bytes.data[i] ^= 1;
 		assert_int_equal(load(&b, &kept), -ESTALE);
-		kept.data[i] ^= 1;
+		kept.bytes.data[i] ^= 1;
 	}
 	assert_true(load(&b, &kept) > 0);
 	close_world(&b);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 /* Loops leave after each round where blocks are compared, and only there. */
@@ -340,7 +361,7 @@ static void test_of_lockstep(void **state)
 						     { .is_strict = true, .check_every = 1 } };
 
 	for (unsigned i = 0; i < ARRAY_SIZE(ways); i++) {
-		struct bytes kept = { 0 };
+		struct engine_code kept = { 0 };
 		struct world a, b;
 
 		open_world(&a, &ways[i]);
@@ -351,7 +372,7 @@ static void test_of_lockstep(void **state)
 		assert_int_equal(load(&b, &kept), -ESTALE);
 		assert_int_equal(b.x->table.nblocks, 0);
 		close_world(&b);
-		bytes_free(&kept);
+		bytes_free(&kept.bytes);
 	}
 }
 
@@ -359,7 +380,7 @@ static void test_of_lockstep(void **state)
 static void test_kept_again(void **state)
 {
 	const struct engine_config cfg = { .is_strict = true };
-	struct bytes kept = { 0 }, more = { 0 };
+	struct engine_code kept = { 0 }, more = { 0 };
 	struct world a, b, c;
 
 	open_world(&a, &cfg);
@@ -381,8 +402,8 @@ static void test_kept_again(void **state)
 	assert_int_equal(run(&c, 0, NBLOCKS), sum);
 	assert_in_range(translations(&c), 0, 2);
 	close_world(&c);
-	bytes_free(&kept);
-	bytes_free(&more);
+	bytes_free(&kept.bytes);
+	bytes_free(&more.bytes);
 }
 
 /* Every block that lives is found, and by its name alone. */
@@ -407,7 +428,7 @@ static void check_found(const struct world *w)
 
 struct beside {
 	struct world *w;
-	const struct bytes *kept;
+	const struct engine_code *kept;
 	_Atomic bool stop;
 	struct error why;
 	int result;
@@ -417,11 +438,13 @@ static void *load_main(void *arg)
 {
 	struct beside *t = arg;
 
-	t->result = engine_dbt.code_load(t->w->vm, t->kept->data, t->kept->len, &t->stop, &t->why);
+	const struct engine_code_source in = source(t->kept);
+
+	t->result = engine_dbt.code_load(t->w->vm, &in, &t->stop, &t->why);
 	return NULL;
 }
 
-static void keep_all(const struct engine_config *cfg, struct bytes *kept, uint64_t *sum)
+static void keep_all(const struct engine_config *cfg, struct engine_code *kept, uint64_t *sum)
 {
 	struct world a;
 
@@ -437,7 +460,7 @@ static void test_beside(void **state)
 	static const struct engine_config ways[] = { { .is_strict = true }, { 0 } };
 
 	for (unsigned i = 0; i < 6; i++) {
-		struct bytes kept = { 0 };
+		struct engine_code kept = { 0 };
 		struct world b;
 		struct beside t = { .w = &b, .kept = &kept };
 		pthread_t thread;
@@ -446,7 +469,7 @@ static void test_beside(void **state)
 		keep_all(&ways[i % 2], &kept, &sum);
 		open_world(&b, &ways[i % 2]);
 		if (i >= 2) /* else something may have been translated where it was */
-			engine_dbt.code_expect(b.vm, kept.data, MIN(kept.len, (size_t)4096));
+			engine_dbt.code_expect(b.vm, kept.bytes.data, kept.len[0]);
 		assert_int_equal(pthread_create(&thread, NULL, load_main, &t), 0);
 		for (unsigned k = 0; k < 5; k++)
 			assert_int_equal(run(&b, 3, NBLOCKS), sum);
@@ -456,7 +479,7 @@ static void test_beside(void **state)
 		assert_true(b.x->loaded == (t.result >= 0 ? (uint64_t)t.result : 0));
 		check_found(&b);
 		close_world(&b);
-		bytes_free(&kept);
+		bytes_free(&kept.bytes);
 	}
 }
 
@@ -467,14 +490,14 @@ static void test_written_beside(void **state)
 
 	for (unsigned way = 0; way < WAYS; way++) {
 		uint64_t dirty[2 * MIB / 4096 / 64], sum;
-		struct bytes kept = { 0 };
+		struct engine_code kept = { 0 };
 		struct world b;
 		struct beside t = { .w = &b, .kept = &kept };
 		pthread_t thread;
 
 		keep_all(&(struct engine_config){ 0 }, &kept, &sum);
 		open_world(&b, &(struct engine_config){ 0 });
-		engine_dbt.code_expect(b.vm, kept.data, kept.len);
+		engine_dbt.code_expect(b.vm, kept.bytes.data, kept.len[0]);
 		assert_int_equal(pthread_create(&thread, NULL, load_main, &t), 0);
 		for (unsigned i = 0; i < NBLOCKS; i += 3) {
 			ram_note_write(&b.ram, place(i), 1);
@@ -495,7 +518,7 @@ static void test_written_beside(void **state)
 		assert_int_equal(run(&b, 3, NBLOCKS), sum);
 		check_found(&b);
 		close_world(&b);
-		bytes_free(&kept);
+		bytes_free(&kept.bytes);
 	}
 }
 
@@ -503,12 +526,12 @@ static void test_written_beside(void **state)
 static void test_collected_before(void **state)
 {
 	uint64_t dirty[2 * MIB / 4096 / 64], sum;
-	struct bytes kept = { 0 };
+	struct engine_code kept = { 0 };
 	struct world b;
 
 	keep_all(&(struct engine_config){ 0 }, &kept, &sum);
 	open_world(&b, &(struct engine_config){ 0 });
-	engine_dbt.code_expect(b.vm, kept.data, kept.len);
+	engine_dbt.code_expect(b.vm, kept.bytes.data, kept.len[0]);
 	assert_true(b.x->cc.nreserved > 0);
 	assert_int_equal(engine_dbt.dirty_collect(b.vm, dirty, &err), 0);
 	assert_int_equal(load(&b, &kept), -EINVAL);
@@ -519,13 +542,13 @@ static void test_collected_before(void **state)
 	assert_int_equal(load(&b, &kept), -EINVAL);
 	assert_int_equal(run(&b, 3, NBLOCKS), sum);
 	close_world(&b);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 /* What comes may say anything of where it goes; the guest has room, and what is not loaded after all is to be had again. */
 static void test_expected(void **state)
 {
-	struct bytes kept = { 0 };
+	struct engine_code kept = { 0 };
 	struct world b;
 	uint64_t sum;
 
@@ -533,12 +556,12 @@ static void test_expected(void **state)
 	open_world(&b, &(struct engine_config){ 0 });
 	size_t at = xlate_code_ident();
 
-	memcpy(kept.data + at, &(uint32_t){ 48 }, 4);
-	memset(kept.data + at + 4, 0xff, 4);
+	memcpy(kept.bytes.data + at, &(uint32_t){ 48 }, 4);
+	memset(kept.bytes.data + at + 4, 0xff, 4);
 	for (uint32_t i = 0; i < 48; i++)
-		memcpy(kept.data + at + 8 + 24 * i, &(uint32_t){ i == 47 ? 1000 : i }, 4);
+		memcpy(kept.bytes.data + at + 8 + 24 * i, &(uint32_t){ i == 47 ? 1000 : i }, 4);
 	for (size_t len = 0; len < 4096; len += 100)
-		engine_dbt.code_expect(b.vm, kept.data, len);
+		engine_dbt.code_expect(b.vm, kept.bytes.data, len);
 	assert_int_equal(b.x->cc.nreserved, 47);
 	assert_int_equal(run(&b, 3, NBLOCKS), sum);
 	assert_true(b.x->cc.now >= 47);
@@ -547,7 +570,7 @@ static void test_expected(void **state)
 	assert_int_equal(run(&b, 3, NBLOCKS), sum);
 	check_found(&b);
 	close_world(&b);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 static uint64_t next_random(uint64_t *s)
@@ -565,7 +588,8 @@ static void test_too_many(void **state)
 		META = 8 + EACH * (unsigned)sizeof(struct xlate_block),
 		HOT = 8 * EACH
 	};
-	struct bytes kept = { 0 }, b = { 0 };
+	struct engine_code kept = { 0 }, all = { .nparts = NSEGMENTS + 1 };
+	struct bytes b = { 0 };
 	struct world a;
 
 	open_world(&a, &(struct engine_config){ 0 });
@@ -573,7 +597,7 @@ static void test_too_many(void **state)
 	uint32_t key = xlate_block_key(xlate_cache_block(a.x, 0, 0));
 	save(&a, &kept);
 	xlate_flush(a.cpu->vm);
-	bytes_put(&b, kept.data, xlate_code_ident());
+	bytes_put(&b, kept.bytes.data, xlate_code_ident());
 	bytes_put_u32(&b, NSEGMENTS);
 	bytes_put_u32(&b, NSEGMENTS * EACH);
 	for (uint32_t i = 0; i < NSEGMENTS; i++) {
@@ -581,6 +605,9 @@ static void test_too_many(void **state)
 
 		bytes_put(&b, segment, sizeof(segment));
 	}
+	all.len[0] = (uint32_t)b.len;
+	size_t end = b.len;
+
 	for (uint32_t i = 0; i < NSEGMENTS; i++) {
 		for (uint32_t k = 0; k < EACH; k++)
 			bytes_put_u32(&b, i * (uint32_t)XLATE_META_BYTES + 8 +
@@ -596,19 +623,22 @@ static void test_too_many(void **state)
 
 			bytes_put(&b, &block, sizeof(block));
 		}
+		all.len[i + 1] = (uint32_t)(b.len - end);
+		end = b.len;
 	}
 	assert_false(b.is_failed);
-	assert_int_equal(load(&a, &b), -EINVAL);
+	all.bytes = b;
+	assert_int_equal(load(&a, &all), -EINVAL);
 	assert_int_equal(a.x->table.nblocks, 0);
 	close_world(&a);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 	bytes_free(&b);
 }
 
-/* Whatever the bytes are, nothing is there afterwards, or all of it, and what is there can be dropped again. */
+/* Whatever the bytes are, what is there afterwards is whole, and can be dropped again. */
 static void test_damaged(void **state)
 {
-	struct bytes kept = { 0 };
+	struct engine_code kept = { 0 };
 	struct world a, b;
 	uint64_t seed = 88172645463325252ULL;
 	unsigned refused = 0;
@@ -618,32 +648,45 @@ static void test_damaged(void **state)
 	save(&a, &kept);
 	close_world(&a);
 	open_world(&b, &(struct engine_config){ .is_strict = true });
-	for (size_t len = 0; len < kept.len; len += 1 + len / 64) {
-		uint8_t *cut = malloc(len ? len : 1); /* what is read behind it is noticed */
+	size_t whole = kept.bytes.len;
 
-		memcpy(cut, kept.data, len);
-		assert_true(engine_dbt.code_load(b.vm, cut, len, NULL, &err) < 0);
-		free(cut);
+	/* What there is of it may have been taken over by the time that its end is missed. */
+	for (size_t len = 0; len < whole; len += 1 + len / 64) {
+		kept.bytes.len = len;
+		assert_int_equal(load(&b, &kept), -EINVAL);
+		xlate_flush(b.cpu->vm);
+	}
+	kept.bytes.len = whole;
+	for (unsigned part = 0; part < kept.nparts; part++)
+		for (int by = -8; by <= 8; by += 16) {
+			kept.len[part] += (uint32_t)by;
+			assert_int_equal(load(&b, &kept), -EINVAL);
+			kept.len[part] -= (uint32_t)by;
+			xlate_flush(b.cpu->vm);
+		}
+	for (unsigned n = 0; n <= ENGINE_CODE_PARTS; n++) {
+		struct engine_code other = kept;
+
+		other.nparts = n;
+		assert_true(n == kept.nparts || load(&b, &other) == -EINVAL);
 	}
 	for (unsigned i = 0; i < 3000; i++) {
-		size_t at = next_random(&seed) % kept.len;
-		uint8_t old = kept.data[at];
+		size_t at = next_random(&seed) % whole;
+		uint8_t old = kept.bytes.data[at];
 
-		kept.data[at] ^= 1u << (i % 8);
+		kept.bytes.data[at] ^= 1u << (i % 8);
 		int r = load(&b, &kept);
 
-		kept.data[at] = old;
+		kept.bytes.data[at] = old;
 		refused += r < 0;
-		if (r < 0) {
-			assert_int_equal(b.x->table.nblocks, 0);
-			assert_int_equal(b.x->verify_failures, 0);
-		}
+		assert_int_equal(b.x->verify_failures, 0);
+		check_found(&b);
 		xlate_flush(b.cpu->vm);
 	}
 	assert_true(refused > 300);
 	assert_true(load(&b, &kept) > 0);
 	close_world(&b);
-	bytes_free(&kept);
+	bytes_free(&kept.bytes);
 }
 
 int main(void)

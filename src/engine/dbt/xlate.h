@@ -521,10 +521,10 @@ void xlate_emit_strings(struct xlate_vm *x, struct emit *e);
 /*
  * keep.c, keep_load.c: translated code kept for another process (engine.h, code_save, code_expect and code_load).
  */
-int xlate_code_save(struct dbt_vm *vm, const uint64_t *dirty, struct bytes *out, struct error *err);
+int xlate_code_save(struct dbt_vm *vm, const uint64_t *dirty, struct engine_code *out, struct error *err);
 void xlate_code_expect(struct dbt_vm *vm, const uint8_t *data, size_t len);
-int xlate_code_load(struct dbt_vm *vm, const uint8_t *data, size_t len, const _Atomic bool *stop,
-		    struct error *err);
+int xlate_code_load(struct dbt_vm *vm, const struct engine_code_source *in,
+		    const _Atomic bool *stop, struct error *err);
 /** xlate_code_ident() - how many of the bytes say what they are of (tests). */
 size_t xlate_code_ident(void);
 
