@@ -29,7 +29,7 @@ struct spawned {
 /* Not switched on: it goes on from a snapshot of its own, or comes over the links of a migration. */
 struct spawn_from {
 	const char *snapshot;
-	bool is_prefault; /* memory is read ahead */
+	bool is_prefault; /* its working set, or all memory, is read ahead */
 	bool skips_time;  /* struct snapper_waking */
 	const int *links; /* borrowed; the last is the door (ctl/migrate_lazy.h) */
 	unsigned nlinks;

@@ -48,7 +48,7 @@ static const struct opt vm_opts[] = {
 		   "links of a migration that it comes over, and the door for another"),
 	OPT_STRING(struct args, handover, "handover", "FD,FD,FD,FD",
 		   "its process hands it over by these (ctl/handover.h)"),
-	OPT_FLAG(struct args, is_prefault, "prefault", "read its memory ahead"),
+	OPT_FLAG(struct args, is_prefault, "prefault", "read its working set ahead, or all memory"),
 	OPT_FLAG(struct args, skips_time, "skip-time", "its clocks jump by the time since the snapshot"),
 	OPT_UINT(struct args, lock_fd, "lock-fd", "FD", "the machine's lock", 3, 65535),
 	OPT_UINT(struct args, status_fd, "status-fd", "FD", "pipe for news", 3, 65535),
@@ -191,8 +191,10 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 	struct process *p = arg;
 	int r = ram_files_map(&p->origin.files, ram, true, err);
 
-	if (r == 0 && !p->args.is_prefault)
-		p->ahead = working_set_read_ahead(&p->origin.set, ram);
+	if (r == 0)
+		p->ahead = working_set_read_ahead(&p->origin.set, ram, &p->origin.files);
+	/* What is not known yet will be recorded (snapper_record()). */
+	ram->notes_seen = !p->origin.set.ram_bytes && !p->ahead;
 	return r;
 }
 
@@ -260,6 +262,7 @@ static void take_cards(struct process *p, struct machine_config *cfg)
 		memcpy(cfg->nics[cfg->nnics].mac, s->macs[cfg->nnics], sizeof(s->macs[0]));
 		cfg->nics[cfg->nnics].fd = s->cards[cfg->nnics];
 		cfg->nics[cfg->nnics].is_tap = s->is_tap;
+		cfg->nics[cfg->nnics].is_alone = strcmp(p->config.net, "nat") == 0;
 	}
 	s->ncards = 0; /* the machine's */
 }
@@ -403,7 +406,7 @@ static int create_machine(struct process *p, struct error *err)
 		return r;
 	cfg.restore = &p->origin.restore;
 	r = open_machine(p, &cfg, err);
-	if (r == 0 && p->args.is_prefault)
+	if (r == 0 && p->args.is_prefault && !p->ahead)
 		r = ram_files_prefault(&p->origin.files, machine_ram(p->m), err);
 	return r;
 }
@@ -597,6 +600,13 @@ static int await_incoming(struct process *p, struct error *err)
 	return r == 0 ? migrate_target_begin(p->target, &tc, err) : r;
 }
 
+static void read_ahead(struct process *p)
+{
+	snapper_take_readers(p->snapper, p->code, p->ahead);
+	p->code = NULL;
+	p->ahead = NULL;
+}
+
 static int start(struct process *p, struct error *err)
 {
 	const struct snapper_moment *from = p->restore ? p->moment : snapper_base(p->snapper);
@@ -620,9 +630,7 @@ static int start(struct process *p, struct error *err)
 	if (r < 0)
 		return r;
 	/* What takes processor time comes after the guest. */
-	snapper_take_readers(p->snapper, p->code, p->ahead);
-	p->code = NULL;
-	p->ahead = NULL;
+	read_ahead(p);
 	return 0;
 }
 
@@ -721,6 +729,10 @@ static int set_going(struct process *p, struct error *err)
 	p->root_fd = -1;
 	if (r == 0)
 		r = watch_events(p, err);
+	if (r == 0 && p->args.is_prefault) {
+		read_ahead(p);
+		snapper_await_readers(p->snapper);
+	}
 	if (r == 0 && p->is_unsettled) {
 		r = start(p, err);
 		if (r < 0)

@@ -30,7 +30,7 @@
 	X(timerfd_gettime) X(timer_create) X(timer_settime) X(timer_delete) X(signalfd4) X(fstat) X(fsync) X(fdatasync) X(sync_file_range) X(syncfs) X(copy_file_range)    \
 	X(getdents64) X(flock) X(dup) X(dup2) X(dup3) X(fcntl) X(pipe2) X(close_range) X(memfd_create)          \
 	X(accept4) X(accept) X(shutdown) X(getsockopt) X(setsockopt) X(getsockname) X(getpeername)              \
-	X(getrusage) X(fstatfs) X(mincore) X(mlock) X(nanosleep) X(gettimeofday) X(time) X(getuid) X(geteuid) X(getgid) X(getegid) X(uname) \
+	X(getrusage) X(fadvise64) X(fstatfs) X(mincore) X(mlock) X(nanosleep) X(gettimeofday) X(time) X(getuid) X(geteuid) X(getgid) X(getegid) X(uname) \
 	X(rt_sigaction) X(rt_sigpending) X(rt_sigtimedwait) X(arch_prctl)                                       \
 	X(sched_setaffinity) X(getpriority) X(setpriority) X(sched_getparam) X(sched_getscheduler) X(wait4) X(waitid) X(setsid) X(umask) \
 	X(set_tid_address) X(seccomp) X(io_uring_setup) X(io_uring_register)

@@ -39,6 +39,14 @@ void snapper_take_readers(struct snapper *s, struct snapcode_reader *code, struc
 		snapcode_load(code, machine_engine(s->m), machine_vm(s->m));
 }
 
+void snapper_await_readers(struct snapper *s)
+{
+	working_set_read_wait(s->ahead);
+	s->ahead = NULL;
+	snapcode_read_wait(s->code);
+	s->code = NULL;
+}
+
 /* ---- the log of changed pages ---- */
 
 size_t snap_bitmap_words(const struct snapper *s)

@@ -84,7 +84,8 @@ static void record_pages(struct recording *r)
 	uint64_t npages = ram->size_bytes >> GUEST_PAGE_SHIFT;
 	uint64_t n = MIN(npages - r->next_page, (uint64_t)PIECE_PAGES);
 	struct error err;
-	int result = working_set_add(&r->set, ram, r->next_page, n, &err);
+	bool is_seen = ram->notes_seen && !machine_engine(r->s->m)->runs_in_kernel;
+	int result = working_set_add(&r->set, ram, r->next_page, n, is_seen, &err);
 
 	if (result < 0)
 		log_info("snapshot", "the working set is not recorded: %s", err.text);
@@ -92,6 +93,8 @@ static void record_pages(struct recording *r)
 	if (result == 0 && r->next_page == npages)
 		finish(r);
 	r->has_set = result < 0 || r->next_page == npages;
+	if (r->has_set)
+		ram->notes_seen = false;
 }
 
 /* What the engine has made of pages that are still those of the snapshot; false: nothing of it is to be written. */
@@ -99,7 +102,7 @@ static bool keeps_code(struct recording *r)
 {
 	struct snapper *s = r->s;
 	const struct engine_ops *ops = machine_engine(s->m);
-	struct bytes code = { 0 };
+	struct engine_code code = { 0 };
 	struct error err;
 
 	/* The log is compared with another moment since another snapshot was made. */

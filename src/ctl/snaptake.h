@@ -95,9 +95,11 @@ int snapper_restored(struct snapper *s, const struct snapshot_info *from, struct
 
 struct snapcode_reader;
 struct working_set_reader;
-/** snapper_take_readers() - when the guest runs: takes those of its code, which is loaded beside it from here on, and of its memory; or NULL. */
+/** snapper_take_readers() - takes those of its code, which is loaded from here on, beside the guest, and of its memory; or NULL. */
 void snapper_take_readers(struct snapper *s, struct snapcode_reader *code,
 			  struct working_set_reader *ahead);
+/** snapper_await_readers() - until they have done all that they have to do. */
+void snapper_await_readers(struct snapper *s);
 
 /** snapper_record() - some seconds from now: the working set of the snapshot that snapper_restored() was told,
  * unless it has one (vm/working_set.h), and the code that was translated, unless most of it was loaded (vm/code_set.h). */

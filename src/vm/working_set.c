@@ -11,17 +11,21 @@
 #include <xxhash.h>
 
 #include "base/host.h"
+#include "vm/snapshot_ram.h"
 
 static const char magic[8] = "VIVWKSET";
-#define SET_VERSION   1
+#define SET_VERSION   2
 #define HEADER_BYTES  20
 #define PAGEMAP_BYTES 8
 #define PAGEMAP_THERE (1ull << 63)
+#define PAGEMAP_FILE  (1ull << 61) /* or shared: not this process's own */
+#define RUN_WRITTEN   (1u << 31)
 #define PAGEMAP_CHUNK 4096u /* entries read at once */
-/* At once.  Who ends the reading waits for so much; and while pages are put in place nobody maps memory, a vCPU that begins neither. */
-#define READ_PAGES   256u
-#define PLACE_PAGES  64u
-#define PREFETCH_GAP 16u /* pages between two runs that are read with them: less than a seek */
+/* At once: while they are put in place nobody maps memory, a vCPU that begins neither. */
+#define PLACE_PAGES 64u
+/* Bytes that are asked for at once: who starts the machine waits behind them for what it reads itself. */
+#define PREFETCH_QUEUE (256 * KIB)
+#define PREFETCH_GAP   8u /* pages between two runs that are read with them: less than a seek */
 
 void working_set_free(struct working_set *w)
 {
@@ -38,11 +42,11 @@ uint64_t working_set_pages(const struct working_set *w)
 	return n;
 }
 
-static int add_page(struct working_set *w, uint32_t page)
+static int add_page(struct working_set *w, uint32_t page, bool is_written)
 {
 	struct page_run *last = w->nruns ? &w->runs[w->nruns - 1] : NULL;
 
-	if (last && last->first + last->n == page) {
+	if (last && last->first + last->n == page && last->is_written == is_written) {
 		last->n++;
 		return 0;
 	}
@@ -55,12 +59,19 @@ static int add_page(struct working_set *w, uint32_t page)
 			return -ENOMEM;
 		w->runs = runs;
 	}
-	w->runs[w->nruns++] = (struct page_run){ page, 1 };
+	w->runs[w->nruns++] = (struct page_run){ page, 1, is_written };
 	return 0;
 }
 
+static bool counts(const struct guest_ram *ram, uint64_t page, uint64_t entry, bool is_seen)
+{
+	return entry & PAGEMAP_THERE &&
+	       (!is_seen ||
+		atomic_load_explicit(&ram->page_flags[page], memory_order_relaxed) & RAM_PAGE_SEEN);
+}
+
 int working_set_add(struct working_set *w, const struct guest_ram *ram, uint64_t first_page,
-		    uint64_t npages, struct error *err)
+		    uint64_t npages, bool is_seen, struct error *err)
 {
 	_cleanup_close_ int fd = host.open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0);
 	uint64_t entries[PAGEMAP_CHUNK], end = first_page + npages;
@@ -80,7 +91,8 @@ int working_set_add(struct working_set *w, const struct guest_ram *ram, uint64_t
 			return error_set(err, got < 0 ? -errno : -EIO, "cannot read /proc/self/pagemap");
 		n = (uint64_t)got / PAGEMAP_BYTES;
 		for (uint64_t i = 0; i < n; i++)
-			if (entries[i] & PAGEMAP_THERE && add_page(w, (uint32_t)(at + i)) < 0)
+			if (counts(ram, at + i, entries[i], is_seen) &&
+			    add_page(w, (uint32_t)(at + i), !(entries[i] & PAGEMAP_FILE)) < 0)
 				return error_set(err, -ENOMEM, "no memory for a working set");
 		at += n;
 	}
@@ -96,7 +108,7 @@ int working_set_save(const struct working_set *w, struct bytes *out, struct erro
 	bytes_put_u64(out, w->ram_bytes);
 	for (size_t i = 0; i < w->nruns; i++) {
 		bytes_put_u32(out, w->runs[i].first);
-		bytes_put_u32(out, w->runs[i].n);
+		bytes_put_u32(out, w->runs[i].n | (w->runs[i].is_written ? RUN_WRITTEN : 0));
 	}
 	if (!out->is_failed)
 		bytes_put_u64(out, XXH64(out->data + start, out->len - start, 0));
@@ -132,6 +144,8 @@ int working_set_parse(struct working_set *out, const uint8_t *data, size_t len, 
 
 		r->first = bytes_get_u32(&in);
 		r->n = bytes_get_u32(&in);
+		r->is_written = r->n & RUN_WRITTEN;
+		r->n &= ~RUN_WRITTEN;
 		if (!r->n || r->first < end ||
 		    (uint64_t)r->first + r->n > w.ram_bytes >> GUEST_PAGE_SHIFT) {
 			working_set_free(&w);
@@ -145,54 +159,140 @@ int working_set_parse(struct working_set *out, const uint8_t *data, size_t len, 
 
 /* ---- reading ahead ---- */
 
+/* Of those with @is_written, the run from @*i on, with what is close behind it; *@i: the next.  n 0: there is none. */
+static struct page_run joined(const struct working_set *w, bool is_written, size_t *i)
+{
+	struct page_run r = { 0 };
+
+	for (; *i < w->nruns; (*i)++) {
+		const struct page_run *next = &w->runs[*i];
+
+		if (next->is_written != is_written)
+			continue;
+		if (r.n && next->first - (r.first + r.n) > PREFETCH_GAP)
+			break;
+		if (!r.n)
+			r = *next;
+		r.n = next->first + next->n - r.first;
+	}
+	return r;
+}
+
+/* What was asked for, until it is there. */
+static void await_read(int fd, uint64_t end)
+{
+	char last;
+
+	(void)!host.pread(fd, &last, 1, (off_t)end - 1);
+}
+
 struct working_set_reader {
 	pthread_t thread;
 	struct working_set set;
-	uint8_t *base; /* of the mapping */
-	sem_t go;      /* posted by working_set_put_in_place(), and at the end */
+	uint8_t *base;	    /* of the mapping */
+	struct ram_index x; /* without names and checksums */
+	int *fds;	    /* own ones of its layers */
+	sem_t go;	    /* posted by working_set_put_in_place(), and at the end */
 	_Atomic bool is_ending;
 };
 
-/* A hint: what the host refuses is read when it is touched. */
-static void advise(const struct working_set_reader *r, uint64_t first, uint64_t end, int advice)
+static void prefetch_run(const struct working_set_reader *r, const struct page_run *run, uint64_t *asked)
 {
-	for (uint64_t n; first < end && !r->is_ending; first += n) {
-		n = MIN(end - first, (uint64_t)(advice == MADV_WILLNEED ? READ_PAGES : PLACE_PAGES));
-		(void)madvise(r->base + (first << GUEST_PAGE_SHIFT), n << GUEST_PAGE_SHIFT, advice);
+	uint64_t at = (uint64_t)run->first << GUEST_PAGE_SHIFT;
+	uint64_t end = at + ((uint64_t)run->n << GUEST_PAGE_SHIFT);
+
+	for (uint64_t n; at < end && !r->is_ending; at += n) {
+		unsigned layer = r->x.layer[at / r->x.granule_bytes];
+
+		n = MIN(MIN(end - at, r->x.granule_bytes - at % r->x.granule_bytes), PREFETCH_QUEUE);
+		if (!layer)
+			continue;
+		(void)posix_fadvise(r->fds[layer - 1], (off_t)at, (off_t)n, POSIX_FADV_WILLNEED);
+		*asked += n;
+		if (*asked >= PREFETCH_QUEUE) {
+			await_read(r->fds[layer - 1], at + n);
+			*asked = 0;
+		}
 	}
 }
 
-/* All that is to be read is known to the host before anything is waited for. */
+static void prefetch(const struct working_set_reader *r, bool is_written)
+{
+	uint64_t asked = 0;
+
+	for (size_t i = 0; i < r->set.nruns;) {
+		struct page_run run = joined(&r->set, is_written, &i);
+
+		prefetch_run(r, &run, &asked);
+	}
+}
+
+/* A hint: what the host refuses is read when it is touched. */
+static void put_in_place(const struct working_set_reader *r, bool is_written)
+{
+	for (size_t i = 0; i < r->set.nruns; i++) {
+		const struct page_run *run = &r->set.runs[i];
+		uint64_t at = run->first, end = at + run->n;
+
+		for (uint64_t n; run->is_written == is_written && at < end && !r->is_ending; at += n) {
+			n = MIN(end - at, (uint64_t)PLACE_PAGES);
+			(void)madvise(r->base + (at << GUEST_PAGE_SHIFT), n << GUEST_PAGE_SHIFT,
+				      is_written ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+		}
+	}
+}
+
 static void *reader_main(void *arg)
 {
 	struct working_set_reader *r = arg;
-	const struct working_set *w = &r->set;
 
-	for (size_t i = 0, next; i < w->nruns && !r->is_ending; i = next) {
-		uint64_t first = w->runs[i].first, end = first + w->runs[i].n;
-
-		for (next = i + 1; next < w->nruns && w->runs[next].first - end <= PREFETCH_GAP; next++)
-			end = (uint64_t)w->runs[next].first + w->runs[next].n;
-		advise(r, first, end, MADV_WILLNEED);
-	}
+	prefetch(r, true);
+	prefetch(r, false);
 	while (sem_wait(&r->go) < 0)
 		continue;
-	for (size_t i = 0; i < w->nruns && !r->is_ending; i++)
-		advise(r, w->runs[i].first, (uint64_t)w->runs[i].first + w->runs[i].n, MADV_POPULATE_READ);
+	/* Written ones first: where the host has put a page in place already, with its neighbours, a copy of it has to be told to all processors. */
+	put_in_place(r, true);
+	put_in_place(r, false);
 	return NULL;
 }
 
 static void reader_free(struct working_set_reader *r)
 {
+	for (uint32_t i = 0; r->fds && i < r->x.nlayers; i++)
+		if (r->fds[i] >= 0)
+			close(r->fds[i]);
+	free(r->fds);
+	free(r->x.layer);
 	sem_destroy(&r->go);
 	working_set_free(&r->set);
 	free(r);
 }
 
-struct working_set_reader *working_set_read_ahead(struct working_set *w, const struct guest_ram *ram)
+static bool take_files(struct working_set_reader *r, const struct ram_files *f)
 {
-	struct working_set_reader *r = w->ram_bytes == ram->size_bytes ? calloc(1, sizeof(*r)) : NULL;
+	r->x = (struct ram_index){ .ram_bytes = f->index.ram_bytes,
+				   .granule_bytes = f->index.granule_bytes,
+				   .ngranules = f->index.ngranules };
+	r->x.layer = malloc(MAX(r->x.ngranules, 1u) * sizeof(*r->x.layer));
+	r->fds = malloc((f->index.nlayers + 1) * sizeof(*r->fds));
+	if (!r->x.layer || !r->fds)
+		return false;
+	memcpy(r->x.layer, f->index.layer, r->x.ngranules * sizeof(*r->x.layer));
+	for (; r->x.nlayers < f->index.nlayers; r->x.nlayers++) {
+		r->fds[r->x.nlayers] = fcntl(f->fds[r->x.nlayers], F_DUPFD_CLOEXEC, 3);
+		if (r->fds[r->x.nlayers] < 0)
+			return false;
+	}
+	return true;
+}
+
+struct working_set_reader *working_set_read_ahead(struct working_set *w, const struct guest_ram *ram,
+						  const struct ram_files *files)
+{
+	bool is_ours = w->ram_bytes == ram->size_bytes && w->ram_bytes == files->index.ram_bytes;
+	struct working_set_reader *r = is_ours ? calloc(1, sizeof(*r)) : NULL;
 	sigset_t all, old;
+	int rc = -1;
 
 	if (!r)
 		return NULL;
@@ -200,11 +300,12 @@ struct working_set_reader *working_set_read_ahead(struct working_set *w, const s
 	r->set = *w;
 	*w = (struct working_set){ 0 };
 	sem_init(&r->go, 0, 0);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	int rc = pthread_create(&r->thread, NULL, reader_main, r);
-
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (take_files(r, files)) {
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &old);
+		rc = pthread_create(&r->thread, NULL, reader_main, r);
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	}
 	if (rc == 0)
 		return r;
 	reader_free(r);
@@ -217,12 +318,18 @@ void working_set_put_in_place(struct working_set_reader *r)
 		sem_post(&r->go);
 }
 
-void working_set_read_end(struct working_set_reader *r)
+void working_set_read_wait(struct working_set_reader *r)
 {
 	if (!r)
 		return;
-	r->is_ending = true;
 	sem_post(&r->go);
 	pthread_join(r->thread, NULL);
 	reader_free(r);
+}
+
+void working_set_read_end(struct working_set_reader *r)
+{
+	if (r)
+		r->is_ending = true;
+	working_set_read_wait(r);
 }

@@ -165,7 +165,7 @@ static void try_set(const uint8_t *data, size_t len)
 		abort();
 	memcpy(copy, data, len);
 	if (len >= 20) {
-		memcpy(copy, "VIVWKSET\1\0\0\0", 12);
+		memcpy(copy, "VIVWKSET\2\0\0\0", 12);
 		uint64_t sum = XXH64(copy, len - 8, 0);
 
 		memcpy(copy + len - 8, &sum, 8);
