@@ -27,6 +27,7 @@ DATA = pathlib.Path(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.lo
 IMAGE = DATA / "images" / "debian"
 ROUNDS = 7
 RESETS = 300
+IDLE_S = 15  # it has booted, or was reset, a moment ago
 
 
 def row(what, values, unit="ms"):
@@ -149,6 +150,7 @@ def bench_viv(home, mem, fill, copies):
         bench_pauses(viv, mem, fill)
         bench_resets(home, mem)
         bench_fork(viv, mem)
+        time.sleep(IDLE_S)
         started = time.monotonic()
         viv("fork", "a", "-n", str(copies), "--name", "w{}")
         row(f"viv {mem}: {copies} copies, all running", [ms(started)])
@@ -162,11 +164,12 @@ def bench_viv(home, mem, fill, copies):
             viv("exec", "a", "--", "true")
             warm.append(ms(started))
         row(f"viv {mem}: an answer of a machine that has long been running", warm)
-        for how in ("", "its working set read ahead and its code kept", "--prefault"):
+        for how in ("", "its working set read ahead and its code kept", "--prefault", "its files in the page cache"):
             ready, first, answer = [], [], []
-            for _ in range(3):
+            for _ in range(ROUNDS if how else 3):
                 viv("stop", "-f", "a")
-                forget_files(home / "vms" / "a")
+                if how != "its files in the page cache":
+                    forget_files(home / "vms" / "a")
                 for file in (home / "vms" / "a" / "snapshots").glob("*/*-set"):
                     if not how:
                         file.unlink()
@@ -250,6 +253,7 @@ def main():
             bench_pauses(viv, args.large, 0)
     if args.fork != "0":
         with tempfile.TemporaryDirectory() as home, machine(pathlib.Path(home), args.fork) as viv:
+            time.sleep(IDLE_S)
             bench_fork(viv, args.fork)
     if not args.no_qemu:
         with tempfile.TemporaryDirectory() as home:

@@ -159,31 +159,34 @@ int working_set_parse(struct working_set *out, const uint8_t *data, size_t len, 
 
 /* ---- reading ahead ---- */
 
-/* Of those with @is_written, the run from @*i on, with what is close behind it; *@i: the next.  n 0: there is none. */
-static struct page_run joined(const struct working_set *w, bool is_written, size_t *i)
+/* The run from @*i on, with those that are close behind it; *@i: the next. */
+static struct page_run joined(const struct working_set *w, size_t *i)
 {
-	struct page_run r = { 0 };
+	struct page_run r = w->runs[(*i)++];
 
-	for (; *i < w->nruns; (*i)++) {
-		const struct page_run *next = &w->runs[*i];
-
-		if (next->is_written != is_written)
-			continue;
-		if (r.n && next->first - (r.first + r.n) > PREFETCH_GAP)
-			break;
-		if (!r.n)
-			r = *next;
-		r.n = next->first + next->n - r.first;
-	}
+	for (; *i < w->nruns && w->runs[*i].first - (r.first + r.n) <= PREFETCH_GAP; (*i)++)
+		r.n = w->runs[*i].first + w->runs[*i].n - r.first;
 	return r;
 }
 
-/* What was asked for, until it is there. */
-static void await_read(int fd, uint64_t end)
+/* What was asked for: two queues of it at a time, so that the disk has the next one while the end of one is waited for. */
+struct asked {
+	uint64_t bytes;
+	int fd; /* the end of the queue before; -1: there is none */
+	uint64_t end;
+};
+
+static void ask(struct asked *a, int fd, uint64_t at, uint64_t len)
 {
 	char last;
 
-	(void)!host.pread(fd, &last, 1, (off_t)end - 1);
+	(void)posix_fadvise(fd, (off_t)at, (off_t)len, POSIX_FADV_WILLNEED);
+	a->bytes += len;
+	if (a->bytes < PREFETCH_QUEUE)
+		return;
+	if (a->fd >= 0)
+		(void)!host.pread(a->fd, &last, 1, (off_t)a->end - 1);
+	*a = (struct asked){ .fd = fd, .end = at + len };
 }
 
 struct working_set_reader {
@@ -196,7 +199,8 @@ struct working_set_reader {
 	_Atomic bool is_ending;
 };
 
-static void prefetch_run(const struct working_set_reader *r, const struct page_run *run, uint64_t *asked)
+static void prefetch_run(const struct working_set_reader *r, const struct page_run *run,
+			 struct asked *asked)
 {
 	uint64_t at = (uint64_t)run->first << GUEST_PAGE_SHIFT;
 	uint64_t end = at + ((uint64_t)run->n << GUEST_PAGE_SHIFT);
@@ -205,23 +209,17 @@ static void prefetch_run(const struct working_set_reader *r, const struct page_r
 		unsigned layer = r->x.layer[at / r->x.granule_bytes];
 
 		n = MIN(MIN(end - at, r->x.granule_bytes - at % r->x.granule_bytes), PREFETCH_QUEUE);
-		if (!layer)
-			continue;
-		(void)posix_fadvise(r->fds[layer - 1], (off_t)at, (off_t)n, POSIX_FADV_WILLNEED);
-		*asked += n;
-		if (*asked >= PREFETCH_QUEUE) {
-			await_read(r->fds[layer - 1], at + n);
-			*asked = 0;
-		}
+		if (layer)
+			ask(asked, r->fds[layer - 1], at, n);
 	}
 }
 
-static void prefetch(const struct working_set_reader *r, bool is_written)
+static void prefetch(const struct working_set_reader *r)
 {
-	uint64_t asked = 0;
+	struct asked asked = { .fd = -1 };
 
 	for (size_t i = 0; i < r->set.nruns;) {
-		struct page_run run = joined(&r->set, is_written, &i);
+		struct page_run run = joined(&r->set, &i);
 
 		prefetch_run(r, &run, &asked);
 	}
@@ -246,13 +244,13 @@ static void *reader_main(void *arg)
 {
 	struct working_set_reader *r = arg;
 
-	prefetch(r, true);
-	prefetch(r, false);
+	prefetch(r);
 	while (sem_wait(&r->go) < 0)
 		continue;
 	/* Written ones first: where the host has put a page in place already, with its neighbours, a copy of it has to be told to all processors. */
 	put_in_place(r, true);
 	put_in_place(r, false);
+	(void)madvise(r->base, r->set.ram_bytes, MADV_NORMAL);
 	return NULL;
 }
 
@@ -301,6 +299,8 @@ struct working_set_reader *working_set_read_ahead(struct working_set *w, const s
 	*w = (struct working_set){ 0 };
 	sem_init(&r->go, 0, 0);
 	if (take_files(r, files)) {
+		/* A host that reads megabytes around each page that the guest comes to would have the disk busy with what nobody needs. */
+		(void)madvise(r->base, r->set.ram_bytes, MADV_RANDOM);
 		sigfillset(&all);
 		pthread_sigmask(SIG_SETMASK, &all, &old);
 		rc = pthread_create(&r->thread, NULL, reader_main, r);
