@@ -210,7 +210,7 @@ static bool plan_request(void *ctx, const struct block_req *req, struct layer_pl
 	    (makes_stable && (d->needs_seal || d->is_unsettled)) || !d->top->ops->plan ||
 	    check_req(d, req) < 0)
 		return false;
-	return d->top->ops->plan(d->top, req->op, req->offset_bytes, out);
+	return d->top->ops->plan(d->top, req->op, req->is_fua, req->len_bytes, req->offset_bytes, out);
 }
 
 /*

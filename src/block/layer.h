@@ -23,14 +23,22 @@ enum layer_status {
 	LAYER_ZERO,
 };
 
+struct layer;
+
 /* What a request may come down to: bytes of one file, or making that file stable. */
 struct layer_plan {
 	const struct image_file *file;
 	struct io_sync *sync; /* noted after a write; what a flush or FUA makes stable */
 	uint64_t at;	      /* in the file */
+	/*
+	 * Called once the bytes are moved, and before the file is made stable, or when it does not come to that; under the machine's
+	 * lock.  Until then the plan stays where it is, and @hold is the layer's.  NULL: nobody wants to know.
+	 */
+	void (*end)(struct layer_plan *p);
+	struct layer *layer;
+	uint64_t hold[6];
 };
 
-struct layer;
 struct layer_ops {
 	const char *name;
 	int (*read)(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
@@ -43,8 +51,9 @@ struct layer_ops {
 	int (*read_now)(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 	int (*write_now)(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 	int (*flush_now)(struct layer *l); /* 0 or the sticky error: nothing to wait for */
-	/* Is a BLOCK_READ, _WRITE or _FLUSH that and nothing else?  Doesn't wait.  NULL: never. */
-	bool (*plan)(struct layer *l, enum block_op op, uint64_t at, struct layer_plan *out);
+	/* Is a BLOCK_READ, _WRITE (with @is_fua: and a flush) or _FLUSH that and nothing else?  Doesn't wait.  NULL: never. */
+	bool (*plan)(struct layer *l, enum block_op op, bool is_fua, uint64_t len, uint64_t at,
+		     struct layer_plan *out);
 	/* What the backing layer alone holds of it and this one does not comes into this one.  NULL: it can't. */
 	int (*take_in)(struct layer *l, uint64_t len, uint64_t at);
 	/* What this layer holds at @at, and for how long (*@run, 512 .. @len). */

@@ -175,10 +175,10 @@ static void start_uring(struct io_pool *p, struct loop *loop)
 
 void io_pool_submit(struct io_pool *p, struct block_req *req)
 {
-	struct layer_plan plan;
+	struct layer_plan *plan = p->uring ? uring_plan(p->uring) : NULL;
 
 	p->in_flight++;
-	if (!p->uring || !p->plan(p->ctx, req, &plan) || !uring_submit(p->uring, req, &plan))
+	if (!plan || !p->plan(p->ctx, req, plan) || !uring_submit(p->uring, req, plan))
 		give_to_threads(p, req);
 }
 

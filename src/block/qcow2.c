@@ -90,6 +90,7 @@ static const struct layer_ops qcow2_ops = {
 	.read_now = qcow2_read_now,
 	.write_now = qcow2_write_now,
 	.flush_now = qcow2_flush_now,
+	.plan = qcow2_plan,
 	.take_in = qcow2_take_in,
 	.status = qcow2_status,
 	.seal = qcow2_seal,

@@ -270,6 +270,8 @@ int qcow2_read(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 int qcow2_read_now(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 int qcow2_write(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
 int qcow2_write_now(struct layer *l, struct io_vec v, uint64_t len, uint64_t at);
+bool qcow2_plan(struct layer *l, enum block_op op, bool is_fua, uint64_t len, uint64_t at,
+		struct layer_plan *out);
 int qcow2_take_in(struct layer *l, uint64_t len, uint64_t at);
 /* ---- qcow2_zero.c ---- */
 enum qcow2_drop {

@@ -141,6 +141,68 @@ int qcow2_write_now(struct layer *l, struct io_vec v, uint64_t len, uint64_t at)
 	return r;
 }
 
+/* ---- transfers that others do (io_uring) ---- */
+
+_Static_assert(sizeof(struct qcow2_span) <= sizeof(((struct layer_plan *)0)->hold),
+	       "a plan holds a span");
+
+static struct qcow2_span *plan_span(struct layer_plan *p)
+{
+	return (struct qcow2_span *)(void *)p->hold;
+}
+
+static void plan_end(struct layer_plan *p)
+{
+	struct qcow2 *q = qcow2_of(p->layer);
+
+	pthread_mutex_lock(&q->lock);
+	qcow2_span_end(q, plan_span(p));
+	pthread_mutex_unlock(&q->lock);
+}
+
+/* Under @lock. */
+static bool plan_locked(struct qcow2 *q, enum block_op op, bool is_fua, uint64_t len, uint64_t at,
+			struct layer_plan *out, bool *is_below)
+{
+	bool is_write = op == BLOCK_WRITE;
+	struct qcow2_run run;
+
+	*out = (struct layer_plan){ .file = &q->file, .sync = &q->sync, .layer = &q->layer };
+	/* Entries that are still to be written are part of what becomes stable. */
+	if ((op == BLOCK_FLUSH || is_fua) && (q->layer.is_readonly || q->is_meta_dirty || q->nflushing))
+		return false;
+	if (op == BLOCK_FLUSH)
+		return true;
+	if (qcow2_lookup(q, at, len, true, &run) < 0 || run.len < len)
+		return false;
+	*is_below = !is_write && run.kind == MAP_ABSENT;
+	if (run.kind != MAP_DATA ||
+	    (is_write && (!run.is_writable || check_target(q, run.host, len) < 0)) ||
+	    !qcow2_span_begin(q, plan_span(out), is_write ? SPAN_WRITE : SPAN_READ, at, len))
+		return false;
+	out->at = run.host;
+	out->end = plan_end;
+	return true;
+}
+
+bool qcow2_plan(struct layer *l, enum block_op op, bool is_fua, uint64_t len, uint64_t at,
+		struct layer_plan *out)
+{
+	struct qcow2 *q = qcow2_of(l);
+	bool is_below = false;
+
+	if (pthread_mutex_trylock(&q->lock))
+		return false;
+	bool is_plain = plan_locked(q, op, is_fua, len, at, out, &is_below);
+
+	pthread_mutex_unlock(&q->lock);
+	struct layer *b = l->backing;
+
+	if (!is_below || !b || !b->ops->plan || at > b->size_bytes || len > b->size_bytes - at)
+		return is_plain;
+	return b->ops->plan(b, op, false, len, at, out);
+}
+
 /* ---- write with new clusters ---- */
 
 /* What is to be done for [at, at + len), which lies in one L2 table. */

@@ -87,13 +87,14 @@ static int raw_write_now(struct layer *l, struct io_vec v, uint64_t len, uint64_
 	return raw_of(l)->file.is_direct ? -EAGAIN : raw_write(l, v, len, at);
 }
 
-static bool raw_plan(struct layer *l, enum block_op op, uint64_t at, struct layer_plan *out)
+static bool raw_plan(struct layer *l, enum block_op op, bool is_fua, uint64_t len, uint64_t at,
+		     struct layer_plan *out)
 {
 	struct raw *d = raw_of(l);
 
 	if (op == BLOCK_FLUSH && l->is_readonly)
 		return false;
-	*out = (struct layer_plan){ &d->file, &d->sync, at };
+	*out = (struct layer_plan){ .file = &d->file, .sync = &d->sync, .at = at };
 	return true;
 }
 

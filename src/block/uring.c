@@ -142,25 +142,38 @@ static int start_sync(struct uring *u, struct slot *s)
 	return -EBUSY;
 }
 
-bool uring_submit(struct uring *u, struct block_req *req, const struct layer_plan *plan)
+/* No bytes are moved by it any more. */
+static void end_plan(struct slot *s)
 {
-	struct slot *s = NULL;
+	void (*end)(struct layer_plan *) = s->plan.end;
 
-	if (!plan->file->is_direct && req->len_bytes > BUFFERED_MAX)
-		return false;
-	for (unsigned i = 0; i < SLOTS && !s; i++)
+	s->plan.end = NULL;
+	if (end)
+		end(&s->plan);
+}
+
+struct layer_plan *uring_plan(struct uring *u)
+{
+	for (unsigned i = 0; i < SLOTS; i++)
 		if (!u->slots[i].req)
-			s = &u->slots[i];
-	if (!s)
-		return false;
+			return &u->slots[i].plan;
+	return NULL;
+}
+
+bool uring_submit(struct uring *u, struct block_req *req, struct layer_plan *plan)
+{
+	struct slot *s = container_of(plan, struct slot, plan);
+
 	s->req = req;
-	s->plan = *plan;
 	s->done = 0;
 	s->op = req->op == BLOCK_WRITE ? URING_WRITE : URING_READ;
-	if (req->op == BLOCK_FLUSH ? start_sync(u, s) == -EAGAIN : start_transfer(u, s)) {
+	bool is_small = plan->file->is_direct || req->len_bytes <= BUFFERED_MAX;
+
+	if (is_small && (req->op == BLOCK_FLUSH ? start_sync(u, s) == -EAGAIN : start_transfer(u, s))) {
 		u->in_flight++;
 		return true;
 	}
+	end_plan(s);
 	s->req = NULL;
 	return false;
 }
@@ -174,6 +187,7 @@ static bool was_not_tried(int res)
 
 static enum uring_event finish(struct uring *u, struct slot *s, enum uring_event event)
 {
+	end_plan(s);
 	s->req = NULL;
 	u->in_flight--;
 	return event;
@@ -184,6 +198,7 @@ static enum uring_event transferred(struct uring *u, struct slot *s, int *result
 {
 	if (s->op == URING_WRITE)
 		io_sync_note(s->plan.sync);
+	end_plan(s);
 	*result = 0;
 	if (s->op == URING_READ || !s->req->is_fua)
 		return finish(u, s, URING_DONE);
@@ -265,7 +280,12 @@ unsigned uring_in_flight(const struct uring *u)
 	return 0;
 }
 
-bool uring_submit(struct uring *u, struct block_req *req, const struct layer_plan *plan)
+struct layer_plan *uring_plan(struct uring *u)
+{
+	return NULL;
+}
+
+bool uring_submit(struct uring *u, struct block_req *req, struct layer_plan *plan)
 {
 	return false;
 }

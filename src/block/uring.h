@@ -34,8 +34,10 @@ void uring_destroy(struct uring *u); /* nothing in flight; NULL is fine */
 int uring_fd(const struct uring *u);
 unsigned uring_in_flight(const struct uring *u);
 
-/** uring_submit() - start @req; false: not for the ring, or there is no room, and nothing happened. */
-bool uring_submit(struct uring *u, struct block_req *req, const struct layer_plan *plan);
+/** uring_plan() - where the plan of the next request is to be made; NULL: there is no room. */
+struct layer_plan *uring_plan(struct uring *u);
+/** uring_submit() - start @req, whose @plan was made in uring_plan(); false: not for the ring, the plan has ended, and nothing else happened. */
+bool uring_submit(struct uring *u, struct block_req *req, struct layer_plan *plan);
 /** uring_next() - the next request that is over: its result (URING_DONE), or it is the caller's again. */
 enum uring_event uring_next(struct uring *u, struct block_req **req, int *result);
 /** uring_wait() - until an operation is over. */
