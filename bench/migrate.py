@@ -425,8 +425,13 @@ class Viv:
                 raise Wrong(f"it does not settle: {states}")
             time.sleep(0.2)
         runs = [i for i in (0, 1) if states[i] == "running"]
-        started = [i for i in (0, 1) if i not in runs and self.run(i, "start", "m", check=False).returncode == 0]
+        said = {i: self.run(i, "start", "m", check=False) for i in (0, 1) if i not in runs}
+        started = [i for i, done in said.items() if done.returncode == 0]
         if len(runs) + len(started) != 1:
+            for i, home in enumerate(self.homes):
+                log = home / "vms" / "m" / "vm.log"
+                print(f"host {i}: {states[i]}; viv start: {said[i].stderr if i in said else 'not asked'}"
+                      f"{log.read_text()[-4000:] if log.exists() else 'no log'}", file=sys.stderr)
             raise Wrong(f"{len(runs)} run, {len(started)} can be started")
         self.here = (runs + started)[0]
         self.run(self.here ^ 1, "rm", "-f", "m", check=False)

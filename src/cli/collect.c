@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 
 #include "cli/cli.h"
@@ -13,32 +12,17 @@
 #include "ctl/vmconfig.h"
 #include "ctl/vmlock.h"
 
-/* No machine has such a name: what is being removed is out of the way with one rename(2). */
-#define REMOVED_PREFIX ".removed-"
-
 int cli_remove_machine(const char *name, struct error *err)
 {
 	_cleanup_free_ char *dir = paths_vm(name, NULL, err);
 	_cleanup_free_ char *run = dir ? paths_run(name, NULL, err) : NULL;
-	_cleanup_free_ char *gone = NULL;
-	uint64_t random;
 
 	if (!run)
-		return -ENOMEM;
-	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
-		return error_set(err, -EIO, "the host gives no random numbers");
-	_cleanup_free_ char *vms = paths_data("vms", err);
-
-	gone = vms ? paths_format(err, "%s/" REMOVED_PREFIX "%016llx", vms, (unsigned long long)random)
-		   : NULL;
-	if (!gone)
 		return -ENOMEM;
 	int r = paths_remove_tree(run, err);
 
 	/* A machine that is thrown away at its end may just have removed itself. */
-	if (r == 0 && rename(dir, gone) < 0 && errno != ENOENT)
-		r = error_set(err, -errno, "cannot remove %s: %s", dir, strerror(errno));
-	return r < 0 ? r : paths_remove_tree(gone, err);
+	return r < 0 ? r : paths_remove_at_once(dir, err);
 }
 
 /* Was it complete, and is there to stay?  Under its lock. */
@@ -103,7 +87,7 @@ void cli_collect(void)
 	while (d && (e = readdir(d))) {
 		if (paths_check_name("a machine", e->d_name, NULL) == 0) {
 			collect_machine(e->d_name);
-		} else if (strncmp(e->d_name, REMOVED_PREFIX, strlen(REMOVED_PREFIX)) == 0) {
+		} else if (strncmp(e->d_name, PATHS_REMOVED_PREFIX, strlen(PATHS_REMOVED_PREFIX)) == 0) {
 			_cleanup_free_ char *path = paths_format(NULL, "%s/%s", vms, e->d_name);
 			struct error why;
 

@@ -366,7 +366,7 @@ int snapshot_import(const char *vm, const char *name, const char *path, const ch
 	packing_end(&p);
 	if (r == 0 && is_new)
 		r = make_machine(vm, name, net, err);
-	if (r < 0 && is_new && paths_remove_tree(dir, &why) < 0)
+	if (r < 0 && is_new && paths_remove_at_once(dir, &why) < 0)
 		cli_note("%s", why.text);
 	return r;
 }

@@ -60,7 +60,7 @@ static void remove_files(struct vm_host *h)
 		return;
 	if (h->run_dir && paths_remove_tree(h->run_dir, &err) < 0)
 		log_warn("vm", "%s", err.text);
-	if (h->is_throwaway && h->vm_dir && paths_remove_tree(h->vm_dir, &err) < 0)
+	if (h->is_throwaway && h->vm_dir && paths_remove_at_once(h->vm_dir, &err) < 0)
 		log_warn("vm", "%s", err.text);
 }
 

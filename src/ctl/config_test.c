@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "base/host.h"
 #include "ctl/paths.h"
 #include "ctl/socket.h"
 #include "ctl/vmconfig.h"
@@ -110,6 +111,40 @@ static void test_files(void **state)
 	assert_int_equal(access(path, F_OK), -1);
 	assert_int_equal(access(kept, F_OK), 0);
 	assert_int_equal(paths_remove_tree(path, &err), 0);
+}
+
+static char watched[128];
+static unsigned nunlinked;
+
+static int see_unlink(int dir, const char *name, int flags)
+{
+	nunlinked++;
+	assert_int_equal(access(watched, F_OK), -1);
+	return host_calls_real.unlinkat(dir, name, flags);
+}
+
+/* Nobody finds a part of it under its name. */
+static void test_removed_at_once(void **state)
+{
+	char path[160];
+	struct error err;
+
+	snprintf(watched, sizeof(watched), "%s/vms/web", home);
+	assert_int_equal(paths_remove_at_once(watched, &err), 0); /* there is none */
+	snprintf(path, sizeof(path), "%s/snapshots/s", watched);
+	assert_int_equal(paths_make(path, &err), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		static const char *const names[] = { "lock", "handover.json", "machine.json" };
+
+		snprintf(path, sizeof(path), "%s/%s", watched, names[i]);
+		assert_int_equal(paths_write_file(path, "x", 1, &err), 0);
+	}
+	host.unlinkat = see_unlink;
+	assert_int_equal(paths_remove_at_once(watched, &err), 0);
+	host = host_calls_real;
+	assert_true(nunlinked >= 6);
+	snprintf(path, sizeof(path), "%s/vms", home);
+	assert_int_equal(rmdir(path), 0); /* nothing is left in it */
 }
 
 static void test_sockets(void **state)
@@ -241,6 +276,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_names),  cmocka_unit_test(test_roots),
+		cmocka_unit_test(test_files),  cmocka_unit_test(test_removed_at_once),
 		cmocka_unit_test(test_files),  cmocka_unit_test(test_sockets),
 		cmocka_unit_test(test_config), cmocka_unit_test(test_bad_config),
 	};

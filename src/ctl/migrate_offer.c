@@ -556,7 +556,7 @@ int migrate_make_folder(struct migrate_offer *o, struct error *err)
 	r = fill_folder(o, folder, err);
 	if (r == 0)
 		return lock;
-	if (paths_remove_tree(folder, &why) < 0)
+	if (paths_remove_at_once(folder, &why) < 0)
 		log_warn("migrate", "%s", why.text);
 	close(lock);
 	return r;
@@ -589,7 +589,7 @@ int migrate_settle(const char *name, struct error *err)
 		r = migrate_arrived(name, err);
 		return r < 0 ? r : 1;
 	}
-	r = paths_remove_tree(folder, err);
+	r = paths_remove_at_once(folder, err);
 	return r < 0 ? r : 0;
 }
 

@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 
 #include "base/host.h"
@@ -208,6 +209,26 @@ int paths_remove_tree(const char *path, struct error *err)
 	int r = remove_at(AT_FDCWD, path, 8);
 
 	return r < 0 ? error_set(err, r, "cannot remove %s: %s", path, strerror(-r)) : 0;
+}
+
+int paths_remove_at_once(const char *path, struct error *err)
+{
+	const char *slash = strrchr(path, '/');
+	uint64_t random;
+
+	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+		return error_set(err, -EIO, "the host gives no random numbers");
+	_cleanup_free_ char *gone =
+		paths_format(err, "%.*s" PATHS_REMOVED_PREFIX "%016llx",
+			     slash ? (int)(slash + 1 - path) : 0, path, (unsigned long long)random);
+
+	if (!gone)
+		return -ENOMEM;
+	if (host.renameat(AT_FDCWD, path, AT_FDCWD, gone) < 0)
+		return errno == ENOENT
+			       ? 0
+			       : error_set(err, -errno, "cannot remove %s: %s", path, strerror(errno));
+	return paths_remove_tree(gone, err);
 }
 
 DIR *paths_open_dir(const char *path)

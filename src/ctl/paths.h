@@ -39,6 +39,14 @@ DIR *paths_open_dir(const char *path);
 int paths_make(const char *path, struct error *err);
 /** paths_remove_tree() - @path and all in it; not following links.  0 also when it is not there. */
 int paths_remove_tree(const char *path, struct error *err);
+/* No machine has such a name. */
+#define PATHS_REMOVED_PREFIX ".removed-"
+/**
+ * paths_remove_at_once() - the same, of a machine's folder: whoever looks meanwhile finds all of it or none.  Of one that loses a file after the other, the
+ * note that it has moved, and its lock, may go before its configuration, and it would be started a second time.  It loses its name first, to one with
+ * PATHS_REMOVED_PREFIX beside it; of one that was killed in between cli_collect() finds it.
+ */
+int paths_remove_at_once(const char *path, struct error *err);
 
 /** paths_write_file() - whole, with mode 0600, replacing what was there in one step; stable when it returns. */
 int paths_write_file(const char *path, const void *data, size_t len, struct error *err);
