@@ -48,7 +48,7 @@ static const struct opt run_opts[] = {
 	OPT_STRING(struct args, from, "from", "MACHINE@SNAPSHOT",
 		   "go on from a snapshot as a machine of its own"),
 	OPT_FLAG(struct args, prefault,
-		 "prefault", "with --from: what it will need first is in memory before it runs (all, where that is not known yet)"),
+		 "prefault", "with --from: what it needs first is in memory before it runs, its clock is set before it counts as ready"),
 	OPT_FLAG(struct args, skip_time, "skip-time",
 		 "with --from: the guest's clocks jump to now; for one without an agent"),
 	OPT_STRING(struct args, engine, "engine", "auto|kvm|dbt", "what executes the guest (default auto)"),

@@ -16,7 +16,7 @@ static const struct opt snapshot_opts[] = {
 	OPT_FLAG(struct snapshot_args, freeze, "freeze",
 		 "create: the guest's agent freezes its file systems meanwhile"),
 	OPT_FLAG(struct snapshot_args, prefault,
-		 "prefault", "restore: what it will need first is in memory before it runs (all, where that is not known yet)"),
+		 "prefault", "restore: come back when it is warm: what it needs first is in memory, its clock is set"),
 	OPT_FLAG(struct snapshot_args, skip_time, "skip-time",
 		 "restore: the guest's clocks jump to now; for one without an agent"),
 	OPT_STRING(struct snapshot_args, net, "net", "NETWORK",

@@ -32,6 +32,7 @@
 
 #define CONSOLE_BACKLOG (64 * KIB)
 #define DRAIN_MAX_NS	10000000000LL
+#define CLOCK_MAX_NS	300000000LL /* until the guest's agent has set its clock */
 /* Blocks from this size on go back to the host when they are freed: what a kernel was read into, for instance. */
 #define MMAP_FROM (128 * KIB)
 
@@ -114,8 +115,10 @@ struct process {
 	struct origin origin;
 	/* Its disks are on new layers that a power cut would lose (ctl/vmsettle.h). */
 	bool is_unsettled;
-	int settle_lock;	 /* of the snapshots, for @settle; -1: none */
-	struct vmsettle *settle; /* they are being made stable; or NULL */
+	bool is_served;
+	struct vtimer *until_clock; /* whoever waits for it to be ready is not told before; or NULL */
+	int settle_lock;	    /* of the snapshots, for @settle; -1: none */
+	struct vmsettle *settle;    /* they are being made stable; or NULL */
 };
 
 static void tell_on(int fd, json_t *msg)
@@ -696,6 +699,34 @@ static void close_status(struct process *p)
 	p->handover.status_fd = -1;
 }
 
+/* With --prefault it is as good as one that has long been running: its clock is right, too, unless that takes long. */
+static void tell_if_ready(struct process *p)
+{
+	if (!p->is_served || p->until_clock)
+		return;
+	tell_ready(p);
+	close_status(p);
+}
+
+static void on_clock(void *arg)
+{
+	struct process *p = arg;
+
+	snapper_on_clock(p->snapper, NULL, NULL);
+	vtimer_destroy(p->until_clock);
+	p->until_clock = NULL;
+	tell_if_ready(p);
+}
+
+static void await_clock(struct process *p)
+{
+	if (!snapper_on_clock(p->snapper, on_clock, p))
+		return;
+	p->until_clock = vtimer_create(machine_loop(p->m), &p->clock, on_clock, p);
+	if (p->until_clock)
+		vtimer_arm(p->until_clock, vclock_now_ns(&p->clock) + CLOCK_MAX_NS);
+}
+
 static void on_settled(void *arg)
 {
 	struct process *p = arg;
@@ -710,8 +741,8 @@ static void on_settled(void *arg)
 	if (r == 0)
 		r = serve(p, &err);
 	if (r == 0) {
-		tell_ready(p);
-		close_status(p);
+		p->is_served = true;
+		tell_if_ready(p);
 		return;
 	}
 	tell(p, json_pack("{s:s, s:s}", "event", "failed", "text", err.text));
@@ -737,6 +768,8 @@ static int set_going(struct process *p, struct error *err)
 		r = start(p, err);
 		if (r < 0)
 			return r;
+		if (p->args.is_prefault)
+			await_clock(p);
 		r = vmsettle_begin(&p->settle, p->m, &p->disks, p->settle_lock, on_settled, p, err);
 		p->settle_lock = -1;
 		return r;
@@ -774,6 +807,8 @@ static void end_settling(struct process *p)
 {
 	struct error err;
 
+	if (p->until_clock)
+		on_clock(p);
 	if (!p->settle)
 		return;
 	int r = vmsettle_end(p->settle, &err);

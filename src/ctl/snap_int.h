@@ -46,6 +46,8 @@ struct snapper {
 	struct agent_job *thaw_job; /* it is being asked to thaw them; or NULL */
 	unsigned nthaws;
 	struct agent_job *time_job;  /* or NULL */
+	void (*on_clock)(void *arg); /* snapper_on_clock(); NULL: nobody wants to know */
+	void *on_clock_arg;
 	struct agent_job *mac_job;   /* or NULL */
 	const uint8_t *code_key;     /* as in struct snapper_config */
 	struct recording *recording; /* of the working set and the code; or NULL */

@@ -289,6 +289,13 @@ static void on_time(void *ctx, json_t *result, const struct error *err)
 		log_info("snapshot", "the guest's clock: %s", err ? err->text : "it can't be set");
 }
 
+bool snapper_on_clock(struct snapper *s, void (*fn)(void *arg), void *arg)
+{
+	s->on_clock = s->time_job ? fn : NULL;
+	s->on_clock_arg = arg;
+	return s->on_clock;
+}
+
 /* It is right but for what it took to start a program. The real-time clock is quite right, and hwclock waits for its next second. */
 static void on_date(void *ctx, json_t *result, const struct error *err)
 {
@@ -296,6 +303,9 @@ static void on_date(void *ctx, json_t *result, const struct error *err)
 	struct error why;
 
 	on_time(ctx, result, err);
+	if (s->on_clock)
+		s->on_clock(s->on_clock_arg);
+	s->on_clock = NULL;
 	json_t *argv = err ? NULL : json_pack("[s, s]", "hwclock", "--hctosys");
 
 	if (argv && agent_exec(s->agent, argv, NULL, WAKE_TIMEOUT_NS, on_time, s, &s->time_job, &why) < 0)

@@ -98,6 +98,11 @@ struct working_set_reader;
 /** snapper_take_readers() - takes those of its code, which is loaded from here on, beside the guest, and of its memory; or NULL. */
 void snapper_take_readers(struct snapper *s, struct snapcode_reader *code,
 			  struct working_set_reader *ahead);
+/**
+ * snapper_on_clock() - have @fn called, once, when the guest's clock, which snapper_woke() has its agent set, is right, or can't be set; the caller
+ * cares for guests whose agent does not answer.  false: nobody sets it.  @fn NULL: not any more.
+ */
+bool snapper_on_clock(struct snapper *s, void (*fn)(void *arg), void *arg);
 /** snapper_await_readers() - until they have done all that they have to do. */
 void snapper_await_readers(struct snapper *s);
 
