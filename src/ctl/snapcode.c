@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -96,6 +97,7 @@ int snapcode_key(const char *vm, const char *name, uint8_t key[CODE_SET_KEY_BYTE
 /* ---- reading, and taking over ---- */
 
 #define HEAD_READ_BYTES 4096u
+#define READER_NICE	10
 
 enum word { WAIT, LOAD, END };
 
@@ -178,6 +180,8 @@ static void *reader_main(void *arg)
 	};
 	struct error err;
 
+	/* The guest comes first, where there are few processors. */
+	(void)setpriority(PRIO_PROCESS, 0, READER_NICE);
 	if (await_word(r) != LOAD)
 		return NULL;
 	int result = r->ops->code_load(r->vm, &in, &r->is_ending, &err);
