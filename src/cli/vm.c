@@ -72,6 +72,7 @@ struct origin {
 	struct snapshot_state state;
 	struct ram_files files;
 	struct working_set set; /* empty: none is known */
+	bool has_set;		/* it was */
 	struct machine_restore restore;
 };
 
@@ -197,7 +198,7 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 	if (r == 0)
 		p->ahead = working_set_read_ahead(&p->origin.set, ram, &p->origin.files);
 	/* What is not known yet will be recorded (snapper_record()). */
-	ram->notes_seen = !p->origin.set.ram_bytes && !p->ahead;
+	ram->notes_seen = !p->origin.has_set;
 	return r;
 }
 
@@ -225,6 +226,7 @@ static int origin_open(struct process *p, struct error *err)
 	struct error why;
 	int found = snapstore_open_set(p->args.name, p->args.from, &o->set, &why);
 
+	o->has_set = found == 0;
 	if (found < 0 && found != -ENOENT)
 		log_warn("vm", "memory is not read ahead: %s", why.text);
 	o->restore = (struct machine_restore){ .state = &o->state, .map_ram = map_ram, .arg = p };
@@ -627,7 +629,7 @@ static int start(struct process *p, struct error *err)
 	if (wakes)
 		snapper_woke(p->snapper, from, !p->restore);
 	if (p->args.from)
-		snapper_record(p->snapper);
+		snapper_record(p->snapper, p->origin.has_set);
 	int r = machine_start(p->m, false, err);
 
 	if (r < 0)

@@ -36,6 +36,7 @@ void snap_recording_end(struct snapper *s)
 	s->recording = NULL;
 	if (!r)
 		return;
+	machine_ram(s->m)->notes_seen = false;
 	vtimer_destroy(r->timer);
 	working_set_free(&r->set);
 	snapcode_write_end(r->writer);
@@ -93,8 +94,6 @@ static void record_pages(struct recording *r)
 	if (result == 0 && r->next_page == npages)
 		finish(r);
 	r->has_set = result < 0 || r->next_page == npages;
-	if (r->has_set)
-		ram->notes_seen = false;
 }
 
 /* What the engine has made of pages that are still those of the snapshot; false: nothing of it is to be written. */
@@ -132,7 +131,7 @@ static void on_timer(void *arg)
 		vtimer_arm(r->timer, vclock_now_ns(r->clock) + PIECE_NS);
 }
 
-void snapper_record(struct snapper *s)
+void snapper_record(struct snapper *s, bool has_set)
 {
 	struct error err;
 
@@ -151,7 +150,7 @@ void snapper_record(struct snapper *s)
 				 .clock = s->clock,
 				 .path = path,
 				 .code_path = code_path,
-				 .has_set = host.access(path, F_OK) == 0,
+				 .has_set = has_set,
 				 .log_starts = s->log_starts };
 	s->recording = r;
 	r->timer = vtimer_create(machine_loop(s->m), s->clock, on_timer, r);

@@ -107,8 +107,8 @@ bool snapper_on_clock(struct snapper *s, void (*fn)(void *arg), void *arg);
 void snapper_await_readers(struct snapper *s);
 
 /** snapper_record() - some seconds from now: the working set of the snapshot that snapper_restored() was told,
- * unless it has one (vm/working_set.h), and the code that was translated, unless most of it was loaded (vm/code_set.h). */
-void snapper_record(struct snapper *s);
+ * unless @has_set: it is known (vm/working_set.h), and the code that was translated, unless most of it was loaded (vm/code_set.h). */
+void snapper_record(struct snapper *s, bool has_set);
 /** snapper_base() - the moment of the snapshot that snapper_restored() was told. */
 const struct snapper_moment *snapper_base(const struct snapper *s);
 

@@ -149,3 +149,28 @@ def test_in_lockstep(empty_viv, make):  # noqa: F811
     viv.wait_until(lambda: counters(viv, "a")["blocks_compared"] > 1000, "blocks are compared")
     assert counters(viv, "a")["blocks_refused_by_verifier"] == 0
     ends(viv, "a")
+
+
+def test_prefault(at_snapshot):
+    """Before the guest runs all that is known of it is there; a working set that is of no use is recorded once more."""
+    viv = at_snapshot()
+    restart(viv)
+    folder = code_file(viv, "a").parent
+    known = folder / "working-set"
+    viv.wait_until(lambda: code_file(viv, "a").exists() and known.exists(), "both are recorded", limit=30)
+    viv.ok("stop", "-f", "a")
+    viv.ok("snapshot", "restore", "a", "s", "--prefault")
+    assert counters(viv, "a")["blocks_loaded"] > 0  # at once
+    a = Counter(viv, "a")
+    a.reaches(a.next() + 5)
+    whole = known.read_bytes()
+    known.write_bytes(whole[:-1])
+    code_file(viv, "a").write_bytes(code_file(viv, "a").read_bytes()[:5000])
+    viv.ok("stop", "-f", "a")
+    viv.ok("snapshot", "restore", "a", "s", "--prefault")  # reads all memory
+    a = Counter(viv, "a")
+    a.reaches(a.next() + 5)
+    assert "memory is not read ahead" in log_of(viv, "a") and "translated code is not used" in log_of(viv, "a")
+    viv.wait_until(lambda: known.read_bytes()[:8] == b"VIVWKSET" and len(known.read_bytes()) % 8 == len(whole) % 8, "it is recorded again", limit=30)
+    viv.wait_until(lambda: code_file(viv, "a").stat().st_size > 5000, "the code, too", limit=30)
+    ends(viv, "a")
