@@ -65,8 +65,8 @@ class Findings:
     def counts(self, what):
         self.count[what] = self.count.get(what, 0) + 1
 
-    def check(self, at, name, how, behind_s=0):
-        """Ask the guest @name of the home @at, whose clock may be @behind_s. The agent sets the clock as soon as it comes to it: it is asked again for some seconds."""
+    def check(self, at, name, how):
+        """Ask the guest @name of the home @at. The agent sets the clock as soon as it comes to it: it is asked again for some seconds."""
         end = time.monotonic() + 20
         while True:
             lines = at.viv("exec", name, "--", "sh", "-c", CHECK).split("\n")[:-1]
@@ -75,7 +75,7 @@ class Findings:
             off = max(before - date, date - time.time(), 0)
             if lines != RIGHT:
                 self.complain(f"{how}: {lines}")
-            if off < CLOCK_S + behind_s or lines != RIGHT:
+            if off < CLOCK_S or lines != RIGHT:
                 break
             if time.monotonic() > end:
                 self.complain(f"{how}: the clock is off by {off:.1f} s")

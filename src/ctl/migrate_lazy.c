@@ -40,6 +40,7 @@ struct migrate_lazy {
 	_Atomic uint64_t *missing, *wanted; /* a bit a page; LINK clears without it */
 	_Atomic uint64_t nmissing;	    /* LINK counts down without it */
 	bool has_commit, is_commit_told, is_canceled;
+	int64_t still_since_ns; /* by the commit */
 	unsigned nlost, nback, nlost_told, nback_told;
 	struct error why;
 };
@@ -350,6 +351,8 @@ static int take_record(struct migrate_lazy *z, const struct migrate_header *h, s
 	case MIGRATE_R_COMMIT:
 		pthread_mutex_lock(&z->lock);
 		z->has_commit = true;
+		z->still_since_ns =
+			migrate_now_ns() - (int64_t)migrate_get_commit(z->cfg.link->payload, h->len);
 		pthread_cond_broadcast(&z->news);
 		pthread_mutex_unlock(&z->lock);
 		return 0;
@@ -497,6 +500,15 @@ int migrate_lazy_begin(struct migrate_lazy *z, struct error *err)
 		e = pthread_create(&z->link_thread, NULL, link_main, z);
 	z->has_link_thread = z->has_faults_thread && e == 0;
 	return e ? error_set(err, -e, "cannot start a thread: %s", strerror(e)) : 0;
+}
+
+int64_t migrate_lazy_still_since_ns(struct migrate_lazy *z)
+{
+	pthread_mutex_lock(&z->lock);
+	int64_t ns = z->still_since_ns;
+
+	pthread_mutex_unlock(&z->lock);
+	return ns;
 }
 
 /* With the lock: has something happened that was not told?  In the order in which it did. */

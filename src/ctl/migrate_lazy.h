@@ -59,6 +59,8 @@ int migrate_lazy_begin(struct migrate_lazy *z, struct error *err);
  * @timeout_ms: -1: none; after it MIGRATE_EV_LOST
  */
 enum migrate_event migrate_lazy_next(struct migrate_lazy *z, int timeout_ms, struct error *err);
+/** migrate_lazy_still_since_ns() - after MIGRATE_EV_COMMIT: since when, by migrate_now_ns(), the machine stands still, as the commit tells; else now. */
+int64_t migrate_lazy_still_since_ns(struct migrate_lazy *z);
 /** migrate_lazy_tell() - one record to the source.  As migrate_link_tell(). */
 int migrate_lazy_tell(struct migrate_lazy *z, enum migrate_record type, const void *payload,
 		      size_t len, struct error *err);

@@ -517,6 +517,14 @@ static int serve(struct migrator *g, struct error *err)
 	return migrate_serve(g, err);
 }
 
+/* It finds the link empty, where REST was queued behind the last pages: so the target knows better how long the machine has been standing still. */
+static int tell_commit(struct migrator *g, struct error *err)
+{
+	const uint64_t ns = (uint64_t)(migrate_now_ns() - g->paused_at_ns);
+
+	return migrate_link_tell(&g->links[0], MIGRATE_R_COMMIT, &ns, sizeof(ns), err);
+}
+
 /* A row an action, in the order of the bits. */
 static int act(struct migrator *g, uint32_t action, struct error *err)
 {
@@ -536,7 +544,7 @@ static int act(struct migrator *g, uint32_t action, struct error *err)
 	case MIGRATE_COMMIT:
 		/* Whether or not it got through, only the target knows from here on: nobody may stop the wait for its word. */
 		g->links[0].stop_fd = -1;
-		return migrate_link_tell(&g->links[0], MIGRATE_R_COMMIT, NULL, 0, err);
+		return tell_commit(g, err);
 	case MIGRATE_HANG_UP:
 		hang_up(g);
 		return 0;

@@ -72,7 +72,7 @@ struct migrate_target {
 	enum migrate_target_state state;
 	struct migrate_state_in last;
 	struct migrate_rest rest;
-	int64_t rest_at_ns;
+	int64_t still_since_ns; /* that the machine stands still, as far as the source has told; on this host's clock */
 	uint64_t downtime_ns;
 	/* From another process here. */
 	bool is_upgrade;
@@ -390,7 +390,7 @@ static int resume(struct migrate_target *t, struct error *err)
 	if (t->rest.is_paused)
 		return 0;
 	/* As in a process that was not scheduled for a moment. */
-	t->downtime_ns = t->rest.paused_ns + (uint64_t)(migrate_now_ns() - t->rest_at_ns);
+	t->downtime_ns = (uint64_t)(migrate_now_ns() - t->still_since_ns);
 	machine_skip(m, (int64_t)t->downtime_ns);
 	int r = machine_resume(m, err);
 
@@ -619,7 +619,7 @@ static int load(struct migrate_target *t, const struct migrate_header *h, struct
 	struct snapshot_state s;
 	int r = migrate_get_rest(&t->rest, t->links[0].payload, h->len, err);
 
-	t->rest_at_ns = migrate_now_ns();
+	t->still_since_ns = migrate_now_ns() - (int64_t)t->rest.paused_ns;
 	if (r == 0 && (!t->last.total || t->last.data.len != t->last.total))
 		r = error_set(err, -EPROTO, "the machine's state is not complete");
 	/* With the commit the source forgets them. */
@@ -715,8 +715,15 @@ static enum migrate_event await_event(struct migrate_target *t, struct error *er
 	struct migrate_header h;
 	int r = 0;
 
-	if (t->is_lazy)
-		return migrate_lazy_next(t->lazy, t->state == TARGET_LOADED ? COMMIT_MS : -1, err);
+	if (t->is_lazy) {
+		enum migrate_event ev =
+			migrate_lazy_next(t->lazy, t->state == TARGET_LOADED ? COMMIT_MS : -1, err);
+
+		if (ev == MIGRATE_EV_COMMIT)
+			t->still_since_ns =
+				MIN(t->still_since_ns, migrate_lazy_still_since_ns(t->lazy));
+		return ev;
+	}
 	while (t->state == TARGET_RECEIVING && r == 0) {
 		r = migrate_link_receive(&t->links[0], &h, COMMIT_MS, err);
 		if (r == 0)
@@ -727,6 +734,10 @@ static enum migrate_event await_event(struct migrate_target *t, struct error *er
 	r = migrate_link_receive(&t->links[0], &h, COMMIT_MS, err);
 	if (r == 0 && h.type != MIGRATE_R_COMMIT)
 		r = error_set(err, -EPIPE, "the source says something out of turn");
+	if (r == 0)
+		t->still_since_ns =
+			MIN(t->still_since_ns,
+			    migrate_now_ns() - (int64_t)migrate_get_commit(t->links[0].payload, h.len));
 	return r == 0 ? MIGRATE_EV_COMMIT : event_of(r);
 }
 

@@ -463,3 +463,11 @@ int migrate_get_rest(struct migrate_rest *r, const uint8_t *payload, size_t len,
 	*r = (struct migrate_rest){ .paused_ns = ns, .is_paused = is_paused };
 	return 0;
 }
+
+uint64_t migrate_get_commit(const uint8_t *payload, size_t len)
+{
+	struct byte_reader in = { .data = payload, .len = len };
+	uint64_t ns = bytes_get_u64(&in);
+
+	return in.is_failed || in.pos != in.len || ns > INT64_MAX / 4 ? 0 : ns;
+}

@@ -222,5 +222,7 @@ struct migrate_rest {
 };
 void migrate_put_rest(struct bytes *out, uint32_t *seq, const struct migrate_rest *r);
 int migrate_get_rest(struct migrate_rest *r, const uint8_t *payload, size_t len, struct error *err);
+/** migrate_get_commit() - how long the machine had been standing still when the COMMIT was sent; 0: it does not say. */
+uint64_t migrate_get_commit(const uint8_t *payload, size_t len);
 
 #endif

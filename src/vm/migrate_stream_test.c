@@ -351,6 +351,16 @@ static void test_rest(void **state)
 	assert_int_equal(migrate_get_rest(&out, p, len, &err), -EPROTO);
 }
 
+static void test_commit(void **state)
+{
+	const uint64_t ns = 123456789, never = UINT64_MAX;
+
+	assert_true(migrate_get_commit((const uint8_t *)&ns, 8) == ns);
+	assert_true(migrate_get_commit((const uint8_t *)&ns, 7) == 0);
+	assert_true(migrate_get_commit((const uint8_t *)&never, 8) == 0);
+	assert_true(migrate_get_commit(NULL, 0) == 0); /* of one that does not say it */
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -360,6 +370,7 @@ int main(void)
 		cmocka_unit_test(test_headers),
 		cmocka_unit_test_setup_teardown(test_sums, setup, teardown),
 		cmocka_unit_test(test_state_in_pieces),
+		cmocka_unit_test(test_commit),
 		cmocka_unit_test(test_missing),
 		cmocka_unit_test(test_rest),
 	};
