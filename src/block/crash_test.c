@@ -710,9 +710,15 @@ static void maybe_cut(struct fixture *f)
 	free(was);
 }
 
-/* The files of the host are the simulated storage's, until power_off(). */
+static int no_uring(unsigned entries, void *ring)
+{
+	return -ENOSYS;
+}
+
+/* The files of the host are the simulated storage's, until power_off(); what io_uring does it would not see. */
 static void power_on(void)
 {
+	host.uring_init = no_uring;
 	host.pwritev = sim_pwritev;
 	host.fallocate = sim_fallocate;
 	host.fdatasync = host.fsync = sim_fdatasync;

@@ -7,22 +7,41 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "base/host.h"
 #include "base/log.h"
 
+#define LOCK_WAIT_MS 300
+#define LOCK_POLL_MS 5
+
+/* -EAGAIN: somebody holds it.  A process that was killed holds it for a moment longer, if its io_uring was at work on the file. */
+static int set_lock(int fd, const struct flock *lk)
+{
+	const struct timespec pause = { .tv_nsec = LOCK_POLL_MS * 1000000L };
+
+	for (unsigned ms = 0;; ms += LOCK_POLL_MS) {
+		if (fcntl(fd, F_OFD_SETLK, lk) == 0)
+			return 0;
+		if ((errno != EAGAIN && errno != EACCES) || ms >= LOCK_WAIT_MS)
+			return errno == EACCES ? -EAGAIN : -errno;
+		nanosleep(&pause, NULL);
+	}
+}
+
 static int lock_image(int fd, const char *path, bool is_writer, struct error *err)
 {
 	struct flock lk = { .l_type = is_writer ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET };
+	int r = set_lock(fd, &lk);
 
-	if (fcntl(fd, F_OFD_SETLK, &lk) == 0)
+	if (r == 0)
 		return 0;
-	if (errno != EAGAIN && errno != EACCES) {
+	if (r != -EAGAIN) {
 		/* Some network file systems have no locks. */
 		log_warn("block",
 			 "disk image '%s' can't be locked (%s); "
 			 "make sure that no other machine uses it",
-			 path, strerror(errno));
+			 path, strerror(-r));
 		return 0;
 	}
 	/* Who is there?  A lock that went meanwhile reads as "written". */
