@@ -10,6 +10,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 
+#include "base/lib.h"
 #include "cli/cli.h"
 #include "cli/lab.h"
 #include "ctl/client.h"
@@ -49,17 +50,39 @@ const struct opts_cmd cli_capture_cmd = {
 };
 // clang-format on
 
+/* No other command needs it (base/lib.h). */
+// clang-format off
+#define PCAP_CALLS(X) X(pcap_open_dead) X(pcap_compile) X(pcap_geterr) X(pcap_close) X(pcap_freecode)
+// clang-format on
+#define MEMBER(f) __typeof__(f) *f;
+static struct {
+	PCAP_CALLS(MEMBER)
+} lib;
+
+static int load_pcap(struct error *err)
+{
+#define CALL(f) { #f, &lib.f },
+	static const char *const files[] = { "libpcap.so.0.8", "libpcap.so.1", NULL };
+	static const struct lib_call calls[] = { PCAP_CALLS(CALL) };
+
+	return lib_load(files, calls, ARRAY_SIZE(calls), err);
+}
+
 /* The expression as a program, [[code, jt, jf, k], ...]. */
 static int compile(const char *expression, json_t **out, struct error *err)
 {
-	pcap_t *p = pcap_open_dead(DLT_EN10MB, 262144);
 	struct bpf_program program;
+	int r = load_pcap(err);
+
+	if (r < 0)
+		return r;
+	pcap_t *p = lib.pcap_open_dead(DLT_EN10MB, 262144);
 
 	if (!p)
 		return error_set(err, -ENOMEM, "no memory");
-	if (pcap_compile(p, &program, expression, 1, PCAP_NETMASK_UNKNOWN) < 0) {
-		error_set(err, -EINVAL, "the filter \"%s\": %s", expression, pcap_geterr(p));
-		pcap_close(p);
+	if (lib.pcap_compile(p, &program, expression, 1, PCAP_NETMASK_UNKNOWN) < 0) {
+		error_set(err, -EINVAL, "the filter \"%s\": %s", expression, lib.pcap_geterr(p));
+		lib.pcap_close(p);
 		return -EINVAL;
 	}
 	json_t *all = json_array();
@@ -68,8 +91,8 @@ static int compile(const char *expression, json_t **out, struct error *err)
 		json_array_append_new(
 			all, json_pack("[i, i, i, I]", b->code, b->jt, b->jf, (json_int_t)b->k));
 	}
-	pcap_freecode(&program);
-	pcap_close(p);
+	lib.pcap_freecode(&program);
+	lib.pcap_close(p);
 	*out = all;
 	return 0;
 }

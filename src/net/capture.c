@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/lib.h"
 
 enum { SHB = 0x0a0d0d0a, IDB = 1, EPB = 6, MAGIC = 0x1a2b3c4d, LINK_ETHERNET = 1 };
 enum {
@@ -19,6 +20,20 @@ enum {
 	OPT_EPB_FLAGS = 2,
 	OPT_USERAPPL = 4
 };
+static struct {
+	__typeof__(bpf_validate) *bpf_validate;
+	__typeof__(bpf_filter) *bpf_filter;
+} lib;
+
+int capture_load(struct error *err)
+{
+	static const char *const files[] = { "libpcap.so.0.8", "libpcap.so.1", NULL };
+	static const struct lib_call calls[] = { { "bpf_validate", &lib.bpf_validate },
+						 { "bpf_filter", &lib.bpf_filter } };
+
+	return lib.bpf_filter ? 0 : lib_load(files, calls, ARRAY_SIZE(calls), err);
+}
+
 #define BUFFER_MAX (256 * KIB)
 
 struct capture {
@@ -190,7 +205,11 @@ static int take_filter(struct capture *c, const struct capture_config *cfg, stru
 						  .k = cfg->filter[i].k };
 	if (is_endless(c->filter, cfg->ninsns))
 		return error_set(err, -EINVAL, "the filter has a loop; protochain is not possible here");
-	return bpf_validate(c->filter, (int)cfg->ninsns)
+	int r = capture_load(err);
+
+	if (r < 0)
+		return r;
+	return lib.bpf_validate(c->filter, (int)cfg->ninsns)
 		       ? 0
 		       : error_set(err, -EINVAL, "the filter is no valid program of the packet filter");
 }
@@ -287,7 +306,7 @@ void capture_packet(struct capture *c, unsigned interface, enum capture_directio
 	struct bytes *b = &c->buffer;
 	uint32_t flags = direction;
 
-	if (c->failure < 0 || (c->filter && !bpf_filter(c->filter, frame, (u_int)len, (u_int)len)))
+	if (c->failure < 0 || (c->filter && !lib.bpf_filter(c->filter, frame, (u_int)len, (u_int)len)))
 		return;
 	size_t at = begin_block(b, EPB);
 	bytes_put_u32(b, interface);

@@ -40,6 +40,9 @@ struct capture_stats {
 
 struct capture;
 
+/** capture_load() - what filters need, before a process gives up the right to open files (base/lib.h).  0, or -ENOENT: captures with a filter fail. */
+int capture_load(struct error *err);
+
 /** capture_open() - a file of that name is replaced.  Returns 0 or -errno with @err set: -EINVAL for a filter that is no
  * valid program, or a name with a slash. */
 int capture_open(struct capture **out, const struct capture_config *cfg, struct error *err);

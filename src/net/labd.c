@@ -489,6 +489,10 @@ static int set_up(struct labd *d, const struct labd_config *cfg, struct error *e
 	d->live = calloc(d->pfds_cap, sizeof(*d->live));
 	if (!d->pfds || !d->live)
 		return error_set(err, -ENOMEM, "the lab has no memory");
+	struct error why;
+
+	if (capture_load(&why) < 0)
+		log_warn("net", "captures have no filters: %s", why.text);
 	int r = create_fabric(d, cfg, err);
 	if (r < 0)
 		return r;

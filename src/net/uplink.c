@@ -23,6 +23,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/lib.h"
 #include "base/log.h"
 #include "net/offload.h"
 #include "net/packet.h"
@@ -33,6 +34,27 @@
  * 64 KiB, as slirp tells of newly free window in steps of that. */
 #define SLIRP_MSS 21400
 #define SLIRP_MTU (SLIRP_MSS + 40)
+
+/* Only processes of networks need it (base/lib.h). */
+// clang-format off
+#define SLIRP_CALLS(X)                                                                                   \
+	X(slirp_new) X(slirp_cleanup) X(slirp_input) X(slirp_add_hostxfwd) X(slirp_handle_timer)         \
+	X(slirp_pollfds_fill) X(slirp_pollfds_poll)
+// clang-format on
+
+#define MEMBER(f) __typeof__(f) *f;
+static struct {
+	SLIRP_CALLS(MEMBER)
+} lib;
+
+static int load_slirp(struct error *err)
+{
+#define CALL(f) { #f, &lib.f },
+	static const char *const files[] = { "libslirp.so.0", NULL };
+	static const struct lib_call calls[] = { SLIRP_CALLS(CALL) };
+
+	return lib.slirp_new ? 0 : lib_load(files, calls, ARRAY_SIZE(calls), err);
+}
 
 struct timer {
 	SlirpTimerId id;
@@ -79,7 +101,7 @@ static bool answer_arp(struct uplink *u, const struct packet *p)
 	if (p->arp_op != 1)
 		return true;
 	packet_put_arp_reply(f, p, u->router_mac);
-	slirp_input(u->slirp, f, sizeof(f));
+	lib.slirp_input(u->slirp, f, sizeof(f));
 	return true;
 }
 
@@ -102,7 +124,7 @@ static bool answer_ns(struct uplink *u, const struct packet *p)
 	packet_put_sum(n, NA_LEN, 2, &p->nd_target, &p->src, IP_ICMP6);
 	packet_put_eth(f, p->src_mac, u->router_mac, ETH_IPV6);
 	packet_put_ip(f + ETH_HEADER, &p->nd_target, &p->src, IP_ICMP6, 255, NA_LEN);
-	slirp_input(u->slirp, f, sizeof(f));
+	lib.slirp_input(u->slirp, f, sizeof(f));
 	return true;
 }
 
@@ -166,7 +188,7 @@ static int input_plain(void *arg, const uint8_t *frame, size_t len)
 {
 	/* The frame is ours to write to: uplink_input(). */
 	offload_raise_mss((uint8_t *)(uintptr_t)frame, len, SLIRP_MSS);
-	slirp_input(((struct uplink *)arg)->slirp, frame, (int)len);
+	lib.slirp_input(((struct uplink *)arg)->slirp, frame, (int)len);
 	return 0;
 }
 
@@ -324,7 +346,7 @@ static void run_timers(struct uplink *u)
 		if (!t->is_used || t->expire_ms < 0 || t->expire_ms > now)
 			continue;
 		t->expire_ms = -1;
-		slirp_handle_timer(u->slirp, t->id, t->cb_opaque);
+		lib.slirp_handle_timer(u->slirp, t->id, t->cb_opaque);
 	}
 }
 
@@ -336,7 +358,7 @@ unsigned uplink_fill(struct uplink *u, struct pollfd *pfds, unsigned max, bool i
 	u->ntcp = u->npfds = tcp_nat_fill(u->tcp, pfds, MIN(max, (unsigned)TCP_NAT_POLLS), timeout_ms);
 	u->is_congested = is_congested;
 	if (!is_congested) {
-		slirp_pollfds_fill(u->slirp, timeout_ms, add_poll, u);
+		lib.slirp_pollfds_fill(u->slirp, timeout_ms, add_poll, u);
 		u->nsockets = u->npfds - u->ntcp;
 	}
 	*timeout_ms = next_timer_ms(u, *timeout_ms);
@@ -348,7 +370,7 @@ void uplink_polled(struct uplink *u, struct pollfd *pfds, unsigned n, bool has_f
 	u->pfds = pfds;
 	u->npfds = n;
 	if (!u->is_congested)
-		slirp_pollfds_poll(u->slirp, has_failed, get_revents, u);
+		lib.slirp_pollfds_poll(u->slirp, has_failed, get_revents, u);
 	run_timers(u);
 	tcp_nat_polled(u->tcp, pfds, u->ntcp);
 }
@@ -400,7 +422,7 @@ static void set_up_slirp(struct uplink *u)
 		.disable_dhcp = cfg->no_services,
 	};
 
-	u->slirp = slirp_new(&c, &callbacks, u);
+	u->slirp = lib.slirp_new(&c, &callbacks, u);
 }
 
 static int set_up_tcp(struct uplink *u, struct error *err)
@@ -428,7 +450,9 @@ int uplink_create(struct uplink **out, const struct uplink_config *cfg, struct e
 	if (!u)
 		return error_set(err, -ENOMEM, "the network process has no memory");
 	u->cfg = *cfg;
-	int r = set_up_tcp(u, err);
+	int r = load_slirp(err);
+	if (r == 0)
+		r = set_up_tcp(u, err);
 	if (r < 0)
 		goto fail;
 	set_up_slirp(u);
@@ -453,7 +477,7 @@ void uplink_destroy(struct uplink *u)
 		return;
 	tcp_nat_destroy(u->tcp);
 	if (u->slirp)
-		slirp_cleanup(u->slirp);
+		lib.slirp_cleanup(u->slirp);
 	free(u);
 }
 
@@ -515,9 +539,9 @@ int uplink_forward(struct uplink *u, const struct netd_forward *f, struct error 
 		int fd = listen_at(f);
 		if (fd >= 0 && tcp_nat_forward(u->tcp, fd, guest.sin_addr.s_addr, f->guest_port) == 0)
 			return 0;
-	} else if (slirp_add_hostxfwd(u->slirp, (const struct sockaddr *)&f->host, host_len(f),
-				      (const struct sockaddr *)&guest, sizeof(guest),
-				      SLIRP_HOSTFWD_UDP | (is_v6 ? SLIRP_HOSTFWD_V6ONLY : 0)) == 0) {
+	} else if (lib.slirp_add_hostxfwd(u->slirp, (const struct sockaddr *)&f->host, host_len(f),
+					  (const struct sockaddr *)&guest, sizeof(guest),
+					  SLIRP_HOSTFWD_UDP | (is_v6 ? SLIRP_HOSTFWD_V6ONLY : 0)) == 0) {
 		return 0;
 	}
 	int e = errno ? errno : EADDRINUSE;
