@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -32,6 +33,7 @@
 
 #define CONSOLE_BACKLOG (64 * KIB)
 #define DRAIN_MAX_NS	10000000000LL
+#define BEGIN_NS	5000000LL
 #define CLOCK_MAX_NS	300000000LL /* until the guest's agent has set its clock */
 /* Blocks from this size on go back to the host when they are freed: what a kernel was read into, for instance. */
 #define MMAP_FROM (128 * KIB)
@@ -117,6 +119,7 @@ struct process {
 	/* Its disks are on new layers that a power cut would lose (ctl/vmsettle.h). */
 	bool is_unsettled;
 	bool is_served;
+	struct vtimer *until_begun; /* what the guest comes to is read page by page until then; or NULL */
 	struct vtimer *until_clock; /* whoever waits for it to be ready is not told before; or NULL */
 	int settle_lock;	    /* of the snapshots, for @settle; -1: none */
 	struct vmsettle *settle;    /* they are being made stable; or NULL */
@@ -199,7 +202,32 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 		p->ahead = working_set_read_ahead(&p->origin.set, ram, &p->origin.files);
 	/* What is not known yet will be recorded (snapper_record()). */
 	ram->notes_seen = !p->origin.has_set;
+	/*
+	 * And the host reads around each page that is touched, on some hosts megabytes: that brings memory in, but the guest's first instruction would wait for
+	 * several of them.
+	 */
+	if (r == 0 && !p->ahead && !p->args.is_prefault)
+		(void)madvise(ram->base, ram->size_bytes, MADV_RANDOM);
 	return r;
+}
+
+static void on_begun(void *arg)
+{
+	struct process *p = arg;
+	const struct guest_ram *ram = machine_ram(p->m);
+
+	vtimer_destroy(p->until_begun);
+	p->until_begun = NULL;
+	(void)madvise(ram->base, ram->size_bytes, MADV_NORMAL);
+}
+
+static void await_begin(struct process *p)
+{
+	p->until_begun = vtimer_create(machine_loop(p->m), &p->clock, on_begun, p);
+	if (p->until_begun)
+		vtimer_arm(p->until_begun, vclock_now_ns(&p->clock) + BEGIN_NS);
+	else
+		on_begun(p);
 }
 
 static void origin_close(struct origin *o)
@@ -634,6 +662,8 @@ static int start(struct process *p, struct error *err)
 
 	if (r < 0)
 		return r;
+	if (p->args.from && !p->origin.has_set && !p->args.is_prefault)
+		await_begin(p);
 	/* What takes processor time comes after the guest. */
 	read_ahead(p);
 	return 0;
@@ -849,6 +879,7 @@ static void destroy(struct process *p)
 	snapcode_read_end(p->code);
 	working_set_read_end(p->ahead);
 	origin_close(&p->origin);
+	vtimer_destroy(p->until_begun);
 	end_settling(p);
 	if (p->settle_lock >= 0)
 		close(p->settle_lock);
