@@ -285,6 +285,15 @@ static void bundles_forget(const struct bundles *b, const char *name)
 		cli_note("%s moved, but not all of it is gone here: %s", name, err.text);
 }
 
+/* Its process takes its folder away when it has told us: who comes back at once would find a machine of that name. */
+static void await_gone(const char *name)
+{
+	struct error err;
+	_cleanup_close_ int lock = await_end(name, &err);
+
+	(void)lock;
+}
+
 static void bundles_end(struct bundles *b)
 {
 	migrate_link_close(&b->link);
@@ -339,8 +348,13 @@ int migrate_machine(const char *name, const char *to, const struct migrate_optio
 
 	if (r == 0)
 		r = move(name, to, a, b.n ? b.token : NULL, report, err);
-	if (r == 0 && b.n && !strcmp(json_string_value(json_object_get(*report, "state")) ?: "", "moved"))
+	bool has_moved = r == 0 && !strcmp(json_string_value(json_object_get(*report, "state")) ?: "",
+					   "moved");
+
+	if (has_moved && b.n)
 		bundles_forget(&b, name);
+	else if (has_moved)
+		await_gone(name);
 	bundles_end(&b);
 	return r;
 }
