@@ -72,6 +72,16 @@ static void add_address6(const char *ip)
 
 	inet_pton(AF_INET6, ip, &r.addr);
 	assert_int_equal(ioctl(fd, SIOCSIFADDR, &r), 0);
+	/* The kernel's own thread makes it one that sockets may have. */
+	const struct sockaddr_in6 a = { .sin6_family = AF_INET6, .sin6_addr = r.addr };
+	int bound = -1;
+
+	for (unsigned i = 0; i < 200 && bound < 0; i++) {
+		bound = bind(fd, (const struct sockaddr *)&a, sizeof(a));
+		if (bound < 0)
+			usleep(10000);
+	}
+	assert_int_equal(bound, 0);
 	close(fd);
 }
 
