@@ -206,7 +206,7 @@ static int map_ram(void *arg, struct guest_ram *ram, struct error *err)
 	 * And the host reads around each page that is touched, on some hosts megabytes: that brings memory in, but the guest's first instruction would wait for
 	 * several of them.
 	 */
-	if (r == 0 && !p->ahead && !p->args.is_prefault)
+	if (r == 0 && !p->origin.has_set && !p->args.is_prefault)
 		(void)madvise(ram->base, ram->size_bytes, MADV_RANDOM);
 	return r;
 }

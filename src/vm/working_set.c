@@ -312,6 +312,7 @@ struct working_set_reader *working_set_read_ahead(struct working_set *w, const s
 	}
 	if (rc == 0)
 		return r;
+	(void)madvise(ram->base, ram->size_bytes, MADV_NORMAL);
 	reader_free(r);
 	return NULL;
 }
